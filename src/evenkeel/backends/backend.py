@@ -1,0 +1,80 @@
+"""Who does a task: the one interface behind which workers, remote servers and fakes stand.
+
+Laws, tested over every backend:
+
+- each `submit` is followed by exactly one call of `on_reply`, never from inside `submit`, always on the event loop's
+  thread, whatever happens to the worker (a lost connection, a crash, a close);
+- after `cancel` the reply comes all the same: a task that had not begun replies with a `cancelled` error soon, one
+  that had begun may reply with its result. So a slot is never lost and never counted twice;
+- `ready` is false when a task submitted now could not be done, and `on_change` is called whenever it changes.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evenkeel.coding.code import Array
+from evenkeel.errors import BackendError
+
+__all__ = ["Backend", "OnReply", "Reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back for one task: outputs `[rows, ...]`, or the error that says why not.
+
+    `cancelled` marks the reply of a task that was given up before it began. `service_s` is the time the worker itself
+    spent on the task, where it says so.
+    """
+
+    outputs: Array | None = None
+    error: BackendError | None = None
+    cancelled: bool = False
+    service_s: float | None = None
+
+
+OnReply = Callable[[Reply], object]
+
+
+class Backend(ABC):
+    """Does tasks, one ticket each; see the module's laws.
+
+    Attributes:
+        name: unique in a gateway, for records and metrics.
+        on_change: called without arguments whenever `ready` may have changed; set by the gateway.
+        serial: it takes one task at a time, first in first out, so that the time between two replies is service time.
+    """
+
+    name: str
+    serial: bool = True
+    on_change: Callable[[], object] = staticmethod(lambda: None)
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """True when a task submitted now can be done."""
+
+    @abstractmethod
+    def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
+        """Send one task; returns its ticket.
+
+        Args:
+            model: which of the backend's models runs it.
+            inputs: `[rows, ...]` in that model's layout.
+            on_reply: called once with the reply.
+            key: names the piece of work (not the attempt) so that injected delays can be the same under every policy;
+                backends without injected delays ignore it.
+        """
+
+    @abstractmethod
+    def cancel(self, ticket: int) -> None:
+        """Give the task up; unknown and finished tickets are ignored."""
+
+    def suspect(self) -> None:  # noqa: B027 - not every backend can look after itself
+        """The gateway finds it stalled: a backend that can find out whether its worker is frozen should do so."""
+
+    async def start(self) -> None:  # noqa: B027 - most fakes have nothing to start
+        """Connect; returns when ready, or raises BackendError."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Let go of everything; open tickets get a BackendLostError."""

@@ -1,0 +1,105 @@
+"""A backend that is late on purpose: wraps another one and makes it a single worker with a law of delays."""
+
+from collections.abc import Mapping
+
+from evenkeel.backends.backend import Backend, OnReply, Reply
+from evenkeel.clock import Clock
+from evenkeel.coding.code import Array
+from evenkeel.delays import Delay
+from evenkeel.errors import BackendError
+
+__all__ = ["Delayed"]
+
+
+class _Task:
+    __slots__ = ("begun", "inner_ticket", "inputs", "key", "model", "on_reply", "until_s")
+
+    def __init__(self, model: str, inputs: Array, on_reply: OnReply, key: int) -> None:
+        self.model, self.inputs, self.on_reply, self.key = model, inputs, on_reply, key
+        self.begun = False
+        self.until_s = 0.0
+
+
+class Delayed(Backend):
+    """One task at a time, first in first out; each takes at least as long as the law says, from when it began.
+
+    A task that has begun cannot be stopped, as with a real pass of a model; one that waits can.
+
+    Args:
+        inner: does the tasks.
+        clock: where to wait.
+        delay: how long tasks take.
+        worker: this worker's number, for laws in which workers differ.
+        costs: model -> its cost relative to what the law speaks of.
+    """
+
+    serial = True
+
+    def __init__(
+        self, inner: Backend, clock: Clock, delay: Delay, worker: int = 0, costs: Mapping[str, float] | None = None
+    ) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._clock = clock
+        self._delay = delay
+        self._worker = worker
+        self._costs = costs or {}
+        self._tasks: dict[int, _Task] = {}  # in order of arrival; the first is the one at work
+        self._next_ticket = 0
+        inner.on_change = self._changed
+
+    @property
+    def ready(self) -> bool:
+        """As the wrapped backend says."""
+        return self._inner.ready
+
+    def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
+        """Queue a task."""
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._tasks[ticket] = _Task(model, inputs, on_reply, key)
+        if len(self._tasks) == 1:
+            self._begin()
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Give a task up that has not begun."""
+        task = self._tasks.get(ticket)
+        if task is not None and not task.begun:
+            del self._tasks[ticket]
+            self._clock.call_soon(task.on_reply, Reply(error=BackendError("cancelled"), cancelled=True))
+
+    def suspect(self) -> None:
+        """Passed on."""
+        self._inner.suspect()
+
+    async def start(self) -> None:
+        """Start the wrapped backend."""
+        await self._inner.start()
+
+    async def close(self) -> None:
+        """Close the wrapped backend; what waits is lost with it."""
+        await self._inner.close()
+
+    def _begin(self) -> None:
+        ticket, task = next(iter(self._tasks.items()))
+        task.begun = True
+        now = self._clock.time()
+        seconds = self._delay.draw(task.key, self._worker, now) * self._costs.get(task.model, 1.0)
+        task.until_s = now + seconds
+        self._inner.submit(task.model, task.inputs, lambda reply: self._replied(ticket, task, reply), task.key)
+
+    def _replied(self, ticket: int, task: _Task, reply: Reply) -> None:
+        if reply.error is not None or self._clock.time() >= task.until_s:
+            self._end(ticket, task, reply)
+        else:
+            self._clock.call_at(task.until_s, self._end, ticket, task, reply)
+
+    def _end(self, ticket: int, task: _Task, reply: Reply) -> None:
+        del self._tasks[ticket]
+        if self._tasks:
+            self._begin()
+        task.on_reply(reply)
+
+    def _changed(self) -> None:
+        self.on_change()

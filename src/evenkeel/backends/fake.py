@@ -1,0 +1,94 @@
+"""A backend without workers: answers from a function, at once or when its script says so. For tests and the simulator."""
+
+from collections.abc import Callable
+
+from evenkeel.backends.backend import Backend, OnReply, Reply
+from evenkeel.clock import Clock
+from evenkeel.coding.code import Array
+from evenkeel.errors import BackendError, BackendLostError
+
+__all__ = ["FakeBackend"]
+
+
+class FakeBackend(Backend):
+    """Replies at once with `answer(model, inputs)`; can be frozen, thawed, killed and restored.
+
+    Args:
+        name: its name.
+        clock: where replies are called from.
+        answer: (model, inputs `[rows, ...]`) -> outputs `[rows, ...]`; a BackendError it raises becomes the reply.
+    """
+
+    def __init__(self, name: str, clock: Clock, answer: Callable[[str, Array], Array]) -> None:
+        self.name = name
+        self._clock = clock
+        self._answer = answer
+        self._open: dict[int, tuple[str, Array, OnReply]] = {}
+        self._next_ticket = 0
+        self._alive = True
+        self._frozen = False
+        self.suspected = 0
+
+    @property
+    def ready(self) -> bool:
+        """False after `kill`."""
+        return self._alive
+
+    def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
+        """Take a task; its reply is due at once, or after `thaw`."""
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._open[ticket] = (model, inputs, on_reply)
+        self._clock.call_soon(self._work, ticket)
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Give the task up; it has not begun as long as it is open."""
+        task = self._open.pop(ticket, None)
+        if task is not None:
+            self._clock.call_soon(task[2], Reply(error=BackendError("cancelled"), cancelled=True))
+
+    def suspect(self) -> None:
+        """Count that the gateway found it stalled."""
+        self.suspected += 1
+
+    def freeze(self) -> None:
+        """Stop replying, like a process that got SIGSTOP."""
+        self._frozen = True
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._frozen = False
+        for ticket in list(self._open):
+            self._clock.call_soon(self._work, ticket)
+
+    def kill(self) -> None:
+        """Lose everything that is open, and be gone."""
+        self._alive = False
+        tasks, self._open = self._open, {}
+        for _, _, on_reply in tasks.values():
+            self._clock.call_soon(on_reply, Reply(error=BackendLostError(f"{self.name} was killed")))
+        self.on_change()
+
+    def restore(self) -> None:
+        """Be there again."""
+        self._alive = True
+        self.on_change()
+
+    async def close(self) -> None:
+        """Lose everything that is open."""
+        self.kill()
+
+    def _work(self, ticket: int) -> None:
+        if self._frozen or ticket not in self._open:
+            return
+        model, inputs, on_reply = self._open.pop(ticket)
+        if not self._alive:
+            on_reply(Reply(error=BackendLostError(f"{self.name} is dead")))
+            return
+        try:
+            outputs = self._answer(model, inputs)
+        except BackendError as error:
+            on_reply(Reply(error=error))
+            return
+        on_reply(Reply(outputs))

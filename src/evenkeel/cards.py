@@ -1,0 +1,161 @@
+"""Model cards: what a model file expects, what it gives, and what was measured of it.
+
+A card is a JSON file beside its ONNX file. Everything that serving has to know about a model stands here, so that no
+grid, tile side, class list or normalisation is ever written down twice (or, worse, hard-coded in one place and
+different in another). Cards are checked on reading: a wrong one is refused with the name of the field.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["FORMAT", "Measured", "ModelCard", "load_card", "save_card"]
+
+FORMAT = 1
+Layout = Literal["NHWC", "NCHW"]
+DataType = Literal["UINT8", "FP32"]
+Kind = Literal["classifier", "collage"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured share with its 95 % interval, and how it was measured."""
+
+    value: float
+    low: float
+    high: float
+    sample_size: int
+    how: str
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model expects, gives and was measured to do.
+
+    A `classifier` takes one image a row and gives scores `[n, classes]`. A `collage` takes one canvas of
+    `grid` x `grid` tiles a row, side `grid * tile_side`, and gives scores `[n, grid * grid, classes]`, cells row by row.
+    """
+
+    name: str
+    kind: Kind
+    file: str  # ONNX file, relative to the card
+    sha256: str  # of that file; checked when the model is loaded
+    classes: tuple[str, ...]
+    height: int  # of the model's input (of the whole canvas for a collage), pixels
+    width: int
+    layout: Layout = "NHWC"
+    datatype: DataType = "UINT8"
+    input_name: str = "images"
+    output_name: str = "scores"
+    scores: Literal["logits", "probabilities"] = "logits"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # of pixel values in 0..1; (x / 255 - mean) / std
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    normalisation_inside: bool = True  # True: the ONNX graph normalises by itself
+    grid: int = 1
+    tile_side: int = 0  # pixels; 0 for a classifier
+    interpolation: Interpolation = "lanczos"  # how an item is shrunk to a tile
+    temperature: float = 1.0  # confidence = max softmax(logits / temperature)
+    version: str = "1"
+    macs: int = 0  # multiply-accumulates of one pass
+    parameters: int = 0
+    latency_ms: float = 0.0  # median of one pass, one thread, ONNX Runtime
+    relative_cost: float = 1.0  # one pass of this model / one pass of the classifier it backs up, measured
+    accuracy: Measured | None = None  # against labels
+    agreement: Measured | None = None  # with the classifier it backs up
+    notes: dict[str, Any] = field(default_factory=dict)  # how it was trained, on what machine, from which data
+
+    @property
+    def cells(self) -> int:
+        """How many items one pass covers."""
+        return self.grid * self.grid
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one input row, in the card's layout."""
+        if self.layout == "NHWC":
+            return (self.height, self.width, 3)
+        return (3, self.height, self.width)
+
+
+def load_card(path: str | Path) -> ModelCard:
+    """Read and check the card at `path`.
+
+    Raises:
+        ConfigurationError: not readable, not JSON, an unknown or missing field, or a value that contradicts another.
+    """
+    path = Path(path)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"model card {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"model card {path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"model card {path}: expected a JSON object, found {type(raw).__name__}")
+    if raw.pop("evenkeel_card", None) != FORMAT:
+        raise ConfigurationError(f"model card {path}: field 'evenkeel_card' must be {FORMAT}")
+    for share in ("accuracy", "agreement"):
+        if raw.get(share) is not None:
+            try:
+                raw[share] = Measured(**raw[share])
+            except TypeError as error:
+                raise ConfigurationError(f"model card {path}: field {share!r}: {error}") from error
+    for name in ("classes", "mean", "std"):
+        if isinstance(raw.get(name), list):
+            raw[name] = tuple(raw[name])
+    try:
+        card = ModelCard(**raw)
+    except TypeError as error:
+        raise ConfigurationError(f"model card {path}: {error}") from error
+    _check(card, path)
+    return card
+
+
+def save_card(card: ModelCard, path: str | Path) -> None:
+    """Write `card` as indented JSON."""
+    text = json.dumps({"evenkeel_card": FORMAT, **asdict(card)}, indent=2)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def _check(card: ModelCard, path: Path) -> None:
+    def refuse(name: str, why: str) -> None:
+        raise ConfigurationError(f"model card {path}: field {name!r} {why}")
+
+    choices = {
+        "kind": ("classifier", "collage"),
+        "layout": ("NHWC", "NCHW"),
+        "datatype": ("UINT8", "FP32"),
+        "scores": ("logits", "probabilities"),
+        "interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
+    }
+    for name, allowed in choices.items():
+        if getattr(card, name) not in allowed:
+            refuse(name, f"must be one of {', '.join(allowed)}, found {getattr(card, name)!r}")
+    for name in ("name", "file", "sha256", "input_name", "output_name", "version"):
+        if not isinstance(getattr(card, name), str) or not getattr(card, name):
+            refuse(name, "must be a non-empty string")
+    if Path(card.file).is_absolute() or ".." in Path(card.file).parts:
+        refuse("file", "must be a path below the card's own folder")
+    if len(card.classes) < 2 or not all(isinstance(label, str) for label in card.classes):
+        refuse("classes", "must list two or more label names")
+    for name in ("height", "width", "grid"):
+        value = getattr(card, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            refuse(name, f"must be a positive integer, found {value!r}")
+    for name in ("mean", "std"):
+        values = getattr(card, name)
+        if len(values) != 3 or not all(isinstance(value, (int, float)) for value in values):
+            refuse(name, "must be three numbers")
+    if min(card.std) <= 0:
+        refuse("std", "must be above zero")
+    if not isinstance(card.temperature, (int, float)) or not 0 < card.temperature < 1e6:
+        refuse("temperature", "must be a number above zero")
+    if card.kind == "collage":
+        if card.height != card.grid * card.tile_side or card.width != card.grid * card.tile_side:
+            refuse("tile_side", f"times grid must equal height and width ({card.height} x {card.width})")
+    elif card.grid != 1:
+        refuse("grid", "must be 1 for a classifier")

@@ -1,0 +1,117 @@
+"""The error tree.
+
+    EvenkeelError
+    ├── ConfigurationError     the command line, a configuration file or a model card is wrong (exit code 2)
+    ├── MissingExtraError      an optional part is not installed; the message is the install line
+    ├── CodeError              items or replies do not fit the code
+    ├── RequestError           a request is wrong; carries the HTTP status to answer with
+    │   ├── UnknownModelError  no such model or version (404)
+    │   ├── SlowRequestError   the rest of a request did not come in time (408)
+    │   ├── TooLargeError      over a size limit (413)
+    │   └── UnsupportedError   understood but not offered (501)
+    ├── OverloadedError        queues are full or nobody can serve (503, retry later)
+    ├── DeadlineError          the total deadline passed without an answer (504)
+    └── BackendError           a backend could not do a task
+        ├── BackendLostError   the connection or the process went away
+        └── ProtocolError      what came from a worker or a server is not what was agreed
+
+Every message says what happened and, where there is something to do, what to do.
+"""
+
+__all__ = [
+    "BackendError",
+    "BackendLostError",
+    "CodeError",
+    "ConfigurationError",
+    "DeadlineError",
+    "EvenkeelError",
+    "MissingExtraError",
+    "OverloadedError",
+    "ProtocolError",
+    "RequestError",
+    "SlowRequestError",
+    "TooLargeError",
+    "UnknownModelError",
+    "UnsupportedError",
+]
+
+
+class EvenkeelError(Exception):
+    """Root of all errors that evenkeel raises on purpose."""
+
+    http_status = 500
+
+
+class ConfigurationError(EvenkeelError):
+    """The command line, a configuration file or a model card is wrong."""
+
+
+class MissingExtraError(EvenkeelError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed; run: pip install 'evenkeel[{extra}]'")
+
+
+class CodeError(EvenkeelError):
+    """Items or replies do not fit the code."""
+
+
+class RequestError(EvenkeelError):
+    """A request is wrong; the message says what was wrong and what is expected."""
+
+    http_status = 400
+
+
+class UnknownModelError(RequestError):
+    """No such model or version."""
+
+    http_status = 404
+
+
+class SlowRequestError(RequestError):
+    """The rest of a request did not come in time."""
+
+    http_status = 408
+
+
+class TooLargeError(RequestError):
+    """Over a size limit."""
+
+    http_status = 413
+
+
+class UnsupportedError(RequestError):
+    """Understood, but not offered."""
+
+    http_status = 501
+
+
+class OverloadedError(EvenkeelError):
+    """Queues are full, or nobody can serve at the moment."""
+
+    http_status = 503
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(EvenkeelError):
+    """The total deadline passed without an answer."""
+
+    http_status = 504
+
+
+class BackendError(EvenkeelError):
+    """A backend could not do a task."""
+
+    http_status = 502
+
+
+class BackendLostError(BackendError):
+    """The connection to the backend, or its process, went away before it replied."""
+
+
+class ProtocolError(BackendError):
+    """What came from a worker or a server is not what was agreed."""

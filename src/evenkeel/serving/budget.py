@@ -1,0 +1,36 @@
+"""A token budget that bounds hedges as a share of the load.
+
+Every item earns a fraction of a token, every hedge costs one. When the whole fleet is slow the bucket runs dry and
+hedging stops, so that it can never turn a slowdown into a storm (Finagle's retry budget; Envoy and gRPC throttle on
+failures instead, which does not bound hedges of calls that are slow but succeed).
+"""
+
+__all__ = ["Budget"]
+
+
+class Budget:
+    """Tokens that hedges spend.
+
+    Args:
+        share: tokens that one item earns; `inf` never refuses.
+        burst: most tokens that can be saved up.
+    """
+
+    def __init__(self, share: float, burst: float = 10.0) -> None:
+        self._share = share
+        self._burst = burst
+        self._tokens = min(1.0, burst) if share > 0 else 0.0
+
+    def earn(self) -> None:
+        """One item came."""
+        tokens = self._tokens + self._share
+        self._tokens = tokens if tokens < self._burst else self._burst
+
+    def spend(self) -> bool:
+        """True, and a token less, when there is one to spend."""
+        if self._share == float("inf"):
+            return True
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True

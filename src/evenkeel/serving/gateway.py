@@ -1,0 +1,401 @@
+"""The gateway: one dispatch rule that hides slow replicas behind spares and hedges.
+
+    item ──► least-loaded healthy replica ───────────────► exact answer
+      │                                                     ▲ whichever is first
+      ├──► waiting ──► idle backup takes the group ──► fill ┤ (fills from `fill_after` on, if sure enough)
+      │                                                     │
+      ├──► after `hedge_after`, if the budget allows ──► another replica
+      └──► at the deadline ──► the default answer, or an error
+
+Each item is answered by itself; nothing waits for a group. The code here is plain callbacks on a clock, so the very
+same gateway runs on an event loop in production and on a virtual clock in the simulator (`evenkeel.clock`). It knows
+nothing of HTTP, sockets or models.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from evenkeel.backends.backend import Backend, Reply
+from evenkeel.clock import Clock, Timer
+from evenkeel.coding.code import Answer, Array, Code, Source, confidence
+from evenkeel.delays import attempt_key
+from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, EvenkeelError, OverloadedError
+from evenkeel.serving.budget import Budget
+from evenkeel.serving.groups import Backups, CodedFleet, Offload, inline
+from evenkeel.serving.health import HealthSettings
+from evenkeel.serving.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
+from evenkeel.serving.policy import Policy
+from evenkeel.serving.quantile import LiveQuantiles
+from evenkeel.serving.replicas import Replica, Replicas
+from evenkeel.serving.stats import Stats
+
+__all__ = ["Gateway", "Options", "Outcome"]
+
+# Probes are attempts too, for injected delays, but of no item's own.
+_PROBE_ATTEMPT = 1 << 16
+# Losses that one item survives; beyond, something is wrong with the item or with the whole fleet.
+_MOST_RETRIES = 5
+
+
+class Gateway:
+    """Answers items on time although replicas are late.
+
+    Args:
+        clock: an asyncio loop, or a virtual clock.
+        model: the model that replicas run on single items.
+        replicas: workers holding the user's own model.
+        backups: workers holding coded models; used when the policy wants fills.
+        codes: the codes that backups can run (the smallest that holds what waits is used), or one code that is not
+            systematic, which then runs on the replicas.
+        policy: what to do about late replicas.
+        health: when replicas are ejected.
+        max_outstanding: items at the least-loaded replica beyond which new ones are refused (load shedding).
+        costs: model name -> cost of one of its passes relative to a replica's, for the count of extra load.
+        classes: how many classes the model knows, for default answers.
+        offload: runs slow work away from the event loop.
+
+    Raises:
+        ConfigurationError: codes that cannot work together.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        model: str,
+        replicas: Sequence[Backend],
+        backups: Sequence[Backend] = (),
+        codes: Sequence[Code] = (),
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        *,
+        health: HealthSettings = HealthSettings(),  # noqa: B008 - frozen
+        max_outstanding: int = 64,
+        costs: Mapping[str, float] | None = None,
+        classes: int = 0,
+        offload: Offload = inline,
+    ) -> None:
+        self.policy = policy
+        self.stats = Stats()
+        self.service_times = LiveQuantiles()
+        self.replicas = Replicas(replicas, health, self.service_times, self.stats)
+        self.draining = False
+        self._clock = clock
+        self._model = model
+        self._classes = classes
+        self._max_outstanding = max_outstanding
+        self._budget = Budget(policy.max_extra_load)
+        self._items: dict[int, Item] = {}
+        self._next_number = 0
+        self._stranded: deque[Item] = deque()  # lost their replica while no other was ready
+        self._sweeper: Timer | None = None
+        self._on_drained: Callable[[], object] | None = None
+        self._backups: Backups | None = None
+        self._coded_fleet: CodedFleet | None = None
+        # Where both moments are the same, one timer serves both: first the fill is looked at, then the hedge.
+        self._hedge_when_late = policy.uses_backups and policy.hedge_after == policy.fill_after
+        if any(not code.systematic for code in codes):
+            if len(codes) > 1:
+                raise ConfigurationError("codes: a code that is not systematic cannot be combined with others")
+            self._coded_fleet = CodedFleet(
+                clock, model, self.replicas, codes[0], policy.group_wait_s, self.stats, self._on_coded_answer
+            )
+        elif policy.uses_backups and backups and codes:
+            self._backups = Backups(
+                clock, backups, codes, policy.group_wait_s, self.stats, dict(costs or {}), offload, self._on_fill
+            )
+        for backend in (*replicas, *backups):
+            backend.on_change = self._on_backend_change
+
+    # ---- what the front end calls ----
+
+    @property
+    def ready(self) -> bool:
+        """True when a new item could be answered."""
+        return not self.draining and self.replicas.any_ready
+
+    @property
+    def in_flight(self) -> int:
+        """Items that have no answer yet."""
+        return len(self._items)
+
+    def submit(self, array: Array, on_outcome: OnOutcome, options: Options = NO_OPTIONS, key: int | None = None) -> int:
+        """Take one item; returns its ticket. `on_outcome` is called once, later, unless the ticket is cancelled.
+
+        Args:
+            array: the item, in the layout of the model's card, without a batch axis.
+            on_outcome: called on the clock's thread, never from inside `submit`.
+            options: what the request asked for.
+            key: names the item for injected delays; its number by default.
+
+        Raises:
+            OverloadedError: nobody can take it: all queues are full, or no replica is ready.
+        """
+        replica = self.replicas.choose()
+        if replica is None or replica.outstanding >= self._max_outstanding:
+            self.stats.shed += 1
+            if replica is None:
+                raise OverloadedError("no replica is ready; try again soon")
+            typical_s = self.service_times.quantile(0.5) or 0.1
+            raise OverloadedError("all queues are full; try again later", retry_after_s=replica.outstanding * typical_s)
+        now = self._clock.time()
+        number = self._next_number
+        self._next_number = number + 1
+        item = Item(number, array, on_outcome, number if key is None else key, now)
+        self._items[number] = item
+        self.stats.items += 1
+        self._budget.earn()
+        policy = self.policy
+        timeout_s = policy.deadline_s if options.timeout_s is None else min(options.timeout_s, policy.deadline_s)
+        item.deadline_timer = self._clock.call_at(now + timeout_s, self._on_deadline, item)
+        if self._sweeper is None:
+            self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
+        if self._coded_fleet is not None:
+            self._coded_fleet.add(item)
+            return number
+        self._send(item, replica, "exact", now)
+        if policy.copies > 1:
+            self._send_copies(item, now)
+        covered = self._backups is not None and not options.exact
+        if covered:
+            assert self._backups is not None and policy.fill_after is not None
+            item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
+            item.late_timer = self._clock.call_at(
+                now + self.service_times.after(policy.fill_after), self._on_late, item
+            )
+            self._backups.add(item)
+        if policy.hedge_after is not None and not (covered and self._hedge_when_late):
+            item.hedge_timer = self._clock.call_at(
+                now + self.service_times.after(policy.hedge_after), self._on_hedge_due, item
+            )
+        if self.replicas.any_ejected:
+            self._probe(item, now)
+        return number
+
+    def cancel(self, ticket: int) -> None:
+        """Give an item up: its user is gone. Unknown and finished tickets are ignored."""
+        item = self._items.get(ticket)
+        if item is not None:
+            self.stats.abandoned += 1
+            self._close(item)
+
+    def start_draining(self, on_drained: Callable[[], object] | None = None) -> None:
+        """Say not ready from now on, and call `on_drained` as soon as nothing is in flight."""
+        self.draining = True
+        if self._items:
+            self._on_drained = on_drained
+        elif on_drained is not None:
+            self._clock.call_soon(on_drained)
+
+    # ---- attempts on replicas ----
+
+    def _send(self, item: Item, replica: Replica, source: Source, now: float) -> None:
+        attempt = item.attempts
+        item.attempts = attempt + 1
+        item.tried.append(replica)
+        replica.sent(now)
+        ticket = replica.backend.submit(
+            self._model,
+            item.array[None],
+            partial(self._on_replica_reply, item, replica, source, now),
+            attempt_key(item.key, attempt),
+        )
+        item.open_attempts.append((replica, ticket))
+
+    def _send_copies(self, item: Item, now: float) -> None:
+        for _ in range(self.policy.copies - 1):
+            replica = self.replicas.choose(item.tried)
+            if replica is not None:
+                self.stats.copies += 1
+                self._send(item, replica, "exact", now)
+
+    def _on_replica_reply(self, item: Item, replica: Replica, source: Source, sent_s: float, reply: Reply) -> None:
+        now = self._clock.time()
+        replica.back(now, sent_s, reply)
+        attempts = item.open_attempts
+        if len(attempts) == 1:
+            attempts.clear()
+        else:
+            item.open_attempts = [pair for pair in attempts if pair[0] is not replica]
+        outputs = reply.outputs
+        if outputs is None:
+            if not item.done and not reply.cancelled:
+                self._retry(item, reply.error, now)
+            return
+        if outputs.ndim != 2 or len(outputs) != 1 or not np.isfinite(outputs).all():
+            self.stats.bad_replies += 1
+            if not item.done:
+                self._retry(item, BackendError(f"{replica.backend.name} gave scores that are no scores"), now)
+            return
+        scores = outputs[0]
+        if item.done:
+            self._compare(item, scores)
+            return
+        if source == "hedge":
+            self.stats.hedges_won += 1
+        self._finish(item, Answer(scores, source, confidence(scores)), now)
+        if item.groups and self._backups is not None:
+            self._backups.replica_replied(item, outputs)
+
+    def _retry(self, item: Item, error: EvenkeelError | None, now: float) -> None:
+        """An attempt was lost. Unless another is still open, ask the next replica; a loss is not the user's problem."""
+        self.stats.lost_attempts += 1
+        if item.open_attempts:
+            return
+        if item.retries >= _MOST_RETRIES:
+            if not self._use_fill(item):
+                self._fail(item, error or BackendError("every attempt was lost"))
+            return
+        item.retries += 1
+        replica = self.replicas.choose(item.tried) or self.replicas.choose()
+        if replica is None:
+            self._stranded.append(item)
+        else:
+            self.stats.retries += 1
+            self._send(item, replica, "exact", now)
+
+    def _on_backend_change(self) -> None:
+        self.replicas.refresh()
+        if self.replicas.any_ready and self._stranded:
+            stranded, self._stranded = self._stranded, deque()
+            for item in stranded:
+                replica = self.replicas.choose()
+                if not item.done and replica is not None:
+                    self.stats.retries += 1
+                    self._send(item, replica, "exact", self._clock.time())
+        if self._backups is not None:
+            self._backups.wake()
+
+    # ---- late items ----
+
+    def _on_late(self, item: Item) -> None:
+        item.late_timer = None
+        item.late = True
+        if not self._use_fill(item) and self._hedge_when_late:
+            self._hedge(item)
+
+    def _on_hedge_due(self, item: Item) -> None:
+        item.hedge_timer = None
+        self._hedge(item)
+
+    def _hedge(self, item: Item) -> None:
+        if item.attempts - item.retries >= self.policy.max_attempts:
+            return
+        replica = self.replicas.choose(item.tried)
+        if replica is None:
+            return
+        if not self._budget.spend():
+            self.stats.budget_exhausted += 1
+            return
+        self.stats.hedges += 1
+        self._send(item, replica, "hedge", self._clock.time())
+
+    def _on_fill(self, item: Item, answer: Answer, code: str) -> None:
+        """A spare tells an answer: keep it for when the item is late, or use it if it is late already."""
+        if item.fill is None or answer.confidence > item.fill[0].confidence:
+            item.fill = (answer, code)
+            if item.late:
+                self._use_fill(item)
+
+    def _use_fill(self, item: Item) -> bool:
+        """Answer from the spare, if it is there and sure enough."""
+        if item.fill is None:
+            return False
+        answer, code = item.fill
+        if answer.source != "exact" and answer.confidence < item.min_confidence:
+            self.stats.unsure_fills += 1
+            return False
+        self.stats.fills[code] = self.stats.fills.get(code, 0) + 1
+        self._finish(item, answer, self._clock.time())
+        item.fill = (answer, code)  # kept for the comparison with a late exact reply
+        return True
+
+    def _on_coded_answer(self, item: Item, answer: Answer, code: str) -> None:
+        self._finish(item, answer, self._clock.time())
+
+    def _compare(self, item: Item, scores: Array) -> None:
+        """An exact reply came after a fill was used: the backup's accuracy in production, measured for free."""
+        if item.fill is None:
+            return
+        answer, code = item.fill
+        item.fill = None
+        if answer.source != "exact":
+            self.stats.fills_compared += 1
+            self.stats.fills_agreed += int(np.argmax(answer.scores)) == int(np.argmax(scores))
+
+    def _on_deadline(self, item: Item) -> None:
+        item.deadline_timer = None
+        self.stats.deadlines += 1
+        now = self._clock.time()
+        label = self.policy.default_label
+        if label is None:
+            self._fail(item, DeadlineError(f"no answer within {now - item.since_s:.3g} s"))
+            return
+        scores = np.zeros(max(self._classes, label + 1), dtype=np.float32)
+        scores[label] = 1.0
+        self._finish(item, Answer(scores, "default", 0.0), now)
+
+    # ---- ends ----
+
+    def _finish(self, item: Item, answer: Answer, now: float) -> None:
+        sources = self.stats.sources
+        sources[answer.source] = sources.get(answer.source, 0) + 1
+        self._close(item)
+        item.on_outcome(Outcome(answer, None, now - item.since_s))
+
+    def _fail(self, item: Item, error: EvenkeelError) -> None:
+        self.stats.failed += 1
+        self._close(item)
+        item.on_outcome(Outcome(None, error, self._clock.time() - item.since_s))
+
+    def _close(self, item: Item) -> None:
+        """Forget an item: stop its timers and tell its other attempts to stop."""
+        item.done = True
+        item.fill = None
+        if item.late_timer is not None:
+            item.late_timer.cancel()
+        if item.hedge_timer is not None:
+            item.hedge_timer.cancel()
+        if item.deadline_timer is not None:
+            item.deadline_timer.cancel()
+        for replica, ticket in item.open_attempts:
+            self.stats.cancels += 1
+            replica.backend.cancel(ticket)
+        del self._items[item.number]
+        if self._on_drained is not None and not self._items:
+            self._clock.call_soon(self._on_drained)
+            self._on_drained = None
+
+    # ---- health ----
+
+    def _sweep(self) -> None:
+        """Look for stalled replicas; what they hold goes to others. Runs while there is anything in flight."""
+        self._sweeper = None
+        now = self._clock.time()
+        for stalled in self.replicas.stalled(now):
+            stalled.backend.suspect()
+            for item in list(self._items.values()):
+                if [replica for replica, _ in item.open_attempts] == [stalled]:
+                    other = self.replicas.choose(item.tried)
+                    if other is not None and not item.done:
+                        item.retries += 1
+                        self.stats.retries += 1
+                        self._send(item, other, "exact", now)
+        if self._items:
+            self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
+
+    def _probe(self, item: Item, now: float) -> None:
+        """Send copies of an item to ejected replicas that are due a look; nobody waits for them."""
+        for replica in self.replicas.wanting_probe(now):
+            self.stats.probes += 1
+            replica.probe_sent(now)
+            replica.backend.submit(
+                self._model,
+                item.array[None],
+                partial(self._on_probe_reply, replica, now),
+                attempt_key(item.key, _PROBE_ATTEMPT),
+            )
+
+    def _on_probe_reply(self, replica: Replica, sent_s: float, reply: Reply) -> None:
+        replica.probe_back(self._clock.time(), sent_s, reply)

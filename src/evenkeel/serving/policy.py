@@ -1,0 +1,119 @@
+"""What the gateway does about a late replica, as data.
+
+One dispatch rule serves every policy, so a policy is only a set of numbers: how many copies go out at once, when a
+fill may answer, when a second attempt starts and how much extra load that may cost, and when to give up.
+"""
+
+import re
+from dataclasses import dataclass, fields, replace
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.spec import read_duration_s
+
+__all__ = ["POLICIES", "Policy", "Trigger", "parse_trigger", "preset"]
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A moment after an item's arrival: fixed, or a live quantile of the replicas' service time.
+
+    The quantile is taken of the time a replica works on an item, not of the time it waits in a queue: queueing must
+    not push the trigger out just when the fleet is busy and fills are worth most.
+    """
+
+    fixed_s: float | None = None
+    quantile: float | None = None
+    floor_s: float = 0.001  # up: fewer fills and hedges when replicas are very fast
+    ceiling_s: float = 60.0  # down: acts earlier than the quantile when most of the fleet is slow
+    initial_s: float = 1.0  # used until enough replies are in to know the quantile
+
+    def __str__(self) -> str:
+        if self.quantile is not None:
+            return f"p{self.quantile * 100:g}"
+        return f"{(self.fixed_s or 0.0) * 1e3:g}ms"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Numbers that steer the one dispatch rule. `None` switches a mechanism off."""
+
+    name: str = "none"
+    copies: int = 1  # replicas that get an item at once; 2 is full replication
+    fill_after: Trigger | None = None  # when an answer from a spare may be used
+    min_confidence: float = 0.0  # up: fewer, surer fills; the rest is hedged
+    group_wait_s: float = 0.0  # up: fuller groups and less backup work, later fills
+    hedge_after: Trigger | None = None  # when a second replica is asked
+    max_extra_load: float = 0.05  # hedges as a share of items; inf: no budget
+    max_attempts: int = 2  # replicas that one item may be sent to by choice (retries after a loss are not counted)
+    deadline_s: float = 30.0  # total; then the default answer or an error
+    default_label: int | None = None  # answered at the deadline instead of an error
+
+    @property
+    def uses_backups(self) -> bool:
+        """True when items are worth a spare."""
+        return self.fill_after is not None
+
+
+_P95 = Trigger(quantile=0.95)
+
+POLICIES: dict[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy("none"),
+        Policy("replicate", hedge_after=Trigger(fixed_s=0.3), max_extra_load=float("inf")),
+        Policy("replicate-all", copies=2),
+        Policy("hedge", hedge_after=_P95),
+        Policy("collage", fill_after=_P95),
+        Policy("collage+hedge", fill_after=_P95, hedge_after=_P95),
+    )
+}
+
+
+def preset(name: str, **changes: object) -> Policy:
+    """The policy called `name`, with some fields changed.
+
+    Raises:
+        ConfigurationError: no such policy or field, or a value out of range.
+    """
+    if name not in POLICIES:
+        raise ConfigurationError(f"policy: unknown policy {name!r}; choose from {', '.join(POLICIES)}")
+    known = {field.name for field in fields(Policy)}
+    for field_name in changes:
+        if field_name not in known:
+            raise ConfigurationError(f"policy: unknown field {field_name!r}; known are {', '.join(sorted(known))}")
+    policy = replace(POLICIES[name], **changes)  # type: ignore[arg-type]  # checked just below
+    _check(policy)
+    return policy
+
+
+def parse_trigger(text: str | float, field_name: str = "trigger") -> Trigger:
+    """A trigger from "p95" (live quantile) or "25ms" (fixed)."""
+    match = re.fullmatch(r"\s*p([0-9]+(?:\.[0-9]+)?)\s*", str(text))
+    if not match:
+        try:
+            return Trigger(fixed_s=read_duration_s(str(text), field_name))
+        except ConfigurationError:
+            raise ConfigurationError(
+                f"{field_name}: expected a quantile like p95 or a duration like 25ms, found {text!r}"
+            ) from None
+    # "p999" is how people write the 99.9th percentile.
+    value = float(match[1])
+    while value > 100:
+        value /= 10
+    if not 0 < value < 100:
+        raise ConfigurationError(f"{field_name}: a quantile lies between p0 and p100, found {text!r}")
+    return Trigger(quantile=value / 100)
+
+
+def _check(policy: Policy) -> None:
+    for name, low, high in (
+        ("copies", 1, 5),
+        ("min_confidence", 0.0, 1.0),
+        ("group_wait_s", 0.0, 60.0),
+        ("max_extra_load", 0.0, float("inf")),
+        ("max_attempts", 1, 5),
+        ("deadline_s", 1e-3, 86400.0),
+    ):
+        value = getattr(policy, name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            raise ConfigurationError(f"policy.{name}: must lie between {low} and {high}, found {value!r}")

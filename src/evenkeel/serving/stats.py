@@ -1,0 +1,45 @@
+"""What the gateway counts. Plain numbers, so that counting costs nothing on the hot path; `metrics.py` exposes them."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["Stats"]
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the start. Everything only grows."""
+
+    items: int = 0  # taken in
+    shed: int = 0  # refused: queues full or nobody ready
+    failed: int = 0  # ended in an error
+    abandoned: int = 0  # given up because their user went away
+    deadlines: int = 0  # reached their deadline
+    sources: dict[str, int] = field(default_factory=dict)  # answers by how they are known
+
+    copies: int = 0  # extra copies sent at once
+    hedges: int = 0
+    hedges_won: int = 0
+    budget_exhausted: int = 0  # hedges that were due but not paid for
+    cancels: int = 0  # losers told to stop
+    lost_attempts: int = 0  # replica tasks that ended in an error
+    retries: int = 0  # attempts that replace lost or stalled ones
+
+    passes: dict[str, int] = field(default_factory=dict)  # spare tasks by code
+    grouped: dict[str, int] = field(default_factory=dict)  # items in them, by code
+    backup_cost: float = 0.0  # of those passes, in replica passes
+    lost_passes: int = 0
+    fills: dict[str, int] = field(default_factory=dict)  # answers taken from a spare, by code
+    unsure_fills: int = 0  # not used: below the confidence asked for
+    fills_compared: int = 0  # whose exact reply came later
+    fills_agreed: int = 0
+    code_errors: int = 0  # groups that could not be encoded
+
+    bad_replies: int = 0  # replies of a wrong shape, or not finite
+    ejections: dict[str, int] = field(default_factory=dict)  # by reason
+    readmissions: int = 0
+    probes: int = 0
+
+    @property
+    def extra_passes(self) -> float:
+        """Work beyond one pass an item, in replica passes."""
+        return self.copies + self.hedges + self.retries + self.probes + self.backup_cost
