@@ -1,0 +1,45 @@
+# Every target does its own set-up in .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+BASE := $(VENV)/.base
+DEV := $(VENV)/.dev
+
+.PHONY: demo test check format clean
+
+demo: $(BASE)  ## five policies compared on real workers, in a minute and a half
+	$(BIN)/evenkeel demo --report evenkeel-demo.html
+
+test: $(DEV)  ## the test suite
+	$(BIN)/python -m pytest
+
+check: $(DEV)  ## lint, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+format: $(DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) evenkeel-demo.html
+
+# Debian's python3 lacks ensurepip until python3-venv is installed; the system's own pip can fill in for it.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "evenkeel needs Python 3.11 or newer; say which with: make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
+	  || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) \
+	       && $(PYTHON) -m pip --quiet --python $(VENV)/bin/python install pip; } 2>/dev/null \
+	  || { rm -rf $(VENV); echo "Python has neither venv nor pip: apt-get install python3-venv" >&2; exit 2; }
+
+$(BASE): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(BASE)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@

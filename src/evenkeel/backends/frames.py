@@ -1,0 +1,306 @@
+"""The worker protocol's frames: one fixed header, then the payload; a codec without sockets.
+
+The header (little endian) holds magic `EK`, protocol version, kind, ticket, key, service time, model number, dtype
+code, axes, shared-memory slot, payload length and six dimensions (unused ones are 0). A tensor's payload is its bytes
+in C order; a slot other than `NO_SLOT` says that those bytes lie in shared memory and do not follow. Nothing is
+pickled.
+
+Law: however a stream of frames is cut into pieces, `FrameReader` gives the same frames; a stream that breaks the rules
+gives a ProtocolError, and after that nothing more.
+"""
+
+import json
+import math
+import struct
+import sys
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from evenkeel.coding.code import Array
+from evenkeel.errors import BackendError, ProtocolError
+
+__all__ = [
+    "MAX_PAYLOAD_BYTES",
+    "NO_SLOT",
+    "VERSION",
+    "Frame",
+    "FrameReader",
+    "Kind",
+    "encode",
+    "encode_object",
+    "encode_tensor",
+]
+
+VERSION = 1
+MAX_PAYLOAD_BYTES = 256 << 20  # of a tensor; a peer that announces more is cut off before anything is allocated
+MAX_TEXT_BYTES = 1 << 20  # of HELLO, SHARE, SHARED and ERROR
+MAX_AXES = 6
+NO_SLOT = 0xFFFFFFFF
+
+_MAGIC = b"EK"
+_HEADER = struct.Struct("<2sBBQQdHBBIQ6I")
+_KEY_MASK = 2**64 - 1  # delays hash a key modulo this
+_STAGING_BYTES = 64 << 10
+_JOIN_BELOW_BYTES = 32 << 10  # one copy is cheaper than a second buffer in the transport below about this size
+
+if sys.byteorder != "little":  # pragma: no cover - tensors travel as they lie in memory
+    raise ImportError("evenkeel workers need a little-endian machine")
+
+# Codes are part of the protocol: add at the end, never renumber. Zero means "no tensor". No bool: a byte that is
+# neither 0 nor 1 would be undefined behaviour in numpy.
+_DTYPES = ("", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8")
+_DTYPE_BY_CODE = (None, *(np.dtype(text) for text in _DTYPES[1:]))
+_CODE_BY_TEXT = {text: code for code, text in enumerate(_DTYPES) if text}
+
+
+class Kind(IntEnum):
+    """What a frame says."""
+
+    HELLO = 1  # worker -> client, first frame: JSON, who it is and which models it holds
+    SHARE = 2  # client -> worker: JSON, a shared memory it may read tasks from
+    SHARED = 3  # worker -> client: JSON, whether it could open that memory
+    TASK = 4  # client -> worker: tensor
+    CANCEL = 5  # client -> worker: give the ticket up
+    REPLY = 6  # worker -> client: tensor and service time
+    CANCELLED = 7  # worker -> client: the ticket was given up before it began
+    ERROR = 8  # worker -> client: text; ticket 0 means the connection itself
+    PING = 9  # client -> worker
+    PONG = 10  # worker -> client
+    GOODBYE = 11  # worker -> client: finishes what it holds, takes nothing new
+
+
+_WITH_TENSOR = frozenset({Kind.TASK, Kind.REPLY})
+_WITH_TEXT = frozenset({Kind.HELLO, Kind.SHARE, Kind.SHARED, Kind.ERROR})
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+@dataclass(slots=True)
+class Frame:
+    """One frame as read: what the header said, and the payload where one followed.
+
+    `payload` is read-only: bytes, or an array of uint8 for a long one. For a tensor in shared memory it is None, and
+    `dtype`, `shape`, `slot` and `size_bytes` say what lies there.
+    """
+
+    kind: Kind
+    ticket: int
+    key: int
+    service_s: float
+    model: int
+    dtype: "np.dtype[Any] | None"
+    shape: tuple[int, ...]
+    slot: int
+    size_bytes: int
+    payload: "bytes | Array | None" = None
+
+    def tensor(self) -> Array:
+        """The payload as a read-only array of `shape`; a view, not a copy."""
+        if self.payload is None or self.dtype is None:
+            raise ProtocolError(f"a {self.kind.name} frame without the tensor it should carry")
+        return np.frombuffer(self.payload, self.dtype).reshape(self.shape)
+
+    def text(self) -> str:
+        """The payload as text; what is not UTF-8 is shown as question marks."""
+        return "" if self.payload is None else bytes(self.payload).decode("utf-8", "replace")
+
+    def object(self) -> dict[str, Any]:
+        """The payload as a JSON object.
+
+        Raises:
+            ProtocolError: it is none.
+        """
+        try:
+            value = json.loads(self.text())
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"the payload of a {self.kind.name} frame is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise ProtocolError(f"the payload of a {self.kind.name} frame is not a JSON object")
+        return value
+
+
+class FrameReader:
+    """Cuts a byte stream into frames; long payloads are received where they will stay.
+
+    Use: read into `buffer()`, then `advance(count)` gives the frames that this completed. Each byte is moved at most
+    twice, whatever the pieces.
+    """
+
+    def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+        self._max_payload_bytes = max_payload_bytes
+        self._staging = memoryview(bytearray(_STAGING_BYTES))
+        self._filled = 0
+        self._frame: Frame | None = None  # whose payload is on its way
+        self._payload = np.empty(0, np.uint8)
+        self._payload_view = memoryview(b"")
+        self._received = 0
+        self._broken: ProtocolError | None = None
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes of the stream go; never empty."""
+        if self._frame is not None:
+            return self._payload_view[self._received :]
+        return self._staging[self._filled :]
+
+    def advance(self, count: int) -> list[Frame]:
+        """The frames completed by the `count` bytes that were put into `buffer()`.
+
+        Raises:
+            ProtocolError: the stream breaks the rules; also at every later call.
+        """
+        if self._broken is not None:
+            raise self._broken
+        try:
+            return self._advance(count)
+        except ProtocolError as error:
+            self._broken = error
+            raise
+
+    def feed(self, data: "bytes | bytearray | memoryview") -> list[Frame]:
+        """The frames that `data`, the next piece of the stream, completes; the slow twin of buffer-and-advance."""
+        frames = []
+        rest = memoryview(data)
+        while rest:
+            room = self.buffer()
+            count = min(len(room), len(rest))
+            room[:count] = rest[:count]
+            frames += self.advance(count)
+            rest = rest[count:]
+        return frames
+
+    def _advance(self, count: int) -> list[Frame]:
+        if self._frame is not None:
+            self._received += count
+            if self._received < len(self._payload_view):
+                return []
+            frame, self._frame = self._frame, None
+            self._payload.flags.writeable = False
+            frame.payload = self._payload
+            self._payload, self._payload_view = np.empty(0, np.uint8), memoryview(b"")
+            return [frame]
+        self._filled += count
+        frames: list[Frame] = []
+        start, end = 0, self._filled
+        while end - start >= _HEADER.size:
+            frame, following = self._parse_header(start)
+            start += _HEADER.size
+            if following > end - start:
+                self._expect_payload(frame, following, self._staging[start:end])
+                start = end
+                break
+            if following:
+                frame.payload = bytes(self._staging[start : start + following])
+                start += following
+            frames.append(frame)
+        rest = end - start  # less than a header
+        if rest and start:
+            self._staging[:rest] = bytes(self._staging[start:end])
+        self._filled = rest
+        return frames
+
+    def _expect_payload(self, frame: Frame, size_bytes: int, head: memoryview) -> None:
+        self._frame = frame
+        self._payload = np.empty(size_bytes, np.uint8)
+        self._payload_view = self._payload.data
+        self._payload_view[: len(head)] = head
+        self._received = len(head)
+
+    def _parse_header(self, start: int) -> tuple[Frame, int]:
+        fields = _HEADER.unpack_from(self._staging, start)
+        magic, version, number, ticket, key, service_s, model, code, axes, slot, size_bytes, *dims = fields
+        if magic != _MAGIC:
+            raise ProtocolError("the peer does not speak evenkeel's worker protocol; check the address")
+        if version != VERSION:
+            raise ProtocolError(
+                f"the peer speaks worker protocol {version}, this side {VERSION}; install the same evenkeel on both"
+            )
+        kind = _KINDS.get(number)
+        if kind is None:
+            raise ProtocolError(f"unknown frame kind {number}")
+        if not 0.0 <= service_s < math.inf:
+            raise ProtocolError(f"a {kind.name} frame with service time {service_s}")
+        if kind in _WITH_TENSOR:
+            dtype, shape = self._check_tensor(kind, code, axes, dims, slot, size_bytes)
+            frame = Frame(kind, ticket, key, service_s, model, dtype, shape, slot, size_bytes)
+            return frame, size_bytes if slot == NO_SLOT else 0
+        if code or axes or any(dims) or slot != NO_SLOT:
+            raise ProtocolError(f"a {kind.name} frame that announces a tensor")
+        most_bytes = MAX_TEXT_BYTES if kind in _WITH_TEXT else 0
+        if size_bytes > most_bytes:
+            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {most_bytes}")
+        return Frame(kind, ticket, key, service_s, model, None, (), slot, size_bytes), size_bytes
+
+    def _check_tensor(
+        self, kind: Kind, code: int, axes: int, dims: list[int], slot: int, size_bytes: int
+    ) -> "tuple[np.dtype[Any], tuple[int, ...]]":
+        dtype = _DTYPE_BY_CODE[code] if code < len(_DTYPE_BY_CODE) else None
+        if dtype is None:
+            raise ProtocolError(f"a {kind.name} frame with unknown dtype code {code}")
+        if not 1 <= axes <= MAX_AXES or any(dims[axes:]) or 0 in dims[:axes]:
+            raise ProtocolError(f"a {kind.name} frame with {axes} axes and dimensions {dims}")
+        shape = tuple(dims[:axes])
+        expected = math.prod(shape) * dtype.itemsize
+        if size_bytes != expected:
+            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; its shape {shape} needs {expected}")
+        if size_bytes > self._max_payload_bytes:
+            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {self._max_payload_bytes}")
+        if slot != NO_SLOT and kind is not Kind.TASK:
+            raise ProtocolError(f"a {kind.name} frame in shared memory; only tasks may be")
+        return dtype, shape
+
+
+def encode(kind: Kind, ticket: int = 0, payload: bytes = b"") -> bytes:
+    """A frame without a tensor."""
+    return _header(kind, ticket, size_bytes=len(payload)) + payload
+
+
+def encode_object(kind: Kind, value: dict[str, Any]) -> bytes:
+    """A frame whose payload is a JSON object."""
+    return encode(kind, payload=json.dumps(value, separators=(",", ":")).encode())
+
+
+def encode_tensor(
+    kind: Kind, ticket: int, tensor: Array, *, key: int = 0, model: int = 0, service_s: float = 0.0, slot: int = NO_SLOT
+) -> "list[bytes | memoryview]":
+    """A frame with a tensor, in one piece or two; with a slot, the header alone.
+
+    The second piece is the tensor's own memory where that is contiguous: leave it unchanged until it is sent.
+
+    Raises:
+        BackendError: the tensor cannot travel: unknown dtype, empty, no axis or more than six.
+    """
+    text = tensor.dtype.str
+    if text.startswith(">"):
+        tensor = tensor.astype(tensor.dtype.newbyteorder("<"))
+        text = tensor.dtype.str
+    code = _CODE_BY_TEXT.get(text)
+    if code is None:
+        known = ", ".join(str(dtype) for dtype in _DTYPE_BY_CODE[1:])
+        raise BackendError(f"a tensor of dtype {tensor.dtype} cannot be sent; use one of {known}")
+    if not 1 <= tensor.ndim <= MAX_AXES or not tensor.size or max(tensor.shape) > 0xFFFFFFFF:
+        raise BackendError(f"a tensor of shape {tensor.shape} cannot be sent; use 1 to {MAX_AXES} axes, none empty")
+    header = _header(kind, ticket, key, service_s, model, code, tensor.shape, slot, tensor.nbytes)
+    if slot != NO_SLOT:
+        return [header]
+    if tensor.nbytes < _JOIN_BELOW_BYTES:
+        return [header + tensor.tobytes()]
+    return [header, np.ascontiguousarray(tensor).data.cast("B")]
+
+
+def _header(
+    kind: Kind,
+    ticket: int,
+    key: int = 0,
+    service_s: float = 0.0,
+    model: int = 0,
+    code: int = 0,
+    shape: tuple[int, ...] = (),
+    slot: int = NO_SLOT,
+    size_bytes: int = 0,
+) -> bytes:
+    dims = (*shape, *(0,) * (MAX_AXES - len(shape)))
+    return _HEADER.pack(
+        _MAGIC, VERSION, kind, ticket, key & _KEY_MASK, service_s, model, code, len(shape), slot, size_bytes, *dims
+    )

@@ -1,0 +1,95 @@
+"""The worker process: serves models over framed connections until it is told to stop.
+
+Run as `python -m evenkeel.backends.worker --listen unix:/tmp/w.sock --model card.json`; `evenkeel worker` calls the
+same `run_worker`. There is no authentication: a Unix socket is open to its own user only, a TCP address to whoever can
+reach it, so bind one beyond the loopback only in a network you trust.
+"""
+
+import asyncio
+import ctypes
+import gc
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from evenkeel.backends.model import Model, load_model
+from evenkeel.backends.worker_config import WorkerConfig, config_from
+from evenkeel.backends.worker_server import serve
+from evenkeel.delays import Delay, parse_delay
+from evenkeel.errors import ConfigurationError, EvenkeelError
+
+__all__ = ["main", "run_worker"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_worker(config: WorkerConfig) -> int:
+    """Load the models and serve them until SIGTERM or SIGINT; returns the exit code.
+
+    Codes: 0 told to stop, 2 the configuration or a model is wrong (one line on stderr says what).
+    """
+    try:
+        _end_with_parent(config.parent_pid)
+        models = [load_model(spec, config.threads) for spec in config.models]
+        names = [model.name for model in models]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"two models of one worker have the same name: {', '.join(names)}")
+        delay = parse_delay(config.delay) if config.delay else None
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve_until_signal(models, delay, config))
+    except EvenkeelError as error:
+        print(f"evenkeel worker: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
+
+
+async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, config: WorkerConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # What is alive now lives as long as the process: keep the collector from walking it, at the worst moment, for ever.
+    gc.collect()
+    gc.freeze()
+    await serve(
+        models,
+        config.listen,
+        delay=delay,
+        delay_cost=config.delay_cost,
+        delay_epoch_s=config.delay_epoch_s,
+        worker_number=config.worker_number,
+        most_queued=config.most_queued,
+        drain_s=config.drain_s,
+        stop=stop,
+        on_listening=_announce,
+    )
+
+
+def _announce(address: str) -> None:
+    if not address.startswith("fd:"):
+        print(f"evenkeel worker: listening on {address}", flush=True)
+
+
+def _end_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, even if it is frozen then."""
+    if parent_pid:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent_pid:  # it ended before we asked
+            raise SystemExit(1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The worker's own command line."""
+    try:
+        config = config_from(sys.argv[1:] if arguments is None else arguments, "python -m evenkeel.backends.worker")
+    except ConfigurationError as error:
+        print(f"evenkeel worker: {error}", file=sys.stderr)
+        return 2
+    return run_worker(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

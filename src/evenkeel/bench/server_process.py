@@ -1,0 +1,122 @@
+"""A gateway in a process of its own, as a benchmark needs it: started, watched, asked for its counters, stopped."""
+
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from evenkeel.errors import EvenkeelError
+
+__all__ = ["Counters", "ServerProcess", "read_counters"]
+
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 20.0
+
+
+class Counters(dict[str, float]):
+    """Counters of a gateway: name, with its label value in brackets where it has one."""
+
+    def since(self, before: "Counters") -> "Counters":
+        """What was counted between two readings."""
+        return Counters({name: value - before.get(name, 0.0) for name, value in self.items()})
+
+    def total(self, prefix: str) -> float:
+        """Sum over the label values of one counter."""
+        return sum(value for name, value in self.items() if name.startswith(f"{prefix}["))
+
+
+async def read_counters(url: str) -> Counters:
+    """The counters that `url`/metrics tells; empty when the server has none of ours."""
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        if response.status != 200:
+            return Counters()
+        text = await response.text()
+    counters = Counters()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("evenkeel_"):
+                label = next(iter(sample.labels.values()), None)
+                name = sample.name.removeprefix("evenkeel_").removesuffix("_total")
+                counters[name if label is None else f"{name}[{label}]"] = sample.value
+    return counters
+
+
+class ServerProcess:
+    """`evenkeel serve` with a configuration, as an asynchronous context.
+
+    Attributes:
+        url: where it listens.
+        pid: of the gateway.
+
+    Args:
+        config: as the YAML file has it.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = {"host": "127.0.0.1", "port": 0, **config}
+        self._process: asyncio.subprocess.Process | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="evenkeel-bench-")
+        self.url = ""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the gateway."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def __aenter__(self) -> "ServerProcess":
+        path = Path(self._folder.name, "config.yaml")
+        path.write_text(yaml.safe_dump(dict(self._config)), encoding="utf-8")
+        log = Path(self._folder.name, "log")
+        with log.open("wb") as stderr:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "evenkeel", "serve", str(path), "--end-with-parent"),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=stderr,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            )
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                self.url = await self._read_url()
+        except (TimeoutError, EvenkeelError):
+            await self._stop()
+            tail = log.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
+            self._folder.cleanup()
+            raise EvenkeelError(f"the gateway did not start: {tail or 'no message'}") from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+        self._folder.cleanup()
+
+    async def _read_url(self) -> str:
+        assert self._process is not None and self._process.stdout is not None
+        async for line in self._process.stdout:
+            # The one line that `evenkeel serve` prints once it answers.
+            if b"http://" in line:
+                return line.decode().split("http://", 1)[1].split()[0].rstrip("/").join(("http://", ""))
+        raise EvenkeelError("it ended")
+
+    async def _stop(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()

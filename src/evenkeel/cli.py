@@ -1,0 +1,192 @@
+"""The command line: one thin function per command.
+
+Exit codes: 0 done, 1 the work failed, 2 the command line or a configuration is wrong.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from evenkeel import __version__
+from evenkeel.errors import ConfigurationError, EvenkeelError
+
+__all__ = ["main"]
+
+
+class _Commands(click.Group):
+    """Turns our own errors into one line and an exit code, for every command."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigurationError as error:
+            _stop(error, 2)
+        except EvenkeelError as error:
+            _stop(error, 1)
+
+
+def _stop(error: Exception, code: int) -> NoReturn:
+    click.echo(f"evenkeel: {error}", err=True)
+    sys.exit(code)
+
+
+def _example(*lines: str) -> str:
+    """An epilog that click leaves as it is."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="evenkeel")
+def main() -> None:
+    """Answers on time although a machine is slow."""
+
+
+def _node_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--replicas", type=click.IntRange(1), help="Workers with the classifier, started here."),
+        click.option("--backups", type=click.IntRange(0), help="Workers with the Collage-CNNs, started here."),
+        click.option("--policy", help="none, replicate, replicate-all, hedge, collage or collage+hedge."),
+        click.option("--fill-after", metavar="WHEN", help="When a fill may answer: p95 (live quantile) or 25ms."),
+        click.option("--hedge-after", metavar="WHEN", help="When another replica is asked: p95 or 25ms."),
+        click.option("--min-confidence", type=float, help="Fills below it are not used (0..1)."),
+        click.option("--max-extra-load", type=float, help="Hedges as a share of all items."),
+        click.option("--group-wait", metavar="TIME", help="Pause of an idle backup before it takes what waits."),
+        click.option("--deadline", metavar="TIME", help="Total time for an item; then 504."),
+        click.option("--delay", metavar="LAW", help="Injected into the workers, for experiments: two-mode:scale=0.3"),
+    ):
+        function = option(function)
+    return function
+
+
+_POLICY_FLAGS = ("fill_after", "hedge_after", "min_confidence", "max_extra_load", "group_wait", "deadline")
+
+
+@main.command(
+    epilog=_example(
+        "evenkeel serve                                  # the embedded CIFAR-10 pair on 127.0.0.1:8000",
+        "evenkeel serve --replicas 9 --backups 1 --policy collage+hedge",
+        "evenkeel serve gateway.yaml --port 9000         # flags win over the file",
+        "curl -s localhost:8000/v2/models/cifar10-base",
+    )
+)
+@click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", help="Model card (.json) of the classifier, or the name of a shipped one.")
+@click.option("--host", help="Address to listen on; loopback unless told otherwise.")
+@click.option("--port", type=click.IntRange(0, 65535), help="0 takes a free one.")
+@_node_options
+@click.option("--end-with-parent", is_flag=True, hidden=True)
+def serve(config: Path | None, end_with_parent: bool, **flags: Any) -> None:
+    """Serve a classifier behind the gateway, over the Open Inference Protocol.
+
+    CONFIG is a YAML file; docs/how-to/serve.md lists its fields. Without one, flags and defaults alone.
+    """
+    from evenkeel.serving.config import load_raw, read_config
+
+    if end_with_parent:
+        from evenkeel.backends.worker import end_with_parent as bind
+
+        bind()
+    raw, folder = ({}, Path()) if config is None else (load_raw(config), config.parent)
+    try:
+        settings = read_config(_with_flags(raw, flags), folder)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{config}: {error}" if config else str(error)) from None
+    _run_server(settings)
+
+
+def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
+    """The mapping of a configuration file with command-line flags laid over it."""
+    if not isinstance(raw, dict):
+        return raw  # refused by name when it is read
+    given = {name: value for name, value in flags.items() if value is not None}
+    policy = raw.get("policy", {})
+    policy = {"name": policy} if isinstance(policy, str) else policy
+    for name in _POLICY_FLAGS:
+        if name in given and isinstance(policy, dict):
+            policy = {**policy, name: given.pop(name)}
+    if "policy" in given:
+        policy = {**(policy if isinstance(policy, dict) else {}), "name": given.pop("policy")}
+    merged = {**raw, **given}
+    if policy:
+        merged["policy"] = policy
+    return merged
+
+
+def _run_server(settings: Any) -> None:
+    import logging
+
+    import uvloop
+
+    from evenkeel.serving.service import serve as run
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    def started(url: str) -> None:
+        nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
+        click.echo(f"evenkeel: {settings.name or settings.card().name} on {url} ({nodes}, {settings.policy.name})")
+
+    uvloop.run(run(settings, started))
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+    epilog=_example("evenkeel worker --model card.json --listen tcp://127.0.0.1:7000"),
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def worker(arguments: tuple[str, ...]) -> None:
+    """Run one worker that a gateway reaches by address."""
+    from evenkeel.backends.worker import main as run
+
+    sys.exit(run(list(arguments)))
+
+
+@main.group()
+def bench() -> None:
+    """Measure."""
+
+
+@bench.command(
+    "serving",
+    epilog=_example(
+        "evenkeel bench serving --policy none --policy collage+hedge --requests 2000 --json out.json",
+        "evenkeel bench serving --policy none@10 --policy hedge@10 --policy collage+hedge --simulated",
+        "evenkeel bench serving --url http://127.0.0.1:8000 --rate 50 --requests 500",
+    ),
+)
+@click.option("--policy", "policies", multiple=True, help="May be repeated; none@10: ten replicas, no backup.")
+@click.option("--delay", default="two-mode:scale=0.3", show_default=True, metavar="LAW", help="Law of task times.")
+@click.option("--load", "loads", type=float, multiple=True, help="Share of the replicas' time; may be repeated.")
+@click.option("--rate", "rate_per_s", type=float, help="Requests a second, instead of a load.")
+@click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--replicas", type=click.IntRange(1), default=9, show_default=True)
+@click.option("--backups", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Requests that arrive at once.")
+@click.option("--fault", "faults", multiple=True, metavar="FAULT", help="E.g. freeze:replica=3,at=5s,for=2s")
+@click.option("--url", help="Measure a server that already runs.")
+@click.option("--simulated", is_flag=True, help="On a virtual clock, with fake workers.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="Keep every request there.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report there.")
+def bench_serving(**arguments: Any) -> None:
+    """Compare policies under the same arrivals and the same delays."""
+    from evenkeel.bench.command import run_bench
+
+    run_bench(arguments)
+
+
+@main.command(epilog=_example("evenkeel demo", "evenkeel demo --report report.html --json rows.json"))
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Where the HTML report goes.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--seconds", type=click.FloatRange(2), default=11, show_default=True, help="Of traffic for each policy.")
+@click.option("--load", type=float, default=0.4, show_default=True, help="Share of the replicas' time.")
+@click.option("--seed", type=int, default=1, show_default=True)
+def demo(**arguments: Any) -> None:
+    """Nine replicas, one backup, real images: five policies compared in a minute and a half."""
+    from evenkeel.bench.command import run_demo
+
+    run_demo(**arguments)

@@ -1,0 +1,34 @@
+"""Elastic: which of several codes fits what waits."""
+
+from collections.abc import Iterable
+
+from evenkeel.coding.code import Code
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["Elastic"]
+
+
+class Elastic:
+    """Codes in the order of how many items they hold, e.g. 1x1, 2x2 and 3x3.
+
+    Smaller grids give better answers, so the smallest that holds everything is right.
+
+    Attributes:
+        codes: the codes, smallest first.
+        most_items: how many items the largest holds.
+    """
+
+    def __init__(self, codes: Iterable[Code]) -> None:
+        self.codes = tuple(sorted(codes, key=lambda code: code.most_items))
+        if not self.codes:
+            raise ConfigurationError("an elastic backup needs at least one code")
+        for smaller, larger in zip(self.codes, self.codes[1:], strict=False):
+            if smaller.most_items == larger.most_items:
+                raise ConfigurationError(
+                    f"codes {smaller.name!r} and {larger.name!r} both hold {larger.most_items} items; give one of them"
+                )
+        self.most_items = self.codes[-1].most_items
+
+    def choose(self, waiting: int) -> Code:
+        """The smallest code that holds `waiting` items, else the largest."""
+        return next((code for code in self.codes if code.most_items >= waiting), self.codes[-1])

@@ -1,0 +1,501 @@
+"""How late things are: laws of task times, the same for every policy that is compared.
+
+A law says how many seconds a task takes in all. Draws are counter-based: a hash of (seed, key), never a generator with
+a state. So the same piece of work takes the same time under every policy, whatever the order of the calls (common
+random numbers), and two policies differ only by what they do about it.
+
+The key names one *attempt*: a hedge is a new attempt and must get a key of its own (`attempt_key`), or it would be
+exactly as late as the attempt that it hedges. The worker and the time matter only to laws that depend on them by
+nature (a slow worker, a slow spell).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.spec import read_count, read_duration_s, read_number, split_spec, unknown
+
+__all__ = [
+    "Constant",
+    "Delay",
+    "FleetSlowdown",
+    "MarkovBursts",
+    "Pareto",
+    "PersistentSlow",
+    "Scaled",
+    "ShiftedExponential",
+    "Trace",
+    "TwoMode",
+    "attempt_key",
+    "parse_delay",
+]
+
+_MASK = 2**64 - 1
+_SPELLS = 0x5E11  # streams of one seed that must not repeat each other
+_ATTEMPTS = 0xA77E
+_LONGEST_S = 3600.0  # more in a trace means that it is not in seconds
+_CYCLES = 1000  # of slow and fast spells that MarkovBursts chains before it begins afresh
+_STANDARD = NormalDist()
+
+
+class Delay(ABC):
+    """A law of task times; see the module's text."""
+
+    @abstractmethod
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """Seconds that a task takes in all.
+
+        Args:
+            key: names the attempt at a piece of work.
+            worker: number of the worker that does it.
+            now_s: when it begins, in seconds since the experiment did.
+        """
+
+    @property
+    @abstractmethod
+    def mean_s(self) -> float:
+        """Mean seconds of a task on a worker that nothing singles out; turns a load into a rate."""
+
+    def describe(self) -> str:
+        """The text from which `parse_delay` makes this law."""
+        return _describe(self)
+
+
+@dataclass(frozen=True)
+class Constant(Delay):
+    """Every task takes the same time; 0 adds no delay at all."""
+
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.seconds >= 0, "constant", "seconds", "must not be negative", self.seconds)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """Always `seconds`."""
+        return self.seconds
+
+    @property
+    def mean_s(self) -> float:
+        """The same."""
+        return self.seconds
+
+
+@dataclass(frozen=True)
+class TwoMode(Delay):
+    """Mostly quick (lognormal), sometimes several times slower (normal, cut off below zero).
+
+    The defaults are fitted to latencies that the authors of Collage Inference measured on a public cloud: body .138 s,
+    slow mode 5.1 times that.
+    """
+
+    scale: float = 1.0  # multiplies every draw; below 1 for short experiments
+    slow_share: float = 0.021
+    mu: float = -1.977  # of the body: mean and standard deviation of the logarithm of its seconds
+    sigma: float = 0.222
+    slow_mean_s: float = 0.701
+    slow_sd_s: float = 0.054
+    seed: int = 0
+    _slow_below: int = field(init=False, repr=False, compare=False)
+    _slow_cut: float = field(
+        init=False, repr=False, compare=False
+    )  # share of the slow mode's normal that is below zero
+
+    def __post_init__(self) -> None:
+        _require(self.scale > 0, "two-mode", "scale", "must be above zero", self.scale)
+        _require(0 <= self.slow_share <= 1, "two-mode", "slow-share", "must be from 0 to 1", self.slow_share)
+        _require(self.sigma >= 0, "two-mode", "sigma", "must not be negative", self.sigma)
+        _require(self.slow_mean_s > 0, "two-mode", "slow-mean", "must be above zero", self.slow_mean_s)
+        _require(self.slow_sd_s >= 0, "two-mode", "slow-sd", "must not be negative", self.slow_sd_s)
+        object.__setattr__(self, "_slow_below", round(self.slow_share * 2**32))
+        cut = _STANDARD.cdf(-self.slow_mean_s / self.slow_sd_s) if self.slow_sd_s else 0.0
+        object.__setattr__(self, "_slow_cut", cut)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """Independent for each key; the worker and the time do not matter."""
+        bits = _hash(self.seed, key)
+        share = ((bits & 0xFFFFFFFF) + 0.5) * 2**-32
+        if bits >> 32 < self._slow_below:
+            share = self._slow_cut + (1.0 - self._slow_cut) * share
+            return self.scale * (self.slow_mean_s + self.slow_sd_s * _STANDARD.inv_cdf(share))
+        return self.scale * math.exp(self.mu + self.sigma * _STANDARD.inv_cdf(share))
+
+    @property
+    def mean_s(self) -> float:
+        """Mean of the mixture."""
+        body = math.exp(self.mu + self.sigma**2 / 2)
+        slow = self.slow_mean_s
+        if self.slow_sd_s:
+            slow += self.slow_sd_s * _STANDARD.pdf(-self.slow_mean_s / self.slow_sd_s) / (1 - self._slow_cut)
+        return self.scale * ((1 - self.slow_share) * body + self.slow_share * slow)
+
+
+@dataclass(frozen=True)
+class PersistentSlow(Delay):
+    """Some workers are slow for the whole run, as one in fifty was in the data behind `TwoMode`."""
+
+    inner: Delay = field(default_factory=lambda: TwoMode(slow_share=0.0))
+    factor: float = 5.1
+    slow_workers: tuple[int, ...] | None = None  # None: every fiftieth, beginning with worker 0
+
+    def __post_init__(self) -> None:
+        _require(self.factor > 0, "persistent", "factor", "must be above zero", self.factor)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """The inner law, `factor` times longer on a slow worker."""
+        slow = worker % 50 == 0 if self.slow_workers is None else worker in self.slow_workers
+        return self.inner.draw(key, worker, now_s) * (self.factor if slow else 1.0)
+
+    @property
+    def mean_s(self) -> float:
+        """Mean of the workers that are not slow: a law cannot know how many workers there are."""
+        return self.inner.mean_s
+
+
+@dataclass(frozen=True)
+class MarkovBursts(Delay):
+    """Each worker has slow spells: a two-state Markov chain in time, apart from all other workers.
+
+    What counts is the state at the moment when a task begins. The chain is made from the seed, the worker and the time
+    alone: it is cut into stretches of a thousand cycles, each begun afresh in its stationary state, so that any moment
+    can be asked for in any order.
+    """
+
+    inner: Delay = field(default_factory=lambda: TwoMode(slow_share=0.0))
+    spell_s: float = 3.0  # mean length of a slow spell
+    duty: float = 0.02  # share of the time that is slow
+    factor: float = 5.1
+    seed: int = 0
+    _turns: dict[int, tuple[int, list[float]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _require(self.spell_s > 0, "markov", "spell", "must be above zero", self.spell_s)
+        _require(0 < self.duty < 1, "markov", "duty", "must be between 0 and 1", self.duty)
+        _require(self.factor > 0, "markov", "factor", "must be above zero", self.factor)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """The inner law, `factor` times longer when the worker is in a slow spell at `now_s`."""
+        return self.inner.draw(key, worker, now_s) * (self.factor if self.is_slow(worker, now_s) else 1.0)
+
+    def is_slow(self, worker: int, now_s: float) -> bool:
+        """True while `worker` is in a slow spell."""
+        stretch_s = _CYCLES * self.spell_s / self.duty
+        stretch, at_s = divmod(now_s, stretch_s)
+        known = self._turns.get(worker)
+        if known is None or known[0] != stretch:
+            known = self._turns[worker] = (int(stretch), [])
+        turns = known[1]
+        stream = _hash(self.seed ^ _SPELLS, (worker << 32) + known[0])
+        begins_slow = _uniform(stream, 0) < self.duty
+        while not turns or turns[-1] <= at_s:
+            slow = (len(turns) % 2 == 0) == begins_slow
+            mean_s = self.spell_s if slow else self.spell_s * (1 - self.duty) / self.duty
+            turns.append((turns[-1] if turns else 0.0) - mean_s * math.log(_uniform(stream, 1 + len(turns))))
+        return (bisect_right(turns, at_s) % 2 == 0) == begins_slow
+
+    @property
+    def mean_s(self) -> float:
+        """Mean over a long time."""
+        return self.inner.mean_s * (1 + self.duty * (self.factor - 1))
+
+
+@dataclass(frozen=True)
+class Pareto(Delay):
+    """Heavy tail: P(more than t) = (scale / t) ** shape. The variance is infinite up to shape 2."""
+
+    shape: float = 1.5
+    scale_s: float = 0.1  # the shortest task
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.shape > 1, "pareto", "shape", "must be above 1 (up to 1 the mean is infinite)", self.shape)
+        _require(self.scale_s > 0, "pareto", "scale", "must be above zero", self.scale_s)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """Independent for each key."""
+        return float(self.scale_s * _uniform(self.seed, key) ** (-1 / self.shape))
+
+    @property
+    def mean_s(self) -> float:
+        """The closed form shape * scale / (shape - 1)."""
+        return self.shape * self.scale_s / (self.shape - 1)
+
+
+@dataclass(frozen=True)
+class ShiftedExponential(Delay):
+    """A fixed time plus an exponential one."""
+
+    shift_s: float = 1.0
+    rate_per_s: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.shift_s >= 0, "shifted-exponential", "shift", "must not be negative", self.shift_s)
+        _require(self.rate_per_s > 0, "shifted-exponential", "rate", "must be above zero", self.rate_per_s)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """Independent for each key."""
+        return self.shift_s - math.log(_uniform(self.seed, key)) / self.rate_per_s
+
+    @property
+    def mean_s(self) -> float:
+        """The closed form shift + 1 / rate."""
+        return self.shift_s + 1 / self.rate_per_s
+
+
+@dataclass(frozen=True)
+class Trace(Delay):
+    """Times from a file: text with one number of seconds a line, `.npy`, or `.npz` with one array.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or holds something else than seconds from 0 to 3600.
+    """
+
+    path: str
+    order: Literal["shuffled", "in-turn"] = (
+        "shuffled"  # in-turn: key n gets the n-th time, from the start again at the end
+    )
+    scale: float = 1.0
+    seed: int = 0
+    _seconds: Sequence[float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _require(self.scale > 0, "trace", "scale", "must be above zero", self.scale)
+        _require(self.order in ("shuffled", "in-turn"), "trace", "order", "must be shuffled or in-turn", self.order)
+        object.__setattr__(self, "_seconds", _read_trace(self.path))
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """A time of the file, chosen by the key."""
+        place = key if self.order == "in-turn" else _hash(self.seed, key)
+        return self.scale * self._seconds[place % len(self._seconds)]
+
+    @property
+    def mean_s(self) -> float:
+        """Mean of the file."""
+        return self.scale * math.fsum(self._seconds) / len(self._seconds)
+
+
+@dataclass(frozen=True)
+class FleetSlowdown(Delay):
+    """Everything is slow for a while: no redundancy can help, and hedging can only make it worse."""
+
+    inner: Delay = field(default_factory=TwoMode)
+    factor: float = 3.0
+    from_s: float = 0.0
+    to_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        _require(self.factor > 0, "fleet", "factor", "must be above zero", self.factor)
+        _require(self.to_s > self.from_s, "fleet", "to", "must be later than from", self.to_s)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """The inner law, `factor` times longer for tasks that begin in the window."""
+        return self.inner.draw(key, worker, now_s) * (self.factor if self.from_s <= now_s < self.to_s else 1.0)
+
+    @property
+    def mean_s(self) -> float:
+        """Mean outside the window."""
+        return self.inner.mean_s
+
+
+@dataclass(frozen=True)
+class Scaled(Delay):
+    """The inner law times a factor: what the same machine needs for a model of another cost."""
+
+    inner: Delay = field(default_factory=TwoMode)
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.factor > 0, "scaled", "factor", "must be above zero", self.factor)
+
+    def draw(self, key: int, worker: int, now_s: float) -> float:
+        """`factor` times the inner draw."""
+        return self.factor * self.inner.draw(key, worker, now_s)
+
+    @property
+    def mean_s(self) -> float:
+        """`factor` times the inner mean."""
+        return self.factor * self.inner.mean_s
+
+
+def attempt_key(key: int, attempt: int) -> int:
+    """The key of a further attempt (1, 2, ...) at the piece of work `key`; attempt 0 is the key itself."""
+    return key if attempt == 0 else _hash(attempt ^ _ATTEMPTS, key)
+
+
+def parse_delay(text: str) -> Delay:
+    """The law that a short text names, e.g. `two-mode:scale=0.3,seed=7`.
+
+    A law on top of another takes the other behind a slash: `persistent:slow=0+3/pareto:shape=1.5`. Without a slash it
+    stands on `two-mode` (on its quick mode alone, where the upper law brings the slowness) and takes its fields too:
+    `markov:spell=3,scale=0.3`. A `seed` written so is the seed of both.
+
+    Raises:
+        ConfigurationError: names the law or field that is wrong, and what is allowed.
+    """
+    upper, slash, lower = text.partition("/")
+    name = upper.partition(":")[0].strip()
+    if slash and name in _WRAPPERS:
+        _, given = split_spec(upper, "delay")
+        return _build(name, given, parse_delay(lower))
+    name, given = split_spec(text, "delay")
+    if name == "none" and not given:
+        return Constant(0.0)
+    if name not in _LAWS:
+        raise unknown("delay", name, ["none", *_LAWS])
+    if name not in _WRAPPERS:
+        return _build(name, given, None)
+    own = {word: value for word, value in given.items() if word in _LAWS[name].fields}
+    rest = {word: value for word, value in given.items() if word not in own or word == "seed"}
+    for word in rest:
+        if word not in _LAWS["two-mode"].fields:
+            raise unknown(f"delay {name!r}: field", word, [*_LAWS[name].fields, *_LAWS["two-mode"].fields])
+    if name in ("persistent", "markov"):
+        rest.setdefault("slow-share", "0")
+    return _build(name, own, _build("two-mode", rest, None))
+
+
+@dataclass(frozen=True)
+class _Field:
+    """How a field is called in the code, and how it is read from text."""
+
+    attribute: str
+    read: Callable[[str, str], Any]
+
+
+@dataclass(frozen=True)
+class _Law:
+    """How a law is written as text."""
+
+    make: Callable[..., Delay]
+    fields: dict[str, _Field]
+
+
+def _read_workers(text: str, where: str) -> tuple[int, ...]:
+    return tuple(read_count(part, where) for part in text.split("+"))
+
+
+def _read_word(text: str, where: str) -> str:
+    return text
+
+
+_FACTOR = {"factor": _Field("factor", read_number)}
+_SCALE = {"scale": _Field("scale", read_number)}
+_SEED = {"seed": _Field("seed", read_count)}
+_LAWS: dict[str, _Law] = {
+    "constant": _Law(Constant, {"seconds": _Field("seconds", read_duration_s)}),
+    "two-mode": _Law(
+        TwoMode,
+        {
+            **_SCALE,
+            "slow-share": _Field("slow_share", read_number),
+            "mu": _Field("mu", read_number),
+            "sigma": _Field("sigma", read_number),
+            "slow-mean": _Field("slow_mean_s", read_duration_s),
+            "slow-sd": _Field("slow_sd_s", read_duration_s),
+            **_SEED,
+        },
+    ),
+    "persistent": _Law(PersistentSlow, {**_FACTOR, "slow": _Field("slow_workers", _read_workers)}),
+    "markov": _Law(
+        MarkovBursts,
+        {"spell": _Field("spell_s", read_duration_s), "duty": _Field("duty", read_number), **_FACTOR, **_SEED},
+    ),
+    "pareto": _Law(
+        Pareto, {"shape": _Field("shape", read_number), "scale": _Field("scale_s", read_duration_s), **_SEED}
+    ),
+    "shifted-exponential": _Law(
+        ShiftedExponential,
+        {"shift": _Field("shift_s", read_duration_s), "rate": _Field("rate_per_s", read_number), **_SEED},
+    ),
+    "trace": _Law(Trace, {"path": _Field("path", _read_word), "order": _Field("order", _read_word), **_SCALE, **_SEED}),
+    "fleet": _Law(
+        FleetSlowdown,
+        {**_FACTOR, "from": _Field("from_s", read_duration_s), "to": _Field("to_s", read_duration_s)},
+    ),
+    "scaled": _Law(Scaled, dict(_FACTOR)),
+}
+_WRAPPERS = ("persistent", "markov", "fleet", "scaled")
+
+
+def _build(name: str, given: dict[str, str], inner: Delay | None) -> Delay:
+    law = _LAWS[name]
+    arguments: dict[str, Any] = {} if inner is None else {"inner": inner}
+    for word, text in given.items():
+        if word not in law.fields:
+            raise unknown(f"delay {name!r}: field", word, list(law.fields))
+        arguments[law.fields[word].attribute] = law.fields[word].read(text, f"delay {name!r}: field {word!r}")
+    if law.make is Trace and "path" not in arguments:
+        raise ConfigurationError("delay 'trace': field 'path' is missing; write trace:path=FILE")
+    return law.make(**arguments)
+
+
+def _describe(delay: Delay) -> str:
+    if delay == Constant(0.0):
+        return "none"
+    name = next(name for name, law in _LAWS.items() if law.make is type(delay))
+    defaults = {spec.name: spec.default for spec in fields(delay)}  # type: ignore[arg-type]
+    parts = []
+    for word, known in _LAWS[name].fields.items():
+        value = getattr(delay, known.attribute)
+        if value != defaults[known.attribute]:
+            text = "+".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+            parts.append(f"{word}={text}")
+    own = name + (":" + ",".join(parts) if parts else "")
+    inner: Delay | None = getattr(delay, "inner", None)
+    if inner is None or parse_delay(own) == delay:
+        return own
+    return f"{own}/{inner.describe()}"
+
+
+def _require(holds: bool, law: str, word: str, rule: str, found: object) -> None:
+    if not holds:
+        raise ConfigurationError(f"delay {law!r}: field {word!r} {rule}, found {found!r}")
+
+
+def _hash(seed: int, key: int) -> int:
+    """64 well-mixed bits of (seed, key): SplitMix64 (Steele, Lea, Flood 2014) asked for its key-th output."""
+    bits = (seed * 0xD1B54A32D192ED03 + (key + 1) * 0x9E3779B97F4A7C15) & _MASK
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
+    return bits ^ (bits >> 31)
+
+
+def _uniform(seed: int, key: int) -> float:
+    """A number strictly between 0 and 1: 52 bits and a half, so that neither end can be rounded to."""
+    return ((_hash(seed, key) >> 12) + 0.5) * 2**-52
+
+
+def _read_trace(path: str) -> Sequence[float]:
+    where = f"delay 'trace': file {path!r}"
+    try:
+        if path.endswith((".npy", ".npz")):
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                with loaded:
+                    if len(loaded.files) != 1:
+                        raise ConfigurationError(
+                            f"{where} must hold one array, found {', '.join(loaded.files) or 'none'}"
+                        )
+                    loaded = loaded[loaded.files[0]]
+            seconds = np.asarray(loaded, dtype=np.float64).ravel()
+        else:
+            lines = Path(path).read_text(encoding="utf-8").split()
+            seconds = np.array(lines, dtype=np.float64)
+    except OSError as error:
+        raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{where} must hold one number of seconds a line: {error}") from error
+    if not seconds.size:
+        raise ConfigurationError(f"{where} is empty")
+    if not (np.isfinite(seconds).all() and seconds.min() >= 0 and seconds.max() <= _LONGEST_S):
+        raise ConfigurationError(f"{where} must hold seconds from 0 to {_LONGEST_S:.0f}; is it in another unit?")
+    return array("d", seconds.tolist())

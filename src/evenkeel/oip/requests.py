@@ -1,0 +1,147 @@
+"""Inference requests on the wire: what a server reads, what a client writes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from evenkeel.errors import RequestError, UnsupportedError
+from evenkeel.oip.tensors import BinarySection, json_fields, pack, read_parameters, read_tensor
+from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOutput, Tensor
+
+__all__ = ["json_part", "parse_request", "write_request"]
+
+_NOT_OFFERED = ("shared_memory_region", "classification")
+
+
+def json_part(body: bytes, header_length: int | None) -> tuple[dict[str, Any], BinarySection | None]:
+    """The JSON object a message begins with, and the binary data behind it (None when there is no such header).
+
+    Raises:
+        RequestError: the header does not fit the body, or its part is not a JSON object.
+    """
+    section = None
+    text: bytes | memoryview = body
+    if header_length is not None:
+        if not 0 <= header_length <= len(body):
+            raise RequestError(
+                f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes"
+            )
+        text = memoryview(body)[:header_length]
+        section = BinarySection(body, header_length)
+    try:
+        message = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        hint = "" if section else "; binary data needs the Inference-Header-Content-Length header"
+        raise RequestError(f"the JSON of the message cannot be read: {error}{hint}") from None
+    if type(message) is not dict:
+        raise RequestError("the message must be a JSON object")
+    return message, section
+
+
+def parse_request(body: bytes, header_length: int | None = None) -> InferRequest:
+    """The request in `body`, checked.
+
+    Args:
+        body: the whole body, decompressed.
+        header_length: value of the Inference-Header-Content-Length header; None when absent; 0 means that the whole
+            body is one raw tensor.
+
+    Raises:
+        RequestError: anything malformed; the message names the tensor and says what is expected.
+        UnsupportedError: a datatype or an extension that is not offered.
+    """
+    if header_length == 0:
+        return InferRequest([], raw=body)
+    message, section = json_part(body, header_length)
+    inputs_given = message.get("inputs")
+    if type(inputs_given) is not list or not inputs_given:
+        raise RequestError("'inputs' must be a list with at least one tensor")
+    inputs = [read_tensor(entry, f"input {number}", section) for number, entry in enumerate(inputs_given)]
+    if section is not None:
+        section.finish()
+    if len(inputs) > 1:
+        _refuse_twins([tensor.name for tensor in inputs], "input")
+    given = message.get("parameters")
+    parameters = read_parameters(given, "request") if given is not None else {}
+    binary_output = parameters.get("binary_data_output", False)
+    if type(binary_output) is not bool:
+        raise RequestError(f"request: parameter 'binary_data_output' must be a bool, found {binary_output!r}")
+    identity = message.get("id")
+    if identity is not None and type(identity) is not str:
+        raise RequestError(f"'id' must be a string, found {identity!r}")
+    outputs_given = message.get("outputs")
+    outputs = None
+    if outputs_given is not None:
+        if type(outputs_given) is not list:
+            raise RequestError("'outputs' must be a list")
+        # An empty list means the same as none at all: clients write it when they want everything.
+        outputs = [_read_output(entry, number) for number, entry in enumerate(outputs_given)] or None
+        if outputs is not None and len(outputs) > 1:
+            _refuse_twins([output.name for output in outputs], "output")
+    return InferRequest(inputs, outputs, identity, parameters, binary_output)
+
+
+def write_request(
+    inputs: Sequence[Tensor],
+    outputs: Sequence[RequestedOutput] = (),
+    *,
+    binary: bool,
+    request_id: str | None = None,
+    parameters: Parameters | None = None,
+) -> tuple[bytes, int | None]:
+    """Body and Inference-Header-Content-Length (None: do not send one) of a request.
+
+    Args:
+        inputs: at least one tensor.
+        outputs: outputs wanted; none means all.
+        binary: send tensor data as binary sections rather than as JSON.
+        request_id: echoed by the server.
+        parameters: of the request.
+
+    Raises:
+        RequestError: `binary` is false and a BYTES element is not text.
+    """
+    sections = [pack(tensor) for tensor in inputs] if binary else []
+    sizes: Sequence[int | None] = [len(section) for section in sections] if binary else [None] * len(inputs)
+    message: dict[str, Any] = {}
+    if request_id is not None:
+        message["id"] = request_id
+    if parameters:
+        message["parameters"] = parameters
+    message["inputs"] = [json_fields(tensor, size) for tensor, size in zip(inputs, sizes, strict=True)]
+    if outputs:
+        message["outputs"] = [_output_fields(output) for output in outputs]
+    text = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not binary:
+        return text, None
+    return b"".join([text, *sections]), len(text)
+
+
+def _read_output(raw: object, number: int) -> RequestedOutput:
+    if type(raw) is not dict:
+        raise RequestError(f"output {number} must be an object with a 'name'")
+    name = raw.get("name")
+    if type(name) is not str or not name:
+        raise RequestError(f"output {number}: 'name' must be a non-empty string")
+    parameters = read_parameters(raw.get("parameters"), f"output {name!r}")
+    for key in _NOT_OFFERED:
+        if parameters.get(key):
+            raise UnsupportedError(f"output {name!r}: parameter {key!r} is not offered")
+    binary: Parameter | None = parameters.get("binary_data")
+    if binary is not None and type(binary) is not bool:
+        raise RequestError(f"output {name!r}: parameter 'binary_data' must be a bool, found {binary!r}")
+    return RequestedOutput(name, binary, parameters)
+
+
+def _output_fields(output: RequestedOutput) -> dict[str, Any]:
+    parameters = dict(output.parameters)
+    if output.binary is not None:
+        parameters["binary_data"] = output.binary
+    return {"name": output.name, "parameters": parameters} if parameters else {"name": output.name}
+
+
+def _refuse_twins(names: list[str], what: str) -> None:
+    if len(set(names)) < len(names):
+        twin = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"{what} {twin!r} is given more than once")

@@ -1,0 +1,255 @@
+"""Tensor data and its two wire forms: JSON `data`, and a section of raw little-endian bytes behind the JSON.
+
+Readers raise RequestError with the tensor's name in the message; they check everything, so that what they return is
+consistent: `data` has exactly `shape` and `datatype`.
+"""
+
+from array import array
+from itertools import chain
+from math import prod
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evenkeel.errors import RequestError
+from evenkeel.oip.types import Parameter, Parameters, Tensor, numpy_dtype
+
+__all__ = ["BinarySection", "json_fields", "pack", "read_parameters", "read_tensor"]
+
+_MOST_DIMENSIONS = 16  # far above any model's need, below numpy's own limit
+_length = Struct("<I")
+_INTEGER_CODES = {"u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "i1": "b", "<i2": "h", "<i4": "i", "<i8": "q"}
+_codes = {np.dtype(name): code for name, code in _INTEGER_CODES.items()}
+_PARAMETER_TYPES = (str, int, float, bool)
+
+
+class BinarySection:
+    """What follows the JSON of a body, taken from the front, tensor by tensor."""
+
+    __slots__ = ("body", "position")
+
+    def __init__(self, body: bytes, position: int) -> None:
+        self.body, self.position = body, position
+
+    def take(self, size: int, name: str) -> int:
+        """Where the next `size` bytes begin in `body`."""
+        start = self.position
+        if size > len(self.body) - start:
+            raise RequestError(
+                f"tensor {name!r}: binary_data_size is {size}, but only {len(self.body) - start} bytes of binary data "
+                f"are left in the body"
+            )
+        self.position = start + size
+        return start
+
+    def finish(self) -> None:
+        """Check that nothing is left over."""
+        left = len(self.body) - self.position
+        if left:
+            raise RequestError(f"{left} bytes of binary data follow the last tensor; expected none")
+
+
+def read_parameters(value: object, where: str) -> Parameters:
+    """The `parameters` object of a request, tensor or response; empty when absent."""
+    if value is None:
+        return {}
+    if type(value) is not dict:
+        raise RequestError(f"{where}: 'parameters' must be an object, found {_kind(value)}")
+    for key, entry in value.items():
+        if type(entry) not in _PARAMETER_TYPES:
+            raise RequestError(f"{where}: parameter {key!r} must be a string, number or bool, found {_kind(entry)}")
+    return value
+
+
+def read_tensor(raw: object, where: str, section: BinarySection | None) -> Tensor:
+    """One entry of `inputs` or `outputs`.
+
+    Args:
+        raw: the parsed JSON entry.
+        where: what to call it in messages until its name is known.
+        section: the binary data behind the JSON; None when the body holds JSON only.
+
+    Raises:
+        RequestError: a field is missing or wrong, or data and shape do not agree.
+        UnsupportedError: a datatype or a form that is not offered.
+    """
+    if type(raw) is not dict:
+        raise RequestError(f"{where} must be an object, found {_kind(raw)}")
+    name = raw.get("name")
+    if type(name) is not str or not name:
+        raise RequestError(f"{where}: 'name' must be a non-empty string, found {_kind(name)}")
+    datatype = raw.get("datatype")
+    if type(datatype) is not str:
+        raise RequestError(f"tensor {name!r}: 'datatype' must be a string, found {_kind(datatype)}")
+    shape, count = _read_shape(raw.get("shape"), name)
+    given = raw.get("parameters")
+    parameters = read_parameters(given, f"tensor {name!r}") if given is not None else {}
+    size = parameters.get("binary_data_size")
+    data: NDArray[Any] | list[bytes]
+    if size is None:
+        if "data" not in raw:
+            raise RequestError(f"tensor {name!r}: expected 'data', or 'binary_data_size' among its parameters")
+        data = _read_json(raw["data"], datatype, shape, count, name)
+    else:
+        if "data" in raw:
+            raise RequestError(f"tensor {name!r}: has both 'data' and 'binary_data_size'; expected one of them")
+        data = _read_binary(size, datatype, shape, count, name, section)
+    return Tensor(name, datatype, shape, data, parameters)
+
+
+def pack(tensor: Tensor) -> bytes:
+    """The binary form of a tensor's data."""
+    data = tensor.data
+    if isinstance(data, list):
+        return b"".join([part for element in data for part in (_length.pack(len(element)), element)])
+    return data.astype(numpy_dtype(tensor.datatype), copy=False).tobytes()
+
+
+def json_fields(tensor: Tensor, binary_size: int | None) -> dict[str, Any]:
+    """The JSON entry of a tensor: with `data`, or with `binary_data_size` when its data travels as binary.
+
+    Raises:
+        RequestError: a BYTES element that is not UTF-8, which JSON cannot hold.
+    """
+    entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+    if binary_size is not None:
+        entry["parameters"] = {**tensor.parameters, "binary_data_size": binary_size}
+        return entry
+    if tensor.parameters:
+        entry["parameters"] = tensor.parameters
+    data = tensor.data
+    if isinstance(data, list):
+        try:
+            entry["data"] = [element.decode() for element in data]
+        except UnicodeDecodeError:
+            raise RequestError(f"tensor {tensor.name!r} holds bytes that are not text; ask for binary data") from None
+    else:
+        flat = data.reshape(-1).astype(numpy_dtype(tensor.datatype), copy=False)
+        entry["data"] = flat if flat.flags.c_contiguous and flat.flags.aligned else flat.copy()
+    return entry
+
+
+def _read_shape(value: object, name: str) -> tuple[tuple[int, ...], int]:
+    if type(value) is not list:
+        raise RequestError(f"tensor {name!r}: 'shape' must be a list of integers, found {_kind(value)}")
+    if len(value) > _MOST_DIMENSIONS:
+        raise RequestError(f"tensor {name!r}: shape has {len(value)} dimensions; at most {_MOST_DIMENSIONS} are taken")
+    for size in value:
+        if type(size) is not int or size < 0:
+            raise RequestError(f"tensor {name!r}: 'shape' must hold integers >= 0, found {size!r}")
+    return tuple(value), prod(value)
+
+
+def _read_binary(
+    size: Parameter, datatype: str, shape: tuple[int, ...], count: int, name: str, section: BinarySection | None
+) -> NDArray[Any] | list[bytes]:
+    if type(size) is not int or size < 0:
+        raise RequestError(f"tensor {name!r}: 'binary_data_size' must be an integer >= 0, found {size!r}")
+    if section is None:
+        raise RequestError(
+            f"tensor {name!r}: has 'binary_data_size', but the message has no Inference-Header-Content-Length header; "
+            f"set it to the length of the JSON"
+        )
+    if datatype == "BYTES":
+        start = section.take(size, name)
+        return _read_elements(section.body, start, start + size, count, name)
+    dtype = numpy_dtype(datatype)
+    expected = count * dtype.itemsize
+    if size != expected:
+        raise RequestError(
+            f"tensor {name!r}: shape {list(shape)} of {datatype} takes {expected} bytes, but binary_data_size is {size}"
+        )
+    start = section.take(size, name)
+    data = np.frombuffer(section.body, dtype, count, start) if count else np.empty(0, dtype)
+    if datatype == "BOOL" and count and data.view(np.uint8).max() > 1:
+        raise RequestError(f"tensor {name!r}: a BOOL is one byte, 0 or 1; found another value")
+    return data.reshape(shape)
+
+
+def _read_elements(body: bytes, position: int, end: int, count: int, name: str) -> list[bytes]:
+    elements: list[bytes] = []
+    while position < end:
+        begin = position + 4
+        if begin > end:
+            raise RequestError(f"tensor {name!r}: the length of element {len(elements)} is cut off")
+        position = begin + _length.unpack_from(body, begin - 4)[0]
+        if position > end:
+            raise RequestError(
+                f"tensor {name!r}: element {len(elements)} says {position - begin} bytes, but {end - begin} are left"
+            )
+        elements.append(body[begin:position])
+    if len(elements) != count:
+        raise RequestError(f"tensor {name!r}: shape says {count} elements, but the binary data holds {len(elements)}")
+    return elements
+
+
+def _read_json(
+    data: object, datatype: str, shape: tuple[int, ...], count: int, name: str
+) -> NDArray[Any] | list[bytes]:
+    flat = _flatten(data, shape, count, name)
+    kinds = set(map(type, flat))
+    if datatype == "BYTES":
+        if kinds - {str}:
+            raise RequestError(f"tensor {name!r}: BYTES elements must be strings, found {_names(kinds - {str})}")
+        return [element.encode() for element in flat]
+    dtype = numpy_dtype(datatype)
+    allowed: set[type] = {bool} if dtype.kind == "b" else {int} if dtype.kind in "iu" else {int, float}
+    if kinds - allowed:
+        raise RequestError(
+            f"tensor {name!r}: {datatype} elements must be {_names(allowed)}, found {_names(kinds - allowed)}"
+        )
+    try:
+        if dtype in _codes:
+            values: NDArray[Any] = np.frombuffer(array(_codes[dtype], flat), dtype) if flat else np.empty(0, dtype)
+        else:
+            with np.errstate(over="ignore"):
+                values = np.array(flat, dtype)
+    except OverflowError:
+        raise RequestError(f"tensor {name!r}: a value does not fit into {datatype}") from None
+    if dtype.kind == "f" and not np.isfinite(values).all():
+        raise RequestError(f"tensor {name!r}: a value does not fit into {datatype}")
+    return values.reshape(shape)
+
+
+def _flatten(data: object, shape: tuple[int, ...], count: int, name: str) -> list[Any]:
+    """Row-major elements of `data`, which is flat already or nested exactly as `shape` says."""
+    if type(data) is not list:
+        if not shape and type(data) is not dict:
+            return [data]  # a scalar, written without brackets
+        raise RequestError(f"tensor {name!r}: 'data' must be a list, found {_kind(data)}")
+    flat: list[Any] = data
+    if len(shape) > 1 and flat and type(flat[0]) is list:
+        if len(flat) != shape[0]:
+            raise _does_not_fit(name, shape)
+        for size in shape[1:]:
+            if set(map(type, flat)) - {list} or set(map(len, flat)) - {size}:
+                raise _does_not_fit(name, shape)
+            flat = list(chain.from_iterable(flat))
+    if len(flat) != count and not (count == 0 and not any(flat)):
+        raise RequestError(f"tensor {name!r}: shape {list(shape)} has {count} elements, but 'data' holds {len(flat)}")
+    return flat if count else []
+
+
+def _does_not_fit(name: str, shape: tuple[int, ...]) -> RequestError:
+    return RequestError(f"tensor {name!r}: 'data' must be flat, or nested as shape {list(shape)} says")
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def _names(kinds: set[type]) -> str:
+    return " or ".join(sorted({_JSON_NAMES.get(kind, kind.__name__) for kind in kinds}))
+
+
+_JSON_NAMES: dict[type, str] = {
+    type(None): "null",
+    bool: "a bool",
+    dict: "an object",
+    float: "a number",
+    int: "an integer",
+    list: "a list",
+    str: "a string",
+}

@@ -1,0 +1,130 @@
+"""What the protocol speaks of: tensors, requests, responses, datatypes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evenkeel.errors import RequestError, UnsupportedError
+
+__all__ = [
+    "HEADER_LENGTH",
+    "InferRequest",
+    "InferResponse",
+    "Parameter",
+    "Parameters",
+    "RequestedOutput",
+    "Tensor",
+    "numpy_dtype",
+    "oip_datatype",
+]
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+Parameter = str | int | float | bool
+Parameters = dict[str, Parameter]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("?"),
+    "UINT8": np.dtype("u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def numpy_dtype(datatype: str) -> np.dtype[Any]:
+    """The little-endian numpy dtype of a numeric OIP datatype.
+
+    Raises:
+        UnsupportedError: BF16, which numpy does not have.
+        RequestError: BYTES, which has no fixed size, or no datatype of the protocol.
+    """
+    try:
+        return _DTYPES[datatype]
+    except KeyError:
+        if datatype == "BF16":
+            raise UnsupportedError("datatype BF16 is not offered; send FP32 or FP16") from None
+        raise RequestError(f"unknown datatype {datatype!r}; expected one of {', '.join(_DTYPES)}, BYTES") from None
+
+
+def oip_datatype(dtype: np.dtype[Any]) -> str:
+    """The OIP name of a numeric numpy dtype.
+
+    Raises:
+        UnsupportedError: the protocol has no such datatype.
+    """
+    try:
+        return _NAMES[dtype.newbyteorder("<")]
+    except KeyError:
+        raise UnsupportedError(f"numpy dtype {dtype} has no datatype in the Open Inference Protocol") from None
+
+
+@dataclass(slots=True)
+class Tensor:
+    """One named tensor.
+
+    Attributes:
+        name: as the model calls it.
+        datatype: OIP name, e.g. UINT8 or BYTES.
+        shape: row-major.
+        data: of that shape for numeric datatypes (parsed from a binary section it is a read-only view of the body, and
+            perhaps unaligned); for BYTES a flat list, row-major.
+        parameters: what the sender said about it.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: NDArray[Any] | list[bytes]
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class RequestedOutput:
+    """An output that the request names. `binary` is None where the request leaves the form to its own default."""
+
+    name: str
+    binary: bool | None = None
+    parameters: Parameters = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class InferRequest:
+    """One inference request.
+
+    Attributes:
+        inputs: at least one tensor, or none when `raw` is set.
+        outputs: the outputs wanted, or None for all of them.
+        id: echoed in the response when given.
+        parameters: of the request; `binary_data_output` is in `binary_output`.
+        binary_output: outputs travel as binary unless they say otherwise themselves.
+        raw: the whole body as one unnamed tensor of batch 1 (`Inference-Header-Content-Length: 0`).
+    """
+
+    inputs: list[Tensor]
+    outputs: list[RequestedOutput] | None = None
+    id: str | None = None
+    parameters: Parameters = field(default_factory=dict)
+    binary_output: bool = False
+    raw: bytes | None = None
+
+
+@dataclass(slots=True)
+class InferResponse:
+    """One inference response."""
+
+    model_name: str
+    outputs: list[Tensor]
+    model_version: str | None = None
+    id: str | None = None
+    parameters: Parameters = field(default_factory=dict)

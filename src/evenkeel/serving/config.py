@@ -1,0 +1,311 @@
+"""What `evenkeel serve` is told: a YAML file, flags, or both, checked before anything starts.
+
+Each message names the field, as `replicas.count` or `health.pause`. A field that nobody knows is refused rather than
+ignored, since a misspelt deadline that is silently the default is found out too late.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evenkeel import models
+from evenkeel.backends.address import parse_address
+from evenkeel.cards import ModelCard, load_card
+from evenkeel.delays import parse_delay
+from evenkeel.errors import ConfigurationError
+from evenkeel.serving.health import HealthSettings
+from evenkeel.serving.policy import Policy, parse_trigger, preset
+from evenkeel.spec import read_duration_s
+
+__all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
+
+_CODES = ("replicate", "collage", "parity", "concat-parity", "cheap", "berrut")
+
+
+@dataclass(frozen=True)
+class NodesConfig:
+    """Workers of one kind: some started here, some reached by address, some remote inference servers."""
+
+    count: int = 0  # started and supervised by the gateway
+    addresses: tuple[str, ...] = ()  # unix:/path or tcp://host:port of `evenkeel worker`
+    urls: tuple[str, ...] = ()  # http://host:port of an Open Inference Protocol server
+
+    @property
+    def total(self) -> int:
+        """How many nodes there are."""
+        return self.count + len(self.addresses) + len(self.urls)
+
+
+@dataclass(frozen=True)
+class CodeConfig:
+    """One code that backups can run, and the model that it needs."""
+
+    kind: str
+    model: Path | None = None  # card; None: the replicas' own model
+    items: int = 1  # group size, for codes whose card does not say
+    spares: int = 1  # berrut only
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Everything that `evenkeel serve` needs to know."""
+
+    model: Path = models.card_path("cifar10-base")
+    name: str = ""  # as clients call it; the card's name by default
+    codes: tuple[CodeConfig, ...] = (
+        CodeConfig("replicate"),
+        CodeConfig("collage", models.card_path("cifar10-collage-2x2")),
+        CodeConfig("collage", models.card_path("cifar10-collage-3x3")),
+    )
+    replicas: NodesConfig = NodesConfig(count=2)
+    backups: NodesConfig = NodesConfig(count=1)
+    remote_model: str = ""  # what remote servers call the model; `name` by default
+    policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
+    health: HealthSettings = HealthSettings()
+    host: str = "127.0.0.1"  # loopback unless told otherwise
+    port: int = 8000
+    threads: int = 1  # of one pass in the workers started here
+    max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
+    max_body_bytes: int = 64 << 20
+    drain_s: float = 30.0
+    delay: str = ""  # injected into the workers started here, for experiments
+    run: str = ""  # python:module:factory, which replaces the card's ONNX file in the workers started here
+
+    def card(self) -> ModelCard:
+        """The served model's card."""
+        return load_card(self.model)
+
+
+def load_raw(path: Path) -> Any:
+    """What the YAML file at `path` says, unchecked.
+
+    Raises:
+        ConfigurationError: not readable, or not YAML.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    return {} if raw is None else raw
+
+
+def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
+    """The configuration that a mapping (of YAML, or of flags) says.
+
+    Args:
+        raw: the mapping.
+        folder: paths in it are relative to this folder.
+
+    Raises:
+        ConfigurationError: names the field.
+    """
+    fields = _Fields(raw, "")
+    config = ServeConfig()
+    changes: dict[str, Any] = {}
+    if "model" in fields:
+        changes["model"] = _card_path(fields.text("model"), folder, "model")
+        # The shipped collages fit the shipped classifier only.
+        changes["codes"] = (CodeConfig("replicate"),)
+    for name in ("name", "remote_model", "host", "run"):
+        if name in fields:
+            changes[name] = fields.text(name)
+    for name, low, high in (("port", 0, 65535), ("threads", 1, 1024), ("max_outstanding", 1, 1 << 20)):
+        if name in fields:
+            changes[name] = fields.whole(name, low, high)
+    if "max_body" in fields:
+        changes["max_body_bytes"] = fields.size("max_body")
+    if "drain" in fields:
+        changes["drain_s"] = fields.seconds("drain")
+    if "delay" in fields:
+        changes["delay"] = fields.text("delay")
+        parse_delay(changes["delay"] or "none")
+    for name in ("replicas", "backups"):
+        if name in fields:
+            changes[name] = _nodes(fields.take(name), name)
+    if "codes" in fields:
+        changes["codes"] = _codes(fields.take("codes"), folder)
+    if "policy" in fields:
+        changes["policy"] = _policy(fields.take("policy"))
+    if "health" in fields:
+        changes["health"] = _health(fields.take("health"))
+    fields.finish()
+    config = replace(config, **changes)
+    if not config.replicas.total:
+        raise ConfigurationError("replicas: at least one is needed")
+    return config
+
+
+def _policy(raw: Any) -> Policy:
+    if isinstance(raw, str):
+        return preset(raw)
+    fields = _Fields(raw, "policy")
+    base = preset(fields.text("name") if "name" in fields else "collage+hedge")
+    changes: dict[str, Any] = {}
+    for name in ("fill_after", "hedge_after"):
+        if name not in fields:
+            continue
+        value = fields.take(name)
+        if value is None or value == "never":
+            changes[name] = None
+            continue
+        inner = _Fields(value if isinstance(value, Mapping) else {"at": value}, f"policy.{name}")
+        trigger = parse_trigger(inner.take("at") if "at" in inner else "p95", f"policy.{name}")
+        limits = {f"{limit}_s": inner.seconds(limit) for limit in ("floor", "ceiling", "initial") if limit in inner}
+        inner.finish()
+        changes[name] = replace(trigger, **limits)
+    for name in ("group_wait", "deadline"):
+        if name in fields:
+            changes[f"{name}_s"] = fields.seconds(name)
+    for name in ("min_confidence", "max_extra_load"):
+        if name in fields:
+            changes[name] = fields.number(name)
+    for name, low, high in (("copies", 1, 5), ("max_attempts", 1, 5), ("default_label", 0, 1 << 30)):
+        if name in fields:
+            changes[name] = fields.whole(name, low, high)
+    fields.finish()
+    return preset(base.name, **changes)
+
+
+def _health(raw: Any) -> HealthSettings:
+    fields = _Fields(raw, "health")
+    changes: dict[str, Any] = {}
+    for name in ("pause", "max_pause", "min_stall"):
+        if name in fields:
+            changes[f"{name}_s"] = fields.seconds(name)
+    for name in ("slow_factor", "stall_factor", "max_slow_share"):
+        if name in fields:
+            changes[name] = fields.number(name)
+    for name in ("window", "probes"):
+        if name in fields:
+            changes[name] = fields.whole(name, 1, 10_000)
+    fields.finish()
+    return replace(HealthSettings(), **changes)
+
+
+def _nodes(raw: Any, name: str) -> NodesConfig:
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        raw = {"count": raw}
+    elif isinstance(raw, Sequence) and not isinstance(raw, str):
+        http = [text for text in raw if str(text).startswith(("http://", "https://"))]
+        raw = {"addresses": [text for text in raw if text not in http], "urls": http}
+    fields = _Fields(raw, name)
+    count = fields.whole("count", 0, 4096) if "count" in fields else 0
+    addresses = fields.texts("addresses") if "addresses" in fields else ()
+    urls = fields.texts("urls") if "urls" in fields else ()
+    fields.finish()
+    for place, address in enumerate(addresses):
+        if parse_address(address).kind == "fd":
+            raise ConfigurationError(f"{name}.addresses[{place}]: expected unix:/path or tcp://host:port")
+    for place, url in enumerate(urls):
+        if not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"{name}.urls[{place}]: expected http://host:port, found {url!r}")
+    return NodesConfig(count, addresses, urls)
+
+
+def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:
+    if not isinstance(raw, Sequence) or isinstance(raw, str):
+        raise ConfigurationError(f"codes: expected a list, found {raw!r}")
+    codes = []
+    for place, entry in enumerate(raw):
+        name = f"codes[{place}]"
+        if isinstance(entry, str):
+            # The short form: a word for the replicas' own model, or the card of a Collage-CNN.
+            entry = {"kind": "replicate"} if entry == "replicate" else {"kind": "collage", "model": entry}
+        fields = _Fields(entry, name)
+        kind = fields.text("kind")
+        if kind not in _CODES:
+            raise ConfigurationError(f"{name}.kind: unknown code {kind!r}; choose from {', '.join(_CODES)}")
+        model = _card_path(fields.text("model"), folder, f"{name}.model") if "model" in fields else None
+        items = fields.whole("items", 1, 1024) if "items" in fields else 1
+        spares = fields.whole("spares", 1, 64) if "spares" in fields else 1
+        fields.finish()
+        if model is None and kind in ("collage", "parity", "concat-parity", "cheap"):
+            raise ConfigurationError(f"{name}.model: a {kind} code needs a model card")
+        codes.append(CodeConfig(kind, model, items, spares))
+    return tuple(codes)
+
+
+def _card_path(text: str, folder: Path, name: str) -> Path:
+    if text in models.NAMES:
+        return models.card_path(text)
+    path = folder / text
+    if path.suffix != ".json":
+        raise ConfigurationError(
+            f"{name}: expected a model card (.json) or one of {', '.join(models.NAMES)}, found {text!r}"
+        )
+    return path
+
+
+class _Fields:
+    """A mapping whose fields are taken one by one, so that what is left over at the end is known to be wrong."""
+
+    def __init__(self, raw: Any, name: str) -> None:
+        if not isinstance(raw, Mapping):
+            raise ConfigurationError(f"{name or 'configuration'}: expected fields, found {raw!r}")
+        self._left = dict(raw)
+        self._name = name
+        self._seen: list[str] = []
+
+    def __contains__(self, field_name: str) -> bool:
+        self._seen.append(field_name)
+        return field_name in self._left
+
+    def path(self, field_name: str) -> str:
+        return f"{self._name}.{field_name}" if self._name else field_name
+
+    def take(self, field_name: str) -> Any:
+        if field_name not in self._left:
+            raise ConfigurationError(f"{self.path(field_name)}: is missing")
+        return self._left.pop(field_name)
+
+    def text(self, field_name: str) -> str:
+        value = self.take(field_name)
+        if not isinstance(value, str) or not value:
+            raise ConfigurationError(f"{self.path(field_name)}: expected a text, found {value!r}")
+        return value
+
+    def texts(self, field_name: str) -> tuple[str, ...]:
+        value = self.take(field_name)
+        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(one, str) for one in value):
+            raise ConfigurationError(f"{self.path(field_name)}: expected a list of texts, found {value!r}")
+        return tuple(value)
+
+    def whole(self, field_name: str, low: int, high: int) -> int:
+        value = self.take(field_name)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ConfigurationError(
+                f"{self.path(field_name)}: expected a whole number from {low} to {high}, found {value!r}"
+            )
+        return value
+
+    def number(self, field_name: str) -> float:
+        value = self.take(field_name)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ConfigurationError(f"{self.path(field_name)}: expected a number, found {value!r}")
+        return float(value)
+
+    def seconds(self, field_name: str) -> float:
+        value = read_duration_s(str(self.take(field_name)), self.path(field_name))
+        if value < 0:
+            raise ConfigurationError(f"{self.path(field_name)}: must not be negative")
+        return value
+
+    def size(self, field_name: str) -> int:
+        value = self.take(field_name)
+        units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+        if isinstance(value, str) and value[-3:] in units and value[:-3].strip().isdigit():
+            value = int(value[:-3]) * units[value[-3:]]
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 32:
+            raise ConfigurationError(f"{self.path(field_name)}: expected a size like 64MiB, found {value!r}")
+        return value
+
+    def finish(self) -> None:
+        if self._left:
+            first = next(iter(self._left))
+            known = ", ".join(dict.fromkeys(self._seen)) or "none"
+            raise ConfigurationError(f"{self.path(str(first))}: unknown field; known are {known}")

@@ -1,0 +1,238 @@
+"""A whole server from its configuration: workers, gateway and front end, started in order and ended in order."""
+
+import asyncio
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from evenkeel.backends.backend import Backend, Reply
+from evenkeel.backends.oip import OipBackend
+from evenkeel.backends.process import ProcessBackend
+from evenkeel.backends.remote import WorkerBackend
+from evenkeel.backends.worker_config import WorkerConfig
+from evenkeel.cards import ModelCard, load_card
+from evenkeel.coding.berrut import Berrut
+from evenkeel.coding.cheap import Cheap
+from evenkeel.coding.code import Array, Code
+from evenkeel.coding.collage import Collage
+from evenkeel.coding.parity import ConcatEncoder, Parity, SumEncoder
+from evenkeel.coding.replicate import Replicate
+from evenkeel.coding.score_form import ScoreForm
+from evenkeel.coding.tiles import Pixels
+from evenkeel.errors import BackendError, ConfigurationError
+from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
+from evenkeel.serving.gateway import Gateway
+from evenkeel.serving.http import App
+from evenkeel.serving.metrics import Metrics
+from evenkeel.serving.server import run_server
+
+__all__ = ["build_codes", "serve"]
+
+_log = logging.getLogger(__name__)
+
+# Passes of each replica before the first request: the first ones of a fresh model are slow, and the live quantiles
+# should know what is usual before they decide what is late.
+_WARM_UP_PASSES = 4
+
+
+async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambda url: None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        config: what to serve.
+        on_started: told the URL as soon as requests are answered.
+
+    Raises:
+        ConfigurationError: a card, a model or an address is wrong, or a worker cannot start with it.
+        BackendError: a worker cannot be reached.
+    """
+    card = config.card()
+    name = config.name or card.name
+    codes = build_codes(config, card)
+    cards = {card.name: card} | {code.model.name: code.model for code in ()}
+    cards = {card.name: card}
+    for code_config in config.codes:
+        if code_config.model is not None:
+            coded = load_card(code_config.model)
+            cards[coded.name] = coded
+    loop = asyncio.get_running_loop()
+    epoch_s = time.monotonic()
+    replicas = _nodes(config, "replica", config.replicas, [card], 0, epoch_s)
+    backups: list[Backend] = []
+    if config.policy.uses_backups:
+        backups = _nodes(config, "backup", config.backups, list(cards.values()), config.replicas.total, epoch_s)
+    executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
+    gateway = Gateway(
+        loop,
+        card.name,
+        replicas,
+        backups,
+        codes,
+        config.policy,
+        health=config.health,
+        max_outstanding=config.max_outstanding,
+        costs={known.name: known.relative_cost for known in cards.values()},
+        classes=len(card.classes),
+        offload=partial(_offload, loop, executor),
+    )
+    started: list[Backend] = []
+    try:
+        await _start([*replicas, *backups], started)
+        gateway.replicas.refresh()
+        await _warm_up(gateway, replicas, backups, card, cards)
+        app = App(
+            name=name,
+            version=card.version,
+            card=card,
+            gateway=gateway,
+            metrics=Metrics(gateway),
+            max_body_bytes=config.max_body_bytes,
+        )
+        # What is alive now stays alive: the collector need not look at it again in the middle of a request.
+        gc.collect()
+        gc.freeze()
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        await run_server(
+            app,
+            gateway,
+            config.host,
+            config.port,
+            drain_s=config.drain_s,
+            on_started=lambda port: on_started(f"http://{host}:{port}"),
+        )
+    finally:
+        await asyncio.gather(*(backend.close() for backend in started), return_exceptions=True)
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def build_codes(config: ServeConfig, card: ModelCard) -> list[Code]:
+    """The codes of a configuration, for the classifier of `card`.
+
+    Raises:
+        ConfigurationError: a coded model does not fit the classifier.
+    """
+    return [_code(code_config, card, place) for place, code_config in enumerate(config.codes)]
+
+
+def _code(config: CodeConfig, card: ModelCard, place: int) -> Code:
+    own = ScoreForm.from_card(card)
+    if config.model is None:
+        if config.kind == "berrut":
+            return Berrut(config.items, own, spares=config.spares, model=card.name)
+        return Replicate(own, model=card.name, most_items=config.items)
+    coded = load_card(config.model)
+    if coded.classes != card.classes:
+        raise ConfigurationError(
+            f"codes[{place}].model: {coded.name} and {card.name} must have the same classes; "
+            f"they have {len(coded.classes)} and {len(card.classes)}"
+        )
+    if config.kind == "collage":
+        return Collage.from_card(coded, card.layout)
+    scores = ScoreForm.from_card(coded)
+    if config.kind == "cheap":
+        return Cheap(config.items, scores, model=coded.name)
+    pixels = Pixels.from_card(coded, card.layout)
+    if config.kind == "parity":
+        return Parity(SumEncoder(config.items, pixels), scores, model=coded.name)
+    return Parity(ConcatEncoder(config.items, coded.height, coded.width, pixels), scores, model=coded.name)
+
+
+def _nodes(
+    config: ServeConfig, kind: str, nodes: NodesConfig, cards: Sequence[ModelCard], first: int, epoch_s: float
+) -> list[Backend]:
+    """Backends of one kind, numbered from `first` (for delays in which workers differ)."""
+    wanted = [card.name for card in cards]
+    backends: list[Backend] = []
+    for number in range(nodes.count):
+        worker = WorkerConfig(
+            models=_model_specs(config, cards),
+            listen="tcp://127.0.0.1:0",  # not used: the child inherits its connection
+            threads=config.threads,
+            delay=config.delay,
+            delay_epoch_s=epoch_s,
+            worker_number=first + number,
+        )
+        backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted))
+    for address in nodes.addresses:
+        backends.append(WorkerBackend(f"{kind}-{len(backends)}", address, wanted))
+    for url in nodes.urls:
+        if len(cards) > 1:
+            raise ConfigurationError("backups.urls: a remote server holds one model; reach backups as workers instead")
+        backends.append(_remote(config, f"{kind}-{len(backends)}", url, cards[0]))
+    return backends
+
+
+def _remote(config: ServeConfig, name: str, url: str, card: ModelCard) -> Backend:
+    return OipBackend(name, url, config.remote_model or config.name or card.name, card)
+
+
+def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, ...]:
+    paths = [config.model, *(code.model for code in config.codes if code.model is not None)]
+    specs = [str(path) for path in dict.fromkeys(paths)][: len(cards)]
+    if config.run:
+        specs[0] = f"{cards[0].name}={config.run}"
+    return tuple(specs)
+
+
+async def _start(backends: Sequence[Backend], started: list[Backend]) -> None:
+    """Start all at once; the first error ends it, with those that did start in `started`."""
+
+    async def start(backend: Backend) -> None:
+        started.append(backend)
+        await backend.start()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for backend in backends:
+                group.create_task(start(backend))
+    except* (ConfigurationError, BackendError) as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _warm_up(
+    gateway: Gateway,
+    replicas: Sequence[Backend],
+    backups: Sequence[Backend],
+    card: ModelCard,
+    cards: dict[str, ModelCard],
+) -> None:
+    async def warm(backend: Backend, models: Sequence[ModelCard], passes: int, learn: bool) -> None:
+        for model in models:
+            blank = np.zeros((1, *model.input_shape), dtype=np.uint8 if model.datatype == "UINT8" else np.float32)
+            for number in range(passes):
+                began_s = time.perf_counter()
+                reply = await _call(backend, model.name, blank)
+                if learn and number and reply.outputs is not None:
+                    gateway.service_times.add(time.perf_counter() - began_s)
+
+    await asyncio.gather(
+        *(warm(backend, [card], _WARM_UP_PASSES, True) for backend in replicas),
+        *(warm(backend, list(cards.values()), 1, False) for backend in backups),
+    )
+
+
+async def _call(backend: Backend, model: str, inputs: Array) -> Reply:
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    backend.submit(model, inputs, future.set_result)
+    return await future
+
+
+def _offload(
+    loop: asyncio.AbstractEventLoop,
+    executor: ThreadPoolExecutor,
+    work: Callable[[], Any],
+    then: Callable[[Any], object],
+) -> None:
+    def done(finished: Any) -> None:
+        if finished.exception() is None:
+            then(finished.result())
+        else:
+            _log.warning("an item could not be prepared for a group: %s", finished.exception())
+
+    loop.run_in_executor(executor, work).add_done_callback(done)
