@@ -15,7 +15,7 @@ from evenkeel.estimates import mean, quantile, quantile_ratio, rate, sd, sd_rati
 def test_the_interval_of_a_median_of_ten_is_second_to_ninth():
     # P(2 <= Binomial(10, 1/2) <= 8) = 1002/1024, the textbook case.
     estimate = quantile(range(1, 11), 0.5)
-    assert (estimate.value, estimate.low, estimate.high) == (5.5, 2.0, 9.0)
+    assert (estimate.value, estimate.low, estimate.high) == (5.0, 2.0, 9.0)
 
 
 @pytest.mark.parametrize(("level", "enough"), [(0.99, 368), (0.999, 3688)])
@@ -131,11 +131,11 @@ def test_constant_samples_have_no_spread():
     assert quantile([2.0] * 9, 0.5).high == 2.0
 
 
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=300), st.floats(0.001, 0.999))
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0.001, 0.999))
 def test_bounds_are_on_their_sides(values, level):
     estimate = quantile(values, level)
-    assert not estimate.low > estimate.value * (1 + 1e-12)
-    assert not estimate.high < estimate.value * (1 - 1e-12)
+    assert not estimate.low > estimate.value
+    assert not estimate.high < estimate.value
 
 
 def test_a_level_must_be_between_zero_and_one():

@@ -138,6 +138,6 @@ def test_one_row_is_a_report_too(tmp_path, latencies):
     assert "Latencies as measured" in page.text
 
 
-def test_a_report_that_cannot_be_written_is_told(tmp_path, rows, latencies):
+def test_a_report_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be written: No such file or directory; choose another file"):
-        write(tmp_path / "none", rows, latencies, command="x")
+        write(tmp_path / "none", [measured("none", [1.0])], {"none": [1.0]}, command="x")

@@ -12,6 +12,7 @@ import click
 
 from evenkeel import __version__
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.parent import end_with_parent
 
 __all__ = ["main"]
 
@@ -77,18 +78,16 @@ _POLICY_FLAGS = ("fill_after", "hedge_after", "min_confidence", "max_extra_load"
 @click.option("--host", help="Address to listen on; loopback unless told otherwise.")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes a free one.")
 @_node_options
-@click.option("--end-with-parent", is_flag=True, hidden=True)
-def serve(config: Path | None, end_with_parent: bool, **flags: Any) -> None:
+@click.option("--parent-pid", type=int, hidden=True, help="End with that process.")
+def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
     """Serve a classifier behind the gateway, over the Open Inference Protocol.
 
     CONFIG is a YAML file; docs/how-to/serve.md lists its fields. Without one, flags and defaults alone.
     """
     from evenkeel.serving.config import load_raw, read_config
 
-    if end_with_parent:
-        from evenkeel.backends.worker import end_with_parent as bind
-
-        bind()
+    if parent_pid is not None:
+        end_with_parent(parent_pid)
     raw, folder = ({}, Path()) if config is None else (load_raw(config), config.parent)
     try:
         settings = read_config(_with_flags(raw, flags), folder)

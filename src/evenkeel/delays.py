@@ -174,7 +174,7 @@ class MarkovBursts(Delay):
     duty: float = 0.02  # share of the time that is slow
     factor: float = 5.1
     seed: int = 0
-    _turns: dict[int, tuple[int, list[float]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _spells: "dict[int, _Spells]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _require(self.spell_s > 0, "markov", "spell", "must be above zero", self.spell_s)
@@ -187,24 +187,33 @@ class MarkovBursts(Delay):
 
     def is_slow(self, worker: int, now_s: float) -> bool:
         """True while `worker` is in a slow spell."""
-        stretch_s = _CYCLES * self.spell_s / self.duty
-        stretch, at_s = divmod(now_s, stretch_s)
-        known = self._turns.get(worker)
-        if known is None or known[0] != stretch:
-            known = self._turns[worker] = (int(stretch), [])
-        turns = known[1]
-        stream = _hash(self.seed ^ _SPELLS, (worker << 32) + known[0])
-        begins_slow = _uniform(stream, 0) < self.duty
+        stretch, at_s = divmod(now_s, _CYCLES * self.spell_s / self.duty)
+        spells = self._spells.get(worker)
+        if spells is None or spells.stretch != stretch:
+            stream = _hash(self.seed ^ _SPELLS, (worker << 32) + int(stretch))
+            spells = self._spells[worker] = _Spells(stretch, stream, _uniform(stream, 0) < self.duty, [])
+        turns = spells.turns
         while not turns or turns[-1] <= at_s:
-            slow = (len(turns) % 2 == 0) == begins_slow
+            slow = (len(turns) % 2 == 0) == spells.begins_slow
             mean_s = self.spell_s if slow else self.spell_s * (1 - self.duty) / self.duty
-            turns.append((turns[-1] if turns else 0.0) - mean_s * math.log(_uniform(stream, 1 + len(turns))))
-        return (bisect_right(turns, at_s) % 2 == 0) == begins_slow
+            length_s = -mean_s * math.log(_uniform(spells.stream, 1 + len(turns)))
+            turns.append((turns[-1] if turns else 0.0) + length_s)
+        return (bisect_right(turns, at_s) % 2 == 0) == spells.begins_slow
 
     @property
     def mean_s(self) -> float:
         """Mean over a long time."""
         return self.inner.mean_s * (1 + self.duty * (self.factor - 1))
+
+
+@dataclass(slots=True)
+class _Spells:
+    """What is known of one worker's spells in one stretch."""
+
+    stretch: float  # its number
+    stream: int  # its random numbers
+    begins_slow: bool
+    turns: list[float]  # when slow and fast take turns, seconds since the stretch began; grows as it is asked for
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from evenkeel.errors import EvenkeelError
 
-__all__ = ["Estimate", "mean", "quantile", "quantile_ratio", "rate", "sd", "sd_ratio", "share"]
+__all__ = ["Estimate", "mean", "quantile", "quantile_place", "quantile_ratio", "rate", "sd", "sd_ratio", "share"]
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal law
 _T = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305, 4: 2.776445105}  # the same of Student's t, degrees 1 to 4
@@ -61,7 +61,9 @@ def sd(samples: ArrayLike) -> Estimate:
 def quantile(samples: ArrayLike, level: float) -> Estimate:
     """The `level` quantile (0..1), with the distribution-free interval between two order statistics.
 
-    A bound is NaN where no sample is far enough out: the upper bound of a p99 needs 368 samples, of a p99.9 3,688.
+    The value is an order statistic too, the smallest sample that at least a share `level` does not exceed, so that it
+    always lies between its bounds. A bound is NaN where no sample is far enough out: the upper bound of a p99 needs
+    368 samples, that of a p99.9 needs 3,688.
     """
     if not 0 < level < 1:
         raise EvenkeelError(f"a quantile needs a level between 0 and 1, found {level}")
@@ -74,10 +76,15 @@ def quantile(samples: ArrayLike, level: float) -> Estimate:
     low = below + int(np.searchsorted(cumulative, 0.025, side="right"))  # so many order statistics are surely below
     high = below + int(np.searchsorted(cumulative, 0.975, side="left")) + 1
     return Estimate(
-        float(np.quantile(values, level)),
+        float(values[quantile_place(count, level)]),
         float(values[low - 1]) if low >= 1 else math.nan,
         float(values[high - 1]) if high <= count else math.nan,
     )
+
+
+def quantile_place(count: int, level: float) -> int:
+    """Where the `level` quantile stands among `count` sorted samples, from 0."""
+    return min(count, max(1, math.ceil(count * level - 1e-9))) - 1  # .99 of 100 is 99, whatever rounding says
 
 
 def share(hits: int, count: int) -> Estimate:
@@ -120,7 +127,12 @@ def quantile_ratio(
     Raises:
         EvenkeelError: paired samples of different number.
     """
-    return _ratio(first, second, lambda rows: np.quantile(rows, level, axis=1), paired, resamples, seed)
+
+    def statistic(rows: _Floats) -> _Floats:
+        place = quantile_place(rows.shape[1], level)
+        return np.partition(rows, place, axis=1)[:, place]
+
+    return _ratio(first, second, statistic, paired, resamples, seed)
 
 
 def sd_ratio(first: ArrayLike, second: ArrayLike, *, paired: bool, resamples: int = 1000, seed: int = 0) -> Estimate:

@@ -138,7 +138,7 @@ def _page(
         figures.append(
             _figure(
                 "How the answers are known",
-                "An exact answer, or a hedge's, is the user's own model's on the item itself. Every other says that it is not.",
+                "An exact answer, or a hedge's, comes from the user's own model. Every other says that it does not.",
                 svg(sources(sources_by_policy), "sources"),
                 "Shares of the answers by source, one bar for each policy",
             )

@@ -143,6 +143,7 @@ class RawPeer:
             if not data:
                 return None
             self._ready += self._frames.feed(data)
+            assert self._frames.error is None
         return self._ready.pop(0)
 
     async def receive_kind(self, kind: Kind) -> Frame:

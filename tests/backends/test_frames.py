@@ -1,12 +1,13 @@
 """The frames' law: however a stream is cut, the same frames; a wrong stream is a ProtocolError, never a hang."""
 
+import itertools
+import re
 import struct
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from evenkeel.backends.frames import (
     MAX_PAYLOAD_BYTES,
@@ -26,8 +27,11 @@ HEADER = struct.Struct("<2sBBQQdHBBIQ6I")
 # Fields of the header by place, to write wrong ones.
 MAGIC, VERSION_AT, KIND, TICKET, KEY, SERVICE, MODEL, DTYPE, AXES, SLOT, LENGTH, DIMS = range(12)
 
-tensors = arrays.arrays(
-    st.sampled_from(DTYPES), arrays.array_shapes(min_dims=1, max_dims=6, max_side=4), elements={"allow_nan": False}
+tensors = st.builds(
+    lambda dtype, shape, seed: np.random.default_rng(seed).integers(0, 100, shape).astype(dtype),
+    st.sampled_from(DTYPES),
+    st.lists(st.integers(1, 4), min_size=1, max_size=6),
+    st.integers(0, 99),
 )
 frames = st.one_of(
     st.builds(
@@ -61,6 +65,13 @@ def summary(frame: Frame) -> tuple:
     )  # fmt: skip
 
 
+def error_of(stream: bytes, *limits: int) -> str:
+    """How `stream` breaks the rules."""
+    reader = FrameReader(*limits)
+    reader.feed(stream)
+    return str(reader.error)
+
+
 def changed(place: int, value: object, frame: bytes | None = None) -> bytes:
     """A frame (a small task, if none is given) with one field of its header replaced."""
     frame = frame or b"".join(encode_tensor(Kind.TASK, 1, np.zeros((2, 3), np.float32)))
@@ -69,13 +80,13 @@ def changed(place: int, value: object, frame: bytes | None = None) -> bytes:
     return HEADER.pack(*fields) + frame[HEADER.size :]
 
 
-@given(st.lists(frames, max_size=8), st.lists(st.integers(0, 4000), max_size=20))
+@given(st.lists(frames, max_size=5), st.lists(st.integers(0, 4000), max_size=10))
 def test_any_split_of_the_stream_gives_the_same_frames(parts, cuts):
     stream = b"".join(parts)
     whole = [summary(frame) for frame in FrameReader().feed(stream)]
     places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
     reader, pieces = FrameReader(), []
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         pieces += reader.feed(stream[start:end])
     assert [summary(frame) for frame in pieces] == whole
     assert len(whole) == len(parts)
@@ -133,20 +144,22 @@ def test_flipped_bytes_give_a_protocol_error_or_frames_but_nothing_else(parts, d
     stream = bytearray(b"".join(parts))
     for _ in range(data.draw(st.integers(1, 5))):
         stream[data.draw(st.integers(0, len(stream) - 1))] ^= data.draw(st.integers(1, 255))
-    reader = FrameReader()
-    try:
-        for frame in reader.feed(stream):
-            if frame.payload is not None and frame.dtype is not None:
-                frame.tensor()
-    except ProtocolError as error:
-        with pytest.raises(ProtocolError, match=str(error)[:20].replace("(", ".").replace(")", ".")):
-            reader.feed(b"x")
+    cut = data.draw(st.integers(0, len(stream)))
+    whole, pieces = FrameReader(), FrameReader()
+    frames_of_whole = whole.feed(stream)
+    frames_of_pieces = [*pieces.feed(stream[:cut]), *pieces.feed(stream[cut:])]
+    assert list(map(summary, frames_of_whole)) == list(map(summary, frames_of_pieces))
+    assert str(whole.error) == str(pieces.error)
+    for frame in frames_of_whole:
+        if frame.payload is not None and frame.dtype is not None:
+            frame.tensor()
+    if whole.error is not None:
+        assert whole.feed(encode(Kind.PING)) == []
 
 
 @given(st.binary(min_size=HEADER.size, max_size=300))
 def test_noise_is_refused(noise):
-    with pytest.raises(ProtocolError):
-        FrameReader().feed(b"X" + noise)
+    assert "does not speak evenkeel" in error_of(b"X" + noise)
 
 
 @pytest.mark.parametrize(
@@ -171,22 +184,18 @@ def test_noise_is_refused(noise):
     ],
 )
 def test_a_wrong_header_is_refused_by_name(place, value, says):
-    with pytest.raises(ProtocolError, match=says):
-        FrameReader().feed(changed(place, value))
+    assert re.search(says, error_of(changed(place, value)))
 
 
 def test_nothing_is_allocated_for_a_payload_over_the_limit():
     huge = HEADER.pack(b"EK", VERSION, Kind.TASK, 1, 0, 0.0, 0, 1, 1, NO_SLOT, MAX_PAYLOAD_BYTES + 1, MAX_PAYLOAD_BYTES + 1, *[0] * 5)  # fmt: skip  # noqa: E501
-    with pytest.raises(ProtocolError, match=f"the most is {MAX_PAYLOAD_BYTES}"):
-        FrameReader().feed(huge)
-    with pytest.raises(ProtocolError, match="the most is 10"):
-        FrameReader(10).feed(changed(TICKET, 2))
+    assert re.search(f"the most is {MAX_PAYLOAD_BYTES}", error_of(huge))
+    assert re.search("the most is 10", error_of(changed(TICKET, 2), 10))
 
 
 def test_dimensions_cannot_overflow_into_a_length_that_fits():
     fields = [b"EK", VERSION, Kind.TASK, 1, 0, 0.0, 0, 10, 4, NO_SLOT, 0, 2**31, 2**31, 2, 1, 0, 0]
-    with pytest.raises(ProtocolError, match="needs"):
-        FrameReader().feed(HEADER.pack(*fields))
+    assert re.search("needs", error_of(HEADER.pack(*fields)))
 
 
 @pytest.mark.parametrize(
@@ -200,8 +209,7 @@ def test_dimensions_cannot_overflow_into_a_length_that_fits():
     ],
 )
 def test_only_tasks_and_replies_carry_tensors(frame, says):
-    with pytest.raises(ProtocolError, match=says):
-        FrameReader().feed(frame)
+    assert re.search(says, error_of(frame))
 
 
 @pytest.mark.parametrize(

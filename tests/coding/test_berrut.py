@@ -133,6 +133,24 @@ def test_systematic_tasks_are_the_items_themselves() -> None:
     assert [task.covers for task in code.primaries(items)] == [(0,), (1,), (2,), (3,), (4,)]
 
 
+def test_systematic_decoding_is_the_same_formula_at_the_items_own_points() -> None:
+    """Five points of the second kind; items at the second and fourth, so that spares stand on both sides."""
+    code = Berrut(2, ScoreForm(2), spares=3, systematic=True)
+    points = worker_points(2, 3)
+    items = [np.full((1, 1, 3), 10, np.float32), np.full((1, 1, 3), 40, np.float32)]
+    places = [1, 3, 0, 2, 4]  # of tasks 0, 1 (the items) and 2, 3, 4 (the spares)
+    for task, place in zip(code.encode(items), places, strict=True):
+        expected = reference(points[place], [points[1], points[3]], items)
+        np.testing.assert_allclose(task.inputs[0], expected, rtol=1e-5)
+    scores = np.random.default_rng(0).normal(size=(5, 1, 2)).astype(np.float32)
+    arrived = [3, 1, 2, 4]  # task 0 is late
+    answers = code.decode(2, {number: scores[number] for number in arrived})
+    inner = sorted(arrived, key=lambda number: places[number])
+    expected = reference(points[1], [points[places[n]] for n in inner], [scores[n, 0] for n in inner])
+    np.testing.assert_allclose(answers[0].scores, expected, rtol=1e-5)
+    assert np.array_equal(answers[1].scores, scores[1, 0])
+
+
 def test_a_systematic_pair_is_decoded_exactly_by_a_linear_model() -> None:
     """K=2, S=1: the spare is the mean of both, and decoding is twice the spare less the other."""
     code = Berrut(2, ScoreForm(3), systematic=True)

@@ -30,6 +30,12 @@ def test_any_copy_answers_exactly() -> None:
     assert {answer.source for answer in answers.values()} == {"exact"}
 
 
+def test_a_later_copy_does_not_change_an_answer() -> None:
+    code = Replicate(ScoreForm(2), copies=2)
+    replies = {0: row(1, 0), 1: row(1.5, 0), 2: row(1.25, 0)}  # as from machines that round differently
+    assert code.decode(1, replies)[0].scores.tolist() == [1, 0]
+
+
 def test_a_copy_that_is_not_finite_leaves_room_for_the_next() -> None:
     code = Replicate(ScoreForm(2), copies=1, most_items=1)
     assert code.decode(1, {0: row(np.nan, 0), 1: row(1, 2)})[0].scores.tolist() == [1, 2]

@@ -30,6 +30,8 @@ from evenkeel.vision.train import (  # noqa: E402
     train_collage,
 )
 
+SMALL = (8, 16, 32)
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
@@ -114,9 +116,10 @@ def test_the_file_computes_what_torch_computes(kind: type, side: int, tmp_path: 
 def test_both_loops_learn_and_a_pair_is_exported_with_cards(tmp_path: Path) -> None:
     train, held, test = easy_images(288, 0), easy_images(48, 1), easy_images(144, 2)
     lines: list[str] = []
-    base = train_classifier(train, held, ClassifierRecipe(epochs=2, batch=24, lookahead_every=2), report=lines.append)
-    net = train_collage(train, held, CollageRecipe(epochs=16, average=0.8), report=lines.append)
-    assert base.notes["epochs"] >= 2
+    brief = ClassifierRecipe(epochs=3, batch=24, lookahead_every=2, widths=(16, 24, 32))
+    base = train_classifier(train, held, brief, report=lines.append)
+    net = train_collage(train, held, CollageRecipe(epochs=16, average=0.8, widths=SMALL), report=lines.append)
+    assert base.notes["epochs"] >= 3
     assert net.notes["epochs"] >= 16
     assert lines
     notes = (base.notes, net.notes)
@@ -135,8 +138,8 @@ def test_both_loops_learn_and_a_pair_is_exported_with_cards(tmp_path: Path) -> N
 def test_a_stopped_training_goes_on_where_it_was(tmp_path: Path) -> None:
     train, held = easy_images(288, 0), easy_images(36, 1)
     path = tmp_path / "collage.checkpoint"
-    first = train_collage(train, held, CollageRecipe(epochs=2), path, lambda line: None)
-    second = train_collage(train, held, CollageRecipe(epochs=4), path, lambda line: None)
+    first = train_collage(train, held, CollageRecipe(epochs=2, widths=SMALL), path, lambda line: None)
+    second = train_collage(train, held, CollageRecipe(epochs=4, widths=SMALL), path, lambda line: None)
     assert second.notes["steps"] > first.notes["steps"]
     assert second.notes["training_seconds"] >= first.notes["training_seconds"]
     assert second.notes["epochs"] < 6  # not two and then four more
@@ -145,7 +148,7 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path: Path) -> None:
 def test_a_teacher_is_heard() -> None:
     train, held = easy_images(288, 0), easy_images(36, 1)
     wrong = torch.nn.functional.one_hot((train.labels + 1) % 10, 10).float() * 12
-    recipe = CollageRecipe(epochs=16, average=0.8, teaching=1.0)
+    recipe = CollageRecipe(epochs=16, average=0.8, teaching=1.0, widths=SMALL)
     network = train_collage(train, held, recipe, None, lambda line: None, teacher_scores=wrong).network
     with torch.no_grad():
         found = network(normalise(train.pixels))[:, 0].argmax(1)

@@ -10,7 +10,6 @@ from evenkeel.vision.data import (  # noqa: E402
     Images,
     alternating_flip,
     collage,
-    cutout,
     hold_out,
     random_blanks,
     random_flip,
@@ -85,12 +84,6 @@ def test_a_random_flip_mirrors_about_half() -> None:
     mirrored = (flipped == tiles.flip(3)).flatten(1).all(1)
     assert torch.equal(flipped[~mirrored], tiles[~mirrored])
     assert 0.35 < mirrored.float().mean() < 0.65
-
-
-def test_cutout_never_leaves_a_blank() -> None:
-    holed = cutout(some_tiles(50), 12, torch.Generator().manual_seed(0))
-    assert (holed > 0).all()
-    assert (holed == 118).flatten(1).any(1).all()
 
 
 def test_held_out_images_are_never_trained_on() -> None:

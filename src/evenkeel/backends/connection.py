@@ -71,7 +71,10 @@ class Connection(asyncio.BufferedProtocol):
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family in (socket.AF_INET, socket.AF_INET6):
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._on_open()
+        if self._closing:  # aborted while it was being opened
+            self._transport.abort()
+        else:
+            self._on_open()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the transport puts the next bytes."""
@@ -84,8 +87,10 @@ class Connection(asyncio.BufferedProtocol):
                 if self._closing:
                     return
                 self._on_frame(frame)
+            if self._reader.error is not None and not self._closing:
+                raise self._reader.error
         except ProtocolError as error:
-            self._error = error
+            self._error = error.with_traceback(None)  # which would keep alive whatever is on the stack
             if self._refuse is not None:
                 self.send([self._refuse(error)])
             self.close()

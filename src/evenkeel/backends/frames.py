@@ -5,8 +5,8 @@ code, axes, shared-memory slot, payload length and six dimensions (unused ones a
 in C order; a slot other than `NO_SLOT` says that those bytes lie in shared memory and do not follow. Nothing is
 pickled.
 
-Law: however a stream of frames is cut into pieces, `FrameReader` gives the same frames; a stream that breaks the rules
-gives a ProtocolError, and after that nothing more.
+Law: however a stream is cut into pieces, `FrameReader` gives the same frames, up to the first that breaks the rules;
+then it holds a ProtocolError and gives nothing more.
 """
 
 import json
@@ -124,8 +124,8 @@ class Frame:
 class FrameReader:
     """Cuts a byte stream into frames; long payloads are received where they will stay.
 
-    Use: read into `buffer()`, then `advance(count)` gives the frames that this completed. Each byte is moved at most
-    twice, whatever the pieces.
+    Use: read into `buffer()`, then `advance(count)` gives the frames that this completed; then look at `error`. Each
+    byte is moved at most twice, whatever the pieces.
     """
 
     def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
@@ -136,7 +136,12 @@ class FrameReader:
         self._payload = np.empty(0, np.uint8)
         self._payload_view = memoryview(b"")
         self._received = 0
-        self._broken: ProtocolError | None = None
+        self._error: ProtocolError | None = None
+
+    @property
+    def error(self) -> ProtocolError | None:
+        """How the stream broke the rules, after the frames given so far; None while it keeps them."""
+        return self._error
 
     def buffer(self) -> memoryview:
         """Where the next bytes of the stream go; never empty."""
@@ -145,24 +150,20 @@ class FrameReader:
         return self._staging[self._filled :]
 
     def advance(self, count: int) -> list[Frame]:
-        """The frames completed by the `count` bytes that were put into `buffer()`.
-
-        Raises:
-            ProtocolError: the stream breaks the rules; also at every later call.
-        """
-        if self._broken is not None:
-            raise self._broken
-        try:
-            return self._advance(count)
-        except ProtocolError as error:
-            self._broken = error
-            raise
+        """The frames completed by the `count` bytes that were put into `buffer()`; none after an error."""
+        frames: list[Frame] = []
+        if self._error is None:
+            try:
+                self._advance(count, frames)
+            except ProtocolError as error:
+                self._error = error.with_traceback(None)  # which would keep alive whatever is on the stack
+        return frames
 
     def feed(self, data: "bytes | bytearray | memoryview") -> list[Frame]:
         """The frames that `data`, the next piece of the stream, completes; the slow twin of buffer-and-advance."""
         frames = []
         rest = memoryview(data)
-        while rest:
+        while rest and self._error is None:
             room = self.buffer()
             count = min(len(room), len(rest))
             room[:count] = rest[:count]
@@ -170,18 +171,18 @@ class FrameReader:
             rest = rest[count:]
         return frames
 
-    def _advance(self, count: int) -> list[Frame]:
+    def _advance(self, count: int, frames: list[Frame]) -> None:
         if self._frame is not None:
             self._received += count
             if self._received < len(self._payload_view):
-                return []
+                return
             frame, self._frame = self._frame, None
             self._payload.flags.writeable = False
             frame.payload = self._payload
             self._payload, self._payload_view = np.empty(0, np.uint8), memoryview(b"")
-            return [frame]
+            frames.append(frame)
+            return
         self._filled += count
-        frames: list[Frame] = []
         start, end = 0, self._filled
         while end - start >= _HEADER.size:
             frame, following = self._parse_header(start)
@@ -198,7 +199,6 @@ class FrameReader:
         if rest and start:
             self._staging[:rest] = bytes(self._staging[start:end])
         self._filled = rest
-        return frames
 
     def _expect_payload(self, frame: Frame, size_bytes: int, head: memoryview) -> None:
         self._frame = frame

@@ -51,7 +51,8 @@ def load_model(spec: str, threads: int = 1) -> Model:
     Args:
         spec: path of a model card (`.json`), `python:package.module:factory` or `python:file.py:factory`; in front
             `NAME=` gives it another name. `factory()` returns a callable from `[rows, ...]` to `[rows, ...]`; if that
-            has attributes `input_shape`, `output_shape` and `dtype`, they are used. Its name is its module's.
+            has attributes `input_shape`, `output_shape`, `dtype` and `relative_cost`, they are used. Its name is its
+            module's.
         threads: that one pass may use (ONNX only).
 
     Raises:
@@ -83,6 +84,7 @@ def _load_python(spec: str) -> Model:
         _shape(spec, run, "input_shape"),
         _shape(spec, run, "output_shape"),
         _dtype(spec, run),
+        _relative_cost(spec, run),
     )
 
 
@@ -120,6 +122,13 @@ def _dtype(spec: str, run: object) -> str | None:
         return str(np.dtype(dtype).name)
     except TypeError as error:
         raise ConfigurationError(f"model {spec!r}: its dtype {dtype!r} is none of numpy's") from error
+
+
+def _relative_cost(spec: str, run: object) -> float:
+    cost = getattr(run, "relative_cost", 1.0)
+    if not isinstance(cost, (int, float)) or isinstance(cost, bool) or not 0 < cost < 1e6:
+        raise ConfigurationError(f"model {spec!r}: its relative_cost must be a number above zero, found {cost!r}")
+    return float(cost)
 
 
 def _load_onnx(path: str, threads: int) -> Model:

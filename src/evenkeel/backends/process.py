@@ -6,6 +6,7 @@ left in any folder, and when either end dies the other knows at once.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, 
 
 __all__ = ["ProcessBackend"]
 
+_log = logging.getLogger(__name__)
 _EXIT_S = 1.0  # for a worker whose connection ended to end by itself
 _TAIL_BYTES = 4096
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -91,13 +93,15 @@ class ProcessBackend(Backend):
 
 
 class _Tail(asyncio.Protocol):
-    """The last words of a process."""
+    """The last words of a process; all of them go to the log."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._chunks: deque[bytes] = deque()
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
+        _log.info("worker %s says: %s", self._name, data.decode("utf-8", "replace").strip())
         self._chunks.append(data)
         while sum(map(len, self._chunks)) - len(self._chunks[0]) >= _TAIL_BYTES:
             self._chunks.popleft()
@@ -151,8 +155,13 @@ class _ProcessLink(Link):
         finally:
             theirs.close()
             os.close(write_end)
-        self._output, self._tail = await loop.connect_read_pipe(_Tail, os.fdopen(read_end, "rb", buffering=0))
-        await loop.create_unix_connection(make, sock=ours)
+        try:
+            pipe = os.fdopen(read_end, "rb", buffering=0)
+            self._output, self._tail = await loop.connect_read_pipe(lambda: _Tail(self._name), pipe)
+            await loop.create_unix_connection(make, sock=ours)
+        except BaseException:
+            ours.close()
+            raise
 
     async def ended(self, error: EvenkeelError, greeted: bool) -> EvenkeelError:
         code = await self._end(_EXIT_S)
@@ -184,7 +193,8 @@ class _ProcessLink(Link):
             raise
         if self._tail is not None:
             with contextlib.suppress(TimeoutError):  # a grandchild may hold the pipe open
-                await asyncio.wait_for(asyncio.shield(self._tail.closed), _EXIT_S)
+                async with asyncio.timeout(_EXIT_S):
+                    await self._tail.closed
         if self._output is not None:
             self._output.close()
             self._output = None

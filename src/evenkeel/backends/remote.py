@@ -74,7 +74,8 @@ class WorkerBackend(Backend):
             self._keeper = asyncio.ensure_future(self._keep_connected(self._settled))
         assert self._settled is not None
         try:
-            await asyncio.wait_for(asyncio.shield(self._settled), self._options.start_timeout_s)
+            async with asyncio.timeout(self._options.start_timeout_s):
+                await asyncio.shield(self._settled)
         except TimeoutError:
             raise BackendLostError(
                 f"backend {self.name!r} was not ready in {self._options.start_timeout_s:g} s: "
@@ -133,11 +134,13 @@ class WorkerBackend(Backend):
                     greeted_s = time.monotonic()
                     self._session = session
                     self._update()
-                    if not settled.done():
+                    if self._ready and not settled.done():
                         settled.set_result(None)
                     error = await asyncio.shield(session.ended)
                 except EvenkeelError as refusal:
                     error = refusal
+                except Exception as failure:  # whatever it is, the worker must not stay lost for it
+                    error = BackendLostError(f"{self._link.where}: {type(failure).__name__}: {failure}")
             finally:
                 await session.close()
                 self._session = None

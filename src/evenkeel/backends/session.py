@@ -171,12 +171,14 @@ class Session:
         self.connection.abort(BackendLostError(f"the connection to the worker at {self._where} was closed"))
         if self.connection.opened:
             await self.ended
-        elif not self.ended.done():
+        else:
             self._on_end(None)
 
     async def _wait_for(self, kind: Kind) -> Frame:
         try:
-            return await asyncio.wait_for(self._first[kind], self._options.start_timeout_s)
+            # Not wait_for: in Python 3.11 that forgets a cancellation which comes together with the result.
+            async with asyncio.timeout(self._options.start_timeout_s):
+                return await self._first[kind]
         except TimeoutError as error:
             raise BackendLostError(
                 f"the worker at {self._where} sent no {kind.name} in {self._options.start_timeout_s:g} s"
@@ -238,6 +240,8 @@ class Session:
         self._beat_timer = self._loop.call_later(options.heartbeat_s, self._beat)
 
     def _on_end(self, error: Exception | None) -> None:
+        if self.ended.done():  # closed before it was open
+            return
         if isinstance(error, EvenkeelError):
             reason = error
         else:

@@ -162,10 +162,14 @@ async def serve(
 
     stopped = asyncio.ensure_future(stop.wait())
     server: asyncio.AbstractServer | None = None
+    plain: socket.socket | None = None
     try:
         if address.kind == "fd":
             only = _Client(runner, hello, True, clients)
-            await loop.connect_accepted_socket(lambda: only.connection, socket.socket(fileno=address.number))
+            try:
+                await loop.connect_accepted_socket(lambda: only.connection, socket.socket(fileno=address.number))
+            except OSError as error:
+                raise ConfigurationError(f"{address} is not an open socket: {error.strerror or error}") from error
             on_listening(listen)
             await asyncio.wait([stopped, only.ended], return_when=asyncio.FIRST_COMPLETED)
         else:
@@ -186,7 +190,7 @@ async def serve(
         stopped.cancel()
         if server is not None:
             server.close()
-        if address.kind == "unix":
+        if plain is not None and address.kind == "unix":  # it is ours to remove
             with contextlib.suppress(OSError):
                 os.unlink(address.path)
 
@@ -199,7 +203,8 @@ async def _drain(runner: TaskRunner, clients: set[_Client], drain_s: float) -> N
     runner.stop(empty.set)
     if clients:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(empty.wait(), drain_s)
+            async with asyncio.timeout(drain_s):
+                await empty.wait()
     ends = [client.ended for client in clients]
     for client in list(clients):
         client.connection.close()

@@ -80,7 +80,7 @@ class ServerProcess:
         with log.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "evenkeel", "serve", str(path), "--end-with-parent"),
+                *("-m", "evenkeel", "serve", str(path), "--parent-pid", str(os.getpid())),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},

@@ -47,6 +47,7 @@ class CodeConfig:
     model: Path | None = None  # card; None: the replicas' own model
     items: int = 1  # group size, for codes whose card does not say
     spares: int = 1  # berrut only
+    run: str = ""  # python:module:factory, which replaces that card's ONNX file in the backups started here
 
 
 @dataclass(frozen=True)
@@ -223,10 +224,13 @@ def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:
         model = _card_path(fields.text("model"), folder, f"{name}.model") if "model" in fields else None
         items = fields.whole("items", 1, 1024) if "items" in fields else 1
         spares = fields.whole("spares", 1, 64) if "spares" in fields else 1
+        run = fields.text("run") if "run" in fields else ""
         fields.finish()
         if model is None and kind in ("collage", "parity", "concat-parity", "cheap"):
             raise ConfigurationError(f"{name}.model: a {kind} code needs a model card")
-        codes.append(CodeConfig(kind, model, items, spares))
+        if model is None and run:
+            raise ConfigurationError(f"{name}.run: replaces the file of a card, and there is no {name}.model")
+        codes.append(CodeConfig(kind, model, items, spares, run))
     return tuple(codes)
 
 

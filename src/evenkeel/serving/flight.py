@@ -93,8 +93,9 @@ class Flight:
         self._watcher = asyncio.ensure_future(self._wait_for_disconnect(receive))
 
     async def _wait_for_disconnect(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        # The body is complete, so this waits until the client goes away or the response is out.
+        if (await receive())["type"] != "http.disconnect":
+            return
         self._client_gone = True
         if not self._future.done():
             self._future.set_result(None)

@@ -173,11 +173,13 @@ def _remote(config: ServeConfig, name: str, url: str, card: ModelCard) -> Backen
 
 
 def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, ...]:
-    paths = [config.model, *(code.model for code in config.codes if code.model is not None)]
-    specs = [str(path) for path in dict.fromkeys(paths)][: len(cards)]
-    if config.run:
-        specs[0] = f"{cards[0].name}={config.run}"
-    return tuple(specs)
+    runs = {config.model: config.run}
+    for code in config.codes:
+        if code.model is not None:
+            runs.setdefault(code.model, code.run)
+    # Replicas hold the first model only.
+    known = zip(cards, runs.items(), strict=False)
+    return tuple(f"{card.name}={run}" if run else str(path) for card, (path, run) in known)
 
 
 async def _start(backends: Sequence[Backend], started: list[Backend]) -> None:

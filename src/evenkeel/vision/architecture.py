@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from evenkeel.vision.winograd import WinogradConv2d
+
 __all__ = ["Classifier", "CollageNet", "Served", "count_macs", "count_parameters"]
 
 
@@ -50,11 +52,17 @@ class Classifier(nn.Module):
 
 
 def _airbench_block(before: int, width: int) -> nn.Sequential:
-    first = nn.Conv2d(before, width, 3, padding=1, bias=False)
-    second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+    first, second = _three_by_three(before, width), _three_by_three(width, width)
     for convolution in (first, second):  # hands its input on at the start, which makes the first epoch count
         nn.init.dirac_(convolution.weight[: convolution.in_channels])
     return nn.Sequential(first, nn.MaxPool2d(2), _biased_norm(width), nn.GELU(), second, _biased_norm(width), nn.GELU())
+
+
+def _three_by_three(before: int, width: int) -> nn.Conv2d:
+    # With few channels the transforms cost more than they save.
+    if before >= 48:
+        return WinogradConv2d(before, width)
+    return nn.Conv2d(before, width, 3, padding=1, bias=False)
 
 
 def _biased_norm(width: int) -> nn.BatchNorm2d:
@@ -91,9 +99,11 @@ class CollageNet(nn.Module):
 
 
 def _convolution(before: int, width: int, side: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(before, width, side, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-    )
+    if (side, stride) == (3, 1):
+        layer = _three_by_three(before, width)
+    else:
+        layer = nn.Conv2d(before, width, side, stride, padding=1, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(width), nn.ReLU())
 
 
 class Served(nn.Module):

@@ -18,7 +18,6 @@ __all__ = [
     "Images",
     "alternating_flip",
     "collage",
-    "cutout",
     "hold_out",
     "load_cifar10",
     "random_blanks",
@@ -117,16 +116,6 @@ def alternating_flip(tiles: Tensor, indices: Tensor, epoch: int, seed: int) -> T
 
 def _flip_where(tiles: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], tiles.flip(3), tiles)
-
-
-def cutout(tiles: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """`tiles` [n, 3, side, side] with one random `size` x `size` square each set to mid grey."""
-    side = tiles.shape[-1]
-    corner = torch.randint(1 - size, side, (2, len(tiles), 1), generator=generator)
-    steps = torch.arange(side)
-    inside = (steps >= corner) & (steps < corner + size)  # [2, n, side]
-    hole = inside[0, :, None, :, None] & inside[1, :, None, None, :]
-    return tiles.masked_fill(hole, 118)  # the mean pixel value, so that a hole is no blank cell
 
 
 def random_grid(generator: torch.Generator, shares: tuple[float, float, float] = (0.2, 0.6, 0.2)) -> int:

@@ -3,8 +3,11 @@
 What a card claims is measured through ONNX Runtime on the exported file, not on the torch network it came from.
 """
 
+import copy
 import hashlib
 import math
+import os
+import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -106,7 +109,7 @@ def fold_norms(network: nn.Module) -> nn.Module:
     Weights are rounded to half precision, though still float32 here: the file then holds them at half the size, and
     computes exactly what this network computes.
     """
-    network = _copy(network).eval().float()
+    network = copy.deepcopy(network).eval()
     for parent in list(network.modules()):
         children = list(parent.named_children())
         for place, (_, norm) in enumerate(children):
@@ -125,12 +128,6 @@ def fold_norms(network: nn.Module) -> nn.Module:
             if parameter.ndim > 1:
                 parameter.copy_(parameter.half())
     return network.requires_grad_(False)
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    fresh = type(network)()
-    fresh.load_state_dict(network.state_dict())
-    return fresh
 
 
 def write_onnx(network: nn.Module, path: Path, side: int) -> float:
@@ -336,6 +333,7 @@ def _with_costs(
         measured = {
             "latency_how": f"median of {rounds} interleaved passes, batch 1, one thread, ONNX Runtime CPU",
             "onnxruntime": onnxruntime.__version__,
+            "machine": _machine(),
             "largest_difference_from_torch": float(f"{difference:.1e}"),
         }
         card = replace(
@@ -348,6 +346,15 @@ def _with_costs(
         report(f"{card.name}: {median:.2f} ms, relative cost {card.relative_cost}, difference {difference:.1e}")
         done.append(card)
     return done
+
+
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.machine()
+    return f"{model}, {os.cpu_count()} CPUs"
 
 
 def _sha256(path: Path) -> str:

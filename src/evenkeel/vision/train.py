@@ -31,6 +31,7 @@ __all__ = [
     "ClassifierRecipe",
     "CollageRecipe",
     "Trained",
+    "classifier_scores",
     "normalise",
     "one_cycle",
     "train_classifier",
@@ -55,6 +56,7 @@ class ClassifierRecipe:
     smoothing: float = 0.2  # of labels; higher holds confidence down
     reach: int = 2  # pixels of random translation; more for longer trainings
     lookahead_every: int = 40  # steps between pulls to the slow weights
+    widths: tuple[int, int, int] = (64, 256, 256)  # channels; wider is more accurate and costs more
     seed: int = 0
 
 
@@ -74,6 +76,7 @@ class CollageRecipe:
     average: float = 0.999  # of the weights, per step; nearer 1 is smoother and later
     teaching: float = 0.9  # weight of the teacher's scores, where there is a teacher
     teacher_temperature: float = 2.0
+    widths: tuple[int, int, int] = (32, 64, 128)
     seed: int = 0
 
 
@@ -189,7 +192,7 @@ def train_classifier(
 ) -> Trained:
     """A classifier trained on `train`; `held` images only show how it goes."""
     torch.manual_seed(recipe.seed)
-    network = Classifier()
+    network = Classifier(widths=recipe.widths)
     network.set_whitening(normalise(train.pixels[torch.randperm(len(train))[:5000]]))
     _channels_last(network)
     biases = [m.bias for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -237,16 +240,14 @@ def train_collage(
     checkpoint: Path | None = None,
     report: Report = print,
     teacher_scores: Tensor | None = None,
-    start: CollageNet | None = None,
 ) -> Trained:
     """A Collage-CNN trained on fresh random collages of `train`; `held` images only show how it goes.
 
-    With `teacher_scores` [len(train), classes] it also learns from a classifier's logits; with `start` it goes on from
-    a trained network.
+    With `teacher_scores` [len(train), classes] it also learns from the logits of the classifier that it will back up.
     """
     torch.manual_seed(recipe.seed)
-    network = copy.deepcopy(start) if start is not None else CollageNet()
-    _channels_last(network.requires_grad_(True))
+    network = CollageNet(widths=recipe.widths)
+    _channels_last(network)
     # Decay on gains and biases does more harm than good.
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -293,6 +294,15 @@ def train_collage(
         **run.notes(len(train), recipe.seed),
     }
     return Trained(run.slow.eval(), notes)
+
+
+@torch.no_grad()
+def classifier_scores(network: nn.Module, images: Images) -> Tensor:
+    """Logits [n, classes] of `images`, the mean of both ways round: what a Collage-CNN is taught."""
+    network.eval()
+    return torch.cat(
+        [(network(normalise(part)) + network(normalise(part.flip(3)))) / 2 for part in _parts(images.pixels, 500)]
+    )
 
 
 def _parts(rows: Tensor, size: int) -> list[Tensor]:

@@ -1,0 +1,98 @@
+"""What was learnt of a remote model, and how tasks and replies for it look on the wire."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evenkeel.cards import ModelCard
+from evenkeel.coding.code import Array
+from evenkeel.errors import BackendError, ProtocolError
+from evenkeel.oip import RequestedOutput, Tensor, parse_response, write_request
+
+__all__ = ["Contract", "agree"]
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """How to speak to one model of one server.
+
+    Attributes:
+        binary: tensor data travels as binary sections.
+        gives_up: the server stops working on a request whose connection is closed.
+    """
+
+    card: ModelCard
+    input_name: str
+    output_name: str
+    binary: bool
+    gives_up: bool
+
+    def write(self, inputs: Array) -> tuple[bytes, int | None]:
+        """Body and header length of the request for a task."""
+        tensor = Tensor(self.input_name, self.card.datatype, inputs.shape, inputs)
+        output = RequestedOutput(self.output_name, True if self.binary else None)
+        return write_request([tensor], [output], binary=self.binary)
+
+    def read(self, body: bytes, header_length: int | None, rows: int) -> Array:
+        """Outputs `[rows, ...]`, float32, of a 200 response.
+
+        Raises:
+            ProtocolError: malformed, or not the output that was asked for, or of the wrong shape, or not finite.
+        """
+        response = parse_response(body, header_length)
+        tensor = next((output for output in response.outputs if output.name == self.output_name), None)
+        if tensor is None:
+            names = ", ".join(repr(output.name) for output in response.outputs)
+            raise ProtocolError(f"expected output {self.output_name!r}, found {names or 'none'}")
+        card, data = self.card, tensor.data
+        classes = len(card.classes)
+        expected = (rows, classes) if card.kind == "classifier" else (rows, card.cells, classes)
+        if tensor.shape != expected:
+            raise ProtocolError(f"output {tensor.name!r} has shape {list(tensor.shape)}, expected {list(expected)}")
+        if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
+            raise ProtocolError(f"output {tensor.name!r} has datatype {tensor.datatype}, expected FP32")
+        outputs = np.require(data, np.float32, ("C", "A"))
+        if not np.isfinite(outputs).all():
+            raise ProtocolError(f"output {tensor.name!r} holds values that are not finite")
+        return outputs
+
+
+def agree(card: ModelCard, server: Mapping[str, Any], model: Mapping[str, Any]) -> Contract:
+    """The contract that follows from the server's and the model's metadata.
+
+    Servers may leave inputs and outputs out; then the card's word is taken. A single input or output may have any name.
+
+    Raises:
+        BackendError: the model does not take what the card says.
+    """
+    extensions = server.get("extensions")
+    extensions = extensions if isinstance(extensions, list) else []
+    wanted = _pick(model, "inputs", card.input_name)
+    given = _pick(model, "outputs", card.output_name)
+    datatype = wanted.get("datatype", card.datatype)
+    if datatype != card.datatype:
+        raise BackendError(f"input {wanted['name']!r} takes {datatype}, but the model card says {card.datatype}")
+    shape = wanted.get("shape")
+    if isinstance(shape, list) and len(shape) == 4:
+        for size, expected in zip(shape[1:], card.input_shape, strict=True):
+            if size not in (-1, expected):
+                raise BackendError(
+                    f"input {wanted['name']!r} has shape {shape}, but the model card says {[-1, *card.input_shape]}"
+                )
+    return Contract(
+        card, wanted["name"], given["name"], "binary_tensor_data" in extensions, "cancel_on_disconnect" in extensions
+    )
+
+
+def _pick(model: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+    listed = model.get(key)
+    entries = [e for e in listed if isinstance(e, dict) and e.get("name")] if isinstance(listed, list) else []
+    if not entries:
+        return {"name": name}
+    found = entries[0] if len(entries) == 1 else next((entry for entry in entries if entry["name"] == name), None)
+    if found is None:
+        names = ", ".join(repr(entry["name"]) for entry in entries)
+        raise BackendError(f"the model has {key} {names}, but none is called {name!r} as the model card says")
+    return found
