@@ -1,66 +1,217 @@
-"""What does one hop to a worker process cost? Round trip and CPU of the client, at 3 KB and 150 KB.
+"""What does one hop through the gateway cost: client, gateway, trivial worker and back?
 
-Run: python benchmarks/hop.py
+python benchmarks/hop.py [--requests 4000] [--rounds 3] [--json FILE]
+
+One connection, one item of uint8 pixels a request, binary tensors, closed loop; beside it the floors: the same bytes
+sent back by uvicorn alone, and the same item sent to the worker alone. Then, in an open loop at half the load of nine
+replicas and one backup under the two-mode law, what a request costs the gateway's process with and without collages;
+there the two take turns, so that both meet the same machine.
 """
 
-import argparse
 import asyncio
+import socket
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
 import uvloop
+from output import show, write_json
+from process_tree import adopt_orphans, cpu_s, end_all
+from raw_client import Connection, Load, drive, request_bytes
+from trivial_server import NAME, trivial_config
 
 from evenkeel.backends.backend import Reply
 from evenkeel.backends.process import ProcessBackend
-from evenkeel.backends.session import ClientOptions
 from evenkeel.backends.worker_config import WorkerConfig
+from evenkeel.bench.load import Target
+from evenkeel.bench.load import drive as drive_open_loop
+from evenkeel.bench.server_process import ServerProcess
+from evenkeel.delays import parse_delay
+from evenkeel.errors import EvenkeelError
+from evenkeel.oip import Tensor, write_request
+from evenkeel.serving.simulate import arrivals
 
-__all__ = ["SIZES", "measure_backend"]
+_HERE = Path(__file__).resolve().parent
+_TARGETS_MS = {32: 0.30, 224: 0.75}  # p50 of one hop, by side of the item
+_POLICIES = ("none", "collage+hedge")
+_REPLICAS, _LOAD = 9, 0.5
+_OCTETS = {"Content-Type": "application/octet-stream"}
 
-SIZES = {"3 KB": (1, 32, 32, 3), "150 KB": (1, 224, 224, 3)}
-MODEL = f"trivial=python:{Path(__file__).with_name('trivial_model.py')}:make"
+
+def _items(side: int, count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-async def measure_backend(shape: tuple[int, ...], count: int, share: bool = True) -> dict[str, float]:
-    """Milliseconds of `count` round trips, one after the other, and the client's CPU microseconds for each."""
-    options = ClientOptions() if share else ClientOptions(share_slots=0)
-    backend = ProcessBackend("hop", WorkerConfig((MODEL,), "unix:/unused"), ("trivial",), options)
+def _inference_request(url: str, side: int) -> bytes:
+    item = _items(side, 1)
+    body, header_length = write_request(
+        [Tensor("images", "UINT8", item.shape, item)], binary=True, parameters={"binary_data_output": True}
+    )
+    headers = {**_OCTETS, "Inference-Header-Content-Length": str(header_length)}
+    return request_bytes(f"{url}/v2/models/{NAME}/infer", body, headers)
+
+
+def _closed_loop(url: str, pid: int, request: bytes, requests: int) -> dict[str, float]:
+    drive(url, request, requests=max(200, requests // 4))
+    before_s = cpu_s([pid])
+    load = drive(url, request, requests=requests)
+    if load.failed:
+        raise EvenkeelError(f"{load.failed} of {load.requests} requests failed")
+    return {**_percentiles(load), "cpu_us_per_request": (cpu_s([pid]) - before_s) / load.requests * 1e6}
+
+
+def _percentiles(load: Load) -> dict[str, float]:
+    return {"p50_ms": load.percentile_ms(50), "p99_ms": load.percentile_ms(99)}
+
+
+def echo(side: int, requests: int) -> dict[str, float]:
+    """The floor of the front end: as many bytes through the same server without any of our code."""
+    with _echo_server() as (url, pid):
+        return _closed_loop(url, pid, request_bytes(url + "/", _items(side, 1).tobytes(), _OCTETS), requests)
+
+
+@contextmanager
+def _echo_server() -> Iterator[tuple[str, int]]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen([sys.executable, str(_HERE / "echo_server.py"), str(port)])
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until_s = time.monotonic() + 20
+        while True:
+            try:
+                Connection(url).close()
+                break
+            except OSError:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(0.05)
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def framed(side: int, requests: int) -> dict[str, float]:
+    """The floor of the back end: the item to a worker and the scores back, without the gateway and without HTTP."""
+    model = f"{NAME}=python:{_HERE / 'trivial_model.py'}:make"
+    backend = ProcessBackend("worker", WorkerConfig(models=(model,), listen="tcp://127.0.0.1:0"), [NAME])
+    loop = asyncio.get_running_loop()
+    item = _items(side, 1)
+    latencies_s = []
     await backend.start()
     try:
-        image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-        loop = asyncio.get_running_loop()
-        times_s = []
-        for number in range(-count // 10, count):  # the first are not counted
-            if number == 0:
-                cpu_s = time.process_time()
-            began_s = time.perf_counter()
-            reply: asyncio.Future[Reply] = loop.create_future()
-            backend.submit("trivial", image, reply.set_result)
-            error = (await reply).error
-            if error is not None:
-                raise error
-            if number >= 0:
-                times_s.append(time.perf_counter() - began_s)
-        cpu_s = time.process_time() - cpu_s
+        for number in range(requests + 500):
+            sent_s = time.perf_counter()
+            replied: asyncio.Future[Reply] = loop.create_future()
+            backend.submit(NAME, item, replied.set_result)
+            reply = await replied
+            if reply.error is not None:
+                raise reply.error
+            if number >= 500:
+                latencies_s.append(time.perf_counter() - sent_s)
     finally:
         await backend.close()
-    p50_s, p99_s = np.percentile(times_s, [50, 99])
-    return {"p50_ms": p50_s * 1e3, "p99_ms": p99_s * 1e3, "client_cpu_us": cpu_s / count * 1e6}
+    return _percentiles(Load(np.array(latencies_s) * 1e3, sum(latencies_s), 0))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=5000, help="round trips of each kind")
-    count = parser.parse_args().count
-    print(f"{'item':>8} {'through':>14} {'p50 ms':>8} {'p99 ms':>8} {'client CPU us':>14}")
-    for name, shape in SIZES.items():
-        for share in (False, True):
-            if share and int(np.prod(shape)) < ClientOptions().share_from_bytes:
-                continue
-            row = uvloop.run(measure_backend(shape, count, share))
-            through = "shared memory" if share else "socket"
-            print(f"{name:>8} {through:>14} {row['p50_ms']:8.3f} {row['p99_ms']:8.3f} {row['client_cpu_us']:14.0f}")
+async def hop(side: int, policy: str, requests: int) -> dict[str, float]:
+    """Through `evenkeel serve`."""
+    with tempfile.TemporaryDirectory(prefix="hop-") as folder:
+        config = trivial_config(Path(folder), side, policy, replicas=1, backups=1)
+        async with ServerProcess(config) as server:
+            return _closed_loop(server.url, server.pid, _inference_request(server.url, side), requests)
+
+
+async def open_loop(policy: str, scale: float, requests: int, seed: int) -> dict[str, float]:
+    """Processor time of the gateway's process for a request, at half the load, under the two-mode law."""
+    delay = f"two-mode:scale={scale:g},seed={seed}"
+    rate_per_s = _LOAD * _REPLICAS / parse_delay(delay).mean_s
+    times_s = arrivals(rate_per_s, requests, seed)
+    with tempfile.TemporaryDirectory(prefix="hop-") as folder:
+        config = trivial_config(Path(folder), 32, policy, replicas=_REPLICAS, backups=1, delay=delay)
+        async with ServerProcess(config) as server:
+            target = Target(server.url, NAME, "images", _items(32, 100), None)
+            # The live quantiles have to know the law before collages and hedges are what they will be.
+            await drive_open_loop(target, times_s[: requests // 4])
+            before_s = cpu_s([server.pid])
+            records = await drive_open_loop(target, times_s)
+            took_s = cpu_s([server.pid]) - before_s
+    failed = sum(not record.answered for record in records)
+    if failed:
+        raise EvenkeelError(f"{failed} of {requests} requests failed")
+    latencies_ms = np.array([record.latency_ms for record in records])
+    return {
+        "rate_per_s": rate_per_s,
+        "p50_ms": float(np.percentile(latencies_ms, 50)),
+        "p99_ms": float(np.percentile(latencies_ms, 99)),
+        "cpu_us_per_request": took_s / requests * 1e6,
+        "filled": sum(record.source == "collage" for record in records) / requests,
+    }
+
+
+def closed_loop_rows(requests: int) -> Iterator[dict[str, Any]]:
+    """Floors and hops, for both sizes."""
+    for side, target_ms in _TARGETS_MS.items():
+        about = {"item_bytes": side * side * 3}
+        yield {"what": "echo through uvicorn", **about, **echo(side, requests)}
+        yield {"what": "worker alone", **about, **uvloop.run(framed(side, requests))}
+        for policy in _POLICIES:
+            row = {"what": "hop", "policy": policy, **about, **uvloop.run(hop(side, policy, requests))}
+            yield {**row, "target_p50_ms": target_ms} if policy == "none" else row
+
+
+def open_loop_rows(scale: float, requests: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Every policy in every round, and the mean over the rounds of each."""
+    rows: dict[str, list[dict[str, float]]] = {policy: [] for policy in _POLICIES}
+    for number in range(rounds):
+        for policy in _POLICIES:
+            rows[policy].append(uvloop.run(open_loop(policy, scale, requests, number + 1)))
+            yield {"what": "open loop", "policy": policy, "round": number + 1, **rows[policy][-1]}
+    for policy, measured in rows.items():
+        means = {key: float(np.mean([row[key] for row in measured])) for key in measured[0]}
+        yield {"what": "open loop, mean", "policy": policy, **means}
+
+
+@click.command(help=__doc__)
+@click.option("--requests", default=4000, show_default=True, help="Of each measurement.")
+@click.option("--rounds", default=3, show_default=True, help="Of the open loop; 0 leaves it out.")
+@click.option("--scale", default=0.05, show_default=True, help="Of the two-mode law; .05 asks 585 items a second.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows here as well.")
+def main(requests: int, rounds: int, scale: float, json_path: Path | None) -> None:
+    adopt_orphans()
+    try:
+        hops = list(closed_loop_rows(requests))
+        loops = list(open_loop_rows(scale, requests, rounds)) if rounds else []
+    finally:
+        end_all()
+    times = {
+        "p50_ms": ("p50 ms", ".3f"),
+        "p99_ms": ("p99 ms", ".3f"),
+        "cpu_us_per_request": ("server CPU us/req", ".0f"),
+    }
+    names = {"what": ("what", ""), "policy": ("policy", "")}
+    columns = {**names, "item_bytes": ("bytes", "d"), **times, "target_p50_ms": ("p50 wanted", ".2f")}
+    show("One hop, one connection", hops, columns)
+    if loops:
+        columns = {
+            **names,
+            "round": ("round", "d"),
+            "rate_per_s": ("req/s", ".0f"),
+            **times,
+            "filled": ("filled", ".1%"),
+        }
+        show(f"Nine replicas, one backup, load {_LOAD}", loops, columns)
+        without, with_collages = (row["cpu_us_per_request"] for row in loops[-2:])
+        click.echo(f"CPU of the gateway, collage+hedge / none: {with_collages / without:.3f} (wanted: at most 1.15)")
+    write_json(json_path, {"requests": requests, "rounds": rounds, "scale": scale}, [*hops, *loops])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from evenkeel.records import json_document
 
@@ -18,13 +16,17 @@ Rows = Sequence[Mapping[str, Any]]
 
 def show(title: str, rows: Rows, columns: Mapping[str, tuple[str, str]]) -> None:
     """Print rows as a table; `columns` gives each key its heading and its number format. What is missing is blank."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for heading, form in columns.values():
-        table.add_column(heading, justify="right" if form else "left")
+    lines = [[heading for heading, _ in columns.values()]]
     for row in rows:
         values = [(row.get(key), form) for key, (_, form) in columns.items()]
-        table.add_row(*("" if value is None else format(value, form) for value, form in values))
-    Console().print(table)
+        lines.append(["" if value is None else format(value, form) for value, form in values])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numeric = [bool(form) for _, form in columns.values()]
+    click.echo(f"\n{title}")
+    for line in lines:
+        cells = zip(line, widths, numeric, strict=True)
+        click.echo("  ".join(f"{cell:>{width}}" if right else f"{cell:<{width}}" for cell, width, right in cells))
+    click.echo()
 
 
 def write_json(path: Path | None, arguments: Mapping[str, Any], rows: Rows) -> None:

@@ -1,8 +1,8 @@
-"""A load client that costs next to nothing: prebuilt requests, closed loop, one thread, any server that says its length.
+"""A load client that costs next to nothing: prebuilt requests, closed loop, one thread.
 
 What a benchmark on two cores measures is the server and the client together, so the client does the least that is
 still HTTP/1.1: it sends the same bytes again and again, reads the status and the content length, and counts what is
-not 200. It costs some 15 microseconds a request, the kernel's copying included.
+not 200. A server that does not say the length of its answers cannot be measured with it.
 """
 
 import select
@@ -80,7 +80,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Load:
-    """What a closed loop saw: latencies `[requests]` in ms, the time it ran, and how many were not answered with 200."""
+    """What a closed loop saw: latencies `[requests]`, how long it ran, and how many were not answered with 200."""
 
     latencies_ms: NDArray[np.float64]
     elapsed_s: float

@@ -26,4 +26,6 @@ if __name__ == "__main__":
     server = litserve.LitServer(
         Api(), accelerator="cpu", workers_per_device=1, timeout=30, fast_queue="fast" in sys.argv[2:]
     )
-    server.run(host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False, generate_client_file=False)
+    server.run(
+        host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False, generate_client_file=False
+    )

@@ -23,7 +23,9 @@ class Model:
 
 if __name__ == "__main__":
     ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
-    serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])}, logging_config={"enable_access_log": False})
+    serve.start(
+        http_options={"host": "127.0.0.1", "port": int(sys.argv[1])}, logging_config={"enable_access_log": False}
+    )
     serve.run(Model.bind())
     while True:
         time.sleep(3600)

@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+from pytriton.decorators import batch
 from pytriton.model_config import ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 from trivial_model import CLASSES, make
@@ -11,8 +12,9 @@ if __name__ == "__main__":
     port = int(sys.argv[1])
     model = make()
 
-    def infer(requests):
-        return [[model(request["images"])] for request in requests]
+    @batch
+    def infer(images):
+        return [model(images)]
 
     config = TritonConfig(
         http_address="127.0.0.1",

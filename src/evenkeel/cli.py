@@ -45,19 +45,22 @@ def main() -> None:
     """Answers on time although a machine is slow."""
 
 
+_NODE_OPTIONS = (
+    click.option("--replicas", type=click.IntRange(1), help="Workers with the classifier, started here."),
+    click.option("--backups", type=click.IntRange(0), help="Workers with the Collage-CNNs, started here."),
+    click.option("--policy", help="none, replicate, replicate-all, hedge, collage or collage+hedge."),
+    click.option("--fill-after", metavar="WHEN", help="When a fill may answer: p95 (live quantile) or 25ms."),
+    click.option("--hedge-after", metavar="WHEN", help="When another replica is asked: p95 or 25ms."),
+    click.option("--min-confidence", type=float, help="Fills below it are not used (0..1)."),
+    click.option("--max-extra-load", type=float, help="Hedges as a share of all items."),
+    click.option("--group-wait", metavar="TIME", help="Pause of an idle backup before it takes what waits."),
+    click.option("--deadline", metavar="TIME", help="Total time for an item; then 504."),
+    click.option("--delay", metavar="LAW", help="Injected into the workers, for experiments: two-mode:scale=0.3"),
+)
+
+
 def _node_options(function: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--replicas", type=click.IntRange(1), help="Workers with the classifier, started here."),
-        click.option("--backups", type=click.IntRange(0), help="Workers with the Collage-CNNs, started here."),
-        click.option("--policy", help="none, replicate, replicate-all, hedge, collage or collage+hedge."),
-        click.option("--fill-after", metavar="WHEN", help="When a fill may answer: p95 (live quantile) or 25ms."),
-        click.option("--hedge-after", metavar="WHEN", help="When another replica is asked: p95 or 25ms."),
-        click.option("--min-confidence", type=float, help="Fills below it are not used (0..1)."),
-        click.option("--max-extra-load", type=float, help="Hedges as a share of all items."),
-        click.option("--group-wait", metavar="TIME", help="Pause of an idle backup before it takes what waits."),
-        click.option("--deadline", metavar="TIME", help="Total time for an item; then 504."),
-        click.option("--delay", metavar="LAW", help="Injected into the workers, for experiments: two-mode:scale=0.3"),
-    ):
+    for option in reversed(_NODE_OPTIONS):
         function = option(function)
     return function
 

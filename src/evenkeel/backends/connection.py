@@ -39,11 +39,6 @@ class Connection(asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self._closing = False
 
-    @property
-    def opened(self) -> bool:
-        """There was a connection; its end is or will be reported."""
-        return self._transport is not None
-
     def send(self, pieces: "Iterable[bytes | memoryview]") -> None:
         """Send a frame; silently nothing once the connection is closing."""
         if not self._closing and self._transport is not None:

@@ -3,27 +3,29 @@
 from collections.abc import Mapping
 
 from evenkeel.backends.backend import Backend, OnReply, Reply
-from evenkeel.clock import Clock
+from evenkeel.clock import Clock, Timer
 from evenkeel.coding.code import Array
 from evenkeel.delays import Delay
-from evenkeel.errors import BackendError
+from evenkeel.errors import BackendError, BackendLostError
 
 __all__ = ["Delayed"]
 
 
 class _Task:
-    __slots__ = ("begun", "inner_ticket", "inputs", "key", "model", "on_reply", "until_s")
+    __slots__ = ("begun", "held", "inputs", "key", "model", "on_reply", "until_s")
 
     def __init__(self, model: str, inputs: Array, on_reply: OnReply, key: int) -> None:
         self.model, self.inputs, self.on_reply, self.key = model, inputs, on_reply, key
         self.begun = False
         self.until_s = 0.0
+        self.held: Timer | None = None  # set while a reply is held back
 
 
 class Delayed(Backend):
     """One task at a time, first in first out; each takes at least as long as the law says, from when it began.
 
-    A task that has begun cannot be stopped, as with a real pass of a model; one that waits can.
+    A task that has begun cannot be stopped, as with a real pass; one that waits can. When the wrapped backend
+    is lost, so is the task at work, although its reply may be in already and only held back.
 
     Args:
         inner: does the tasks.
@@ -46,6 +48,7 @@ class Delayed(Backend):
         self._costs = costs or {}
         self._tasks: dict[int, _Task] = {}  # in order of arrival; the first is the one at work
         self._next_ticket = 0
+        self._epoch_s = clock.time()  # laws count time from the beginning of the experiment
         inner.on_change = self._changed
 
     @property
@@ -85,7 +88,7 @@ class Delayed(Backend):
         ticket, task = next(iter(self._tasks.items()))
         task.begun = True
         now = self._clock.time()
-        seconds = self._delay.draw(task.key, self._worker, now) * self._costs.get(task.model, 1.0)
+        seconds = self._delay.draw(task.key, self._worker, now - self._epoch_s) * self._costs.get(task.model, 1.0)
         task.until_s = now + seconds
         self._inner.submit(task.model, task.inputs, lambda reply: self._replied(ticket, task, reply), task.key)
 
@@ -93,7 +96,7 @@ class Delayed(Backend):
         if reply.error is not None or self._clock.time() >= task.until_s:
             self._end(ticket, task, reply)
         else:
-            self._clock.call_at(task.until_s, self._end, ticket, task, reply)
+            task.held = self._clock.call_at(task.until_s, self._end, ticket, task, reply)
 
     def _end(self, ticket: int, task: _Task, reply: Reply) -> None:
         del self._tasks[ticket]
@@ -102,4 +105,11 @@ class Delayed(Backend):
         task.on_reply(reply)
 
     def _changed(self) -> None:
+        if self._tasks and not self._inner.ready:
+            ticket, task = next(iter(self._tasks.items()))
+            if task.held is not None:
+                task.held.cancel()
+                task.held = None
+                lost = Reply(error=BackendLostError(f"{self.name} was lost before its reply was due"))
+                self._clock.call_soon(self._end, ticket, task, lost)
         self.on_change()

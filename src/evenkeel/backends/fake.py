@@ -1,4 +1,4 @@
-"""A backend without workers: answers from a function, at once or when its script says so. For tests and the simulator."""
+"""A backend without workers: answers from a function, at once or when its script says so."""
 
 from collections.abc import Callable
 
@@ -24,6 +24,7 @@ class FakeBackend(Backend):
         self._clock = clock
         self._answer = answer
         self._open: dict[int, tuple[str, Array, OnReply]] = {}
+        self._given_up: set[int] = set()
         self._next_ticket = 0
         self._alive = True
         self._frozen = False
@@ -43,10 +44,10 @@ class FakeBackend(Backend):
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Give the task up; it has not begun as long as it is open."""
-        task = self._open.pop(ticket, None)
-        if task is not None:
-            self._clock.call_soon(task[2], Reply(error=BackendError("cancelled"), cancelled=True))
+        """Give the task up; it has not begun as long as it is open. A frozen worker says so when it thaws."""
+        if ticket in self._open:
+            self._given_up.add(ticket)
+            self._clock.call_soon(self._work, ticket)
 
     def suspect(self) -> None:
         """Count that the gateway found it stalled."""
@@ -65,7 +66,9 @@ class FakeBackend(Backend):
     def kill(self) -> None:
         """Lose everything that is open, and be gone."""
         self._alive = False
+        self._frozen = False
         tasks, self._open = self._open, {}
+        self._given_up.clear()
         for _, _, on_reply in tasks.values():
             self._clock.call_soon(on_reply, Reply(error=BackendLostError(f"{self.name} was killed")))
         self.on_change()
@@ -85,6 +88,10 @@ class FakeBackend(Backend):
         model, inputs, on_reply = self._open.pop(ticket)
         if not self._alive:
             on_reply(Reply(error=BackendLostError(f"{self.name} is dead")))
+            return
+        if ticket in self._given_up:
+            self._given_up.remove(ticket)
+            on_reply(Reply(error=BackendError("cancelled"), cancelled=True))
             return
         try:
             outputs = self._answer(model, inputs)

@@ -168,11 +168,11 @@ class Session:
 
     async def close(self) -> None:
         """End the connection; open tickets get a BackendLostError."""
-        self.connection.abort(BackendLostError(f"the connection to the worker at {self._where} was closed"))
-        if self.connection.opened:
-            await self.ended
-        else:
-            self._on_end(None)
+        error = BackendLostError(f"the connection to the worker at {self._where} was closed")
+        self.connection.abort(error)
+        # Not left to the transport: one that is aborted while it opens may never report its end.
+        self._on_end(error)
+        await asyncio.sleep(0)
 
     async def _wait_for(self, kind: Kind) -> Frame:
         try:
@@ -240,7 +240,7 @@ class Session:
         self._beat_timer = self._loop.call_later(options.heartbeat_s, self._beat)
 
     def _on_end(self, error: Exception | None) -> None:
-        if self.ended.done():  # closed before it was open
+        if self.ended.done():  # closed already
             return
         if isinstance(error, EvenkeelError):
             reason = error

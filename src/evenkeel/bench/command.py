@@ -77,6 +77,7 @@ def run_demo(*, report: Path | None, json_path: Path | None, seconds: float, loa
 
 def _run(console: Console, experiment: Experiment, policies: Sequence[str], **options: Any) -> list[Run]:
     contenders = [parse_contender(policy, experiment) for policy in policies]
+    experiment.rate()  # refused here, before a bar is drawn
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(),

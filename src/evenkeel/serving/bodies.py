@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from evenkeel.errors import RequestError, SlowRequestError, TooLargeError, UnsupportedError
+from evenkeel.serving.sweeper import Sweeper
 
 __all__ = ["ClientGoneError", "Message", "Receive", "Send", "compress", "decompress", "pick_encoding", "read_body"]
 
@@ -20,42 +21,61 @@ class ClientGoneError(Exception):
     """The client went away; there is nobody to answer."""
 
 
-async def read_body(receive: Receive, most_bytes: int, timeout_s: float) -> bytes:
+async def read_body(receive: Receive, most_bytes: int, patience: Sweeper) -> bytes:
     """The whole body of a request.
 
     Args:
         receive: the ASGI channel.
         most_bytes: the limit; checked while reading, so that no more than that is ever kept.
-        timeout_s: for the whole body.
+        patience: its period is the time that the whole body may take.
 
     Raises:
         TooLargeError: over the limit.
         SlowRequestError: it did not come in time.
         ClientGoneError: the client went away.
     """
+    task = asyncio.current_task()
+    assert task is not None
+    late = False
+
+    def give_up() -> None:
+        nonlocal late
+        late = True
+        task.cancel()
+
+    patience.add(give_up)
+    try:
+        return await _read_all(receive, most_bytes)
+    except asyncio.CancelledError:
+        if late and not task.uncancel():
+            raise SlowRequestError(
+                "the whole body did not come in time; send it faster, or in smaller requests"
+            ) from None
+        raise
+    finally:
+        patience.remove(give_up)
+
+
+async def _read_all(receive: Receive, most_bytes: int) -> bytes:
     parts: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    raise ClientGoneError
-                part: bytes = message.get("body", b"")
-                more = message.get("more_body", False)
-                if not more and not parts and size + len(part) <= most_bytes:
-                    return part
-                size += len(part)
-                if size <= most_bytes:
-                    parts.append(part)
-                # Over the limit nothing is kept, but as much again is read: a client in the middle of sending sees
-                # the answer only when it can finish.
-                elif not more or size > 2 * most_bytes:
-                    raise TooLargeError(f"the body has more than {most_bytes} bytes, the most that are taken")
-                if not more:
-                    return b"".join(parts)
-    except TimeoutError:
-        raise SlowRequestError(f"the whole body did not come within {timeout_s:g} s ({size} bytes did)") from None
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGoneError
+        part: bytes = message.get("body", b"")
+        more = message.get("more_body", False)
+        size += len(part)
+        if size <= most_bytes:
+            if not more:
+                return b"".join([*parts, part]) if parts else part
+            parts.append(part)
+        # Over the limit nothing is kept, but as much again is read: a client in the middle of sending sees the answer
+        # only when it can finish.
+        elif not more or size > 2 * most_bytes:
+            raise TooLargeError(f"the body has more than {most_bytes} bytes, the most that are taken")
+        else:
+            parts.clear()
 
 
 def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:

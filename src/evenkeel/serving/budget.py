@@ -13,13 +13,13 @@ class Budget:
 
     Args:
         share: tokens that one item earns; `inf` never refuses.
-        burst: most tokens that can be saved up.
+        burst: most tokens that can be saved up, at least 1.
     """
 
     def __init__(self, share: float, burst: float = 10.0) -> None:
         self._share = share
         self._burst = burst
-        self._tokens = min(1.0, burst) if share > 0 else 0.0
+        self._tokens = 1.0 if share > 0 else 0.0  # one slow reply may be hedged before there was time to earn
 
     def earn(self) -> None:
         """One item came."""

@@ -8,11 +8,9 @@ from typing import Protocol
 from evenkeel.coding.code import Array
 from evenkeel.serving.bodies import ClientGoneError, Receive
 from evenkeel.serving.gateway import Options, Outcome
+from evenkeel.serving.sweeper import Sweeper
 
 __all__ = ["Flight", "Submits"]
-
-# A fast request never pays for watching its client; a slow one that loses its client frees its slots this soon.
-_WATCH_AFTER_S = 0.02
 
 
 class Submits(Protocol):
@@ -36,12 +34,18 @@ class Submits(Protocol):
 
 
 class Flight:
-    """Submits items, waits for all of them or for the first error, and gives up what is then still open."""
+    """Submits items, waits for all of them or for the first error, and gives up what is then still open.
 
-    __slots__ = ("_client_gone", "_future", "_gateway", "_left", "_outcomes", "_tickets", "_watcher")
+    Args:
+        gateway: answers items.
+        patience: starts to watch the client of a flight that takes long; fast ones never pay for that.
+    """
 
-    def __init__(self, gateway: Submits) -> None:
+    __slots__ = ("_client_gone", "_future", "_gateway", "_left", "_outcomes", "_patience", "_tickets", "_watcher")
+
+    def __init__(self, gateway: Submits, patience: Sweeper) -> None:
         self._gateway = gateway
+        self._patience = patience
         self._tickets: list[int] = []
         self._outcomes: list[Outcome | None] = []
         self._left = 0
@@ -59,16 +63,15 @@ class Flight:
         count = len(items)
         self._left = count
         self._outcomes = [None] * count
-        watch = None
+        watch = partial(self._watch, receive)
+        self._patience.add(watch)
         try:
             for row in range(count):
                 row_key = None if key is None else key + row
                 self._tickets.append(self._gateway.submit(items[row], partial(self._done, row), options, row_key))
-            watch = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._watch, receive)
             await self._future
         finally:
-            if watch is not None:
-                watch.cancel()
+            self._patience.remove(watch)
             if self._watcher is not None:
                 self._watcher.cancel()
             if self._left:

@@ -2,7 +2,7 @@
 
     item ──► least-loaded healthy replica ───────────────► exact answer
       │                                                     ▲ whichever is first
-      ├──► waiting ──► idle backup takes the group ──► fill ┤ (fills from `fill_after` on, if sure enough)
+      ├──► waiting ──► idle backup takes the group ──► fill ┤ (from `fill_after` on, if sure enough; exact ones at once)
       │                                                     │
       ├──► after `hedge_after`, if the budget allows ──► another replica
       └──► at the deadline ──► the default answer, or an error
@@ -12,7 +12,6 @@ same gateway runs on an event loop in production and on a virtual clock in the s
 nothing of HTTP, sockets or models.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -37,7 +36,10 @@ __all__ = ["Gateway", "Options", "Outcome"]
 # Probes are attempts too, for injected delays, but of no item's own.
 _PROBE_ATTEMPT = 1 << 16
 # Losses that one item survives; beyond, something is wrong with the item or with the whole fleet.
-_MOST_RETRIES = 5
+_MOST_LOSSES = 5
+_NEVER = float("inf")
+# A client that is sent away is asked to come back no later than this.
+_LONGEST_RETRY_AFTER_S = 30.0
 
 
 class Gateway:
@@ -88,23 +90,21 @@ class Gateway:
         self._budget = Budget(policy.max_extra_load)
         self._items: dict[int, Item] = {}
         self._next_number = 0
-        self._stranded: deque[Item] = deque()  # lost their replica while no other was ready
         self._sweeper: Timer | None = None
-        self._on_drained: Callable[[], object] | None = None
+        self._on_drained: list[Callable[[], object]] = []
         self._backups: Backups | None = None
         self._coded_fleet: CodedFleet | None = None
-        # Where both moments are the same, one timer serves both: first the fill is looked at, then the hedge.
-        self._hedge_when_late = policy.uses_backups and policy.hedge_after == policy.fill_after
         if any(not code.systematic for code in codes):
             if len(codes) > 1:
                 raise ConfigurationError("codes: a code that is not systematic cannot be combined with others")
             self._coded_fleet = CodedFleet(
-                clock, model, self.replicas, codes[0], policy.group_wait_s, self.stats, self._on_coded_answer
+                clock, model, self.replicas, codes[0], policy.group_wait_s, self.stats, self._on_fill, self._fail
             )
         elif policy.uses_backups and backups and codes:
             self._backups = Backups(
                 clock, backups, codes, policy.group_wait_s, self.stats, dict(costs or {}), offload, self._on_fill
             )
+        self._spares = self._coded_fleet or self._backups
         for backend in (*replicas, *backups):
             backend.on_change = self._on_backend_change
 
@@ -134,11 +134,8 @@ class Gateway:
         """
         replica = self.replicas.choose()
         if replica is None or replica.outstanding >= self._max_outstanding:
-            self.stats.shed += 1
-            if replica is None:
-                raise OverloadedError("no replica is ready; try again soon")
-            typical_s = self.service_times.quantile(0.5) or 0.1
-            raise OverloadedError("all queues are full; try again later", retry_after_s=replica.outstanding * typical_s)
+            raise self._shed(replica)
+        policy = self.policy
         now = self._clock.time()
         number = self._next_number
         self._next_number = number + 1
@@ -146,29 +143,29 @@ class Gateway:
         self._items[number] = item
         self.stats.items += 1
         self._budget.earn()
-        policy = self.policy
-        timeout_s = policy.deadline_s if options.timeout_s is None else min(options.timeout_s, policy.deadline_s)
-        item.deadline_timer = self._clock.call_at(now + timeout_s, self._on_deadline, item)
+        timeout_s = policy.deadline_s
+        if options.timeout_s is not None and options.timeout_s < timeout_s:
+            timeout_s = options.timeout_s
+        item.deadline_at = now + timeout_s
+        if policy.hedge_after is not None:
+            item.hedge_at = now + self.service_times.after(policy.hedge_after)
+        covered = self._spares is not None and not options.exact
+        if covered:
+            item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
+        if covered and self._coded_fleet is not None:
+            item.hedge_at = _NEVER  # the code is the hedge
+            self._coded_fleet.add(item)
+        else:
+            self._send(item, replica, "exact", now)
+            if policy.copies > 1:
+                self._send_copies(item, now)
+            if covered and self._backups is not None and policy.fill_after is not None:
+                same = policy.fill_after is policy.hedge_after  # as in the presets: one look at the quantiles does
+                item.late_at = item.hedge_at if same else now + self.service_times.after(policy.fill_after)
+                self._backups.add(item)
+        self._set_timer(item)
         if self._sweeper is None:
             self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
-        if self._coded_fleet is not None:
-            self._coded_fleet.add(item)
-            return number
-        self._send(item, replica, "exact", now)
-        if policy.copies > 1:
-            self._send_copies(item, now)
-        covered = self._backups is not None and not options.exact
-        if covered:
-            assert self._backups is not None and policy.fill_after is not None
-            item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
-            item.late_timer = self._clock.call_at(
-                now + self.service_times.after(policy.fill_after), self._on_late, item
-            )
-            self._backups.add(item)
-        if policy.hedge_after is not None and not (covered and self._hedge_when_late):
-            item.hedge_timer = self._clock.call_at(
-                now + self.service_times.after(policy.hedge_after), self._on_hedge_due, item
-            )
         if self.replicas.any_ejected:
             self._probe(item, now)
         return number
@@ -183,12 +180,21 @@ class Gateway:
     def start_draining(self, on_drained: Callable[[], object] | None = None) -> None:
         """Say not ready from now on, and call `on_drained` as soon as nothing is in flight."""
         self.draining = True
-        if self._items:
-            self._on_drained = on_drained
-        elif on_drained is not None:
-            self._clock.call_soon(on_drained)
+        if on_drained is not None:
+            self._on_drained.append(on_drained)
+        if not self._items:
+            self._tell_drained()
 
     # ---- attempts on replicas ----
+
+    def _shed(self, replica: Replica | None) -> OverloadedError:
+        """The refusal of an item. `replica` has the shortest queue; None: nobody is ready."""
+        self.stats.shed += 1
+        if replica is None:
+            return OverloadedError("no replica is ready; try again soon")
+        # By then even the shortest queue has been worked off, so that there is room for more than one.
+        empty_s = replica.outstanding * (self.service_times.quantile(0.5) or 0.1)
+        return OverloadedError("all queues are full; try again later", min(empty_s, _LONGEST_RETRY_AFTER_S))
 
     def _send(self, item: Item, replica: Replica, source: Source, now: float) -> None:
         attempt = item.attempts
@@ -212,75 +218,108 @@ class Gateway:
 
     def _on_replica_reply(self, item: Item, replica: Replica, source: Source, sent_s: float, reply: Reply) -> None:
         now = self._clock.time()
+        outputs = reply.outputs
+        if outputs is not None and not self._are_scores(outputs):
+            self.stats.bad_replies += 1
+            error = BackendError(f"{replica.backend.name} gave outputs that are no scores: check which model it runs")
+            reply, outputs = Reply(error=error), None
         replica.back(now, sent_s, reply)
         attempts = item.open_attempts
         if len(attempts) == 1:
             attempts.clear()
         else:
             item.open_attempts = [pair for pair in attempts if pair[0] is not replica]
-        outputs = reply.outputs
         if outputs is None:
-            if not item.done and not reply.cancelled:
-                self._retry(item, reply.error, now)
+            if not reply.cancelled:
+                self.stats.lost_attempts += 1
+                if not item.done:
+                    self._on_loss(item, reply.error, now)
             return
-        if outputs.ndim != 2 or len(outputs) != 1 or not np.isfinite(outputs).all():
-            self.stats.bad_replies += 1
-            if not item.done:
-                self._retry(item, BackendError(f"{replica.backend.name} gave scores that are no scores"), now)
-            return
-        scores = outputs[0]
         if item.done:
-            self._compare(item, scores)
-            return
-        if source == "hedge":
-            self.stats.hedges_won += 1
-        self._finish(item, Answer(scores, source, confidence(scores)), now)
-        if item.groups and self._backups is not None:
+            self._compare(item, outputs[0])
+        else:
+            if source == "hedge":
+                self.stats.hedges_won += 1
+            self._finish(item, Answer(outputs[0], source, confidence(outputs[0])), now)
+        if item.group is not None and self._backups is not None:
             self._backups.replica_replied(item, outputs)
 
-    def _retry(self, item: Item, error: EvenkeelError | None, now: float) -> None:
-        """An attempt was lost. Unless another is still open, ask the next replica; a loss is not the user's problem."""
-        self.stats.lost_attempts += 1
-        if item.open_attempts:
+    def _are_scores(self, outputs: Array) -> bool:
+        shape = outputs.shape
+        return (
+            len(shape) == 2
+            and shape[0] == 1
+            and (shape[1] == self._classes or not self._classes)
+            and outputs.dtype.kind in "fiu"
+            and bool(np.isfinite(outputs).all())
+        )
+
+    def _on_loss(self, item: Item, error: EvenkeelError | None, now: float) -> None:
+        """An attempt ended in an error, which is not the user's problem unless it happens again and again."""
+        item.losses += 1
+        if item.losses <= _MOST_LOSSES:
+            self._rescue(item, now)
+        elif not item.open_attempts and not self._use_fill(item, now):
+            self._fail(item, error or BackendError("every attempt was lost"))
+
+    def _rescue(self, item: Item, now: float) -> None:
+        """See that an item has an attempt that may still answer: else take its fill, or ask another replica.
+
+        With nobody to ask it stays as it is until a replica is back, a fill comes, or its deadline does.
+        """
+        if item.done or any(not replica.health.stalled for replica, _ in item.open_attempts):
             return
-        if item.retries >= _MOST_RETRIES:
-            if not self._use_fill(item):
-                self._fail(item, error or BackendError("every attempt was lost"))
+        if self._use_fill(item, now):
             return
-        item.retries += 1
-        replica = self.replicas.choose(item.tried) or self.replicas.choose()
-        if replica is None:
-            self._stranded.append(item)
-        else:
+        asked = [replica for replica, _ in item.open_attempts]
+        replica = self.replicas.choose(item.tried) or self.replicas.choose(asked)
+        if replica is not None and not replica.health.stalled:
             self.stats.retries += 1
             self._send(item, replica, "exact", now)
 
+    def _rescue_all(self, now: float) -> None:
+        if self._coded_fleet is not None:
+            self._coded_fleet.wake()
+        for item in list(self._items.values()):
+            if self._coded_fleet is None or item.attempts:
+                self._rescue(item, now)
+
     def _on_backend_change(self) -> None:
         self.replicas.refresh()
-        if self.replicas.any_ready and self._stranded:
-            stranded, self._stranded = self._stranded, deque()
-            for item in stranded:
-                replica = self.replicas.choose()
-                if not item.done and replica is not None:
-                    self.stats.retries += 1
-                    self._send(item, replica, "exact", self._clock.time())
+        if self.replicas.any_ready:
+            self._rescue_all(self._clock.time())
         if self._backups is not None:
             self._backups.wake()
 
     # ---- late items ----
 
+    def _set_timer(self, item: Item) -> None:
+        """Have the earliest of what is still to happen to the item happen."""
+        when, action = item.deadline_at, self._on_deadline
+        if item.hedge_at < when:
+            when, action = item.hedge_at, self._on_hedge_due
+        if item.late_at <= when:  # when both are due, the fill is looked at first
+            when, action = item.late_at, self._on_late
+        item.timer = self._clock.call_at(when, action, item)
+
     def _on_late(self, item: Item) -> None:
-        item.late_timer = None
+        item.late_at = _NEVER
         item.late = True
-        if not self._use_fill(item) and self._hedge_when_late:
-            self._hedge(item)
+        now = self._clock.time()
+        if not self._use_fill(item, now):
+            if item.unsure:
+                self._hedge(item, now)
+            self._set_timer(item)
 
     def _on_hedge_due(self, item: Item) -> None:
-        item.hedge_timer = None
-        self._hedge(item)
+        item.hedge_at = _NEVER
+        self._hedge(item, self._clock.time())
+        self._set_timer(item)
 
-    def _hedge(self, item: Item) -> None:
-        if item.attempts - item.retries >= self.policy.max_attempts:
+    def _hedge(self, item: Item, now: float) -> None:
+        """Ask a second replica, if the policy and the budget allow."""
+        policy = self.policy
+        if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts:
             return
         replica = self.replicas.choose(item.tried)
         if replica is None:
@@ -289,43 +328,52 @@ class Gateway:
             self.stats.budget_exhausted += 1
             return
         self.stats.hedges += 1
-        self._send(item, replica, "hedge", self._clock.time())
+        item.hedges += 1
+        self._send(item, replica, "hedge", now)
 
     def _on_fill(self, item: Item, answer: Answer, code: str) -> None:
-        """A spare tells an answer: keep it for when the item is late, or use it if it is late already."""
-        if item.fill is None or answer.confidence > item.fill[0].confidence:
+        """A spare tells an answer: keep it for when the item is late, or use it if it need not wait for that."""
+        now = self._clock.time()
+        exact = answer.source == "exact"
+        if not exact and answer.confidence < item.min_confidence:
+            self._on_unsure(item, now)
+            return
+        if item.fill is None or exact or answer.confidence > item.fill[0].confidence:
             item.fill = (answer, code)
-            if item.late:
-                self._use_fill(item)
+        if exact or item.late or not item.open_attempts:
+            self._use_fill(item, now)
 
-    def _use_fill(self, item: Item) -> bool:
-        """Answer from the spare, if it is there and sure enough."""
-        if item.fill is None:
+    def _on_unsure(self, item: Item, now: float) -> None:
+        """The fill will not do, so a late item need not wait for it any longer."""
+        self.stats.unsure_fills += 1
+        item.unsure = True
+        if item.late:
+            self._hedge(item, now)
+        if not item.open_attempts:
+            self._rescue(item, now)
+
+    def _use_fill(self, item: Item, now: float) -> bool:
+        """Answer from the spare, if it has answered."""
+        fill = item.fill
+        if fill is None:
             return False
-        answer, code = item.fill
-        if answer.source != "exact" and answer.confidence < item.min_confidence:
-            self.stats.unsure_fills += 1
-            return False
+        answer, code = fill
         self.stats.fills[code] = self.stats.fills.get(code, 0) + 1
-        self._finish(item, answer, self._clock.time())
-        item.fill = (answer, code)  # kept for the comparison with a late exact reply
+        self._close(item)
+        if answer.source != "exact":
+            item.fill = fill  # for the comparison with a late exact reply
+        self._answer(item, answer, now)
         return True
-
-    def _on_coded_answer(self, item: Item, answer: Answer, code: str) -> None:
-        self._finish(item, answer, self._clock.time())
 
     def _compare(self, item: Item, scores: Array) -> None:
         """An exact reply came after a fill was used: the backup's accuracy in production, measured for free."""
-        if item.fill is None:
-            return
-        answer, code = item.fill
-        item.fill = None
-        if answer.source != "exact":
+        if item.fill is not None:
+            answer, _ = item.fill
+            item.fill = None
             self.stats.fills_compared += 1
             self.stats.fills_agreed += int(np.argmax(answer.scores)) == int(np.argmax(scores))
 
     def _on_deadline(self, item: Item) -> None:
-        item.deadline_timer = None
         self.stats.deadlines += 1
         now = self._clock.time()
         label = self.policy.default_label
@@ -339,9 +387,12 @@ class Gateway:
     # ---- ends ----
 
     def _finish(self, item: Item, answer: Answer, now: float) -> None:
+        self._close(item)
+        self._answer(item, answer, now)
+
+    def _answer(self, item: Item, answer: Answer, now: float) -> None:
         sources = self.stats.sources
         sources[answer.source] = sources.get(answer.source, 0) + 1
-        self._close(item)
         item.on_outcome(Outcome(answer, None, now - item.since_s))
 
     def _fail(self, item: Item, error: EvenkeelError) -> None:
@@ -350,38 +401,37 @@ class Gateway:
         item.on_outcome(Outcome(None, error, self._clock.time() - item.since_s))
 
     def _close(self, item: Item) -> None:
-        """Forget an item: stop its timers and tell its other attempts to stop."""
+        """Forget an item: stop its timer and tell its other attempts to stop."""
         item.done = True
         item.fill = None
-        if item.late_timer is not None:
-            item.late_timer.cancel()
-        if item.hedge_timer is not None:
-            item.hedge_timer.cancel()
-        if item.deadline_timer is not None:
-            item.deadline_timer.cancel()
+        if item.timer is not None:
+            item.timer.cancel()
+        if self._spares is not None:
+            self._spares.forget(item)
         for replica, ticket in item.open_attempts:
             self.stats.cancels += 1
             replica.backend.cancel(ticket)
         del self._items[item.number]
-        if self._on_drained is not None and not self._items:
-            self._clock.call_soon(self._on_drained)
-            self._on_drained = None
+        if self._on_drained and not self._items:
+            self._tell_drained()
+
+    def _tell_drained(self) -> None:
+        for on_drained in self._on_drained:
+            self._clock.call_soon(on_drained)
+        self._on_drained.clear()
 
     # ---- health ----
 
     def _sweep(self) -> None:
-        """Look for stalled replicas; what they hold goes to others. Runs while there is anything in flight."""
+        """Look for stalled nodes; what replicas hold goes to others. Runs while there is anything in flight."""
         self._sweeper = None
         now = self._clock.time()
-        for stalled in self.replicas.stalled(now):
+        for stalled in self.replicas.eject_stalled(now):
             stalled.backend.suspect()
-            for item in list(self._items.values()):
-                if [replica for replica, _ in item.open_attempts] == [stalled]:
-                    other = self.replicas.choose(item.tried)
-                    if other is not None and not item.done:
-                        item.retries += 1
-                        self.stats.retries += 1
-                        self._send(item, other, "exact", now)
+        if self._backups is not None:
+            self._backups.suspect_stalled(now, self.replicas.stall_after_s)
+        if self.replicas.any_stalled:
+            self._rescue_all(now)
         if self._items:
             self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
 

@@ -6,32 +6,98 @@ more than the straggler it hides; without waiting, one backup at .6 of a replica
 load of .9 (systems/collage.md, 1f).
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from evenkeel.backends.backend import Backend, Reply
-from evenkeel.clock import Clock
-from evenkeel.coding.code import Answer, Array, Code
+from evenkeel.clock import Clock, Timer
+from evenkeel.coding.code import Answer, Array, Code, Task
 from evenkeel.coding.elastic import Elastic
-from evenkeel.errors import CodeError
+from evenkeel.errors import CodeError, EvenkeelError
 from evenkeel.serving.item import Item
 from evenkeel.serving.replicas import Replica, Replicas
 from evenkeel.serving.stats import Stats
 
-__all__ = ["Backups", "CodedFleet", "Group", "Offload", "inline"]
+__all__ = ["Backups", "CodedFleet", "Group", "Offload", "Waiting", "inline"]
 
 OnAnswer = Callable[[Item, Answer, str], object]  # item, answer, name of the code it comes from
+OnLost = Callable[[Item, EvenkeelError], object]
 Offload = Callable[[Callable[[], Any], Callable[[Any], object]], object]
 
-# Backup passes are pieces of work of their own; their keys lie out of the items' way.
+# Passes for groups are pieces of work of their own; their keys lie out of the items' way.
 _PASS_KEYS = 1 << 48
+_NEVER = float("inf")
+_AT_ONCE = -_NEVER
 
 
 def inline(work: Callable[[], Any], then: Callable[[Any], object]) -> None:
     """The simplest `Offload`: does the work here and now. A server passes one that uses threads."""
     then(work())
+
+
+class Waiting:
+    """Items without a group, oldest first, and the call that takes them.
+
+    An item whose user has an answer leaves through `forget`, so no more wait here than are in flight.
+
+    Args:
+        clock: where to wait.
+        wait_s: how long the oldest item waits for others; a full group never waits.
+        full: how many items are a full group.
+        on_due: called, never from inside a method of this class, when a group should be taken.
+    """
+
+    def __init__(self, clock: Clock, wait_s: float, full: int, on_due: Callable[[], object]) -> None:
+        self._clock = clock
+        self._wait_s = wait_s
+        self._full = full
+        self._on_due = on_due
+        self._items: dict[int, Item] = {}
+        self._due_at = _NEVER
+        self._timer: Timer | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: Item) -> None:
+        """One more item waits."""
+        self._items[item.number] = item
+
+    def forget(self, item: Item) -> None:
+        """The item, if it waits, need not any more."""
+        self._items.pop(item.number, None)
+
+    def take(self, count: int) -> list[Item]:
+        """Up to `count` items, the oldest; they wait no more."""
+        items = list(self._items.values())[:count]
+        for item in items:
+            del self._items[item.number]
+        return items
+
+    def wake(self) -> None:
+        """Somebody could take a group: have `on_due` called as soon as one is due."""
+        if not self._items:
+            return
+        if self._wait_s <= 0 or len(self._items) >= self._full:
+            due_at = _AT_ONCE
+        else:
+            due_at = next(iter(self._items.values())).since_s + self._wait_s
+        if due_at >= self._due_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_at = due_at
+        if due_at <= self._clock.time():
+            # Soon, not now: items of one request, and of requests read in one turn of the loop, share a group.
+            self._timer = self._clock.call_soon(self._due)
+        else:
+            self._timer = self._clock.call_at(due_at, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._due_at = _NEVER
+        self._on_due()
 
 
 class Group:
@@ -44,11 +110,18 @@ class Group:
         self.items = items
         self.replies: dict[int, Array] = {}
 
-    def decode(self, stats: Stats, on_answer: OnAnswer) -> None:
-        """Tell every answer that can be told so far."""
+    @property
+    def done(self) -> bool:
+        """True when nobody waits for it any more."""
+        return all(item.done for item in self.items)
+
+    def replied(self, number: int, outputs: Array, stats: Stats, on_answer: OnAnswer) -> None:
+        """Task `number` gave `outputs`: tell every answer that can be told now. What is no reply is dropped."""
+        self.replies[number] = outputs
         try:
             answers = self.code.decode(len(self.items), self.replies)
         except CodeError:
+            del self.replies[number]
             stats.bad_replies += 1
             return
         for place, answer in answers.items():
@@ -60,11 +133,17 @@ class Group:
 class _Backup:
     """A backup, and how many of its tasks are out."""
 
-    __slots__ = ("backend", "open_tasks")
+    __slots__ = ("backend", "busy_since_s", "open_tasks", "suspected")
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.open_tasks = 0
+        self.busy_since_s = 0.0
+        self.suspected = False
+
+    @property
+    def idle(self) -> bool:
+        return not self.open_tasks and self.backend.ready
 
 
 class Backups:
@@ -74,7 +153,7 @@ class Backups:
         clock: where to wait.
         backends: the backups.
         codes: what they can run.
-        group_wait_s: pause before an idle backup takes what waits; above 0 only to save backup work.
+        group_wait_s: how long an item waits for others although a backup is idle; above 0 only to save backup work.
         stats: counters.
         costs: model -> cost of one pass relative to a replica's.
         offload: runs slow preparation (shrinking large images) elsewhere.
@@ -94,176 +173,217 @@ class Backups:
     ) -> None:
         self._clock = clock
         self._backups = [_Backup(backend) for backend in backends]
-        self._codes = codes
         self._elastic = Elastic(codes)
-        self._group_wait_s = group_wait_s
         self._stats = stats
         self._costs = costs
         self._offload = offload
         self._on_answer = on_answer
-        self._waiting: deque[Item] = deque()
-        self._next_pass = 0
-        self._feed_is_due = False
+        self._waiting = Waiting(clock, group_wait_s, self._elastic.most_items, self._feed)
+        self._next_pass = _PASS_KEYS
+        # Finished items tell Waiting directly: it is asked once an item.
+        self.forget = self._waiting.forget
 
     def add(self, item: Item) -> None:
-        """The item would like to be covered by a spare."""
-        slow = [code for code in self._codes if not code.is_prepared(item.array)]
-        if slow:
-            self._offload(
-                lambda: {code.name: code.prepare(item.array) for code in slow}, partial(self._add_prepared, item)
-            )
-        else:
-            self._waiting.append(item)
-            self._feed_soon(self._group_wait_s)
-
-    def _add_prepared(self, item: Item, prepared: dict[str, Array]) -> None:
-        if not item.done:
-            item.prepared = prepared
-            self._waiting.append(item)
-            self._feed_soon(self._group_wait_s)
-
-    def replica_replied(self, item: Item, outputs: Array) -> None:
-        """An exact reply came for an item whose groups can use it."""
-        for group, place in item.groups:
-            group.replies[place] = outputs
-            group.decode(self._stats, self._on_answer)
+        """The item would like to be covered by a spare, until `forget`."""
+        for code in self._elastic.codes:
+            if not code.is_prepared(item.array):
+                self._offload(partial(self._prepare, item.array), partial(self._add_prepared, item))
+                return
+        self._add(item)
 
     def wake(self) -> None:
-        """A backup may have become ready."""
-        if self._waiting:
-            self._feed_soon(0.0)
-
-    def _feed_soon(self, wait_s: float) -> None:
-        if self._feed_is_due:
-            return
+        """A backup may have become idle or ready."""
         for backup in self._backups:
-            if not backup.open_tasks:
-                self._feed_is_due = True
-                if wait_s > 0:
-                    self._clock.call_at(self._clock.time() + wait_s, self._feed)
-                else:
-                    # Not at once: items of one request, and of requests read in one turn of the loop, share a group.
-                    self._clock.call_soon(self._feed)
+            if backup.idle:
+                self._waiting.wake()
                 return
+
+    def replica_replied(self, item: Item, outputs: Array) -> None:
+        """A replica's reply came for an item; its group may be able to use it."""
+        if item.group is not None:
+            group, place = item.group
+            item.group = None
+            group.replied(place, outputs, self._stats, self._on_answer)
+
+    def suspect_stalled(self, now_s: float, limit_s: float) -> None:
+        """Have every backup looked after that has worked on one group for longer than `limit_s`."""
+        for backup in self._backups:
+            if backup.open_tasks and not backup.suspected and now_s - backup.busy_since_s > limit_s:
+                backup.suspected = True
+                backup.backend.suspect()
+
+    def _prepare(self, array: Array) -> dict[str, Array] | None:
+        """What each code keeps of an item, or None when a code cannot take it: then the item goes without a spare."""
+        try:
+            return {code.name: code.prepare(array) for code in self._elastic.codes if not code.is_prepared(array)}
+        except CodeError:
+            return None
+
+    def _add(self, item: Item) -> None:
+        self._waiting.add(item)
+        self.wake()
+
+    def _add_prepared(self, item: Item, prepared: dict[str, Array] | None) -> None:
+        if prepared is None:
+            self._stats.code_errors += 1
+        elif not item.done:
+            item.prepared = prepared
+            self._add(item)
 
     def _feed(self) -> None:
         """Give every idle backup what waits."""
-        self._feed_is_due = False
-        waiting = self._waiting
         for backup in self._backups:
-            if backup.open_tasks or not backup.backend.ready:
-                continue
-            items = [item for item in waiting if not item.done]
-            waiting.clear()
-            if not items:
-                return
-            code = self._elastic.choose(len(items))
-            waiting.extend(items[code.most_items :])
-            self._send(backup, Group(code, items[: code.most_items]))
+            while backup.idle and self._waiting:
+                code = self._elastic.choose(len(self._waiting))
+                self._send(backup, Group(code, self._waiting.take(code.most_items)))
 
     def _send(self, backup: _Backup, group: Group) -> None:
         code, items, stats = group.code, group.items, self._stats
         try:
-            tasks = code.spares(
-                [item.prepared[code.name] if item.prepared and code.name in item.prepared else item.array for item in items]
-            )
+            tasks = code.spares([(item.prepared or {}).get(code.name, item.array) for item in items])
         except CodeError:
             stats.code_errors += 1
             return
         if code.uses_primaries:
             for place, item in enumerate(items):
-                item.groups.append((group, place))
-        stats.passes[code.name] = stats.passes.get(code.name, 0) + 1
-        stats.grouped[code.name] = stats.grouped.get(code.name, 0) + len(items)
+                item.group = (group, place)
+        _count(stats.passes, code.name, len(tasks))
+        _count(stats.grouped, code.name, len(items))
         cost = self._costs.get(code.model, 1.0)
         backup.open_tasks = len(tasks)
+        backup.busy_since_s = self._clock.time()
+        backup.suspected = False
         for number, task in enumerate(tasks, start=len(items)):
             stats.backup_cost += cost * len(task.inputs)
             self._next_pass += 1
             backup.backend.submit(
-                code.model, task.inputs, partial(self._on_reply, backup, group, number), _PASS_KEYS + self._next_pass
+                code.model, task.inputs, partial(self._on_reply, backup, group, number), self._next_pass
             )
 
     def _on_reply(self, backup: _Backup, group: Group, number: int, reply: Reply) -> None:
         backup.open_tasks -= 1
-        if self._waiting:
-            self._feed_soon(self._group_wait_s)
         if reply.outputs is None:
             self._stats.lost_passes += 1
-            return
-        group.replies[number] = reply.outputs
-        group.decode(self._stats, self._on_answer)
+        else:
+            group.replied(number, reply.outputs, self._stats, self._on_answer)
+        self.wake()
 
 
 class CodedFleet:
     """Runs a code that is not systematic (ApproxIFER): every replica works on coded items, none on an item itself.
 
-    A group is sent when it is full, or `group_wait_s` after its first item came.
+    A group is sent when it is full, or `group_wait_s` after its first item came. A lost task goes to another replica;
+    once every item of a group has its answer, the tasks still open are cancelled.
     """
 
     def __init__(
-        self, clock: Clock, model: str, replicas: Replicas, code: Code, group_wait_s: float, stats: Stats, on_answer: OnAnswer
+        self,
+        clock: Clock,
+        model: str,
+        replicas: Replicas,
+        code: Code,
+        group_wait_s: float,
+        stats: Stats,
+        on_answer: OnAnswer,
+        on_lost: OnLost,
     ) -> None:
         self._clock = clock
         self._model = model
         self._replicas = replicas
         self._code = code
-        self._group_wait_s = group_wait_s
         self._stats = stats
         self._on_answer = on_answer
-        self._waiting: list[Item] = []
-        self._groups = 0
-        self._next_task = 0
+        self._on_lost = on_lost
+        self._waiting = Waiting(clock, group_wait_s, code.most_items, self._take)
+        self._unsent: list[_CodedTask] = []  # for want of a ready replica
+        self._next_key = _PASS_KEYS
+        self.forget = self._waiting.forget
 
     def add(self, item: Item) -> None:
         """The item waits for its group."""
-        self._waiting.append(item)
-        if len(self._waiting) >= self._code.most_items:
-            self._clock.call_soon(self._send, self._groups)
-        elif len(self._waiting) == 1:
-            self._clock.call_at(self._clock.time() + self._group_wait_s, self._send, self._groups)
+        self._waiting.add(item)
+        self._waiting.wake()
 
-    def _send(self, number: int) -> None:
-        if number != self._groups:
-            return  # that group was full, and left, before its wait was over
-        self._groups += 1
-        code = self._code
-        items = [item for item in self._waiting[: code.most_items] if not item.done]
-        self._waiting = self._waiting[code.most_items :]
-        if self._waiting:
-            self._clock.call_at(self._clock.time() + self._group_wait_s, self._send, self._groups)
+    def wake(self) -> None:
+        """A replica may have become ready."""
+        unsent, self._unsent = self._unsent, []
+        for task in unsent:
+            self._send(task)
+
+    def _take(self) -> None:
+        items = self._waiting.take(self._code.most_items)
+        self._waiting.wake()
         if not items:
             return
-        group = Group(code, items)
+        group, stats, name = Group(self._code, items), self._stats, self._code.name
         try:
-            tasks = code.encode([item.array for item in items])
-        except CodeError:
-            self._stats.code_errors += 1
+            tasks = self._code.encode([item.array for item in items])
+        except CodeError as error:
+            stats.code_errors += 1
+            for item in items:
+                self._on_lost(item, error)
             return
-        self._stats.passes[code.name] = self._stats.passes.get(code.name, 0) + len(tasks)
-        self._stats.grouped[code.name] = self._stats.grouped.get(code.name, 0) + len(items)
-        self._stats.backup_cost += len(tasks) - len(items)
-        used: list[Replica] = []
-        now = self._clock.time()
-        for place, task in enumerate(tasks):
-            # Two tasks of a group on one replica would be lost together.
-            replica = self._replicas.choose(used) or self._replicas.choose()
-            if replica is None:
-                return
-            used.append(replica)
-            replica.sent(now)
-            self._next_task += 1
-            replica.backend.submit(
-                self._model,
-                task.inputs,
-                partial(self._on_reply, replica, now, group, place),
-                _PASS_KEYS + self._next_task,
-            )
+        _count(stats.passes, name, len(tasks))
+        _count(stats.grouped, name, len(items))
+        stats.backup_cost += len(tasks) - len(items)
+        sent: list[_CodedTask] = []
+        for number, task in enumerate(tasks):
+            coded = _CodedTask(group, number, task, sent)
+            sent.append(coded)
+            self._send(coded)
 
-    def _on_reply(self, replica: Replica, sent_s: float, group: Group, place: int, reply: Reply) -> None:
-        replica.back(self._clock.time(), sent_s, reply)
-        if reply.outputs is None:
-            self._stats.lost_attempts += 1
+    def _send(self, task: "_CodedTask") -> None:
+        if task.group.done:
             return
-        group.replies[place] = reply.outputs
-        group.decode(self._stats, self._on_answer)
+        # Two tasks of a group on one replica would be lost together.
+        used = [other.replica for other in task.siblings if other.replica is not None]
+        replica = self._replicas.choose(used) or self._replicas.choose()
+        if replica is None:
+            self._unsent.append(task)
+            return
+        now = self._clock.time()
+        replica.sent(now)
+        self._next_key += 1
+        task.replica = replica
+        task.ticket = replica.backend.submit(
+            self._model, task.task.inputs, partial(self._on_reply, task, replica, now), self._next_key
+        )
+
+    def _on_reply(self, task: "_CodedTask", replica: Replica, sent_s: float, reply: Reply) -> None:
+        replica.back(self._clock.time(), sent_s, reply)
+        task.replica = None
+        if reply.outputs is not None:
+            task.group.replied(task.number, reply.outputs, self._stats, self._on_answer)
+            if task.group.done:
+                for other in task.siblings:
+                    if other.replica is not None:
+                        self._stats.cancels += 1
+                        other.replica.backend.cancel(other.ticket)
+        elif not reply.cancelled:
+            self._stats.lost_attempts += 1
+            task.losses += 1
+            if task.losses <= _MOST_LOSSES:
+                self._send(task)
+
+
+# A task that is lost more often than this is not worth another replica.
+_MOST_LOSSES = 5
+
+
+class _CodedTask:
+    """One coded task: its group, and the replica that works on it."""
+
+    __slots__ = ("group", "losses", "number", "replica", "siblings", "task", "ticket")
+
+    def __init__(self, group: Group, number: int, task: Task, siblings: list["_CodedTask"]) -> None:
+        self.group = group
+        self.number = number
+        self.task = task
+        self.siblings = siblings
+        self.replica: Replica | None = None
+        self.ticket = 0
+        self.losses = 0
+
+
+def _count(counts: dict[str, int], name: str, number: int) -> None:
+    counts[name] = counts.get(name, 0) + number

@@ -1,18 +1,20 @@
 """Which replicas get work: ejection of those that stay slow or stop answering, and probing back in.
 
-Three things are kept apart. A replica that is *gone* says so itself (`Backend.ready`). A replica that is *stalled* has
+Four things are kept apart. A replica that is *gone* says so itself (`Backend.ready`). A replica that is *stalled* has
 tasks but has not replied for far longer than any reply takes: frozen, or cut off. A replica that is *slow* replies, but
-the median of its last replies lies far above the fleet's: one slow reply is what fills and hedges are for, a row of
-them is a slow machine. Slow replicas are ejected only while most of the fleet is left, since a fleet that is slow as a
+all but one of its last replies took far longer than the fleet's median: one slow reply is what fills and hedges are
+for, a row of them is a slow machine. (Not its own median: with a heavy tail four slow replies in eight are soon met
+with, seven are not.) A replica that is *failing* replies with errors only; being so quick at it, it would get most of
+the work. Slow and failing replicas are ejected only while most of the fleet is left, since a fleet that is slow as a
 whole is not mended by leaving it.
 
-An ejected replica is probed after a pause with copies of real items, whose users do not wait for the probe; good
-probes bring it back, a bad one doubles the pause.
+A stalled replica is back with its next reply, of whatever task. The others are probed after a pause, with copies of
+real items whose users do not wait for the probe; good probes bring a replica back, a bad one doubles the pause. Stalled
+ones are probed too, for they may have nothing left to reply to.
 """
 
 from collections import deque
 from dataclasses import dataclass
-from statistics import median
 
 __all__ = ["Health", "HealthSettings"]
 
@@ -21,11 +23,12 @@ __all__ = ["Health", "HealthSettings"]
 class HealthSettings:
     """When a replica is ejected, and how it comes back."""
 
-    window: int = 8  # replies that the median is taken of; up: slower to eject, fewer false alarms
-    slow_factor: float = 3.0  # ejected when its median is this many times the fleet's
+    window: int = 8  # last replies that are looked at; up: slower to eject, fewer false alarms
+    slow_factor: float = 3.0  # slow is a reply that took this many times the fleet's median
+    most_failures: int = 5  # errors in a row, beyond which it is ejected
     stall_factor: float = 8.0  # stalled when silent for this many times the fleet's p95
     min_stall_s: float = 1.0  # never called stalled sooner than this
-    max_slow_share: float = 0.34  # of the fleet that may be out for slowness at a time
+    max_slow_share: float = 0.34  # of the fleet that may be out, for whatever reason, when one more is ejected as slow
     pause_s: float = 1.0  # before the first probe
     max_pause_s: float = 30.0
     probes: int = 2  # good probes needed to come back
@@ -39,7 +42,8 @@ class Health:
         self._recent: deque[float] = deque(maxlen=settings.window)
         self._pause_s = settings.pause_s
         self._good_probes = 0
-        self.ejected_for: str | None = None  # "slow" or "stalled"
+        self._failures = 0
+        self.ejected_for: str | None = None  # "slow", "failing" or "stalled"
         self._probe_at = 0.0
         self._probing = False
 
@@ -48,31 +52,35 @@ class Health:
         """True while the replica gets no work of its own."""
         return self.ejected_for is not None
 
+    @property
+    def stalled(self) -> bool:
+        """True while nothing is expected of the tasks that it has."""
+        return self.ejected_for == "stalled"
+
     def replied(self, service_s: float) -> None:
         """An ordinary reply came."""
         self._recent.append(service_s)
+        self._failures = 0
+
+    def failed(self) -> bool:
+        """A task ended in an error; True when there were too many in a row."""
+        self._failures += 1
+        return self._failures >= self._settings.most_failures
 
     def is_slow(self, fleet_median_s: float | None) -> bool:
-        """True when the last replies are far slower than the fleet's."""
+        """True when all but one of the last replies were far slower than the fleet's."""
         if fleet_median_s is None or len(self._recent) < self._settings.window:
             return False
-        # The newest reply is asked first: it is fast nearly always, and the median costs more.
+        # The newest reply is asked first: it is fast nearly always, and looking at all costs more.
         limit = self._settings.slow_factor * fleet_median_s
-        return self._recent[-1] > limit and median(self._recent) > limit
-
-    def stall_after_s(self, fleet_p95_s: float | None) -> float:
-        """Silence that counts as a stall."""
-        settings = self._settings
-        if fleet_p95_s is None:
-            return max(settings.min_stall_s, 10.0)
-        return max(settings.min_stall_s, settings.stall_factor * fleet_p95_s)
+        return self._recent[-1] > limit and sum(one <= limit for one in self._recent) <= 1
 
     def eject(self, reason: str, now_s: float) -> None:
         """Take it out; the first probe is due after a pause."""
         self.ejected_for = reason
         self._recent.clear()
+        self._failures = 0
         self._good_probes = 0
-        self._probing = False
         self._probe_at = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, self._settings.max_pause_s)
 
@@ -85,24 +93,20 @@ class Health:
         self._probing = True
 
     def probe_back(self, service_s: float | None, fleet_median_s: float | None, now_s: float) -> bool:
-        """A probe came back after `service_s` (None: it failed). True when the replica is readmitted by it."""
+        """A probe came back after `service_s` (None: it failed). True when the replica is well."""
         self._probing = False
         if not self.ejected:
             return False
-        limit = float("inf") if fleet_median_s is None else self._settings.slow_factor * fleet_median_s
-        if service_s is None or service_s > limit:
+        if self.stalled and service_s is not None:
+            return True  # it was silent, and speaks
+        limit_s = float("inf") if fleet_median_s is None else self._settings.slow_factor * fleet_median_s
+        if service_s is None or service_s > limit_s:
             self.eject(self.ejected_for or "slow", now_s)
             return False
         self._good_probes += 1
-        if self._good_probes < self._settings.probes:
-            return False
-        self.readmit()
-        return True
+        return self._good_probes >= self._settings.probes
 
     def readmit(self) -> None:
         """Put it back to work, with a clean record."""
         self.ejected_for = None
-        self._recent.clear()
-        self._good_probes = 0
         self._pause_s = self._settings.pause_s
-        self._probing = False

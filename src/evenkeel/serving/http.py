@@ -47,6 +47,7 @@ from evenkeel.serving.bodies import (
 from evenkeel.serving.flight import Flight, Submits
 from evenkeel.serving.images import ImageDecoder
 from evenkeel.serving.items import ItemReader, read_key, read_options
+from evenkeel.serving.sweeper import Sweeper
 
 __all__ = ["App"]
 
@@ -58,6 +59,7 @@ _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 _TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 _CLOSE = (b"connection", b"close")
+_WATCH_CLIENT_AFTER_S = 0.02  # a slow request whose client went away frees its slots about this soon
 _COMPRESS_FROM_BYTES = 256  # below, compressing saves no packet
 _PARSE_ASIDE_FROM_BYTES = 1 << 20  # parsing this much JSON would hold up all other requests
 
@@ -76,7 +78,7 @@ class App:
         metrics: gives the body of /metrics.
         max_body_bytes: limit of a request's body, compressed and decompressed.
         decode_threads: image files that are decoded at once.
-        body_timeout_s: a request whose body is not complete by then is answered with 408.
+        body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
 
     Attributes:
         in_flight: requests that are being answered.
@@ -101,7 +103,8 @@ class App:
         self._gateway = gateway
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
-        self._body_timeout_s = body_timeout_s
+        self._body_patience = Sweeper(body_timeout_s)
+        self._client_patience = Sweeper(_WATCH_CLIENT_AFTER_S)
         self._executor = ThreadPoolExecutor(decode_threads, thread_name_prefix="evenkeel-decode")
         self._items = ItemReader(card, ImageDecoder(card, self._executor))
         self._answers = AnswerWriter(card.classes)
@@ -131,6 +134,9 @@ class App:
                 status, headers, body = await self._respond(scope, receive)
             except ClientGoneError:
                 return
+            except asyncio.CancelledError:
+                # Only a server whose patience with a shutdown has ended does this, and then nothing else comes after.
+                status, headers, body = _error(503, "the server shut down before the answer was there")
             except EvenkeelError as error:
                 status, headers, body = _from_error(error)
             except Exception:
@@ -168,7 +174,7 @@ class App:
         if expects_continue and declared_bytes is not None and declared_bytes > self._max_body_bytes:
             # Answered before the first receive(), which would tell the client to go on and send it.
             raise TooLargeError(f"the body has {declared_bytes} bytes; at most {self._max_body_bytes} are taken")
-        body = await read_body(receive, self._max_body_bytes, self._body_timeout_s)
+        body = await read_body(receive, self._max_body_bytes, self._body_patience)
         if encoding and encoding != "identity":
             body = await self._aside(decompress, body, encoding, self._max_body_bytes)
         if (len(body) if header_length is None else header_length) < _PARSE_ASIDE_FROM_BYTES:
@@ -193,7 +199,7 @@ class App:
         items = await self._items.read(request)
         if options.timeout_s is not None:
             options = replace(options, timeout_s=_time_left(options.timeout_s, loop.time() - began_s))
-        outcomes = await Flight(self._gateway).fly(items, options, key, receive)
+        outcomes = await Flight(self._gateway, self._client_patience).fly(items, options, key, receive)
         response = InferResponse(self._name, self._answers.write(outcomes, names), self._version, request.id)
         return write_response(response, binary)
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_OPTIONS", "Item", "OnOutcome", "Options", "Outcome"]
 
+_NEVER = float("inf")
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -45,22 +47,25 @@ class Item:
     __slots__ = (
         "array",
         "attempts",
-        "deadline_timer",
+        "deadline_at",
         "done",
         "fill",
-        "groups",
-        "hedge_timer",
+        "group",
+        "hedge_at",
+        "hedges",
         "key",
         "late",
-        "late_timer",
+        "late_at",
+        "losses",
         "min_confidence",
         "number",
         "on_outcome",
         "open_attempts",
         "prepared",
-        "retries",
         "since_s",
+        "timer",
         "tried",
+        "unsure",
     )
 
     def __init__(self, number: int, array: Array, on_outcome: OnOutcome, key: int, since_s: float) -> None:
@@ -70,15 +75,22 @@ class Item:
         self.key = key  # names the piece of work for injected delays
         self.since_s = since_s
         self.done = False
-        self.late = False  # `fill_after` has passed
-        self.fill: tuple[Answer, str] | None = None  # best answer from a spare, and its code's name
-        self.min_confidence = 0.0
-        self.attempts = 0
-        self.retries = 0  # attempts that replaced lost ones
+
+        # What is still to happen; one timer, set for the earliest of the three, serves them all.
+        self.late_at = _NEVER
+        self.hedge_at = _NEVER
+        self.deadline_at = _NEVER
+        self.timer: Timer | None = None
+
+        self.attempts = 0  # tasks sent to replicas for this item
+        self.hedges = 0
+        self.losses = 0  # attempts that ended in an error
         self.tried: list[Replica] = []
         self.open_attempts: list[tuple[Replica, int]] = []  # replica, ticket
-        self.groups: list[tuple[Group, int]] = []  # groups whose decoding needs this item's own reply
+
+        self.late = False  # `fill_after` has passed
+        self.min_confidence = 0.0
+        self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
+        self.unsure = False  # a spare answered, but below `min_confidence`
+        self.group: tuple[Group, int] | None = None  # whose decoding needs this item's own reply, and its place there
         self.prepared: dict[str, Array] | None = None  # code name -> what that code keeps of the item
-        self.late_timer: Timer | None = None
-        self.hedge_timer: Timer | None = None
-        self.deadline_timer: Timer | None = None

@@ -33,6 +33,16 @@ class Trigger:
         return f"{(self.fixed_s or 0.0) * 1e3:g}ms"
 
 
+_RANGES = (
+    ("copies", 1, 5),
+    ("min_confidence", 0.0, 1.0),
+    ("group_wait_s", 0.0, 60.0),
+    ("max_extra_load", 0.0, float("inf")),
+    ("max_attempts", 1, 5),
+    ("deadline_s", 1e-3, 86400.0),
+)
+
+
 @dataclass(frozen=True)
 class Policy:
     """Numbers that steer the one dispatch rule. `None` switches a mechanism off."""
@@ -47,6 +57,27 @@ class Policy:
     max_attempts: int = 2  # replicas that one item may be sent to by choice (retries after a loss are not counted)
     deadline_s: float = 30.0  # total; then the default answer or an error
     default_label: int | None = None  # answered at the deadline instead of an error
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, so that a policy that exists can be run."""
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            whole = name in ("copies", "max_attempts")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else (int, float))
+                or not low <= value <= high
+            ):
+                raise ConfigurationError(
+                    f"policy.{name}: must be {'a whole number' if whole else 'a number'} "
+                    f"from {low:g} to {high:g}, found {value!r}"
+                )
+        for name in ("fill_after", "hedge_after"):
+            if not isinstance(getattr(self, name), Trigger | None):
+                raise ConfigurationError(f"policy.{name}: expected a Trigger or None, found {getattr(self, name)!r}")
+        label = self.default_label
+        if label is not None and (isinstance(label, bool) or not isinstance(label, int) or label < 0):
+            raise ConfigurationError(f"policy.default_label: must be the number of a class, found {label!r}")
 
     @property
     def uses_backups(self) -> bool:
@@ -81,9 +112,7 @@ def preset(name: str, **changes: object) -> Policy:
     for field_name in changes:
         if field_name not in known:
             raise ConfigurationError(f"policy: unknown field {field_name!r}; known are {', '.join(sorted(known))}")
-    policy = replace(POLICIES[name], **changes)  # type: ignore[arg-type]  # checked just below
-    _check(policy)
-    return policy
+    return replace(POLICIES[name], **changes)  # type: ignore[arg-type]  # checked by the policy itself
 
 
 def parse_trigger(text: str | float, field_name: str = "trigger") -> Trigger:
@@ -91,11 +120,14 @@ def parse_trigger(text: str | float, field_name: str = "trigger") -> Trigger:
     match = re.fullmatch(r"\s*p([0-9]+(?:\.[0-9]+)?)\s*", str(text))
     if not match:
         try:
-            return Trigger(fixed_s=read_duration_s(str(text), field_name))
+            fixed_s = read_duration_s(str(text).strip(), field_name)
         except ConfigurationError:
             raise ConfigurationError(
                 f"{field_name}: expected a quantile like p95 or a duration like 25ms, found {text!r}"
             ) from None
+        if fixed_s < 0:
+            raise ConfigurationError(f"{field_name}: a duration must not be negative, found {text!r}")
+        return Trigger(fixed_s=fixed_s)
     # "p999" is how people write the 99.9th percentile.
     value = float(match[1])
     while value > 100:
@@ -103,17 +135,3 @@ def parse_trigger(text: str | float, field_name: str = "trigger") -> Trigger:
     if not 0 < value < 100:
         raise ConfigurationError(f"{field_name}: a quantile lies between p0 and p100, found {text!r}")
     return Trigger(quantile=value / 100)
-
-
-def _check(policy: Policy) -> None:
-    for name, low, high in (
-        ("copies", 1, 5),
-        ("min_confidence", 0.0, 1.0),
-        ("group_wait_s", 0.0, 60.0),
-        ("max_extra_load", 0.0, float("inf")),
-        ("max_attempts", 1, 5),
-        ("deadline_s", 1e-3, 86400.0),
-    ):
-        value = getattr(policy, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            raise ConfigurationError(f"policy.{name}: must lie between {low} and {high}, found {value!r}")

@@ -86,6 +86,7 @@ async def run_server(
         await _drained(app, abort, drain_s)
         if app.in_flight:
             _log.warning("%d requests are given up", app.in_flight)
+            await _give_up(server)
         server.should_exit = True
         await ticking
         server.force_exit = abort.is_set()
@@ -193,6 +194,14 @@ async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             await event.wait()
+
+
+async def _give_up(server: uvicorn.Server) -> None:
+    """Have the requests that are still in flight answered with 503."""
+    tasks = list(server.server_state.tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=_LAST_WRITES_S)
 
 
 async def _drained(app: App, abort: asyncio.Event, drain_s: float) -> None:

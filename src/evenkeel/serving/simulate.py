@@ -18,6 +18,7 @@ from evenkeel.coding.collage import Collage
 from evenkeel.coding.replicate import Replicate
 from evenkeel.coding.score_form import ScoreForm
 from evenkeel.delays import Delay
+from evenkeel.errors import OverloadedError
 from evenkeel.records import RequestRecord
 from evenkeel.serving.gateway import Gateway
 from evenkeel.serving.health import HealthSettings
@@ -43,7 +44,7 @@ class Fleet:
 
 
 def arrivals(rate_per_s: float, requests: int, seed: int, batch: int = 1) -> Array:
-    """Times `[requests]` in seconds at which requests come: Poisson, or Poisson batches as in the paper's experiment."""
+    """Times `[requests]` in seconds at which requests come: Poisson, or Poisson batches as in the paper."""
     batches = -(-requests // batch)
     gaps = np.random.default_rng([seed, 0xA881]).exponential(batch / rate_per_s, batches)
     times: Array = np.repeat(np.cumsum(gaps), batch)[:requests]
@@ -54,7 +55,7 @@ def simulate(
     policy: Policy,
     delay: Delay,
     times_s: Sequence[float] | Array,
-    fleet: Fleet = Fleet(),  # noqa: B008 - frozen
+    fleet: Fleet = Fleet(),
     health: HealthSettings = HealthSettings(),  # noqa: B008 - frozen
     seed: int = 0,
 ) -> tuple[list[RequestRecord], Stats]:
@@ -128,7 +129,10 @@ def simulate(
                 )
             )
 
-        gateway.submit(item, done, key=number)
+        try:
+            gateway.submit(item, done, key=number)
+        except OverloadedError as error:
+            done(Outcome(None, error, 0.0))
 
     if len(times_s):
         clock.call_at(float(times_s[0]), arrive, 0)

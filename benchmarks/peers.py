@@ -1,0 +1,363 @@
+"""How many requests a second does each inference server answer, with a model that costs nothing and one replica?
+
+python benchmarks/peers.py [--only evenkeel,ray] [--seconds 5] [--venvs FOLDER] [--json FILE]
+
+Each peer is installed in a virtual environment of its own, started, asked one question whose answer is known, warmed
+up, and measured by the same client with 1 and with 16 connections; then it is stopped and the next one comes. What
+cannot be installed, started or understood is shown with the reason. The model is x[3072] @ W[3072, 10] on one float32
+image of 3x32x32, 12 KB as raw bytes.
+"""
+
+import base64
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import orjson
+import yaml
+from numpy.typing import NDArray
+from output import show, write_json
+from process_tree import adopt_orphans, cpu_s, descendants, end_all
+from raw_client import Connection, drive, request_bytes
+from trivial_model import weights
+from trivial_server import NAME, trivial_config
+
+from evenkeel.oip import Tensor, parse_response, write_request
+
+_HERE = Path(__file__).resolve().parent
+_CONNECTIONS = (1, 16)
+_START_TIMEOUT_S = 120.0
+_WARM_UP_SHARE = 0.5  # of the measured time
+_WARM_UP_ATTEMPTS = 5
+_IMAGE = np.random.default_rng(1).integers(0, 256, (1, 3, 32, 32)).astype(np.float32)
+_JSON = {"Content-Type": "application/json"}
+
+Scores = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One way to ask: what is sent, and how the scores are read from an answer (its head in lower case)."""
+
+    name: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    read: Callable[[bytes, bytes], Any]
+
+
+def _inference_protocol(name: str, *, binary: bool) -> Payload:
+    tensor = Tensor("images", "FP32", _IMAGE.shape, _IMAGE)
+    parameters = {"binary_data_output": True} if binary else None
+    body, header_length = write_request([tensor], binary=binary, parameters=parameters)
+    headers = _JSON
+    if header_length is not None:
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(header_length),
+        }
+    return Payload(name, f"/v2/models/{NAME}/infer", headers, body, _read_inference_protocol)
+
+
+def _read_inference_protocol(head: bytes, body: bytes) -> Any:
+    _, found, rest = head.partition(b"inference-header-content-length:")
+    length = int(rest.split(b"\r\n")[0]) if found else None
+    return next(tensor.data for tensor in parse_response(body, length).outputs if tensor.name == "scores")
+
+
+_OIP_BINARY = _inference_protocol("OIP binary", binary=True)
+_OIP_JSON = _inference_protocol("OIP JSON", binary=False)
+_RAW = Payload(
+    "raw bytes",
+    "/",
+    {"Content-Type": "application/octet-stream"},
+    _IMAGE.tobytes(),
+    lambda head, body: np.frombuffer(body, np.float32),
+)
+_BASE64 = Payload(
+    "base64 in JSON",
+    "/predict",
+    _JSON,
+    orjson.dumps({"data": base64.b64encode(_IMAGE.tobytes()).decode()}),
+    lambda head, body: np.array(orjson.loads(body)["scores"]),
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server in one of its shapes.
+
+    Attributes:
+        venv: folder of its environment; peers of the same kind share one. Empty: the one that this script runs in.
+        requirements: what pip installs there.
+        script: in peers/; called with the port and `arguments`.
+        payloads: asked one after the other.
+        python: that the environment is made of.
+        environment: variables that the server gets.
+    """
+
+    name: str
+    venv: str
+    requirements: tuple[str, ...]
+    script: str
+    payloads: tuple[Payload, ...]
+    arguments: tuple[str, ...] = ()
+    python: str = sys.executable
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+_LITSERVE = ("litserve==0.2.19", "numpy")
+# uvloop 0.22 gives a thread no event loop of itself, on which MLServer 1.7.1 relies; with it workers do not start.
+_MLSERVER = ("mlserver==1.7.1", "uvloop<0.22", "numpy")
+_RAY = ("ray[serve]==2.60.0", "numpy")
+# Its stub embeds an older CPython that cannot import what 3.11.7 has compiled; Debian's own 3.11.2 is fine.
+_TRITON = ("nvidia-pytriton==0.7.0", "numpy")
+
+PEERS = (
+    Peer("evenkeel", "", (), "", (_OIP_BINARY, _OIP_JSON)),
+    Peer("litserve", "litserve", _LITSERVE, "litserve_server.py", (_BASE64,)),
+    Peer("litserve-fast-queue", "litserve", _LITSERVE, "litserve_server.py", (_BASE64,), ("fast",)),
+    Peer("mlserver", "mlserver", _MLSERVER, "mlserver_server.py", (_OIP_JSON, _OIP_BINARY), ("1",)),
+    Peer("mlserver-in-process", "mlserver", _MLSERVER, "mlserver_server.py", (_OIP_JSON,), ("0",)),
+    Peer(
+        "ray",
+        "ray",
+        _RAY,
+        "ray_server.py",
+        (_RAW,),
+        environment={
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
+    ),
+    Peer("triton", "triton", _TRITON, "triton_server.py", (_OIP_BINARY, _OIP_JSON), python="/usr/bin/python3.11"),
+)
+
+
+class CannotRunError(Exception):
+    """A peer that cannot be measured here, and why."""
+
+
+def measure(peer: Peer, venvs: Path, seconds: float) -> Iterator[dict[str, Any]]:
+    """A row for each payload and number of connections, or one that says why there is none."""
+    try:
+        python = _installed(peer, venvs)
+        with _running(peer, python) as url:
+            for payload in peer.payloads:
+                yield from _measure_payload(peer, payload, url, seconds)
+    except (CannotRunError, OSError) as error:
+        yield {"peer": peer.name, "payload": None, "not_run": str(error)}
+
+
+def _measure_payload(peer: Peer, payload: Payload, url: str, seconds: float) -> Iterator[dict[str, Any]]:
+    request = request_bytes(url + payload.path, payload.body, payload.headers)
+    about = {"peer": peer.name, "payload": payload.name, "request_bytes": len(payload.body)}
+    wrong = _wait_for_answer(payload, url, request, patience_s=2.0)
+    if wrong:
+        yield {**about, "not_run": wrong}
+        return
+    for connections in _CONNECTIONS:
+        _warm_up(url, request, connections, seconds * _WARM_UP_SHARE)
+        servers = descendants(os.getpid())
+        before_s = cpu_s(servers)
+        load = drive(url, request, connections, seconds=seconds)
+        yield {
+            **about,
+            "connections": connections,
+            "rate_per_s": load.rate_per_s,
+            "p50_ms": load.percentile_ms(50),
+            "p99_ms": load.percentile_ms(99),
+            "server_cpu_us_per_request": (cpu_s(servers) - before_s) / load.requests * 1e6,
+            "requests": load.requests,
+            "failed": load.failed,
+        }
+
+
+def _warm_up(url: str, request: bytes, connections: int, seconds: float) -> None:
+    for attempt in range(_WARM_UP_ATTEMPTS):
+        try:
+            drive(url, request, connections, seconds=seconds)
+            return
+        except ConnectionError:
+            # Ray's proxy starts afresh shortly after its first answer and drops the connections that it has.
+            if attempt == _WARM_UP_ATTEMPTS - 1:
+                raise
+
+
+def _wait_for_answer(payload: Payload, url: str, request: bytes, patience_s: float) -> str:
+    """Ask until the right answer comes; what was wrong with the last one if it does not."""
+    expected = _IMAGE.reshape(-1) @ weights()
+    wrong = ""
+    until_s = time.monotonic() + patience_s
+    while time.monotonic() < until_s:
+        try:
+            connection = Connection(url)
+            status = connection.exchange(request)
+            head, body = connection.head_and_body()
+            connection.close()
+            if status == 200:
+                scores = np.ravel(payload.read(head.lower(), body))
+                if scores.shape == expected.shape and np.allclose(scores, expected, rtol=1e-3, atol=0.05):
+                    return ""
+                return f"a wrong answer: {scores[:3]}... instead of {expected[:3]}..."
+            wrong = f"HTTP {status}: {body[:160].decode(errors='replace')}"
+        except OSError as error:
+            wrong = str(error)
+        time.sleep(0.1)
+    return wrong
+
+
+def _installed(peer: Peer, venvs: Path) -> str:
+    """The Python interpreter of the peer's environment, made if need be."""
+    if not peer.venv:
+        return sys.executable
+    if not Path(peer.python).exists():
+        raise CannotRunError(f"needs {peer.python}, which is not there (Debian 12: apt-get install python3-venv)")
+    folder = venvs / peer.venv
+    python, note = folder / "bin" / "python", folder / "requirements.txt"
+    wanted = "\n".join(peer.requirements)
+    if not note.exists() or note.read_text(encoding="utf-8") != wanted:
+        click.echo(f"installing {', '.join(peer.requirements)} ...", err=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        venvs.mkdir(parents=True, exist_ok=True)
+        for command in (
+            [peer.python, "-m", "venv", str(folder)],
+            [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise CannotRunError(f"cannot be installed: {_last_line(done.stderr or done.stdout)}")
+        note.write_text(wanted, encoding="utf-8")
+    return str(python)
+
+
+@contextmanager
+def _running(peer: Peer, python: str) -> Iterator[str]:
+    """The peer's server, answering rightly; its URL. All that it started is ended afterwards."""
+    with tempfile.TemporaryDirectory(prefix="peer-") as name:
+        folder = Path(name)
+        port = _free_port()
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                _command(peer, python, port, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                env={
+                    **os.environ,
+                    "OPENBLAS_NUM_THREADS": "1",
+                    # Only what servers have to find: the model, and the server's own module from its children.
+                    "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE / "peers")]) if peer.venv else "",
+                    "RAY_TMPDIR": name,
+                    **peer.environment,
+                },
+                start_new_session=True,
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            first = peer.payloads[0]
+            request = request_bytes(url + first.path, first.body, first.headers)
+            until_s = time.monotonic() + _START_TIMEOUT_S
+            wrong = "no answer"
+            while wrong and time.monotonic() < until_s:
+                wrong = _wait_for_answer(first, url, request, patience_s=1.0)
+                if process.poll() is not None:
+                    break
+            if wrong:
+                said = _last_line(log.read_text(encoding="utf-8", errors="replace"))
+                raise CannotRunError(f"does not start: {wrong}; its last words: {said}")
+            yield url
+        finally:
+            end_all()
+
+
+def _command(peer: Peer, python: str, port: int, folder: Path) -> list[str]:
+    if peer.script:
+        return [python, str(_HERE / "peers" / peer.script), str(port), *peer.arguments]
+    config = trivial_config(folder, 32, "none", datatype="FP32", replicas=1, backups=0, port=port)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return [python, "-m", "evenkeel", "serve", str(path)]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "none"
+
+
+def _compared(rows: list[dict[str, Any]]) -> str:
+    """Our throughput over that of the best peer."""
+    busiest = [row for row in rows if row.get("connections") == max(_CONNECTIONS)]
+    ours = [row["rate_per_s"] for row in busiest if row["peer"] == "evenkeel"]
+    others = [row for row in busiest if row["peer"] != "evenkeel"]
+    if not ours or not others:
+        return ""
+    best = max(others, key=lambda row: row["rate_per_s"])
+    return (
+        f"evenkeel / best peer ({best['peer']}, {best['payload']}) with {max(_CONNECTIONS)} connections: "
+        f"{max(ours) / best['rate_per_s']:.2f}"
+    )
+
+
+@click.command(help=__doc__)
+@click.option("--only", default="", help=f"Some of {', '.join(peer.name for peer in PEERS)}.")
+@click.option("--seconds", default=5.0, show_default=True, help="Of each measurement.")
+@click.option(
+    "--venvs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "evenkeel", "peers"),
+    help="Where peers are installed; by default in the user's cache.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows here as well.")
+def main(only: str, seconds: float, venvs: Path, json_path: Path | None) -> None:
+    wanted = [name.strip() for name in only.split(",") if name.strip()] or [peer.name for peer in PEERS]
+    unknown = set(wanted) - {peer.name for peer in PEERS}
+    if unknown:
+        raise click.BadParameter(f"no peer {', '.join(sorted(unknown))}", param_hint="--only")
+    adopt_orphans()
+    rows: list[dict[str, Any]] = []
+    for peer in PEERS:
+        if peer.name in wanted:
+            click.echo(f"{peer.name} ...", err=True)
+            rows += measure(peer, venvs.resolve(), seconds)
+    columns = {
+        "peer": ("server", ""),
+        "payload": ("payload", ""),
+        "connections": ("conn", "d"),
+        "rate_per_s": ("req/s", ",.0f"),
+        "p50_ms": ("p50 ms", ".2f"),
+        "p99_ms": ("p99 ms", ".2f"),
+        "server_cpu_us_per_request": ("CPU us/req", ",.0f"),
+        "failed": ("failed", "d"),
+    }
+    show("One replica, one 12 KB image a request", [row for row in rows if "not_run" not in row], columns)
+    for row in rows:
+        if "not_run" in row:
+            what = f" with {row['payload']}" if row["payload"] else ""
+            click.echo(f"not run: {row['peer']}{what}: {row['not_run']}")
+    click.echo(_compared(rows))
+    write_json(json_path, {"only": only, "seconds": seconds, "connections": _CONNECTIONS}, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What `evenkeel serve` is told, and how it is refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evenkeel import models
+from evenkeel.errors import ConfigurationError
+from evenkeel.serving.config import NodesConfig, ServeConfig, load_raw, read_config
+
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
+
+
+def test_nothing_said_is_the_embedded_pair() -> None:
+    config = read_config({})
+    assert config.card().name == "cifar10-base"
+    assert [code.kind for code in config.codes] == ["replicate", "collage", "collage"]
+    assert config.host == "127.0.0.1"
+    assert config.policy.name == "collage+hedge"
+
+
+def test_another_classifier_has_no_collages_of_its_own() -> None:
+    config = read_config({"model": str(models.card_path("cifar10-base"))})
+    assert [code.kind for code in config.codes] == ["replicate"]
+
+
+def test_nodes_are_counted_or_reached() -> None:
+    config = read_config({"replicas": ["tcp://127.0.0.1:7000", "http://127.0.0.1:8001"], "backups": 2})
+    assert config.replicas == NodesConfig(0, ("tcp://127.0.0.1:7000",), ("http://127.0.0.1:8001",))
+    assert config.backups.count == 2
+
+
+def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
+    text = re.findall(r"```yaml\n(.*?)```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL)[0]
+    raw = yaml.safe_load(text)
+    # Three fields stand there as examples, since their default is "not given".
+    for example in ("delay", "run", "remote_model"):
+        assert raw.pop(example)
+    assert raw["policy"].pop("default_label") == 0
+    config = read_config(raw)
+    assert config == ServeConfig(name="cifar10-base")
+    fields = set(ServeConfig.__dataclass_fields__) - {"delay", "run", "remote_model"}
+    assert {name.removesuffix("_bytes").removesuffix("_s") for name in fields} == set(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"prot": 1}, "prot: unknown field; known are"),
+        ({"port": "80"}, "port: expected a whole number from 0 to 65535, found '80'"),
+        ({"port": True}, "port: expected a whole number"),
+        ({"port": 70000}, "port"),
+        ({"replicas": 0}, "replicas: at least one is needed"),
+        ({"replicas": ["nonsense"]}, "nonsense"),
+        ({"replicas": {"count": -1}}, "replicas.count"),
+        ({"replicas": {"urls": ["ftp://x"]}}, r"replicas.urls\[0\]"),
+        ({"backups": {"cuont": 1}}, "backups.cuont: unknown field"),
+        ({"policy": "colage"}, "unknown policy 'colage'; choose from none"),
+        ({"policy": {"fill_after": "p101x"}}, "policy.fill_after: expected a quantile like p95 or a duration"),
+        ({"policy": {"fill_after": {"at": "p95", "flor": "1ms"}}}, "policy.fill_after.flor: unknown field"),
+        ({"policy": {"deadline": "soon"}}, "policy.deadline"),
+        ({"policy": {"deadline": "0s"}}, "policy.deadline_s"),
+        ({"policy": {"min_confidence": 2}}, "policy.min_confidence"),
+        ({"policy": {"max_extra_load": "much"}}, "policy.max_extra_load: expected a number"),
+        ({"policy": 3}, "policy: expected fields, found 3"),
+        ({"health": {"window": 0}}, "health.window"),
+        ({"model": "no-such"}, "model: expected a model card"),
+        ({"codes": "collage"}, "codes: expected a list"),
+        ({"codes": [{"kind": "collage"}]}, r"codes\[0\].model: a collage code needs a model card"),
+        ({"codes": [{"kind": "magic"}]}, r"codes\[0\].kind: unknown code 'magic'"),
+        ({"max_body": "much"}, "max_body: expected a size like 64MiB"),
+        ({"delay": "two-mode:scael=1"}, "scael"),
+        ([], "configuration: expected fields, found"),
+        ("text", "configuration: expected fields"),
+    ],
+)
+def test_a_wrong_field_is_named(raw: object, field: str) -> None:
+    with pytest.raises(ConfigurationError, match=field):
+        read_config(raw)
+
+
+@pytest.mark.parametrize(("text", "why"), [("a: [", "is not YAML"), ("\x00", "is not YAML")])
+def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=why) as caught:
+        load_raw(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"none\.yaml cannot be read: No such file"):
+        load_raw(tmp_path / "none.yaml")
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: !!python/object/apply:os.getcwd []")
+    with pytest.raises(ConfigurationError, match="is not YAML"):
+        load_raw(path)
