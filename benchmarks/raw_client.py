@@ -5,6 +5,7 @@ still HTTP/1.1: it sends the same bytes again and again, reads the status and th
 not 200. A server that does not say the length of its answers cannot be measured with it.
 """
 
+import re
 import select
 import socket
 import time
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 __all__ = ["Connection", "Load", "drive", "request_bytes"]
 
-_CHUNK_BYTES = 1 << 18
+_MOST_BYTES = 1 << 20  # of a response
 _HEAD_END = b"\r\n\r\n"
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 _TIMEOUT_S = 30.0
 
 
@@ -38,33 +40,38 @@ class Connection:
         assert parts.hostname is not None
         self.socket = socket.create_connection((parts.hostname, parts.port or 80), _TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._received = bytearray()
+        # Of a fixed size and used again and again: fresh memory for each piece would cost more than all the rest.
+        self._buffer = bytearray(_MOST_BYTES)
+        self._view = memoryview(self._buffer)
+        self._received_bytes = 0
         self._wanted_bytes = 0  # of the response, once its head is in
 
     def send(self, request: bytes) -> None:
-        self._received.clear()
-        self._wanted_bytes = 0
+        self._received_bytes = self._wanted_bytes = 0
         self.socket.sendall(request)
 
     def receive(self) -> bool:
         """Take what has come; True when the response is complete."""
-        chunk = self.socket.recv(_CHUNK_BYTES)
-        if not chunk:
-            raise ConnectionError("the server closed the connection")
-        self._received += chunk
+        count = self.socket.recv_into(self._view[self._received_bytes :])
+        if not count:
+            raise ConnectionError("the server closed the connection, or its response is too long")
+        self._received_bytes += count
         if not self._wanted_bytes:
-            end = self._received.find(_HEAD_END)
+            end = self._buffer.find(_HEAD_END, 0, self._received_bytes)
             if end < 0:
                 return False
-            self._wanted_bytes = end + len(_HEAD_END) + _content_length(bytes(self._received[:end]))
-        return len(self._received) >= self._wanted_bytes
+            length = _CONTENT_LENGTH.search(self._buffer, 0, end)
+            if length is None:
+                raise ConnectionError(f"the response does not say its length: {bytes(self._buffer[:200])!r}")
+            self._wanted_bytes = end + len(_HEAD_END) + int(length[1])
+        return self._received_bytes >= self._wanted_bytes
 
     @property
     def status(self) -> int:
-        return int(self._received[9:12])
+        return int(self._buffer[9:12])
 
     def head_and_body(self) -> tuple[bytes, bytes]:
-        head, _, body = bytes(self._received).partition(_HEAD_END)
+        head, _, body = bytes(self._view[: self._received_bytes]).partition(_HEAD_END)
         return head, body
 
     def exchange(self, request: bytes) -> int:
@@ -153,11 +160,3 @@ def _many(connections: list[Connection], request: bytes, most: int, until_s: flo
                 else:
                     open_requests -= 1
         return Load(np.array(latencies_s) * 1e3, time.perf_counter() - began_s, failed)
-
-
-def _content_length(head: bytes) -> int:
-    lower = head.lower()
-    start = lower.find(b"\r\ncontent-length:")
-    if start < 0:
-        raise ConnectionError(f"the response does not say its length: {head[:200]!r}")
-    return int(lower[start + 17 :].split(b"\r\n", 1)[0])

@@ -5,6 +5,7 @@ responses. Source: the open-inference-protocol specification (inference_rest.md)
 extension. Nothing here does I/O.
 """
 
+from evenkeel.oip.repeated import RepeatedRequests
 from evenkeel.oip.requests import parse_request, write_request
 from evenkeel.oip.responses import parse_response, write_response
 from evenkeel.oip.types import (
@@ -23,6 +24,7 @@ __all__ = [
     "InferRequest",
     "InferResponse",
     "Parameter",
+    "RepeatedRequests",
     "RequestedOutput",
     "Tensor",
     "numpy_dtype",

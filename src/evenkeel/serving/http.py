@@ -32,7 +32,7 @@ from evenkeel.errors import (
     TooLargeError,
     UnknownModelError,
 )
-from evenkeel.oip import InferRequest, InferResponse, parse_request, write_response
+from evenkeel.oip import InferRequest, RepeatedRequests, parse_request
 from evenkeel.serving.answers import OUTPUTS, AnswerWriter
 from evenkeel.serving.bodies import (
     ClientGoneError,
@@ -107,7 +107,8 @@ class App:
         self._client_patience = Sweeper(_WATCH_CLIENT_AFTER_S)
         self._executor = ThreadPoolExecutor(decode_threads, thread_name_prefix="evenkeel-decode")
         self._items = ItemReader(card, ImageDecoder(card, self._executor))
-        self._answers = AnswerWriter(card.classes)
+        self._requests = RepeatedRequests()
+        self._answers = AnswerWriter(name, version, card.classes)
         roots = (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}")
         self._infer_paths = frozenset(f"{root}/infer" for root in roots)
         self._gets: dict[str, Callable[[], _Response]] = {
@@ -178,7 +179,7 @@ class App:
         if encoding and encoding != "identity":
             body = await self._aside(decompress, body, encoding, self._max_body_bytes)
         if (len(body) if header_length is None else header_length) < _PARSE_ASIDE_FROM_BYTES:
-            request = parse_request(body, header_length)
+            request = self._requests.parse(body, header_length)
         else:
             request = await self._aside(parse_request, body, header_length)
         text, json_bytes = await self._answer(request, receive)
@@ -200,8 +201,7 @@ class App:
         if options.timeout_s is not None:
             options = replace(options, timeout_s=_time_left(options.timeout_s, loop.time() - began_s))
         outcomes = await Flight(self._gateway, self._client_patience).fly(items, options, key, receive)
-        response = InferResponse(self._name, self._answers.write(outcomes, names), self._version, request.id)
-        return write_response(response, binary)
+        return self._answers.write(outcomes, names, binary, request.id)
 
     async def _aside(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args))
