@@ -55,7 +55,7 @@ class ServerProcess:
 
     Attributes:
         url: where it listens.
-        pid: of the gateway.
+        process: the gateway; None before it starts.
 
     Args:
         config: as the YAML file has it.
@@ -63,22 +63,22 @@ class ServerProcess:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = {"host": "127.0.0.1", "port": 0, **config}
-        self._process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="evenkeel-bench-")
         self.url = ""
 
     @property
     def pid(self) -> int:
         """Process id of the gateway."""
-        assert self._process is not None
-        return self._process.pid
+        assert self.process is not None
+        return self.process.pid
 
     async def __aenter__(self) -> "ServerProcess":
         path = Path(self._folder.name, "config.yaml")
         path.write_text(yaml.safe_dump(dict(self._config)), encoding="utf-8")
         log = Path(self._folder.name, "log")
         with log.open("wb") as stderr:
-            self._process = await asyncio.create_subprocess_exec(
+            self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", "evenkeel", "serve", str(path), "--parent-pid", str(os.getpid())),
                 stdout=asyncio.subprocess.PIPE,
@@ -102,15 +102,15 @@ class ServerProcess:
         self._folder.cleanup()
 
     async def _read_url(self) -> str:
-        assert self._process is not None and self._process.stdout is not None
-        async for line in self._process.stdout:
+        assert self.process is not None and self.process.stdout is not None
+        async for line in self.process.stdout:
             # The one line that `evenkeel serve` prints once it answers.
             if b"http://" in line:
                 return line.decode().split("http://", 1)[1].split()[0].rstrip("/").join(("http://", ""))
         raise EvenkeelError("it ended")
 
     async def _stop(self) -> None:
-        process = self._process
+        process = self.process
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)

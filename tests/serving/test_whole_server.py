@@ -1,0 +1,183 @@
+"""The whole server for real: `evenkeel serve` in a process of its own, with worker processes that are killed and frozen."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+
+from evenkeel import faults, models
+from evenkeel.bench.faults_live import worker_pids
+from evenkeel.bench.load import Target, drive
+from evenkeel.bench.server_process import Counters, ServerProcess, read_counters
+from evenkeel.coding.code import Array
+from evenkeel.errors import EvenkeelError
+from evenkeel.records import RequestRecord
+
+pytestmark = pytest.mark.timeout(180)
+
+# Replicas take 40 ms, one task in fifty five times as long; light enough for two cores that do other work too.
+SMALL = {"replicas": 3, "backups": 1, "delay": "two-mode:scale=0.25,seed=5"}
+BACKUP = 3  # its worker number
+
+
+def target(url: str) -> Target:
+    with np.load(models.IMAGES, allow_pickle=False) as shipped:
+        return Target(url, "cifar10-base", "images", shipped["images"], shipped["labels"])
+
+
+def evenly(rate_per_s: float, seconds: float) -> Array:
+    return np.arange(int(rate_per_s * seconds)) / rate_per_s
+
+
+async def until(holds: Callable[[Counters], bool], url: str, seconds: float = 30.0) -> Counters:
+    """Ask the server until its counters are so; each question takes its time, so nothing sleeps."""
+    counters = Counters()
+    try:
+        async with asyncio.timeout(seconds):
+            while not holds(counters):
+                counters = await read_counters(url)
+    except TimeoutError:
+        raise AssertionError(f"after {seconds} s still not so: {counters}") from None
+    return counters
+
+
+def serving(test: Callable[[ServerProcess], Awaitable[None]], **config: Any) -> None:
+    async def run() -> None:
+        async with ServerProcess({**SMALL, **config}) as server:
+            await test(server)
+
+    asyncio.run(run())
+
+
+def all_answered(records: list[RequestRecord]) -> bool:
+    return [record.error for record in records if record.error] == []
+
+
+def test_real_images_get_real_answers_and_say_how_they_are_known() -> None:
+    async def test(server: ServerProcess) -> None:
+        records = await drive(target(server.url), evenly(30, 5))
+        assert all_answered(records)
+        right = np.mean([record.label == record.truth for record in records])
+        assert right > 0.8
+        sources = {record.source for record in records}
+        assert "exact" in sources
+        assert sources <= {"exact", "hedge", "collage"}
+        counters = await read_counters(server.url)
+        assert counters["items"] == len(records)
+        assert counters.total("backup_passes") > 0
+
+    serving(test)
+
+
+def test_a_killed_replica_loses_nothing_and_comes_back() -> None:
+    async def test(server: ServerProcess) -> None:
+        victim = worker_pids(server.pid)[0]
+        driving = asyncio.create_task(drive(target(server.url), evenly(30, 6)))
+        await until(lambda counters: counters.get("items", 0) > 30, server.url)
+        assert faults.kill(victim)
+        records = await driving
+        assert all_answered(records)
+        counters = await until(lambda counters: counters.get("backend_up[replica-0]") == 1, server.url)
+        assert counters["failed"] == 0
+        assert worker_pids(server.pid)[0] != victim
+
+    serving(test)
+
+
+def test_a_frozen_replica_loses_nothing_is_ejected_restarted_and_readmitted() -> None:
+    async def test(server: ServerProcess) -> None:
+        victim = worker_pids(server.pid)[1]
+        driving = asyncio.create_task(drive(target(server.url), evenly(30, 12)))
+        await until(lambda counters: counters.get("items", 0) > 30, server.url)
+        assert faults.freeze(victim)
+        try:
+            ejected = await until(lambda counters: counters.get("ejections[stalled]", 0) > 0, server.url)
+            assert ejected["backend_up[replica-1]"] == 0
+            readmitted = await until(lambda counters: counters.get("readmissions", 0) > 0, server.url)
+            assert readmitted["backend_up[replica-1]"] == 1
+        finally:
+            faults.thaw(victim)
+        assert all_answered(await driving)
+        assert worker_pids(server.pid)[1] != victim
+
+    # Without fills and hedges only the ejection can save the items that the frozen replica holds.
+    serving(test, policy="none", backups=0)
+
+
+def test_without_its_backup_the_service_goes_on_as_hedging() -> None:
+    async def test(server: ServerProcess) -> None:
+        faults.kill(worker_pids(server.pid)[BACKUP])
+        records = await drive(target(server.url), evenly(30, 4))
+        assert all_answered(records)
+
+    serving(test)
+
+
+def test_with_all_replicas_gone_it_says_503_until_one_is_back() -> None:
+    async def test(server: ServerProcess) -> None:
+        pids = worker_pids(server.pid)
+        for number in (0, 1, 2):
+            faults.kill(pids[number])
+        async with aiohttp.ClientSession(server.url) as session:
+            statuses: set[int] = set()
+            async with asyncio.timeout(30):
+                while 503 not in statuses or 200 not in statuses:
+                    async with session.get("/v2/health/ready") as response:
+                        if response.status == 503 or 503 in statuses:
+                            statuses.add(response.status)
+        assert all_answered(await drive(target(server.url), evenly(20, 1)))
+
+    serving(test)
+
+
+def test_sigterm_answers_everything_that_was_accepted() -> None:
+    async def test(server: ServerProcess) -> None:
+        driving = asyncio.create_task(drive(target(server.url), np.zeros(60)))
+        await until(lambda counters: counters.get("items", 0) >= 60, server.url)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        assert all_answered(await driving)
+        assert await server.process.wait() == 0
+
+    serving(test)
+
+
+def test_nothing_is_left_when_the_gateway_is_killed() -> None:
+    async def run() -> None:
+        server = ServerProcess(SMALL)
+        await server.__aenter__()
+        pids = worker_pids(server.pid)
+        assert len(pids) == 4
+        assert server.process is not None
+        server.process.kill()
+        await server.process.wait()
+        async with asyncio.timeout(20):
+            while any(Path(f"/proc/{pid}").exists() and not _is_zombie(pid) for pid in pids.values()):
+                await asyncio.to_thread(Path("/proc/self/stat").read_text)
+        await server.__aexit__(None, None, None)
+
+    asyncio.run(run())
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_worker_that_cannot_start_is_told_in_one_line(tmp_path: Path) -> None:
+    card = models.card_path("cifar10-base").read_text()
+    (tmp_path / "card.json").write_text(card.replace("cifar10-base.onnx", "missing.onnx"))
+
+    async def run() -> None:
+        with pytest.raises(EvenkeelError, match=r"missing\.onnx"):
+            async with ServerProcess({**SMALL, "model": str(tmp_path / "card.json"), "codes": ["replicate"]}):
+                pass
+
+    asyncio.run(run())
