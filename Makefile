@@ -5,14 +5,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
+TRAIN := $(VENV)/.train
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-train check format clean
 
 demo: $(BASE)  ## five policies compared on real workers, in a minute and a half
 	$(BIN)/evenkeel demo --report evenkeel-demo.html
 
 test: $(DEV)  ## the test suite
 	$(BIN)/python -m pytest
+
+test-train: $(TRAIN)  ## the tests that need torch
+	$(BIN)/python -m pytest tests/vision
 
 check: $(DEV)  ## lint, types, import directions
 	$(BIN)/ruff check .
@@ -42,4 +46,8 @@ $(BASE): pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(DEV): $(BASE)
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(TRAIN): $(DEV)
+	$(PIP) install -c constraints.txt -e '.[train]'
 	@touch $@

@@ -51,7 +51,10 @@ def test_version() -> None:
         (("bench", "serving", "--policy", "collage@3", "--simulated"), "policy 'collage@3'"),
         (("bench", "serving", "--delay", "slow", "--simulated"), "'slow' is unknown"),
         (("bench", "serving", "--fault", "melt:replica=1,at=1s"), "'melt' is unknown"),
-        (("bench", "serving", "--url", "http://127.0.0.1:9", "--simulated"), "a running server has a policy of its own"),
+        (
+            ("bench", "serving", "--url", "http://127.0.0.1:9", "--simulated"),
+            "a running server has a policy of its own",
+        ),
         (("bench", "serving", "--delay", "none", "--simulated"), "say --rate"),
     ],
 )
@@ -93,7 +96,13 @@ def test_a_simulated_bench_writes_rows_records_and_a_report(tmp_path: Path) -> N
     assert len((records / "none@10.jsonl").read_text().splitlines()) == 600
     assert "<svg" in report.read_text()
     again = tmp_path / "again.json"
-    run(*("bench", "serving", "--simulated", "--policy", "none@10", "--requests", "600"), "--load", "0.5", "--json", str(again))
+    run(
+        *("bench", "serving", "--simulated", "--policy", "none@10", "--requests", "600"),
+        "--load",
+        "0.5",
+        "--json",
+        str(again),
+    )
     assert json.loads(again.read_text())["rows"][0] == none
 
 

@@ -73,10 +73,7 @@ def test_modules_say_what_they_export() -> None:
         }
         assert exported, f"{path.relative_to(SRC)} has no __all__"
         defined = {getattr(node, "name", None) for node in tree.body} | {
-            alias.asname or alias.name
-            for node in tree.body
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
+            alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
         }
         for node in tree.body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]

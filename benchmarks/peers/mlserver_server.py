@@ -20,11 +20,10 @@ class Model(MLModel):
 
 
 async def main() -> None:
-    port = int(sys.argv[1])
     settings = Settings(
         host="127.0.0.1",
-        http_port=port,
-        grpc_port=port + 1,
+        http_port=int(sys.argv[1]),
+        grpc_port=0,  # any; it cannot be left out
         metrics_endpoint=None,
         parallel_workers=int(sys.argv[2]),
         debug=False,

@@ -37,7 +37,8 @@ class ModelCard:
     """What a model expects, gives and was measured to do.
 
     A `classifier` takes one image a row and gives scores `[n, classes]`. A `collage` takes one canvas of
-    `grid` x `grid` tiles a row, side `grid * tile_side`, and gives scores `[n, grid * grid, classes]`, cells row by row.
+    `grid` x `grid` tiles a row, side `grid * tile_side`, and gives scores `[n, grid * grid, classes]`, cells row by
+    row.
     """
 
     name: str

@@ -4,21 +4,24 @@ Both have the same three methods, so the gateway is the same code under both. On
 `run` jumps from event to event, and equal times run in the order in which they were asked for.
 """
 
+import asyncio
 import heapq
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Clock", "Timer", "VirtualClock"]
+__all__ = ["Clock", "LoopClock", "Timer", "VirtualClock"]
 
 
 class Timer(Protocol):
     """A call that was asked for and may still be cancelled."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Do not call, if it was not called yet."""
 
 
 class Clock(Protocol):
-    """What a component may ask of time. `asyncio.AbstractEventLoop` satisfies it."""
+    """What a component may ask of time."""
 
     def time(self) -> float:
         """Seconds since some fixed moment; never goes back."""
@@ -28,6 +31,22 @@ class Clock(Protocol):
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
         """Call `callback(*args)` now, but not from inside this call."""
+
+
+class LoopClock:
+    """An event loop's timers with a finer clock: uvloop's own counts whole milliseconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._call_later = loop.call_later
+        self.call_soon = loop.call_soon
+
+    def time(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """Call `callback(*args)` at `when`, within the loop's own resolution."""
+        return self._call_later(max(0.0, when - time.monotonic()), callback, *args)
 
 
 class _Call:

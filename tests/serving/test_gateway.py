@@ -581,7 +581,9 @@ def test_codes_that_are_not_systematic_stand_alone():
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["send", "send", "send", "exact", "cancel", "kill", "restore", "freeze", "thaw", "slow", "fast"]),
+        st.sampled_from(
+            ["send", "send", "send", "exact", "cancel", "kill", "restore", "freeze", "thaw", "slow", "fast"]
+        ),
         st.integers(0, 4),
         st.sampled_from([0.0, 0.1, 0.7, 3.0]),
     ),

@@ -1,4 +1,4 @@
-"""The whole server for real: `evenkeel serve` in a process of its own, with worker processes that are killed and frozen."""
+"""The whole server for real: `evenkeel serve` in a process of its own, its workers killed and frozen."""
 
 import asyncio
 import signal

@@ -1,0 +1,1 @@
+"""Who does a task: worker processes, remote servers, fakes."""

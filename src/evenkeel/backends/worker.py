@@ -6,9 +6,7 @@ reach it, so bind one beyond the loopback only in a network you trust.
 """
 
 import asyncio
-import ctypes
 import gc
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,10 +18,9 @@ from evenkeel.backends.worker_config import WorkerConfig, config_from
 from evenkeel.backends.worker_server import serve
 from evenkeel.delays import Delay, parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.parent import end_with_parent
 
 __all__ = ["main", "run_worker"]
-
-_PR_SET_PDEATHSIG = 1
 
 
 def run_worker(config: WorkerConfig) -> int:
@@ -32,7 +29,8 @@ def run_worker(config: WorkerConfig) -> int:
     Codes: 0 told to stop, 2 the configuration or a model is wrong (one line on stderr says what).
     """
     try:
-        _end_with_parent(config.parent_pid)
+        if config.parent_pid:
+            end_with_parent(config.parent_pid)
         models = [load_model(spec, config.threads) for spec in config.models]
         names = [model.name for model in models]
         if len(set(names)) < len(names):
@@ -71,14 +69,6 @@ async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, conf
 def _announce(address: str) -> None:
     if not address.startswith("fd:"):
         print(f"evenkeel worker: listening on {address}", flush=True)
-
-
-def _end_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, even if it is frozen then."""
-    if parent_pid:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent_pid:  # it ended before we asked
-            raise SystemExit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

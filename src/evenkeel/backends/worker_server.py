@@ -5,7 +5,6 @@ import contextlib
 import os
 import socket
 import stat
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from evenkeel.backends.frames import VERSION, Frame, Kind, encode, encode_object
 from evenkeel.backends.model import Model
 from evenkeel.backends.shared_memory import SharedMemoryError, SlotReader
 from evenkeel.backends.task_runner import TaskRunner
-from evenkeel.clock import Timer
+from evenkeel.clock import LoopClock
 from evenkeel.coding.code import Array
 from evenkeel.delays import Delay
 from evenkeel.errors import ConfigurationError, ProtocolError
@@ -24,20 +23,6 @@ from evenkeel.errors import ConfigurationError, ProtocolError
 __all__ = ["serve"]
 
 _FLUSH_S = 2.0  # for the last replies to leave after the last task
-
-
-class _LoopClock:
-    """An event loop's timers with a finer clock: uvloop's own counts whole milliseconds."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.call_soon = loop.call_soon
-
-    def time(self) -> float:
-        return time.monotonic()
-
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
-        return self._loop.call_later(max(0.0, when - time.monotonic()), callback, *args)
 
 
 class _Client:
@@ -146,7 +131,7 @@ async def serve(
     stop = stop or asyncio.Event()
     runner = TaskRunner(
         models,
-        _LoopClock(loop),
+        LoopClock(loop),
         most_queued=most_queued,
         delay=delay,
         delay_cost=delay_cost,

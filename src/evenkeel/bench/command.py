@@ -64,9 +64,9 @@ def run_demo(*, report: Path | None, json_path: Path | None, seconds: float, loa
     experiment = replace(experiment, requests=max(20, round(experiment.rate() * seconds)))
     console = Console(stderr=True)
     console.print(
-        f"[bold]9 replicas, 1 backup[/bold] on this machine; {experiment.requests} CIFAR-10 test images for each policy "
-        f"at {experiment.rate():.0f} a second;\none task in fifty takes five times as long ({_DEMO_DELAY}); "
-        f"the same arrivals and delays for all.\n"
+        f"[bold]9 replicas, 1 backup[/bold] on this machine; {experiment.requests} CIFAR-10 test images "
+        f"for each policy at {experiment.rate():.0f} a second;\n"
+        f"one task in fifty takes five times as long ({_DEMO_DELAY}); the same arrivals and delays for all.\n"
     )
     runs = _run(console, experiment, _DEMO_POLICIES)
     if report is None:

@@ -120,7 +120,8 @@ def _read(body: bytes, header_length: int | None) -> tuple[str, float | None, in
     outputs: dict[str, Any] = {tensor.name: tensor.data for tensor in parse_response(body, header_length).outputs}
     scores = outputs.get("scores")
     if scores is None:
-        scores = next((data for data in outputs.values() if isinstance(data, np.ndarray) and data.dtype.kind == "f"), None)
+        numbers = (data for data in outputs.values() if isinstance(data, np.ndarray))
+        scores = next((data for data in numbers if data.dtype.kind == "f"), None)
     label = None if scores is None else int(np.argmax(scores))
     source = outputs["source"][0].decode() if "source" in outputs else "exact"
     confidence = float(np.ravel(outputs["confidence"])[0]) if "confidence" in outputs else None

@@ -102,7 +102,8 @@ class ServerProcess:
         self._folder.cleanup()
 
     async def _read_url(self) -> str:
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         async for line in self.process.stdout:
             # The one line that `evenkeel serve` prints once it answers.
             if b"http://" in line:

@@ -200,11 +200,10 @@ async def _target(url: str, experiment: Experiment) -> Target:
     with np.load(models.IMAGES, allow_pickle=False) as shipped:
         images, labels = shipped["images"], shipped["labels"]
     try:
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"{url}/v2/models/{card.name}") as response:
-                if response.status != 200:
-                    raise EvenkeelError(f"{url} serves no model {card.name!r} (it says {response.status})")
-                inputs = (await response.json())["inputs"]
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/v2/models/{card.name}") as response:
+            if response.status != 200:
+                raise EvenkeelError(f"{url} serves no model {card.name!r} (it says {response.status})")
+            inputs = (await response.json())["inputs"]
     except (aiohttp.ClientError, OSError, KeyError, ValueError) as error:
         raise EvenkeelError(f"{url} cannot be reached: {error}") from error
     return Target(url, card.name, inputs[0]["name"], images, labels)

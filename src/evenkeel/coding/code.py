@@ -68,7 +68,7 @@ class Code(ABC):
     uses_primaries: bool = False
 
     def prepare(self, item: Array) -> Array:
-        """What the code keeps of an item until a group is encoded, e.g. a shrunk tile. May take long; has no effects."""
+        """What the code keeps of an item until a group is encoded, e.g. a shrunk tile. May take long."""
         return item
 
     def is_prepared(self, item: Array) -> bool:
@@ -105,7 +105,7 @@ class Code(ABC):
 
     @abstractmethod
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """True when the code claims to answer every item of a group of `count` although the tasks `lost` never reply."""
+        """True when the code claims to answer all `count` items of a group although the tasks `lost` never reply."""
 
 
 def softmax(scores: Array, temperature: float = 1.0) -> Array:

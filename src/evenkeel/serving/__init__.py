@@ -1,0 +1,1 @@
+"""The gateway: policies, health, front end, configuration, simulator."""

@@ -22,6 +22,8 @@ from evenkeel.spec import read_duration_s
 
 __all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
 
+_BASE = models.card_path("cifar10-base")
+_COLLAGES = (models.card_path("cifar10-collage-2x2"), models.card_path("cifar10-collage-3x3"))
 _CODES = ("replicate", "collage", "parity", "concat-parity", "cheap", "berrut")
 
 
@@ -54,18 +56,18 @@ class CodeConfig:
 class ServeConfig:
     """Everything that `evenkeel serve` needs to know."""
 
-    model: Path = models.card_path("cifar10-base")
+    model: Path = _BASE
     name: str = ""  # as clients call it; the card's name by default
     codes: tuple[CodeConfig, ...] = (
         CodeConfig("replicate"),
-        CodeConfig("collage", models.card_path("cifar10-collage-2x2")),
-        CodeConfig("collage", models.card_path("cifar10-collage-3x3")),
+        CodeConfig("collage", _COLLAGES[0]),
+        CodeConfig("collage", _COLLAGES[1]),
     )
     replicas: NodesConfig = NodesConfig(count=2)
     backups: NodesConfig = NodesConfig(count=1)
     remote_model: str = ""  # what remote servers call the model; `name` by default
     policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
-    health: HealthSettings = HealthSettings()
+    health: HealthSettings = field(default_factory=HealthSettings)
     host: str = "127.0.0.1"  # loopback unless told otherwise
     port: int = 8000
     threads: int = 1  # of one pass in the workers started here

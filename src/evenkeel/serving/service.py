@@ -17,6 +17,7 @@ from evenkeel.backends.process import ProcessBackend
 from evenkeel.backends.remote import WorkerBackend
 from evenkeel.backends.worker_config import WorkerConfig
 from evenkeel.cards import ModelCard, load_card
+from evenkeel.clock import LoopClock
 from evenkeel.coding.berrut import Berrut
 from evenkeel.coding.cheap import Cheap
 from evenkeel.coding.code import Array, Code
@@ -55,7 +56,6 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
     card = config.card()
     name = config.name or card.name
     codes = build_codes(config, card)
-    cards = {card.name: card} | {code.model.name: code.model for code in ()}
     cards = {card.name: card}
     for code_config in config.codes:
         if code_config.model is not None:
@@ -69,7 +69,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
         backups = _nodes(config, "backup", config.backups, list(cards.values()), config.replicas.total, epoch_s)
     executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
     gateway = Gateway(
-        loop,
+        LoopClock(loop),
         card.name,
         replicas,
         backups,
