@@ -22,6 +22,7 @@ from typing import Any
 import click
 import numpy as np
 import uvloop
+from numpy.typing import NDArray
 from output import show, write_json
 from process_tree import adopt_orphans, cpu_s, end_all
 from raw_client import Connection, Load, drive, request_bytes
@@ -45,7 +46,7 @@ _REPLICAS, _LOAD = 9, 0.5
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
 
-def _items(side: int, count: int) -> np.ndarray:
+def _items(side: int, count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
@@ -105,7 +106,7 @@ async def framed(side: int, requests: int) -> dict[str, float]:
     backend = ProcessBackend("worker", WorkerConfig(models=(model,), listen="tcp://127.0.0.1:0"), [NAME])
     loop = asyncio.get_running_loop()
     item = _items(side, 1)
-    latencies_s = []
+    latencies_s: list[float] = []
     await backend.start()
     try:
         for number in range(requests + 500):

@@ -120,7 +120,7 @@ def drive(
 
 
 def _one(connection: Connection, request: bytes, most: int, until_s: float) -> Load:
-    latencies_s = []
+    latencies_s: list[float] = []
     failed = 0
     now_s = began_s = time.perf_counter()
     while len(latencies_s) < most and now_s < until_s:
@@ -133,8 +133,8 @@ def _one(connection: Connection, request: bytes, most: int, until_s: float) -> L
 
 def _many(connections: list[Connection], request: bytes, most: int, until_s: float) -> Load:
     by_number = {connection.socket.fileno(): connection for connection in connections}
-    sent_s = {}
-    latencies_s = []
+    sent_s: dict[int, float] = {}
+    latencies_s: list[float] = []
     failed = 0
     with select.epoll() as poll:
         began_s = time.perf_counter()

@@ -94,6 +94,7 @@ def test_a_python_model_comes_from_a_module_or_a_file(tmp_path, monkeypatch):
         "def make():\n"
         "    run = lambda rows: rows + 1\n"
         "    run.input_shape, run.output_shape, run.dtype = [4, 4], (4, 4), 'float32'\n"
+        "    run.relative_cost = 0.25\n"
         "    return run\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -101,7 +102,7 @@ def test_a_python_model_comes_from_a_module_or_a_file(tmp_path, monkeypatch):
     for spec in ("python:users_model:make", f"python:{tmp_path / 'users_model.py'}:make"):
         model = load_model(spec)
         known = (model.name, model.input_shape, model.output_shape, model.dtype, model.relative_cost)
-        assert known == ("users_model", (4, 4), (4, 4), "float32", 1.0)
+        assert known == ("users_model", (4, 4), (4, 4), "float32", 0.25)
         np.testing.assert_array_equal(model.run(np.zeros((1, 4, 4))), np.ones((1, 4, 4)))
     assert load_model("mine=python:users_model:make").name == "mine"
 
@@ -119,6 +120,10 @@ def test_a_python_model_comes_from_a_module_or_a_file(tmp_path, monkeypatch):
             "its input_shape must be",
         ),
         ("def make():\n    def run(x): return x\n    run.dtype = 'colour'\n    return run", "its dtype 'colour'"),
+        (
+            "def make():\n    def run(x): return x\n    run.relative_cost = 0\n    return run",
+            "its relative_cost must be",
+        ),
     ],
 )
 def test_a_python_model_that_cannot_be_had_says_why(tmp_path, source, says):

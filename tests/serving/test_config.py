@@ -26,6 +26,12 @@ def test_another_classifier_has_no_collages_of_its_own() -> None:
     assert [code.kind for code in config.codes] == ["replicate"]
 
 
+def test_each_model_may_be_replaced_by_a_callable() -> None:
+    codes = [{"kind": "collage", "model": "cifar10-collage-2x2", "run": "python:m:make_2x2"}, "cifar10-collage-3x3"]
+    config = read_config({"run": "python:m:make", "codes": codes})
+    assert (config.run, [code.run for code in config.codes]) == ("python:m:make", ["python:m:make_2x2", ""])
+
+
 def test_nodes_are_counted_or_reached() -> None:
     config = read_config({"replicas": ["tcp://127.0.0.1:7000", "http://127.0.0.1:8001"], "backups": 2})
     assert config.replicas == NodesConfig(0, ("tcp://127.0.0.1:7000",), ("http://127.0.0.1:8001",))
@@ -69,6 +75,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         ({"model": "no-such"}, "model: expected a model card"),
         ({"codes": "collage"}, "codes: expected a list"),
         ({"codes": [{"kind": "collage"}]}, r"codes\[0\].model: a collage code needs a model card"),
+        ({"codes": [{"kind": "replicate", "run": "python:m:make"}]}, r"codes\[0\].run: replaces the file of a card"),
         ({"codes": [{"kind": "magic"}]}, r"codes\[0\].kind: unknown code 'magic'"),
         ({"max_body": "much"}, "max_body: expected a size like 64MiB"),
         ({"delay": "two-mode:scael=1"}, "scael"),
