@@ -49,7 +49,6 @@ def test_nothing_is_answered_from_inside_submit():
 
 
 def test_a_late_item_is_answered_by_the_fill_as_soon_as_fills_may_answer():
-    scene = Scene("collage")
     scene = Scene(preset("collage", fill_after=Trigger(fixed_s=1.5)))
     scene.slow(0, 1, 2)
     scene.send(3)
@@ -103,12 +102,12 @@ def test_late_exact_replies_are_compared_with_the_fills():
 
 def test_a_late_item_without_a_fill_is_hedged_on_another_replica_once():
     scene = Scene(backups=0)
-    scene.slow(0, 1)
+    scene.slow(1)
     scene.send(2)
     scene.run()
     scene.assert_everything_answered()
-    assert sorted(scene.sources) == ["exact", "hedge"]
-    assert scene.stats.hedges == 1
+    assert scene.sources == ["hedge", "exact"]
+    assert (scene.stats.hedges, scene.stats.hedges_won) == (1, 1)
     assert scene.latencies == [2.5, 1.0]
     scene.assert_nothing_left()
 
@@ -208,14 +207,12 @@ def test_a_request_may_shorten_the_deadline_but_not_lengthen_it():
 
 def test_at_the_deadline_the_default_is_the_answer_where_there_is_one():
     scene = Scene("none", deadline_s=4.0, default_label=7)
-    scene.slow(0)
+    scene.slow(0, 1, 2)
     scene.send()
     scene.run()
-    given_answer = scene.outcomes[0].answer
-    assert (given_answer.source, given_answer.confidence) == (("exact", pytest.approx(1.0, abs=0.01))) or (
-        given_answer.source,
-        int(np.argmax(given_answer.scores)),
-    ) == ("default", 7)
+    default = scene.outcomes[0].answer
+    assert (default.source, default.confidence, int(np.argmax(default.scores))) == ("default", 0.0, 7)
+    assert len(default.scores) == 10
 
 
 def test_the_deadline_caps_all_retries():
@@ -225,8 +222,8 @@ def test_the_deadline_caps_all_retries():
     scene.slow(0, 1, 2, seconds=0.9)
     scene.send()
     scene.run()
-    assert scene.latencies == [3.0] or isinstance(scene.outcomes[0].error, BackendError)
-    assert scene.outcomes[0].latency_s <= 3.0
+    assert isinstance(scene.outcomes[0].error, DeadlineError)
+    assert scene.latencies == [3.0]
 
 
 def failing(model, inputs):
