@@ -137,7 +137,7 @@ def test_an_unsure_fill_is_not_used_and_the_item_is_hedged():
     scene.send(2, min_confidence=0.9)
     scene.run()
     assert "collage" not in scene.sources
-    assert scene.stats.unsure_fills == 2
+    assert scene.stats.unsure_fills == 1  # the other item was answered by then
     assert scene.stats.hedges == 1
     assert max(scene.latencies) == 2.5
 
@@ -218,7 +218,7 @@ def test_at_the_deadline_the_default_is_the_answer_where_there_is_one():
 def test_the_deadline_caps_all_retries():
     scene = Scene("none", deadline_s=3.0, backups=0)
     for fake in scene.fakes:
-        fake._answer = failing
+        fake._answer = lambda model, inputs: np.full((1, 10), np.nan, np.float32)
     scene.slow(0, 1, 2, seconds=0.9)
     scene.send()
     scene.run()
@@ -380,7 +380,7 @@ def test_a_replica_that_gives_nonsense_is_not_believed():
             np.full((1, 10), "cat"),
         ]
     )
-    scene.fakes[0]._answer = lambda model, inputs: next(nonsense)
+    scene.fakes[0]._answer = lambda model, inputs: next(nonsense, answer(model, inputs))
     for start in range(5):
         scene.later(2.0 * start, scene.send, 3)
     scene.run()

@@ -273,7 +273,9 @@ class Gateway:
             return
         asked = [replica for replica, _ in item.open_attempts]
         replica = self.replicas.choose(item.tried) or self.replicas.choose(asked)
-        if replica is not None and not replica.health.stalled:
+        # From a stalled replica only to one that shows life: when all fall silent, the fleet is slow, and copies of
+        # everything would make it slower.
+        if replica is not None and not (asked and replica.silent_s(now) > self.replicas.stall_after_s / 2):
             self.stats.retries += 1
             self._send(item, replica, "exact", now)
 
