@@ -70,9 +70,9 @@ class Gateway:
         replicas: Sequence[Backend],
         backups: Sequence[Backend] = (),
         codes: Sequence[Code] = (),
-        policy: Policy = Policy(),  # noqa: B008 - frozen
+        policy: Policy = Policy(),
         *,
-        health: HealthSettings = HealthSettings(),  # noqa: B008 - frozen
+        health: HealthSettings = HealthSettings(),
         max_outstanding: int = 64,
         costs: Mapping[str, float] | None = None,
         classes: int = 0,

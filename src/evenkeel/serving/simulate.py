@@ -56,7 +56,7 @@ def simulate(
     delay: Delay,
     times_s: Sequence[float] | Array,
     fleet: Fleet = Fleet(),
-    health: HealthSettings = HealthSettings(),  # noqa: B008 - frozen
+    health: HealthSettings = HealthSettings(),
     seed: int = 0,
 ) -> tuple[list[RequestRecord], Stats]:
     """Send one item at each of `times_s` through the gateway; what became of each, and what the gateway counted.
