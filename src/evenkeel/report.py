@@ -202,9 +202,9 @@ def _lead(rows: Sequence[Row]) -> str:
         f"{_ms(baseline['p99_ms'])} with {'no redundancy' if baseline['policy'] == 'none' else baseline['policy']}."
     ]
     if best.get("filled") is not None and best["filled"] > 0:
-        part = f"{100 * best['filled']:.1f} % of the answers were filled in from a backup"
+        part = f"{100 * best['filled']:.1f} % of the answers came from a backup"
         if best.get("fill_accuracy") is not None:
-            part += f", and {100 * best['fill_accuracy']:.0f} % of those were right"
+            part += f"; of the approximate ones among them {100 * best['fill_accuracy']:.0f} % were right"
         parts.append(part + ".")
     if best.get("accuracy") is not None and baseline.get("accuracy") is not None:
         parts.append(

@@ -330,6 +330,20 @@ def test_items_at_a_frozen_replica_survive_the_death_of_the_only_other():
     scene.assert_everything_answered()
 
 
+def test_when_the_whole_fleet_falls_silent_nothing_is_copied():
+    scene = warm(Scene("none", backups=0))
+    for fake in scene.fakes:
+        fake.freeze()
+    began = scene.clock.time()
+    scene.send(9)
+    scene.later(began + 20, lambda: [fake.thaw() for fake in scene.fakes])
+    scene.run()
+    scene.assert_everything_answered()
+    assert scene.stats.ejections == {"stalled": 3}
+    assert scene.stats.retries == 0
+    scene.assert_nothing_left()
+
+
 def test_a_dead_backup_leaves_hedging():
     scene = Scene()
     scene.backup.kill()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from evenkeel.clock import VirtualClock
 from evenkeel.coding.collage import Collage
 from evenkeel.coding.parity import Parity, SumEncoder
+from evenkeel.coding.replicate import Replicate
 from evenkeel.coding.tiles import Pixels
 from evenkeel.errors import CodeError, ConfigurationError
 from evenkeel.serving.groups import Group, Waiting
@@ -267,11 +268,11 @@ def test_nobody_waits_longer_than_wait_s_and_what_is_forgotten_is_never_taken(sc
 
 def test_a_reply_that_is_none_does_not_spoil_the_group_for_the_next():
     item = Item(0, picture(0), lambda outcome: None, 0, 0.0)
-    group, stats, answers = Group(Collage(2, 1, FORM), [item]), Stats(), []
+    group, stats, answers = Group(Replicate(FORM, copies=2), [item]), Stats(), []
     group.replied(1, np.zeros((3, 3), np.float32), stats, lambda *told: answers.append(told))
     assert (answers, stats.bad_replies) == ([], 1)
-    group.replied(1, np.zeros((1, 4, CLASSES), np.float32), stats, lambda *told: answers.append(told))
-    assert [told[2] for told in answers] == ["collage2x2"]
+    group.replied(2, np.zeros((1, CLASSES), np.float32), stats, lambda *told: answers.append(told))
+    assert [told[2] for told in answers] == ["replicate2"]
 
 
 def test_a_group_that_cannot_be_encoded_does_not_keep_the_backup_from_the_next():
