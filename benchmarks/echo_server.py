@@ -1,26 +1,28 @@
-"""The floor under every hop: uvicorn with an application that sends each body back. Its argument is the port."""
+"""The floor under every hop: our own HTTP/1.1 with a handler that sends each body back. Its argument is the port."""
 
+import asyncio
 import sys
-from typing import Any
 
-import uvicorn
+import uvloop
 
-__all__ = ["echo"]
+from evenkeel.serving.http_protocol import Exchange, HttpLimits, HttpServer
+
+__all__ = ["Echo"]
 
 
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    pieces, more = [], True
-    while more:
-        message = await receive()
-        pieces.append(message["body"])
-        more = message["more_body"]
-    body = b"".join(pieces)
-    headers = [(b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class Echo:
+    def handle(self, exchange: Exchange) -> None:
+        exchange.respond(200, b"content-type: application/octet-stream\r\n", exchange.body)
+
+    def gone(self, exchange: Exchange) -> None:
+        raise AssertionError("every exchange is answered at once")
+
+
+async def main(port: int) -> None:
+    http = HttpServer(Echo(), HttpLimits(), ())
+    listener = await asyncio.get_running_loop().create_server(http.connect, "127.0.0.1", port)
+    await listener.serve_forever()
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        echo, host="127.0.0.1", port=int(sys.argv[1]), lifespan="off", ws="none", interface="asgi3", log_level="warning"
-    )
+    uvloop.run(main(int(sys.argv[1])))

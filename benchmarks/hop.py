@@ -3,9 +3,9 @@
 python benchmarks/hop.py [--requests 4000] [--rounds 3] [--json FILE]
 
 One connection, one item of uint8 pixels a request, binary tensors, closed loop; beside it the floors: the same bytes
-sent back by uvicorn alone, and the same item sent to the worker alone. Then, in an open loop at half the load of nine
-replicas and one backup under the two-mode law, what a request costs the gateway's process with and without collages;
-there the two take turns, so that both meet the same machine.
+sent back by the HTTP server alone, and the same item sent to the worker alone. Then, in an open loop at half the load
+of nine replicas and one backup under the two-mode law, what a request costs the gateway's process with and without
+collages; there the two take turns, so that both meet the same machine.
 """
 
 import asyncio
@@ -162,7 +162,7 @@ def closed_loop_rows(requests: int) -> Iterator[dict[str, Any]]:
     """Floors and hops, for both sizes."""
     for side, target_ms in _TARGETS_MS.items():
         about = {"item_bytes": side * side * 3}
-        yield {"what": "echo through uvicorn", **about, **echo(side, requests)}
+        yield {"what": "echo, HTTP alone", **about, **echo(side, requests)}
         yield {"what": "worker alone", **about, **uvloop.run(framed(side, requests))}
         for policy in _POLICIES:
             row = {"what": "hop", "policy": policy, **about, **uvloop.run(hop(side, policy, requests))}

@@ -90,7 +90,7 @@ def test_a_simulated_bench_writes_rows_records_and_a_report(tmp_path: Path) -> N
     assert (none["policy"], collage["policy"]) == ("none@10", "collage+hedge")
     assert none["requests"] == collage["requests"] == 600
     assert none["p99_ms"] > 2 * collage["p99_ms"]
-    assert none["filled"] == 0 < collage["filled"] < 0.15
+    assert none["filled"] == 0 < collage["filled"] < 0.25
     assert none["extra_load"] == 0 < collage["extra_load"]
     assert none["p95_ms_low"] <= none["p95_ms"] <= none["p95_ms_high"]
     assert len((records / "none@10.jsonl").read_text().splitlines()) == 600

@@ -87,8 +87,8 @@ def test_modules_say_what_they_export() -> None:
     ("module", "heavy"),
     [
         ("evenkeel.serving.service", {"torch", "matplotlib", "rich", "pyarrow", "onnx", "onnxruntime"}),
-        ("evenkeel.backends.worker", {"torch", "matplotlib", "rich", "aiohttp", "uvicorn", "prometheus_client"}),
-        ("evenkeel.cli", {"torch", "matplotlib", "rich", "aiohttp", "uvicorn", "numpy", "onnxruntime"}),
+        ("evenkeel.backends.worker", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client"}),
+        ("evenkeel.cli", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "numpy", "onnxruntime"}),
     ],
 )
 def test_what_serves_loads_nothing_heavy(module: str, heavy: set[str]) -> None:

@@ -174,6 +174,9 @@ def bench() -> None:
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
 @click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="Keep every request there.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report there.")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write the histograms there (PNG, SVG)."
+)
 def bench_serving(**arguments: Any) -> None:
     """Compare policies under the same arrivals and the same delays."""
     from evenkeel.bench.command import run_bench
@@ -184,6 +187,9 @@ def bench_serving(**arguments: Any) -> None:
 @main.command(epilog=_example("evenkeel demo", "evenkeel demo --report report.html --json rows.json"))
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Where the HTML report goes.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write the histograms there (PNG, SVG)."
+)
 @click.option("--seconds", type=click.FloatRange(2), default=11, show_default=True, help="Of traffic for each policy.")
 @click.option("--load", type=float, default=0.4, show_default=True, help="Share of the replicas' time.")
 @click.option("--seed", type=int, default=1, show_default=True)

@@ -83,7 +83,7 @@ class Scene:
             self.policy,
             health=health,
             max_outstanding=max_outstanding,
-            classes=CLASSES,
+            scores=ScoreForm(CLASSES),
             **extra,
         )
         self.outcomes = {}

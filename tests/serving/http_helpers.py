@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import orjson
@@ -19,6 +20,7 @@ from evenkeel.errors import EvenkeelError
 from evenkeel.oip import Tensor, write_request
 from evenkeel.serving.gateway import Options, Outcome
 from evenkeel.serving.http import App
+from evenkeel.serving.http_protocol import HttpProtocol, HttpServer
 from evenkeel.serving.server import run_server
 
 CLASSES = ("dark", "dim", "bright")
@@ -123,43 +125,107 @@ class Response:
         return next(output["data"] for output in self.json["outputs"] if output["name"] == name)
 
 
-class Channel:
-    """The two ends of one ASGI request; `gone` makes the client go away once its body is read."""
+class FakeTransport(asyncio.Transport):
+    """What a connection writes, and what it asks of its transport; `more` is called after each write."""
 
-    def __init__(self, parts: list[bytes], gone: asyncio.Event | None = None) -> None:
-        self._parts = list(parts)
-        self._gone = gone
-        self.sent: list[dict[str, Any]] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.closing = self.aborted = self.eof = self.paused = False
+        self.pauses = 0
+        self.more: Callable[[], object] = lambda: None
 
-    async def receive(self) -> dict[str, Any]:
-        if self._parts:
-            part = self._parts.pop(0)
-            return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
-        await (self._gone or asyncio.Event()).wait()
-        return {"type": "http.disconnect"}
+    def write(self, data: bytes) -> None:
+        assert not self.eof
+        self.sent += data
+        self.more()
 
-    async def send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
+    def writelines(self, parts: Any) -> None:
+        self.write(b"".join(parts))
 
-    @property
-    def response(self) -> Response:
-        start, body = self.sent
-        headers = {name.decode(): value.decode() for name, value in start["headers"]}
-        assert headers["content-length"] == str(len(body["body"]))
-        return Response(start["status"], headers, body["body"])
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.eof = True
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+        self.pauses += 1
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
 
 
-def scope_of(method: str, path: str, headers: dict[str, str]) -> dict[str, Any]:
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http", "method": method, "path": path, "headers": raw}
+def connect(server: HttpServer) -> tuple[HttpProtocol, FakeTransport]:
+    protocol, transport = server.connect(), FakeTransport()
+    protocol.connection_made(transport)
+    return protocol, transport
+
+
+def serve(app: App) -> HttpServer:
+    return HttpServer(app, app.limits, app.headers)
+
+
+def read_responses(sent: bytes, methods: list[str]) -> list[Response]:
+    """All whole responses in `sent`, to requests with these methods."""
+    found = []
+    while b"\r\n\r\n" in sent and len(found) < len(methods):
+        head, _, rest = sent.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        size = int(headers["content-length"]) if methods[len(found)] != "HEAD" else 0
+        if len(rest) < size:
+            break
+        assert len(headers) == len(lines), "a header is given twice"
+        found.append(Response(int(first.split()[1]), headers, rest[:size]))
+        sent = rest[size:]
+    return found
+
+
+def request_bytes(
+    path: str, body: bytes | list[bytes] = b"", *, method: str = "POST", headers: dict[str, str] | None = None
+) -> bytes:
+    """A request; a body in parts is sent in chunks."""
+    given = {"Host": "x", **(headers or {})}
+    target = quote(path, safe="/?=:", errors="surrogateescape")
+    if isinstance(body, list):
+        given["Transfer-Encoding"] = "chunked"
+        wire = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in body if part) + b"0\r\n\r\n"
+    else:
+        wire = body
+        if not any(name.lower() == "content-length" for name in given):
+            given["Content-Length"] = str(len(body))
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + wire
 
 
 async def call(
     app: App, path: str, body: bytes | list[bytes] = b"", *, method: str = "POST", headers: dict[str, str] | None = None
 ) -> Response:
-    channel = Channel(body if isinstance(body, list) else [body])
-    await app(scope_of(method, path, headers or {}), channel.receive, channel.send)
-    return channel.response
+    """The response to one request on a connection of its own."""
+    protocol, transport = connect(serve(app))
+    answered = asyncio.Event()
+    transport.more = answered.set
+    protocol.data_received(request_bytes(path, body, method=method, headers=headers))
+    while not (found := read_responses(transport.sent, [method])):
+        answered.clear()
+        await answered.wait()
+    assert transport.sent.startswith(b"HTTP/1.1 ")
+    assert transport.closing or transport.eof or "connection" not in found[0].headers
+    protocol.connection_lost(None)
+    return found[0]
 
 
 INFER = "/v2/models/toy/infer"
@@ -244,7 +310,7 @@ def serving(gateway: FakeGateway | None = None, card: ModelCard | None = None, *
             found.append(Running(port, gateway, app, asyncio.get_running_loop(), stop))
             started.set()
 
-        await run_server(app, gateway, "127.0.0.1", 0, stop=stop, on_started=on_started, grace_s=0.0, **options)
+        await run_server(app, gateway, "127.0.0.1", 0, stop=stop, on_started=on_started, **{"grace_s": 0.0, **options})
 
     thread = threading.Thread(target=lambda: uvloop.run(serve()))
     thread.start()

@@ -30,6 +30,40 @@ def warm(scene, count=30):
 # ---- answers ----
 
 
+def test_an_exact_answer_is_as_sure_as_the_classifiers_card_says():
+    scene = Scene("none")
+    scene.gateway._scores = ScoreForm(10, temperature=20.0)
+    scene.send()
+    scene.run()
+    assert scene.outcomes[0].answer.confidence == pytest.approx(1 / (1 + 9 * np.exp(-10 / 20)))
+
+
+def test_a_default_that_is_no_class_is_refused():
+    with pytest.raises(ConfigurationError, match="the model has 10 classes, found 10"):
+        Scene(preset("none", default_label=10))
+
+
+def test_while_replicas_are_faster_than_the_floor_no_spare_is_asked():
+    scene = Scene(preset("collage", fill_after=Trigger(fixed_s=1.5, floor_s=1.5)))
+    scene.send(3)
+    scene.run()
+    scene.assert_everything_answered()
+    assert scene.stats.passes == {}
+    assert scene.sources == ["exact"] * 3
+
+
+def test_an_item_that_outlasts_the_floor_is_covered_then():
+    scene = Scene(preset("collage", fill_after=Trigger(fixed_s=1.5, floor_s=1.5)))
+    scene.slow(0, 1)
+    scene.send(3)
+    scene.run()
+    scene.assert_everything_answered()
+    assert sorted(scene.sources) == ["collage", "collage", "exact"]
+    assert sorted(scene.latencies) == [1.0, 2.5, 2.5]
+    assert scene.stats.passes == {"collage2x2": 1}
+    scene.assert_nothing_left()
+
+
 def test_an_item_is_answered_by_the_least_loaded_replica():
     scene = Scene("none")
     scene.send(3)
@@ -659,7 +693,7 @@ def test_the_same_gateway_runs_on_a_real_event_loop():
     async def scenario():
         loop = asyncio.get_running_loop()
         replicas = [FakeBackend(f"replica{number}", loop, answer) for number in range(3)]
-        gateway = Gateway(loop, "classifier", replicas, policy=preset("none"))
+        gateway = Gateway(loop, "classifier", replicas, policy=preset("none"), scores=ScoreForm(10))
         futures = [loop.create_future() for _ in range(20)]
         for number, future in enumerate(futures):
             gateway.submit(picture(number), future.set_result)

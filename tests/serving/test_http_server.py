@@ -1,6 +1,7 @@
 """Real sockets: what is no HTTP, clients that go away, Unix sockets, and a shutdown that loses nothing."""
 
 import asyncio
+import gzip
 import http.client
 import os
 import signal
@@ -147,6 +148,47 @@ def test_a_drain_ends_when_its_patience_does():
         assert orjson.loads(response.read())["error"] == "the server shut down before the answer was there"
         connection.close()
     assert gateway.cancelled == [0]
+
+
+def test_a_kept_connection_is_served_through_the_grace_and_then_closed():
+    gateway = FakeGateway()
+    with serving(gateway, grace_s=0.5) as running:
+        used = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        idle = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+        used.request("POST", INFER, BODY, HEADERS)
+        assert used.getresponse().read()
+        running.loop.call_soon_threadsafe(running.stop.set)
+        wait_until(lambda: gateway.draining)
+        used.request("POST", INFER, BODY, HEADERS)
+        response = used.getresponse()
+        assert (response.status, response.headers["connection"]) == (200, "close")
+        assert response.read()
+        assert idle.recv(1) == b""
+        used.close()
+        idle.close()
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_a_long_answer_is_whole(server, encoding):
+    body, length = write_request([tensor_of(images(4000))], binary=True)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    headers = {"Inference-Header-Content-Length": str(length), "Accept-Encoding": encoding}
+    connection.request("POST", INFER, body, headers)
+    response = connection.getresponse()
+    answer = response.read()
+    connection.close()
+    if encoding == "gzip":
+        assert response.headers["content-encoding"] == "gzip"
+        answer = gzip.decompress(answer)
+    assert len(answer) > 1 << 16
+    assert orjson.loads(answer)["outputs"][1]["data"] == ["bright"] * 4000
+
+
+def test_a_client_sees_why_the_body_that_it_goes_on_sending_is_refused():
+    with serving(max_body_bytes=1000) as running:
+        status, headers, message = post(running.port, b"x" * 20_000_000)
+        assert (status, headers["connection"]) == (413, "close")
+        assert "more than 1000 bytes" in message["error"]
 
 
 SCRIPT = """

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -29,12 +30,13 @@ _IDLE_S = 4.0  # below the five seconds after which common servers close idle co
 class _Call:
     """One task on its way."""
 
-    __slots__ = ("given_up", "inputs", "on_reply", "task", "ticket")
+    __slots__ = ("given_up", "inputs", "on_reply", "since_s", "task", "ticket")
 
     def __init__(self, ticket: int, inputs: Array, on_reply: OnReply) -> None:
         self.ticket, self.inputs, self.on_reply = ticket, inputs, on_reply
         self.task: asyncio.Task[Array] | None = None
         self.given_up = False
+        self.since_s = time.monotonic()
 
 
 class OipBackend(Backend):
@@ -184,7 +186,9 @@ class OipBackend(Backend):
         del self._open[call.ticket]
         if task.cancelled():
             if call.given_up:
-                reply = Reply(error=BackendError(f"{self.name}: cancelled"), cancelled=True)
+                # How long it had taken is news: the live quantiles must not forget the stragglers that were stopped.
+                seconds = time.monotonic() - call.since_s
+                reply = Reply(error=BackendError(f"{self.name}: cancelled"), cancelled=True, service_s=seconds)
             else:
                 reply = Reply(error=BackendLostError(f"{self.name} was closed"))
         else:

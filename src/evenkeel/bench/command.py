@@ -17,6 +17,7 @@ from evenkeel.bench.serving import Experiment, Run, parse_contender, run_all
 from evenkeel.delays import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.faults import parse_fault
+from evenkeel.plots import latency_histograms, save
 from evenkeel.records import count_sources, json_document, machine
 from evenkeel.report import write_report
 from evenkeel.tables import table
@@ -55,10 +56,12 @@ def run_bench(arguments: dict[str, Any]) -> None:
             records_folder=arguments["records"],
         )
     shown = {name: value for name, value in arguments.items() if value not in (None, (), False)}
-    _show(runs, shown, arguments["json_path"], arguments["report"])
+    _show(runs, shown, arguments["json_path"], arguments["report"], arguments["figure"])
 
 
-def run_demo(*, report: Path | None, json_path: Path | None, seconds: float, load: float, seed: int) -> None:
+def run_demo(
+    *, report: Path | None, json_path: Path | None, figure: Path | None, seconds: float, load: float, seed: int
+) -> None:
     """`evenkeel demo`: five policies on real workers, a table and a report."""
     experiment = Experiment(delay=_DEMO_DELAY, load=load, seed=seed)
     experiment = replace(experiment, requests=max(20, round(experiment.rate() * seconds)))
@@ -72,7 +75,7 @@ def run_demo(*, report: Path | None, json_path: Path | None, seconds: float, loa
     if report is None:
         report = Path(tempfile.mkdtemp(prefix="evenkeel-")) / "report.html"
     arguments = {"command": "evenkeel demo", "seconds": seconds, "load": load, "seed": seed, "delay": _DEMO_DELAY}
-    _show(runs, arguments, json_path, report)
+    _show(runs, arguments, json_path, report, figure)
 
 
 def _run(console: Console, experiment: Experiment, policies: Sequence[str], **options: Any) -> list[Run]:
@@ -98,8 +101,15 @@ def _run(console: Console, experiment: Experiment, policies: Sequence[str], **op
         return asyncio.run(run_all(experiment, contenders, progress=progress, **options))
 
 
-def _show(runs: Sequence[Run], arguments: dict[str, Any], json_path: Path | None, report: Path | None) -> None:
+def _show(
+    runs: Sequence[Run],
+    arguments: dict[str, Any],
+    json_path: Path | None,
+    report: Path | None,
+    figure: Path | None,
+) -> None:
     rows = [run.row for run in runs]
+    latencies_ms = {_title(run, runs): run.latencies_ms() for run in runs}
     console = Console()
     console.print(table(rows))
     if json_path is not None:
@@ -110,13 +120,16 @@ def _show(runs: Sequence[Run], arguments: dict[str, Any], json_path: Path | None
         write_report(
             report,
             rows,
-            {_title(run, runs): run.latencies_ms() for run in runs},
+            latencies_ms,
             arguments,
             machine(),
             command=shlex.join(["evenkeel", *sys.argv[1:]]),
             sources_by_policy={_title(run, runs): count_sources(run.records) for run in runs},
         )
         console.print(f"report: {report}", soft_wrap=True)
+    if figure is not None:
+        save(latency_histograms(latencies_ms), figure)
+        console.print(f"figure: {figure}", soft_wrap=True)
 
 
 def _title(run: Run, runs: Sequence[Run]) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Answer", "Array", "Code", "Source", "Task", "confidence", "exact_answer", "softmax"]
+__all__ = ["Answer", "Array", "Code", "Source", "Task", "confidence", "softmax"]
 
 Array = NDArray[Any]
 # Up to so many classes plain Python is faster than numpy, by ten times for ten of them; it is on every item's path.
@@ -124,8 +124,3 @@ def confidence(scores: Array, temperature: float = 1.0) -> float:
     largest = max(logits)
     # The largest term of the softmax is exp(0), so its share is one over the sum.
     return 1.0 / sum([exp((logit - largest) / temperature) for logit in logits])
-
-
-def exact_answer(scores: Array, source: Source = "exact") -> Answer:
-    """The answer from a pass of the user's own model on the item itself."""
-    return Answer(scores, source, confidence(scores))

@@ -140,6 +140,10 @@ class Parity(Code):
         """What the encoder keeps of an item."""
         return self.encoder.prepare(item)
 
+    def is_prepared(self, item: Array) -> bool:
+        """False: encoders squeeze, normalise or widen."""
+        return False
+
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
         """One task with the parity item."""
         check_group(prepared, self.most_items)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 import numpy as np
 
 from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
-from evenkeel.coding.code import Answer, Array, Code, Task, exact_answer
+from evenkeel.coding.code import Answer, Array, Code, Task
 from evenkeel.coding.score_form import ScoreForm
 
 __all__ = ["Replicate"]
@@ -44,7 +44,7 @@ class Replicate(Code):
         for number in sorted(replies):
             scores = self.scores.rows(number, replies[number], 1)[0]
             if number % count not in known and np.isfinite(scores).all():
-                known[number % count] = exact_answer(scores)
+                known[number % count] = self.scores.answer(scores)
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:

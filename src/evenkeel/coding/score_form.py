@@ -12,7 +12,7 @@ import numpy as np
 
 from evenkeel.cards import ModelCard
 from evenkeel.coding.checks import at_least_one
-from evenkeel.coding.code import Answer, Array, Source, exact_answer
+from evenkeel.coding.code import Answer, Array, Source, confidence
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["ScoreForm"]
@@ -69,6 +69,12 @@ class ScoreForm:
         sums: Array = np.exp(logits, out=logits).sum(axis=-1)
         return 1.0 / sums
 
+    def answer(self, scores: Array, source: Source = "exact") -> Answer:
+        """The answer of one row of finite scores `[classes]`."""
+        if self.kind == "probabilities":
+            return Answer(scores, source, float(self.confidences(scores)))
+        return Answer(scores, source, confidence(scores, self.temperature))
+
     def answers(self, scores: Array, source: Source) -> dict[int, Answer]:
         """Answers from scores `[items, classes]`, item by item; rows that are not finite answer nothing."""
         scores = _single(scores)
@@ -90,7 +96,7 @@ class ScoreForm:
             if reply is not None:
                 scores = self.rows(item, reply, 1)[0]
                 if np.isfinite(scores).all():
-                    known[item] = exact_answer(scores)
+                    known[item] = self.answer(scores)
         return known
 
 

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from evenkeel.oip.requests import parse_request
+from evenkeel.oip.tensors import aligned
 from evenkeel.oip.types import InferRequest, Tensor, numpy_dtype
 
 __all__ = ["RepeatedRequests"]
@@ -33,7 +34,7 @@ class RepeatedRequests:
             request, dtype, count = known
             if len(body) == header_length + count * dtype.itemsize:
                 before = request.inputs[0]
-                data = np.frombuffer(body, dtype, count, header_length).reshape(before.shape)
+                data = aligned(body, dtype, count, header_length).reshape(before.shape)
                 tensor = Tensor(before.name, before.datatype, before.shape, data, before.parameters)
                 return InferRequest([tensor], request.outputs, request.id, request.parameters, request.binary_output)
         request = parse_request(body, header_length)

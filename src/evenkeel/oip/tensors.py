@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evenkeel.errors import RequestError
 from evenkeel.oip.types import Parameter, Parameters, Tensor, numpy_dtype
 
-__all__ = ["BinarySection", "json_fields", "pack", "read_parameters", "read_tensor"]
+__all__ = ["BinarySection", "aligned", "json_fields", "pack", "read_parameters", "read_tensor"]
 
 _MOST_DIMENSIONS = 16  # far above any model's need, below numpy's own limit
 _length = Struct("<I")
@@ -49,6 +49,14 @@ class BinarySection:
         left = len(self.body) - self.position
         if left:
             raise RequestError(f"{left} bytes of binary data follow the last tensor; expected none")
+
+
+def aligned(body: bytes, dtype: np.dtype[Any], count: int, start: int) -> NDArray[Any]:
+    """`count` > 0 values from `start` on, read-only: a view of `body`, or a copy where the view would be unaligned."""
+    if start % dtype.itemsize:
+        # Plain bytes are copied several times faster than values that do not lie on their own boundaries.
+        return np.frombuffer(body[start : start + count * dtype.itemsize], dtype)
+    return np.frombuffer(body, dtype, count, start)
 
 
 def read_parameters(value: object, where: str) -> Parameters:
@@ -162,7 +170,7 @@ def _read_binary(
             f"tensor {name!r}: shape {list(shape)} of {datatype} takes {expected} bytes, but binary_data_size is {size}"
         )
     start = section.take(size, name)
-    data = np.frombuffer(section.body, dtype, count, start) if count else np.empty(0, dtype)
+    data = aligned(section.body, dtype, count, start) if count else np.empty(0, dtype)
     if datatype == "BOOL" and count and data.view(np.uint8).max() > 1:
         raise RequestError(f"tensor {name!r}: a BOOL is one byte, 0 or 1; found another value")
     return data.reshape(shape)

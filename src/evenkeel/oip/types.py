@@ -77,8 +77,8 @@ class Tensor:
         name: as the model calls it.
         datatype: OIP name, e.g. UINT8 or BYTES.
         shape: row-major.
-        data: of that shape for numeric datatypes (parsed from a binary section it is a read-only view of the body, and
-            perhaps unaligned); for BYTES a flat list, row-major.
+        data: of that shape for numeric datatypes (parsed from a binary section it is read-only, and a view of the body
+            where that is aligned); for BYTES a flat list, row-major.
         parameters: what the sender said about it.
     """
 

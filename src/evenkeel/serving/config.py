@@ -183,7 +183,7 @@ def _health(raw: Any) -> HealthSettings:
     for name in ("slow_factor", "stall_factor", "max_slow_share"):
         if name in fields:
             changes[name] = fields.number(name)
-    for name in ("window", "probes"):
+    for name in ("window", "probes", "most_failures"):
         if name in fields:
             changes[name] = fields.whole(name, 1, 10_000)
     fields.finish()

@@ -1,14 +1,12 @@
 """The items of one request on their way through the gateway."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 from evenkeel.coding.code import Array
-from evenkeel.serving.bodies import ClientGoneError, Receive
+from evenkeel.errors import EvenkeelError
 from evenkeel.serving.gateway import Options, Outcome
-from evenkeel.serving.sweeper import Sweeper
 
 __all__ = ["Flight", "Submits"]
 
@@ -34,71 +32,78 @@ class Submits(Protocol):
 
 
 class Flight:
-    """Submits items, waits for all of them or for the first error, and gives up what is then still open.
+    """Submits items, and tells when all of them are answered or the first has failed; then the others are given up.
 
     Args:
         gateway: answers items.
-        patience: starts to watch the client of a flight that takes long; fast ones never pay for that.
+        landed: called with the outcomes of all items, in their order, each with an answer.
+        failed: called with the first error instead.
     """
 
-    __slots__ = ("_client_gone", "_future", "_gateway", "_left", "_outcomes", "_patience", "_tickets", "_watcher")
+    __slots__ = ("_failed", "_gateway", "_landed", "_left", "_outcomes", "_tickets")
 
-    def __init__(self, gateway: Submits, patience: Sweeper) -> None:
+    def __init__(
+        self,
+        gateway: Submits,
+        landed: Callable[[Sequence[Outcome]], object],
+        failed: Callable[[EvenkeelError], object],
+    ) -> None:
         self._gateway = gateway
-        self._patience = patience
+        self._landed = landed
+        self._failed = failed
         self._tickets: list[int] = []
         self._outcomes: list[Outcome | None] = []
         self._left = 0
-        self._client_gone = False
-        self._watcher: asyncio.Task[None] | None = None
-        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def fly(self, items: Array, options: Options, key: int | None, receive: Receive) -> Sequence[Outcome]:
-        """Outcomes of all rows of `items`, each with an answer.
+    def start(self, items: Array, options: Options, key: int | None) -> None:
+        """Submit the rows of `items`.
+
+        Args:
+            items: `[n, ...]`, n >= 1.
+            options: of each.
+            key: of the first; the others' follow.
 
         Raises:
-            EvenkeelError: the error of the first item that failed; the others are cancelled.
-            ClientGoneError: the client went away; all items are cancelled.
+            OverloadedError: one was not taken; the others are given up.
         """
-        count = len(items)
-        self._left = count
+        count = self._left = len(items)
+        submit = self._gateway.submit
+        if count == 1:
+            self._tickets.append(submit(items[0], self._only, options, key))
+            return
         self._outcomes = [None] * count
-        watch = partial(self._watch, receive)
-        self._patience.add(watch)
         try:
             for row in range(count):
                 row_key = None if key is None else key + row
-                self._tickets.append(self._gateway.submit(items[row], partial(self._done, row), options, row_key))
-            await self._future
-        finally:
-            self._patience.remove(watch)
-            if self._watcher is not None:
-                self._watcher.cancel()
-            if self._left:
-                for row, ticket in enumerate(self._tickets):
-                    if self._outcomes[row] is None:
-                        self._gateway.cancel(ticket)
-        outcomes = [outcome for outcome in self._outcomes if outcome is not None]
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
-        if self._client_gone:
-            raise ClientGoneError
-        return outcomes
+                self._tickets.append(submit(items[row], partial(self._done, row), options, row_key))
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Give up the items that are not answered yet; nothing is called any more."""
+        if not self._left:
+            return
+        self._left = 0
+        # One item alone has no place for its outcome: with it, nothing would be left.
+        outcomes = self._outcomes or [None]
+        for ticket, outcome in zip(self._tickets, outcomes, strict=False):
+            if outcome is None:
+                self._gateway.cancel(ticket)
+
+    def _only(self, outcome: Outcome) -> None:
+        self._left = 0
+        if outcome.error is None:
+            self._landed((outcome,))
+        else:
+            self._failed(outcome.error)
 
     def _done(self, row: int, outcome: Outcome) -> None:
         self._outcomes[row] = outcome
-        self._left -= 1
-        if (not self._left or outcome.error is not None) and not self._future.done():
-            self._future.set_result(None)
-
-    def _watch(self, receive: Receive) -> None:
-        self._watcher = asyncio.ensure_future(self._wait_for_disconnect(receive))
-
-    async def _wait_for_disconnect(self, receive: Receive) -> None:
-        # The body is complete, so this waits until the client goes away or the response is out.
-        if (await receive())["type"] != "http.disconnect":
+        if outcome.error is not None:
+            self.cancel()
+            self._failed(outcome.error)
             return
-        self._client_gone = True
-        if not self._future.done():
-            self._future.set_result(None)
+        self._left -= 1
+        if not self._left:
+            self._landed([outcome for outcome in self._outcomes if outcome is not None])

@@ -19,7 +19,8 @@ import numpy as np
 
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock, Timer
-from evenkeel.coding.code import Answer, Array, Code, Source, confidence
+from evenkeel.coding.code import Answer, Array, Code, Source
+from evenkeel.coding.score_form import ScoreForm
 from evenkeel.delays import attempt_key
 from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, EvenkeelError, OverloadedError
 from evenkeel.serving.budget import Budget
@@ -56,11 +57,11 @@ class Gateway:
         health: when replicas are ejected.
         max_outstanding: items at the least-loaded replica beyond which new ones are refused (load shedding).
         costs: model name -> cost of one of its passes relative to a replica's, for the count of extra load.
-        classes: how many classes the model knows, for default answers.
+        scores: how the model's scores are to be read.
         offload: runs slow work away from the event loop.
 
     Raises:
-        ConfigurationError: codes that cannot work together.
+        ConfigurationError: codes that cannot work together, or a default that is no class.
     """
 
     def __init__(
@@ -72,10 +73,10 @@ class Gateway:
         codes: Sequence[Code] = (),
         policy: Policy = Policy(),
         *,
+        scores: ScoreForm,
         health: HealthSettings = HealthSettings(),
         max_outstanding: int = 64,
         costs: Mapping[str, float] | None = None,
-        classes: int = 0,
         offload: Offload = inline,
     ) -> None:
         self.policy = policy
@@ -85,8 +86,12 @@ class Gateway:
         self.draining = False
         self._clock = clock
         self._model = model
-        self._classes = classes
+        self._scores = scores
         self._max_outstanding = max_outstanding
+        if policy.default_label is not None and policy.default_label >= scores.classes:
+            raise ConfigurationError(
+                f"policy.default_label: the model has {scores.classes} classes, found {policy.default_label}"
+            )
         self._budget = Budget(policy.max_extra_load)
         self._items: dict[int, Item] = {}
         self._next_number = 0
@@ -160,9 +165,12 @@ class Gateway:
             if policy.copies > 1:
                 self._send_copies(item, now)
             if covered and self._backups is not None and policy.fill_after is not None:
-                same = policy.fill_after is policy.hedge_after  # as in the presets: one look at the quantiles does
-                item.late_at = item.hedge_at if same else now + self.service_times.after(policy.fill_after)
-                self._backups.add(item)
+                late_s = self.service_times.after(policy.fill_after)
+                item.late_at = now + late_s
+                # Where replicas are faster than the floor, nothing is late before it, and a spare may wait until then.
+                item.uncovered = late_s <= policy.fill_after.floor_s
+                if not item.uncovered:
+                    self._backups.add(item)
         self._set_timer(item)
         if self._sweeper is None:
             self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
@@ -240,7 +248,7 @@ class Gateway:
         else:
             if source == "hedge":
                 self.stats.hedges_won += 1
-            self._finish(item, Answer(outputs[0], source, confidence(outputs[0])), now)
+            self._finish(item, self._scores.answer(outputs[0], source), now)
         if item.group is not None and self._backups is not None:
             self._backups.replica_replied(item, outputs)
 
@@ -249,7 +257,7 @@ class Gateway:
         return (
             len(shape) == 2
             and shape[0] == 1
-            and (shape[1] == self._classes or not self._classes)
+            and shape[1] == self._scores.classes
             and outputs.dtype.kind in "fiu"
             and bool(np.isfinite(outputs).all())
         )
@@ -309,6 +317,8 @@ class Gateway:
         item.late = True
         now = self._clock.time()
         if not self._use_fill(item, now):
+            if item.uncovered and self._backups is not None:
+                self._backups.add(item)
             if item.unsure:
                 self._hedge(item, now)
             self._set_timer(item)
@@ -382,7 +392,7 @@ class Gateway:
         if label is None:
             self._fail(item, DeadlineError(f"no answer within {now - item.since_s:.3g} s"))
             return
-        scores = np.zeros(max(self._classes, label + 1), dtype=np.float32)
+        scores = np.zeros(self._scores.classes, dtype=np.float32)
         scores[label] = 1.0
         self._finish(item, Answer(scores, "default", 0.0), now)
 

@@ -1,4 +1,4 @@
-"""The HTTP front end: Open Inference Protocol over a raw ASGI application.
+"""The HTTP front end: Open Inference Protocol over our own HTTP/1.1 (`http_protocol`).
 
     GET  /v2                                     the server and what it supports
     GET  /v2/health/live   /v2/health/ready
@@ -7,47 +7,42 @@
     POST /v2/models/{m}[/versions/{v}]/infer
     GET  /metrics                                Prometheus text
 
-Every error is `{"error": "..."}` with the status that its exception carries. There is no framework between the server
-and this file: one request is answered in some tens of microseconds.
+Every error is `{"error": "..."}` with the status that its exception carries. An ordinary request is read, submitted and
+answered in plain callbacks; only image files, compressed bodies and long JSON take a task, and their work a thread.
 """
 
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import unquote
 
+import httptools
 import orjson
 
 import evenkeel
 from evenkeel.cards import ModelCard
+from evenkeel.coding.code import Array
 from evenkeel.errors import (
     DeadlineError,
     EvenkeelError,
     OverloadedError,
     RequestError,
-    TooLargeError,
     UnknownModelError,
 )
 from evenkeel.oip import InferRequest, RepeatedRequests, parse_request
 from evenkeel.serving.answers import OUTPUTS, AnswerWriter
-from evenkeel.serving.bodies import (
-    ClientGoneError,
-    Message,
-    Receive,
-    Send,
-    compress,
-    decompress,
-    pick_encoding,
-    read_body,
-)
+from evenkeel.serving.bodies import compress, decompress, pick_encoding
 from evenkeel.serving.flight import Flight, Submits
+from evenkeel.serving.gateway import Options, Outcome
+from evenkeel.serving.http_protocol import Exchange, HttpLimits
 from evenkeel.serving.images import ImageDecoder
 from evenkeel.serving.items import ItemReader, read_key, read_options
-from evenkeel.serving.sweeper import Sweeper
 
 __all__ = ["App"]
 
@@ -55,20 +50,26 @@ _log = logging.getLogger(__name__)
 
 # cancel_on_disconnect: a client that closes its connection frees its slots, so another gateway may rely on it.
 _EXTENSIONS = ["binary_tensor_data", "parameters", "cancel_on_disconnect"]
-_JSON = (b"content-type", b"application/json")
-_BINARY = (b"content-type", b"application/octet-stream")
-_TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-_CLOSE = (b"connection", b"close")
-_WATCH_CLIENT_AFTER_S = 0.02  # a slow request whose client went away frees its slots about this soon
+_JSON = b"content-type: application/json\r\n"
+_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+_TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+_JSON_BYTES = b"inference-header-content-length"
 _COMPRESS_FROM_BYTES = 256  # below, compressing saves no packet
+_COMPRESS_ASIDE_FROM_BYTES = 1 << 16
 _PARSE_ASIDE_FROM_BYTES = 1 << 20  # parsing this much JSON would hold up all other requests
 
-_Headers = list[tuple[bytes, bytes]]
-_Response = tuple[int, _Headers, bytes]
+_Response = tuple[int, bytes, bytes]
+
+
+class _Work(Protocol):
+    """What goes on for a request: a flight or a task."""
+
+    def cancel(self) -> object:
+        """Give it up."""
 
 
 class App:
-    """An ASGI application that serves one model through a gateway.
+    """Serves one model through a gateway: the handler of an `HttpServer`.
 
     Args:
         name: the model's name in URLs.
@@ -79,10 +80,14 @@ class App:
         max_body_bytes: limit of a request's body, compressed and decompressed.
         decode_threads: image files that are decoded at once.
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
+        max_connections: more are refused.
 
     Attributes:
-        in_flight: requests that are being answered.
+        limits: of each client.
+        headers: names of the request headers that are read.
     """
+
+    headers = (_JSON_BYTES, b"content-encoding", b"accept-encoding")
 
     def __init__(
         self,
@@ -95,116 +100,190 @@ class App:
         max_body_bytes: int = 32 << 20,
         decode_threads: int = 2,
         body_timeout_s: float = 30.0,
+        max_connections: int = 10_000,
     ) -> None:
-        self.in_flight = 0
+        self.limits = HttpLimits(body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, connections=max_connections)
         self._name = name
         self._version = version
         self._card = card
         self._gateway = gateway
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
-        self._body_patience = Sweeper(body_timeout_s)
-        self._client_patience = Sweeper(_WATCH_CLIENT_AFTER_S)
         self._executor = ThreadPoolExecutor(decode_threads, thread_name_prefix="evenkeel-decode")
-        self._items = ItemReader(card, ImageDecoder(card, self._executor))
+        self._decoder = ImageDecoder(card, self._executor)
+        self._items = ItemReader(card)
         self._requests = RepeatedRequests()
         self._answers = AnswerWriter(name, version, card.classes)
+        self._open: dict[Exchange, _Work | None] = {}
         roots = (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}")
         self._infer_paths = frozenset(f"{root}/infer" for root in roots)
+        self._infer_targets = frozenset(path.encode() for path in self._infer_paths)
         self._gets: dict[str, Callable[[], _Response]] = {
             "/v2": self._server_metadata,
             "/v2/health/live": lambda: _json(200, {"live": True}),
             "/v2/health/ready": self._server_ready,
-            "/metrics": lambda: (200, [_TEXT], self._metrics()),
+            "/metrics": lambda: (200, _TEXT, self._metrics()),
             **dict.fromkeys(roots, self._model_metadata),
             **{f"{root}/ready": self._model_ready for root in roots},
         }
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return len(self._open)
 
     def close(self) -> None:
         """Let go of the decoding threads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one ASGI scope."""
-        if scope["type"] != "http":
-            await _serve_other(scope["type"], receive, send)
-            return
-        self.in_flight += 1
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request, now or later."""
+        self._open[exchange] = None
         try:
-            try:
-                status, headers, body = await self._respond(scope, receive)
-            except ClientGoneError:
+            if exchange.target in self._infer_targets and exchange.method == b"POST":
+                self._infer(exchange)
                 return
-            except asyncio.CancelledError:
-                # Only a server whose patience with a shutdown has ended does this, and then nothing else comes after.
-                status, headers, body = _error(503, "the server shut down before the answer was there")
-            except EvenkeelError as error:
-                status, headers, body = _from_error(error)
-            except Exception:
-                _log.exception("unexpected error while answering %s %r", scope["method"], scope["path"])
-                status, headers, body = _error(500, "internal error; the server's log has the details")
-            headers.append((b"content-length", b"%d" % len(body)))
-            if self._gateway.draining and _CLOSE not in headers:
-                headers.append(_CLOSE)
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-        finally:
-            self.in_flight -= 1
+            method, path = exchange.method.decode(), _path(exchange.target)
+            if path in self._infer_paths and method == "POST":
+                self._infer(exchange)
+            else:
+                self._reply(exchange, *self._answer_other(method, path))
+        except Exception as error:
+            self._fail(exchange, error)
 
-    async def _respond(self, scope: Message, receive: Receive) -> _Response:
-        if scope["path"] in self._infer_paths and scope["method"] == "POST":
-            return await self._infer(scope["headers"], receive)
-        return self._answer_other(scope["method"], scope["path"])
+    def gone(self, exchange: Exchange) -> None:
+        """Give up a request whose client went away."""
+        work = self._open.pop(exchange, None)
+        if work is not None:
+            work.cancel()
 
-    async def _infer(self, headers: _Headers, receive: Receive) -> _Response:
-        header_length: int | None = None
-        declared_bytes: int | None = None
-        encoding = accept = ""
-        expects_continue = False
-        for name, value in headers:
-            if name == b"content-length":
-                declared_bytes = _whole_number(name, value)
-            elif name == b"inference-header-content-length":
-                header_length = _whole_number(name, value)
-            elif name == b"content-encoding":
-                encoding = value.decode("latin-1").strip().lower()
-            elif name == b"accept-encoding":
-                accept = value.decode("latin-1")
-            elif name == b"expect":
-                expects_continue = True
-        if expects_continue and declared_bytes is not None and declared_bytes > self._max_body_bytes:
-            # Answered before the first receive(), which would tell the client to go on and send it.
-            raise TooLargeError(f"the body has {declared_bytes} bytes; at most {self._max_body_bytes} are taken")
-        body = await read_body(receive, self._max_body_bytes, self._body_patience)
-        if encoding and encoding != "identity":
-            body = await self._aside(decompress, body, encoding, self._max_body_bytes)
-        if (len(body) if header_length is None else header_length) < _PARSE_ASIDE_FROM_BYTES:
-            request = self._requests.parse(body, header_length)
+    def give_up(self) -> None:
+        """Answer all that is still in flight with 503."""
+        for exchange in list(self._open):
+            work = self._open[exchange]
+            if work is not None:
+                work.cancel()
+            self._reply(exchange, *_error(503, "the server shut down before the answer was there"))
+
+    def _reply(self, exchange: Exchange, status: int, headers: bytes, body: bytes) -> None:
+        if exchange not in self._open:
+            return
+        del self._open[exchange]
+        if self._gateway.draining:
+            exchange.last = True
+        exchange.respond(status, headers, body)
+
+    def _fail(self, exchange: Exchange, error: Exception) -> None:
+        if isinstance(error, EvenkeelError):
+            self._reply(exchange, *_from_error(error))
+            return
+        _log.error("unexpected error while answering %s %s", exchange.method, exchange.target, exc_info=error)
+        self._reply(exchange, *_error(500, "internal error; the server's log has the details"))
+
+    def _infer(self, exchange: Exchange) -> None:
+        headers, body = exchange.headers, exchange.body
+        json_bytes = None
+        if _JSON_BYTES in headers:
+            json_bytes = _whole_number(_JSON_BYTES, headers[_JSON_BYTES])
+        encoding = ""
+        if b"content-encoding" in headers:
+            encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
+        if encoding not in ("", "identity"):
+            self._aside(exchange, self._unpack, encoding, json_bytes)
+        elif (len(body) if json_bytes is None else json_bytes) < _PARSE_ASIDE_FROM_BYTES:
+            self._serve(exchange, self._requests.parse(body, json_bytes))
         else:
-            request = await self._aside(parse_request, body, header_length)
-        text, json_bytes = await self._answer(request, receive)
-        answered: _Headers = [_JSON]
-        if json_bytes is not None:
-            answered = [_BINARY, (b"inference-header-content-length", b"%d" % json_bytes)]
-        if accept and len(text) >= _COMPRESS_FROM_BYTES and (chosen := pick_encoding(accept)) is not None:
-            text = await self._aside(compress, text, chosen) if len(text) > 65536 else compress(text, chosen)
-            answered += [(b"content-encoding", chosen.encode()), (b"vary", b"accept-encoding")]
-        return 200, answered, text
+            self._aside(exchange, self._parse, body, json_bytes)
 
-    async def _answer(self, request: InferRequest, receive: Receive) -> tuple[bytes, int | None]:
-        names, binary = self._answers.wanted(request)
-        options = read_options(request.parameters)
-        key = read_key(request.parameters)
+    def _serve(self, exchange: Exchange, request: InferRequest) -> None:
+        wanted = self._answers.wanted(request)
+        parameters = request.parameters
+        options, key = read_options(parameters), read_key(parameters)
+        items = self._items.read(request)
+        if isinstance(items, list):
+            self._aside(exchange, self._decode, items, options, key, wanted, request.id)
+        else:
+            self._fly(exchange, items, options, key, wanted, request.id)
+
+    def _fly(
+        self,
+        exchange: Exchange,
+        items: Array,
+        options: Options,
+        key: int | None,
+        wanted: tuple[Sequence[str], Sequence[bool]],
+        request_id: str | None,
+    ) -> None:
+        landed = partial(self._landed, exchange, wanted, request_id)
+        flight = Flight(self._gateway, landed, partial(self._fail, exchange))
+        self._open[exchange] = flight
+        flight.start(items, options, key)
+
+    def _landed(
+        self,
+        exchange: Exchange,
+        wanted: tuple[Sequence[str], Sequence[bool]],
+        request_id: str | None,
+        outcomes: Sequence[Outcome],
+    ) -> None:
+        try:
+            body, json_bytes = self._answers.write(outcomes, *wanted, request_id)
+            headers = _JSON if json_bytes is None else _BINARY % json_bytes
+            if b"accept-encoding" in exchange.headers and len(body) >= _COMPRESS_FROM_BYTES:
+                chosen = pick_encoding(exchange.headers[b"accept-encoding"].decode("latin-1"))
+                if chosen is not None:
+                    headers += b"content-encoding: %b\r\nvary: accept-encoding\r\n" % chosen.encode()
+                    if len(body) > _COMPRESS_ASIDE_FROM_BYTES:
+                        self._aside(exchange, self._pack, headers, body, chosen)
+                        return
+                    body = compress(body, chosen)
+            self._reply(exchange, 200, headers, body)
+        except Exception as error:
+            self._fail(exchange, error)
+
+    # ---- what takes long: in tasks, with the work in threads ----
+
+    def _aside(self, exchange: Exchange, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        async def guarded() -> None:
+            try:
+                await steps(exchange, *args)
+            except Exception as error:
+                self._fail(exchange, error)
+
+        self._open[exchange] = asyncio.get_running_loop().create_task(guarded())
+
+    async def _run(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args))
+
+    async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
+        body = await self._run(decompress, exchange.body, encoding, self.limits.body_bytes)
+        await self._parse(exchange, body, json_bytes)
+
+    async def _parse(self, exchange: Exchange, body: bytes, json_bytes: int | None) -> None:
+        if (len(body) if json_bytes is None else json_bytes) < _PARSE_ASIDE_FROM_BYTES:
+            self._serve(exchange, self._requests.parse(body, json_bytes))
+        else:
+            self._serve(exchange, await self._run(parse_request, body, json_bytes))
+
+    async def _decode(
+        self,
+        exchange: Exchange,
+        files: list[bytes],
+        options: Options,
+        key: int | None,
+        wanted: tuple[Sequence[str], Sequence[bool]],
+        request_id: str | None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        items = await self._items.read(request)
+        items = await self._decoder.decode_all(files)
         if options.timeout_s is not None:
             options = replace(options, timeout_s=_time_left(options.timeout_s, loop.time() - began_s))
-        outcomes = await Flight(self._gateway, self._client_patience).fly(items, options, key, receive)
-        return self._answers.write(outcomes, names, binary, request.id)
+        self._fly(exchange, items, options, key, wanted, request_id)
 
-    async def _aside(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args))
+    async def _pack(self, exchange: Exchange, headers: bytes, body: bytes, encoding: str) -> None:
+        self._reply(exchange, 200, headers, await self._run(compress, body, encoding))
+
+    # ---- everything but inference ----
 
     def _answer_other(self, method: str, path: str) -> _Response:
         get = self._gets.get(path)
@@ -258,19 +337,6 @@ class App:
         return _json(200, {**what, "ready": True})
 
 
-async def _serve_other(kind: str, receive: Receive, send: Send) -> None:
-    """Answer the ASGI scopes that are not HTTP."""
-    if kind == "websocket":
-        await receive()
-        await send({"type": "websocket.close", "code": 1003})
-        return
-    while kind == "lifespan":
-        phase = (await receive())["type"]
-        await send({"type": f"{phase}.complete"})
-        if phase == "lifespan.shutdown":
-            return
-
-
 def _time_left(timeout_s: float, spent_s: float) -> float:
     # Decoding images takes some of the time that the client gave.
     if spent_s >= timeout_s:
@@ -285,8 +351,16 @@ def _whole_number(name: bytes, value: bytes) -> int:
     return int(value)
 
 
+def _path(target: bytes) -> str:
+    if not target.startswith(b"/"):
+        # Proxies are asked for whole URLs.
+        with suppress(httptools.HttpParserInvalidURLError):
+            target = httptools.parse_url(target).path or b"/"
+    return unquote(target.partition(b"?")[0].decode("latin-1"))
+
+
 def _json(status: int, message: dict[str, Any]) -> _Response:
-    return status, [_JSON], orjson.dumps(message)
+    return status, _JSON, orjson.dumps(message)
 
 
 def _error(status: int, message: str) -> _Response:
@@ -297,12 +371,10 @@ def _error(status: int, message: str) -> _Response:
 def _from_error(error: EvenkeelError) -> _Response:
     status, headers, body = _error(error.http_status, str(error))
     if isinstance(error, OverloadedError):
-        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
-    elif isinstance(error, TooLargeError) or status == 408:
-        headers.append(_CLOSE)  # the rest of the body may still be on its way
+        headers += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s))
     return status, headers, body
 
 
 def _wrong_method(method: str, path: str, allowed: str) -> _Response:
     status, headers, body = _error(405, f"{method} is not allowed on {path}; use {allowed}")
-    return status, [*headers, (b"allow", allowed.encode())], body
+    return status, headers + f"allow: {allowed}\r\n".encode(), body

@@ -65,6 +65,7 @@ class Item:
         "since_s",
         "timer",
         "tried",
+        "uncovered",
         "unsure",
     )
 
@@ -91,6 +92,7 @@ class Item:
         self.late = False  # `fill_after` has passed
         self.min_confidence = 0.0
         self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
+        self.uncovered = False  # to be handed to the backups only when it is late
         self.unsure = False  # a spare answered, but below `min_confidence`
         self.group: tuple[Group, int] | None = None  # whose decoding needs this item's own reply, and its place there
         self.prepared: dict[str, Array] | None = None  # code name -> what that code keeps of the item

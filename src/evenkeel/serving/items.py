@@ -15,7 +15,7 @@ from evenkeel.errors import RequestError
 from evenkeel.oip import InferRequest, Tensor
 from evenkeel.oip.types import Parameters
 from evenkeel.serving.gateway import Options
-from evenkeel.serving.images import ImageDecoder, is_image_file
+from evenkeel.serving.images import is_image_file
 
 __all__ = ["ItemReader", "read_key", "read_options"]
 
@@ -26,9 +26,8 @@ _KEY = "evenkeel_key"
 class ItemReader:
     """Reads the items out of requests for one model."""
 
-    def __init__(self, card: ModelCard, decoder: ImageDecoder) -> None:
+    def __init__(self, card: ModelCard) -> None:
         self._card = card
-        self._decoder = decoder
         self._dtype = np.dtype("u1" if card.datatype == "UINT8" else "<f4")
         self._nhwc = (card.height, card.width, 3)
         self._nchw = (3, card.height, card.width)
@@ -36,22 +35,21 @@ class ItemReader:
         self._other = self._nchw if card.layout == "NHWC" else self._nhwc
         self._to_own = (0, 3, 1, 2) if card.layout == "NCHW" else (0, 2, 3, 1)
 
-    async def read(self, request: InferRequest) -> Array:
-        """Items `[n, ...]`, n >= 1; a view of the body where nothing had to be converted.
+    def read(self, request: InferRequest) -> Array | list[bytes]:
+        """Items `[n, ...]`, n >= 1, a view of the body where nothing had to be converted; or n image files.
 
         Raises:
-            RequestError: wrong name, number, datatype or shape of inputs, values that are not finite, a damaged image.
-            OverloadedError: too many images wait to be decoded.
+            RequestError: wrong name, number, datatype or shape of inputs, values that are not finite.
         """
         if request.raw is not None:
-            return await self._read_raw(request.raw)
+            return self._read_raw(request.raw)
         tensor = request.inputs[0]
         if len(request.inputs) != 1 or tensor.name != self._card.input_name:
             names = ", ".join(repr(tensor.name) for tensor in request.inputs)
             raise RequestError(f"expected exactly one input, {self._card.input_name!r}; found {names}")
         if tensor.datatype != "BYTES":
             return self._read_pixels(tensor)
-        return await self._decoder.decode_all(self._files(tensor))
+        return self._files(tensor)
 
     def _read_pixels(self, tensor: Tensor) -> Array:
         card, row, data = self._card, tensor.shape[1:], tensor.data
@@ -78,7 +76,7 @@ class ItemReader:
             return data
         return np.require(data, self._dtype, ("C", "A"))
 
-    async def _read_raw(self, body: bytes) -> Array:
+    def _read_raw(self, body: bytes) -> Array | list[bytes]:
         row = np.prod(self._own, dtype=int) * self._dtype.itemsize
         if is_image_file(body) or len(body) != row:
             if not is_image_file(body):
@@ -86,7 +84,7 @@ class ItemReader:
                     f"the raw body has {len(body)} bytes; expected a JPEG or PNG file, or {row} bytes: "
                     f"{self._card.datatype} of shape {list(self._own)}"
                 )
-            return await self._decoder.decode_all([body])
+            return [body]
         data = np.frombuffer(body, self._dtype).reshape(1, *self._own)
         return self._read_pixels(Tensor(self._card.input_name, self._card.datatype, data.shape, data))
 

@@ -1,8 +1,9 @@
 """The application on real sockets, with a shutdown that loses no accepted request.
 
 On SIGTERM or SIGINT the gateway is told to drain: readiness says 503 at once, so that load balancers look elsewhere,
-while for a short grace requests are still accepted and answered with `Connection: close`. Then the listeners close,
-and the server ends when nothing is in flight any more, or when its patience does. A second signal ends it at once.
+while for a short grace requests are still accepted and answered with `Connection: close`. Then the listeners and idle
+connections close, and the server ends when what was sent to it is answered, or when its patience ends. A second signal
+ends it at once.
 """
 
 import asyncio
@@ -12,21 +13,19 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-import orjson
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from evenkeel.errors import ConfigurationError
 from evenkeel.serving.http import App
+from evenkeel.serving.http_protocol import HttpServer
 
 __all__ = ["Drains", "run_server"]
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.01  # how often a draining server looks whether it is done
+_BACKLOG = 2048  # connections that wait to be accepted
 _LAST_WRITES_S = 2  # for slow readers of the last responses
 
 
@@ -70,31 +69,28 @@ async def run_server(
     stop = stop or asyncio.Event()
     abort = asyncio.Event()
     sockets = _listen(host, port, uds)
-    server = uvicorn.Server(_uvicorn_config(app, keep_alive_s))
-    server.config.load()
-    server.lifespan = server.config.lifespan_class(server.config)
+    http = HttpServer(app, replace(app.limits, keep_alive_s=keep_alive_s), app.headers)
     signals = _heed_signals(stop, abort)
+    listeners: list[asyncio.Server] = []
     try:
-        await server.startup(sockets=sockets)
-        ticking = asyncio.create_task(server.main_loop())  # keeps the Date header right
+        for listening in sockets:
+            listeners.append(await _accept(http, listening))
         on_started(sockets[0].getsockname()[1] if host is not None else 0)
         await stop.wait()
         gateway.start_draining()
-        await _set_within(abort, grace_s)
-        for listener in server.servers:
+        await _first_of(abort, abort, grace_s)
+        for listener in listeners:
             listener.close()
-        await _drained(app, abort, drain_s)
-        if app.in_flight:
+        http.close()
+        await _first_of(http.empty, abort, drain_s)
+        if app.in_flight and not abort.is_set():
             _log.warning("%d requests are given up", app.in_flight)
-            await _give_up(server)
-        server.should_exit = True
-        await ticking
-        server.force_exit = abort.is_set()
-        if abort.is_set():
-            for connection in list(server.server_state.connections):
-                connection.transport.abort()
-        await server.shutdown(sockets=sockets)
+            app.give_up()
+            await _first_of(http.empty, abort, _LAST_WRITES_S)
     finally:
+        http.abort()
+        for listener in listeners:
+            listener.close()
         for number in signals:
             asyncio.get_running_loop().remove_signal_handler(number)
         for listening in sockets:
@@ -104,35 +100,11 @@ async def run_server(
         app.close()
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, except that what is no HTTP at all is answered in JSON like every other error."""
-
-    def send_400_response(self, msg: str) -> None:
-        """Say that the request is no HTTP, and close."""
-        body = orjson.dumps({"error": msg})
-        head = (
-            f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"connection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-
-def _uvicorn_config(app: App, keep_alive_s: int) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        interface="asgi3",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=2048,
-        timeout_keep_alive=keep_alive_s,
-        timeout_graceful_shutdown=_LAST_WRITES_S,
-    )
+async def _accept(http: HttpServer, listening: socket.socket) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    if listening.family == socket.AF_UNIX:
+        return await loop.create_unix_server(http.connect, sock=listening, backlog=_BACKLOG)
+    return await loop.create_server(http.connect, sock=listening, backlog=_BACKLOG)
 
 
 def _listen(host: str | None, port: int, uds: str | Path | None) -> list[socket.socket]:
@@ -140,7 +112,7 @@ def _listen(host: str | None, port: int, uds: str | Path | None) -> list[socket.
     try:
         if host is not None:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            sockets.append(socket.create_server((host, port), family=family, backlog=2048))
+            sockets.append(socket.create_server((host, port), family=family, backlog=_BACKLOG))
         if uds is not None:
             sockets.append(_listen_on_path(Path(uds)))
     except OSError as error:
@@ -190,22 +162,9 @@ def _heed_signals(stop: asyncio.Event, abort: asyncio.Event) -> list[signal.Sign
     return heeded
 
 
-async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-
-
-async def _give_up(server: uvicorn.Server) -> None:
-    """Have the requests that are still in flight answered with 503."""
-    tasks = list(server.server_state.tasks)
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks, timeout=_LAST_WRITES_S)
-
-
-async def _drained(app: App, abort: asyncio.Event, drain_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    end_s = loop.time() + drain_s
-    while app.in_flight and not abort.is_set() and loop.time() < end_s:
-        await _set_within(abort, _POLL_S)
+async def _first_of(wanted: asyncio.Event, abort: asyncio.Event, timeout_s: float) -> None:
+    """Wait for either event, but no longer than the time given."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (wanted, abort)]
+    await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()

@@ -78,7 +78,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
         health=config.health,
         max_outstanding=config.max_outstanding,
         costs={known.name: known.relative_cost for known in cards.values()},
-        classes=len(card.classes),
+        scores=ScoreForm.from_card(card),
         offload=partial(_offload, loop, executor),
     )
     started: list[Backend] = []

@@ -102,7 +102,7 @@ def simulate(
         health=health,
         max_outstanding=fleet.max_outstanding,
         costs=costs,
-        classes=_CLASSES,
+        scores=scores,
     )
     records: list[RequestRecord] = []
 
