@@ -42,7 +42,7 @@ class ClientOptions:
     frozen_if_suspected_s: float = 3.0
     first_pause_s: float = 0.1
     most_pause_s: float = 5.0
-    share_from_bytes: int = 32 << 10
+    share_from_bytes: int = 8 << 10
     share_slots: int = 16
     share_slot_bytes: int = 4 << 20
 

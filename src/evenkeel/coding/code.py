@@ -12,7 +12,7 @@ An answer says how it is known, so that an approximate answer is never passed of
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import exp
 from typing import Any, Literal
@@ -70,6 +70,11 @@ class Code(ABC):
     def prepare(self, item: Array) -> Array:
         """What the code keeps of an item until a group is encoded, e.g. a shrunk tile. May take long."""
         return item
+
+    @property
+    def form(self) -> Hashable:
+        """Names what `prepare` makes: codes of equal form keep the same of an item, so one may use it for the other."""
+        return self.name
 
     def is_prepared(self, item: Array) -> bool:
         """True when `prepare` has nothing to do for such an item, so that it need not leave the event loop."""

@@ -5,7 +5,7 @@ departs from the paper: our Collage-CNN has one set of scores for each cell in p
 cells are known in advance (the paper's decoder is in `boxes.py`), and a group may hold fewer items than cells.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -79,6 +79,11 @@ class Collage(Code):
             CodeError: not a picture with three channels, or pixels that are not finite.
         """
         return self._tile.make(item)
+
+    @property
+    def form(self) -> Hashable:
+        """The tile: grids whose tiles are alike share them."""
+        return self._tile
 
     def is_prepared(self, item: Array) -> bool:
         """True when the item is a tile already."""

@@ -145,6 +145,21 @@ class _Backup:
     def idle(self) -> bool:
         return not self.open_tasks and self.backend.ready
 
+    def reserve(self, now_s: float) -> None:
+        """It is given a group: busy from now on, also while the group is still made ready."""
+        self.open_tasks = 1
+        self.busy_since_s = now_s
+        self.suspected = False
+
+
+def _prepared(work: Sequence[tuple[Item, Code]]) -> None:
+    """Make items ready for codes. Runs in a thread: each item's entry is written whole, and by nobody else then."""
+    for item, code in work:
+        try:
+            item.prepared[code.form] = code.prepare(item.array)
+        except CodeError:
+            continue  # found missing, and counted, when its group is sent
+
 
 class Backups:
     """Several backups that share the groups.
@@ -185,11 +200,12 @@ class Backups:
 
     def add(self, item: Item) -> None:
         """The item would like to be covered by a spare, until `forget`."""
-        for code in self._elastic.codes:
-            if not code.is_prepared(item.array):
-                self._offload(partial(self._prepare, item.array), partial(self._add_prepared, item))
-                return
-        self._add(item)
+        self._waiting.add(item)
+        if any(backup.idle for backup in self._backups):
+            # Taken at once, and if alone by the smallest code, which may need no preparation.
+            self._waiting.wake()
+        else:
+            self._prepare([item], self._elastic.codes, lambda: None)
 
     def wake(self) -> None:
         """A backup may have become idle or ready."""
@@ -212,38 +228,45 @@ class Backups:
                 backup.suspected = True
                 backup.backend.suspect()
 
-    def _prepare(self, array: Array) -> dict[str, Array] | None:
-        """What each code keeps of an item, or None when a code cannot take it: then the item goes without a spare."""
-        try:
-            return {code.name: code.prepare(array) for code in self._elastic.codes if not code.is_prepared(array)}
-        except CodeError:
-            return None
-
-    def _add(self, item: Item) -> None:
-        self._waiting.add(item)
-        self.wake()
-
-    def _add_prepared(self, item: Item, prepared: dict[str, Array] | None) -> None:
-        if prepared is None:
-            self._stats.code_errors += 1
-        elif not item.done:
-            item.prepared = prepared
-            self._add(item)
+    def _prepare(self, items: Sequence[Item], codes: Sequence[Code], then: Callable[[], object]) -> None:
+        """Have the items made ready for the codes, away from here if that is work, and go on with `then`."""
+        work = [
+            (item, code)
+            for item in items
+            for code in {code.form: code for code in codes}.values()
+            if code.form not in item.prepared and not code.is_prepared(item.array)
+        ]
+        if work:
+            self._offload(partial(_prepared, work), lambda _: then())
+        else:
+            then()
 
     def _feed(self) -> None:
         """Give every idle backup what waits."""
         for backup in self._backups:
             while backup.idle and self._waiting:
                 code = self._elastic.choose(len(self._waiting))
-                self._send(backup, Group(code, self._waiting.take(code.most_items)))
+                items = self._waiting.take(code.most_items)
+                backup.reserve(self._clock.time())
+                self._prepare(items, [code], partial(self._send, backup, code, items))
 
-    def _send(self, backup: _Backup, group: Group) -> None:
-        code, items, stats = group.code, group.items, self._stats
+    def _send(self, backup: _Backup, code: Code, taken: Sequence[Item]) -> None:
+        stats = self._stats
+        # What could not be made ready goes without a spare, and so does what was answered in the meantime.
+        items = [
+            item for item in taken if not item.done and (code.form in item.prepared or code.is_prepared(item.array))
+        ]
+        stats.code_errors += sum(not item.done for item in taken) - len(items)
+        backup.open_tasks = 0
         try:
-            tasks = code.spares([(item.prepared or {}).get(code.name, item.array) for item in items])
+            tasks = code.spares([item.prepared.get(code.form, item.array) for item in items]) if items else []
         except CodeError:
             stats.code_errors += 1
+            tasks = []
+        if not tasks:
+            self.wake()
             return
+        group = Group(code, items)
         if code.uses_primaries:
             for place, item in enumerate(items):
                 item.group = (group, place)
@@ -251,8 +274,6 @@ class Backups:
         _count(stats.grouped, code.name, len(items))
         cost = self._costs.get(code.model, 1.0)
         backup.open_tasks = len(tasks)
-        backup.busy_since_s = self._clock.time()
-        backup.suspected = False
         for number, task in enumerate(tasks, start=len(items)):
             stats.backup_cost += cost * len(task.inputs)
             self._next_pass += 1

@@ -1,6 +1,6 @@
 """One item on its way through the gateway, what its request asked for, and how it ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,4 +95,4 @@ class Item:
         self.uncovered = False  # to be handed to the backups only when it is late
         self.unsure = False  # a spare answered, but below `min_confidence`
         self.group: tuple[Group, int] | None = None  # whose decoding needs this item's own reply, and its place there
-        self.prepared: dict[str, Array] | None = None  # code name -> what that code keeps of the item
+        self.prepared: dict[Hashable, Array] = {}  # form -> what codes of that form keep of the item
