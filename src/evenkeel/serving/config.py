@@ -72,6 +72,7 @@ class ServeConfig:
     port: int = 8000
     threads: int = 1  # of one pass in the workers started here
     max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
+    max_connections: int = 10_000  # clients beyond are told 503
     max_body_bytes: int = 64 << 20
     drain_s: float = 30.0
     delay: str = ""  # injected into the workers started here, for experiments
@@ -117,7 +118,12 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     for name in ("name", "remote_model", "host", "run"):
         if name in fields:
             changes[name] = fields.text(name)
-    for name, low, high in (("port", 0, 65535), ("threads", 1, 1024), ("max_outstanding", 1, 1 << 20)):
+    for name, low, high in (
+        ("port", 0, 65535),
+        ("threads", 1, 1024),
+        ("max_outstanding", 1, 1 << 20),
+        ("max_connections", 1, 1 << 20),
+    ):
         if name in fields:
             changes[name] = fields.whole(name, low, high)
     if "max_body" in fields:

@@ -23,14 +23,15 @@ from evenkeel.coding.code import Answer, Array, Code, Source
 from evenkeel.coding.score_form import ScoreForm
 from evenkeel.delays import attempt_key
 from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, EvenkeelError, OverloadedError
+from evenkeel.serving.backups import Backups, Offload, inline
 from evenkeel.serving.budget import Budget
-from evenkeel.serving.groups import Backups, CodedFleet, Offload, inline
+from evenkeel.serving.coded_fleet import CodedFleet
 from evenkeel.serving.health import HealthSettings
 from evenkeel.serving.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
 from evenkeel.serving.policy import Policy
 from evenkeel.serving.quantile import LiveQuantiles
 from evenkeel.serving.replicas import Replica, Replicas
-from evenkeel.serving.stats import Stats
+from evenkeel.serving.stats import Stats, count
 
 __all__ = ["Gateway", "Options", "Outcome"]
 
@@ -370,7 +371,7 @@ class Gateway:
         if fill is None:
             return False
         answer, code = fill
-        self.stats.fills[code] = self.stats.fills.get(code, 0) + 1
+        count(self.stats.fills, code)
         self._close(item)
         if answer.source != "exact":
             item.fill = fill  # for the comparison with a late exact reply
@@ -403,8 +404,7 @@ class Gateway:
         self._answer(item, answer, now)
 
     def _answer(self, item: Item, answer: Answer, now: float) -> None:
-        sources = self.stats.sources
-        sources[answer.source] = sources.get(answer.source, 0) + 1
+        count(self.stats.sources, answer.source)
         item.on_outcome(Outcome(answer, None, now - item.since_s))
 
     def _fail(self, item: Item, error: EvenkeelError) -> None:

@@ -42,7 +42,7 @@ OnOutcome = Callable[[Outcome], object]
 
 
 class Item:
-    """One item on its way. A record of its state; the rules stand in `gateway.py` and `groups.py`."""
+    """One item on its way. A record of its state; the rules stand in `gateway.py` and `backups.py`."""
 
     __slots__ = (
         "array",

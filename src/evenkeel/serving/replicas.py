@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.serving.health import Health, HealthSettings
 from evenkeel.serving.quantile import LiveQuantiles
-from evenkeel.serving.stats import Stats
+from evenkeel.serving.stats import Stats, count
 
 __all__ = ["Replica", "Replicas"]
 
@@ -170,5 +170,5 @@ class Replicas:
 
     def _eject(self, replica: Replica, reason: str, now_s: float) -> None:
         replica.health.eject(reason, now_s)
-        self._stats.ejections[reason] = self._stats.ejections.get(reason, 0) + 1
+        count(self._stats.ejections, reason)
         self.refresh()

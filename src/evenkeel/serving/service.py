@@ -93,6 +93,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
             gateway=gateway,
             metrics=Metrics(gateway),
             max_body_bytes=config.max_body_bytes,
+            max_connections=config.max_connections,
         )
         # What is alive now stays alive: the collector need not look at it again in the middle of a request.
         gc.collect()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["Stats"]
+__all__ = ["Stats", "count"]
 
 
 @dataclass(slots=True)
@@ -43,3 +43,8 @@ class Stats:
     def extra_passes(self) -> float:
         """Work beyond one pass an item, in replica passes."""
         return self.copies + self.hedges + self.retries + self.probes + self.backup_cost
+
+
+def count(counts: dict[str, int], name: str, number: int = 1) -> None:
+    """Add to a counter of several."""
+    counts[name] = counts.get(name, 0) + number
