@@ -1,4 +1,4 @@
-# Every target does its own set-up in .venv; nothing else on the machine is touched.
+# Every target does its own set-up in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,14 +31,15 @@ format: $(DEV)
 clean:
 	rm -rf $(VENV) evenkeel-demo.html
 
-# Debian's python3 lacks ensurepip until python3-venv is installed; the system's own pip can fill in for it.
+# Debian's python3 cannot make a venv until python3-venv is installed: root gets it installed, others are told.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "evenkeel needs Python 3.11 or newer; say which with: make PYTHON=python3.11" >&2; exit 2; }
-	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 \
-	  || { rm -rf $(VENV); $(PYTHON) -m venv --without-pip $(VENV) \
-	       && $(PYTHON) -m pip --quiet --python $(VENV)/bin/python install pip; } 2>/dev/null \
-	  || { rm -rf $(VENV); echo "Python has neither venv nor pip: apt-get install python3-venv" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
+	  echo "Python cannot make a venv yet; installing python3-venv" >&2; \
+	  { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y python3-venv >/dev/null \
+	    && $(PYTHON) -m venv $(VENV); } \
+	  || { rm -rf $(VENV); echo "that needs root: apt-get install python3-venv" >&2; exit 2; }; }
 
 $(BASE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e .
