@@ -56,6 +56,12 @@ def test_version() -> None:
             "a running server has a policy of its own",
         ),
         (("bench", "serving", "--delay", "none", "--simulated"), "say --rate"),
+        (("bench", "serving", "--load", "0", "--simulated"), "load: must be a finite number above zero, found 0"),
+        (("bench", "serving", "--load", "nan", "--simulated"), "load: must be a finite number above zero"),
+        (("bench", "serving", "--rate", "inf", "--simulated"), "rate: must be a finite number above zero"),
+        (("bench", "serving", "--rate", "5", "--load", ".3", "--simulated"), "--rate and --load exclude each other"),
+        (("bench", "serving", "--fault", "kill:replica=0,at=1s", "--simulated"), "fault: only workers"),
+        (("bench", "serving", "--fault", "kill:replica=9,at=1s"), "none has 9 replicas, numbered from 0"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_exit_2(arguments: tuple[str, ...], message: str) -> None:

@@ -164,7 +164,7 @@ def bench() -> None:
 @click.option("--load", "loads", type=float, multiple=True, help="Share of the replicas' time; may be repeated.")
 @click.option("--rate", "rate_per_s", type=float, help="Requests a second, instead of a load.")
 @click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option("--replicas", type=click.IntRange(1), default=9, show_default=True)
 @click.option("--backups", type=click.IntRange(0), default=1, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Requests that arrive at once.")
@@ -192,7 +192,7 @@ def bench_serving(**arguments: Any) -> None:
 )
 @click.option("--seconds", type=click.FloatRange(2), default=11, show_default=True, help="Of traffic for each policy.")
 @click.option("--load", type=float, default=0.4, show_default=True, help="Share of the replicas' time.")
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 def demo(**arguments: Any) -> None:
     """Nine replicas, one backup, real images: five policies compared in a minute and a half."""
     from evenkeel.bench.command import run_demo

@@ -13,7 +13,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from evenkeel.bench.serving import Experiment, Run, parse_contender, run_all
+from evenkeel.bench.serving import Experiment, Run, check_faults, parse_contender, run_all
 from evenkeel.delays import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.faults import parse_fault
@@ -44,6 +44,10 @@ def run_bench(arguments: dict[str, Any]) -> None:
     policies = arguments["policies"] or (("none", "collage+hedge") if arguments["url"] is None else ("none",))
     if arguments["url"] is not None and (len(policies) > 1 or arguments["simulated"]):
         raise ConfigurationError("url: a running server has a policy of its own; name one policy at most, to label it")
+    if arguments["rate_per_s"] is not None and arguments["loads"]:
+        raise ConfigurationError("load: --rate and --load exclude each other")
+    if experiment.faults and (arguments["simulated"] or arguments["url"] is not None):
+        raise ConfigurationError("fault: only workers started here can be hurt; leave --simulated or --url out")
     console = Console(stderr=True)
     runs: list[Run] = []
     for load in arguments["loads"] or (0.5,):
@@ -81,6 +85,8 @@ def run_demo(
 def _run(console: Console, experiment: Experiment, policies: Sequence[str], **options: Any) -> list[Run]:
     contenders = [parse_contender(policy, experiment) for policy in policies]
     experiment.rate()  # refused here, before a bar is drawn
+    for contender in contenders:
+        check_faults(experiment.faults, contender)
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(),

@@ -1,6 +1,7 @@
 """`evenkeel bench serving`: policies compared under the same arrivals and the same delays."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from evenkeel.serving.config import read_config
 from evenkeel.serving.policy import preset
 from evenkeel.serving.simulate import Fleet, arrivals, simulate
 
-__all__ = ["Contender", "Experiment", "Run", "parse_contender", "run_all"]
+__all__ = ["Contender", "Experiment", "Run", "check_faults", "parse_contender", "run_all"]
 
 Progress = Callable[[str, int, int], object]  # policy, answered, requests
 
@@ -68,13 +69,17 @@ class Experiment:
     faults: tuple[Fault, ...] = ()
 
     def rate(self) -> float:
-        """Requests a second."""
+        """Requests a second.
+
+        Raises:
+            ConfigurationError: the load or the rate is no finite number above zero, or the law gives no rate.
+        """
         if self.rate_per_s is not None:
-            return self.rate_per_s
+            return _above_zero("rate", self.rate_per_s)
         mean_s = parse_delay(self.delay).mean_s
         if mean_s <= 0:
             raise ConfigurationError("load: a law without delays gives no rate; say --rate")
-        return self.load * self.replicas / mean_s
+        return _above_zero("load", self.load) * self.replicas / mean_s
 
     def times_s(self) -> Array:
         """When requests come, the same for every contender."""
@@ -104,6 +109,20 @@ def parse_contender(text: str, experiment: Experiment) -> Contender:
     if not count.isdigit() or int(count) < 1 or policy.uses_backups:
         raise ConfigurationError(f"policy {text!r}: expected a policy without backups and a count, as in none@10")
     return Contender(text, name, int(count), 0)
+
+
+def check_faults(faults: Sequence[Fault], contender: Contender) -> None:
+    """Refuse faults that hit workers which the contender has not.
+
+    Raises:
+        ConfigurationError: a replica or backup has no such number.
+    """
+    for fault in faults:
+        count = {"replica": contender.replicas, "backup": contender.backups}.get(fault.target)
+        if count is not None and fault.number >= count:
+            raise ConfigurationError(
+                f"fault {fault.describe()!r}: {contender.label} has {count} {fault.target}s, numbered from 0"
+            )
 
 
 async def run_all(
@@ -177,6 +196,12 @@ def server_config(experiment: Experiment, contender: Contender) -> dict[str, Any
         # An open loop that asks too much should be seen as latency, as in the simulations it is compared with.
         "max_outstanding": 4096,
     }
+
+
+def _above_zero(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{name}: must be a finite number above zero, found {value:g}")
+    return value
 
 
 async def _measure(
