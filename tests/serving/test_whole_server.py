@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,29 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_a_node_that_is_down_does_not_keep_the_gateway_from_starting_and_joins_later(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "worker.sock"
+
+    async def run() -> None:
+        reached = {"replicas": {"count": 1, "addresses": [f"unix:{elsewhere}"], "urls": ["http://127.0.0.1:1"]}}
+        async with ServerProcess({**SMALL, **reached, "backups": 0}) as server:
+            assert all_answered(await drive(target(server.url), evenly(10, 1)))
+            assert (await read_counters(server.url))["backend_up[replica-1]"] == 0
+            worker = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "evenkeel", "worker", "--model", str(models.card_path("cifar10-base"))),
+                *("--listen", f"unix:{elsewhere}"),
+                stdout=asyncio.subprocess.DEVNULL,
+            )
+            try:
+                await until(lambda counters: counters.get("backend_up[replica-1]") == 1, server.url)
+                assert all_answered(await drive(target(server.url), evenly(10, 1)))
+            finally:
+                worker.terminate()
+                assert await worker.wait() == 0
+
+    asyncio.run(run())
 
 
 def test_a_worker_that_cannot_start_is_told_in_one_line(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ class WorkerBackend(Backend):
             async with asyncio.timeout(self._options.start_timeout_s):
                 await asyncio.shield(self._settled)
         except TimeoutError:
+            # Nobody waits to be told any more: from now on every loss is mended by trying again.
+            if not self._settled.done():
+                self._settled.set_result(None)
             raise BackendLostError(
                 f"backend {self.name!r} was not ready in {self._options.start_timeout_s:g} s: "
                 f"{self._last_error or 'no answer from ' + self._link.where}"

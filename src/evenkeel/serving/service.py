@@ -15,6 +15,7 @@ from evenkeel.backends.backend import Backend, Reply
 from evenkeel.backends.oip import OipBackend
 from evenkeel.backends.process import ProcessBackend
 from evenkeel.backends.remote import WorkerBackend
+from evenkeel.backends.session import ClientOptions
 from evenkeel.backends.worker_config import WorkerConfig
 from evenkeel.cards import ModelCard, load_card
 from evenkeel.clock import LoopClock
@@ -26,7 +27,7 @@ from evenkeel.coding.parity import ConcatEncoder, Parity, SumEncoder
 from evenkeel.coding.replicate import Replicate
 from evenkeel.coding.score_form import ScoreForm
 from evenkeel.coding.tiles import Pixels
-from evenkeel.errors import BackendError, ConfigurationError
+from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
 from evenkeel.serving.gateway import Gateway
 from evenkeel.serving.http import App
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 # Passes of each replica before the first request: the first ones of a fresh model are slow, and the live quantiles
 # should know what is usual before they decide what is late.
 _WARM_UP_PASSES = 4
+_WARM_UP_S = 30.0
+_REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is there
 
 
 async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambda url: None) -> None:
@@ -161,7 +164,8 @@ def _nodes(
         )
         backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted))
     for address in nodes.addresses:
-        backends.append(WorkerBackend(f"{kind}-{len(backends)}", address, wanted))
+        options = ClientOptions(start_timeout_s=_REACH_S)
+        backends.append(WorkerBackend(f"{kind}-{len(backends)}", address, wanted, options))
     for url in nodes.urls:
         if len(cards) > 1:
             raise ConfigurationError("backups.urls: a remote server holds one model; reach backups as workers instead")
@@ -170,7 +174,8 @@ def _nodes(
 
 
 def _remote(config: ServeConfig, name: str, url: str, card: ModelCard) -> Backend:
-    return OipBackend(name, url, config.remote_model or config.name or card.name, card)
+    model = config.remote_model or config.name or card.name
+    return OipBackend(name, url, model, card, start_timeout_s=_REACH_S)
 
 
 def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, ...]:
@@ -184,11 +189,22 @@ def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, 
 
 
 async def _start(backends: Sequence[Backend], started: list[Backend]) -> None:
-    """Start all at once; the first error ends it, with those that did start in `started`."""
+    """Start all at once; the first error ends it, with those that did start in `started`.
+
+    A node elsewhere that cannot be reached is no such error: it may be down at the moment, and a gateway that is
+    restarted then must not be down with it. The backend goes on trying.
+    """
 
     async def start(backend: Backend) -> None:
         started.append(backend)
-        await backend.start()
+        try:
+            await backend.start()
+        except BackendError as error:
+            if isinstance(backend, ProcessBackend) or not (
+                isinstance(backend, OipBackend) or isinstance(error, BackendLostError)
+            ):
+                raise
+            _log.warning("%s; going on without it, and trying again", error)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -206,7 +222,14 @@ async def _warm_up(
     cards: dict[str, ModelCard],
 ) -> None:
     async def warm(backend: Backend, models: Sequence[ModelCard], passes: int, learn: bool) -> None:
-        for model in models:
+        try:
+            async with asyncio.timeout(_WARM_UP_S):
+                await warm_all(backend, models, passes, learn)
+        except TimeoutError:
+            _log.warning("%s did not finish its first passes in %g s", backend.name, _WARM_UP_S)
+
+    async def warm_all(backend: Backend, models: Sequence[ModelCard], passes: int, learn: bool) -> None:
+        for model in models if backend.ready else ():
             blank = np.zeros((1, *model.input_shape), dtype=np.uint8 if model.datatype == "UINT8" else np.float32)
             for number in range(passes):
                 began_s = time.perf_counter()
@@ -222,7 +245,7 @@ async def _warm_up(
 
 async def _call(backend: Backend, model: str, inputs: Array) -> Reply:
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-    backend.submit(model, inputs, future.set_result)
+    backend.submit(model, inputs, lambda reply: None if future.done() else future.set_result(reply))
     return await future
 
 
