@@ -147,6 +147,12 @@ async def run_all(
     Raises:
         EvenkeelError: a server could not be started or reached.
     """
+    last_s = float(experiment.times_s()[-1])
+    for fault in experiment.faults:
+        if fault.at_s >= last_s:
+            raise ConfigurationError(
+                f"fault {fault.describe()!r}: the last request is sent at {last_s:.1f} s, before it happens"
+            )
     runs = []
     for contender in contenders:
         if simulated:
