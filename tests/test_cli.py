@@ -31,7 +31,7 @@ def test_every_command_has_help(path: tuple[str, ...]) -> None:
     assert "Usage" in result.output or "usage" in result.output
 
 
-@pytest.mark.parametrize("path", [("serve",), ("demo",), ("bench", "serving")])
+@pytest.mark.parametrize("path", [("serve",), ("worker",), ("demo",), ("bench", "serving")])
 def test_help_shows_an_example(path: tuple[str, ...]) -> None:
     assert "Examples:\n    evenkeel " in run(*path, "--help").output
 
@@ -62,6 +62,18 @@ def test_version() -> None:
         (("bench", "serving", "--rate", "5", "--load", ".3", "--simulated"), "--rate and --load exclude each other"),
         (("bench", "serving", "--fault", "kill:replica=0,at=1s", "--simulated"), "fault: only workers"),
         (("bench", "serving", "--fault", "kill:replica=9,at=1s"), "none has 9 replicas, numbered from 0"),
+        (("bench", "serving", "--url", "127.0.0.1:8000"), "url: must start with http:// or https://"),
+        *(
+            (
+                (*command, f"--{name}", f"no/such/x.{ending}"),
+                f"{name}: no/such/x.{ending} cannot be written: there is no",
+            )
+            for command in (("bench", "serving", "--simulated"), ("demo",))
+            for name, ending in (("json", "json"), ("report", "html"), ("figure", "svg"))
+        ),
+        (("bench", "serving", "--simulated", "--figure", "x.pdf"), "figure: x.pdf must end in .png or .svg"),
+        (("demo", "--figure", "x"), "figure: x must end in .png or .svg"),
+        (("bench", "serving", "--simulated", "--records", f"{__file__}/x"), "records: the folder"),
     ],
 )
 def test_a_wrong_configuration_is_one_line_and_exit_2(arguments: tuple[str, ...], message: str) -> None:
@@ -112,7 +124,13 @@ def test_a_simulated_bench_writes_rows_records_and_a_report(tmp_path: Path) -> N
     assert json.loads(again.read_text())["rows"][0] == none
 
 
-def test_an_unwritable_file_is_a_failure_of_the_work(tmp_path: Path) -> None:
-    result = run("bench", "serving", "--simulated", "--requests", "50", "--json", str(tmp_path / "no" / "rows.json"))
+def test_wrong_outputs_are_found_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evenkeel.bench.command.run_all", lambda *_, **__: pytest.fail("it was measured"))
+    assert run("bench", "serving", "--simulated", "--json", str(tmp_path / "no" / "rows.json")).exit_code == 2
+    assert run("demo", "--figure", str(tmp_path / "x.pdf")).exit_code == 2
+
+
+def test_a_file_that_cannot_be_written_in_the_end_is_a_failure_of_the_work() -> None:
+    result = run("bench", "serving", "--simulated", "--requests", "50", "--json", "/dev/full")
     assert result.exit_code == 1
     assert "cannot be written" in result.stderr

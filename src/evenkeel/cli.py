@@ -136,7 +136,6 @@ def _run_server(settings: Any) -> None:
 @main.command(
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
-    epilog=_example("evenkeel worker --model card.json --listen tcp://127.0.0.1:7000"),
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def worker(arguments: tuple[str, ...]) -> None:

@@ -154,6 +154,9 @@ class EchoGateway:
         self.tickets += 1
         return self.tickets - 1
 
+    def check_room(self, count: int) -> None:
+        """There is always room."""
+
     def cancel(self, ticket: int) -> None:
         self.cancelled.append(ticket)
 

@@ -12,6 +12,11 @@ from evenkeel.backends.worker import main
     [
         (["--model", "python:nowhere:make", "--listen", "tcp://:0"], "No module named 'nowhere'"),
         (["--model", "nowhere.json", "--listen", "tcp://:0"], "nowhere.json cannot be read"),
+        (["--model", "cifar10-bse", "--listen", "tcp://:0"], "one of cifar10-base, cifar10-collage-2x2"),
+        (
+            ["--model", "cifar10-base", "--model", "me=cifar10-base", "--listen", "unix:/proc/w.sock"],
+            "cannot listen on",
+        ),
         (["--model", "SPEC", "--model", "SPEC", "--listen", "tcp://:0"], "have the same name: same, same"),
         (["--model", "SPEC", "--listen", "tcp://:0", "--threads=0"], "threads must be at least 1"),
         (["--model", "SPEC", "--listen", "unix:/proc/w.sock"], "cannot listen on unix:/proc/w.sock"),

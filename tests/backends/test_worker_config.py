@@ -45,3 +45,14 @@ def test_an_unknown_option_exits_with_2(capsys):
         config_from(["--model", "a.json", "--listen", "tcp://:0", "--speed", "9"], "worker")
     assert ending.value.code == 2
     assert "--speed" in capsys.readouterr().err
+
+
+def test_help_is_of_the_command_and_hides_what_only_a_gateway_says(capsys):
+    with pytest.raises(SystemExit) as ending:
+        config_from(["--help"], "evenkeel worker")
+    assert ending.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: evenkeel worker ")
+    assert "\n    evenkeel worker --model cifar10-base --listen tcp://" in said
+    for internal in ("--delay-epoch", "--delay-cost", "--worker-number", "--parent-pid"):
+        assert internal not in said

@@ -49,6 +49,8 @@ class FakeGateway:
     ready: bool = True
     draining: bool = False
     hold: bool = False
+    deadline_s: float = 30.0
+    no_room: EvenkeelError | None = None  # for more than one item
     refuse: Callable[[int], EvenkeelError | None] = lambda number: None
     errors: dict[int, EvenkeelError] = field(default_factory=dict)
     submitted: list[Submitted] = field(default_factory=list)
@@ -71,6 +73,11 @@ class FakeGateway:
         if not self.hold:
             asyncio.get_running_loop().call_soon(self.finish, number)
         return number
+
+    def check_room(self, count: int) -> None:
+        assert count > 1, "one item costs no check"
+        if self.no_room is not None:
+            raise self.no_room
 
     def finish(self, number: int) -> None:
         if number not in self.open:

@@ -67,7 +67,25 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         ({"policy": {"fill_after": "p101x"}}, "policy.fill_after: expected a quantile like p95 or a duration"),
         ({"policy": {"fill_after": {"at": "p95", "flor": "1ms"}}}, "policy.fill_after.flor: unknown field"),
         ({"policy": {"deadline": "soon"}}, "policy.deadline"),
-        ({"policy": {"deadline": "0s"}}, "policy.deadline_s"),
+        ({"policy": {"deadline": "0s"}}, r"policy\.deadline: must be .*, found 0.0 \(seconds\)$"),
+        ({"policy": {"group_wait": "2min"}}, r"policy\.group_wait: must be"),
+        ({"health": {"slow_factor": 0.5}}, r"health\.slow_factor: must be a number from 1"),
+        ({"health": {"max_slow_share": float("nan")}}, r"health\.max_slow_share: must be a number from 0 to 1"),
+        ({"health": {"pause": "2s", "max_pause": "1s"}}, r"health\.max_pause: must be at least health\.pause, 2s"),
+        ({"health": {"pause": "1min"}}, r"health\.max_pause: must be at least health\.pause, 60s, found 30s"),
+        *(
+            ({"replicas": wrong}, "replicas: expected a whole number, a list of addresses, or fields, found")
+            for wrong in ("x", True, 1.5, None)
+        ),
+        (
+            {"replicas": ["tcp://:1", "ftp://x"]},
+            r"replicas\[1\]: expected unix:/path, tcp://host:port or http\(s\)://h",
+        ),
+        ({"backups": [1, 2]}, r"backups\[0\]: expected unix:/path, .*, found 1$"),
+        ({"replicas": ["tcp://host"]}, r"replicas\[0\]: address 'tcp://host'"),
+        ({"replicas": {"addresses": ["fd:3"]}}, r"replicas.addresses\[0\]: expected unix:/path or tcp"),
+        ({"name": "a/b"}, "name: .* neither / nor white space, found 'a/b'"),
+        ({"name": "a b"}, "name: .* neither / nor white space"),
         ({"policy": {"min_confidence": 2}}, "policy.min_confidence"),
         ({"policy": {"max_extra_load": "much"}}, "policy.max_extra_load: expected a number"),
         ({"policy": 3}, "policy: expected fields, found 3"),
@@ -95,6 +113,20 @@ def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str
     with pytest.raises(ConfigurationError, match=why) as caught:
         load_raw(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["port: 1\nhost: x\n'port': 2\n", "policy:\n  port: 1\n  port: 1\n"])
+def test_a_repeated_field_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=r"c\.yaml: port: is given twice, again in line 3$"):
+        load_raw(path)
+
+
+def test_a_field_merged_from_an_anchor_is_not_a_repeated_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n")
+    assert load_raw(path) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

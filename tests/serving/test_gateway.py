@@ -13,7 +13,7 @@ from evenkeel.coding.berrut import Berrut
 from evenkeel.coding.code import Code
 from evenkeel.coding.replicate import Replicate
 from evenkeel.coding.score_form import ScoreForm
-from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, OverloadedError
+from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, OverloadedError, TooLargeError
 from evenkeel.serving.gateway import Gateway
 from evenkeel.serving.health import HealthSettings
 from evenkeel.serving.policy import Trigger, preset
@@ -499,6 +499,50 @@ def test_full_queues_shed_load_and_say_when_to_come_back():
     scene.run()
     scene.assert_everything_answered()
     scene.send()
+    scene.run()
+    scene.assert_everything_answered()
+
+
+def test_a_batch_over_what_the_fleet_may_hold_is_never_taken():
+    scene = Scene("none", backups=0, max_outstanding=4)
+    scene.gateway.check_room(12)
+    with pytest.raises(TooLargeError, match=r"^13 items; at most 12 are taken in one request$") as refused:
+        scene.gateway.check_room(13)
+    assert refused.value.http_status == 413
+
+
+def test_a_batch_that_has_no_room_now_is_told_when_to_come_back():
+    scene = warm(Scene("none", backups=0, max_outstanding=4))
+    shed = scene.stats.shed
+    scene.send(9)
+    scene.gateway.check_room(3)
+    with pytest.raises(OverloadedError, match="no room for 4 items") as refused:
+        scene.gateway.check_room(4)
+    assert refused.value.retry_after_s == pytest.approx(3.0)
+    assert scene.stats.shed == shed + 4
+    for fake in scene.fakes:
+        fake.kill()
+    with pytest.raises(OverloadedError, match="no replica is ready"):
+        scene.gateway.check_room(2)
+
+
+@pytest.mark.parametrize("policy", ["none", "replicate-all"])
+@given(max_outstanding=st.integers(1, 5), replicas=st.integers(1, 4), before=st.integers(0, 20), data=st.data())
+def test_a_batch_that_has_room_is_taken_whole(policy, max_outstanding, replicas, before, data):
+    scene = Scene(policy, replicas=replicas, backups=0, max_outstanding=max_outstanding)
+    try:
+        scene.send(before)
+    except OverloadedError:
+        scene.sent -= 1
+    count = data.draw(st.integers(2, 25))
+    try:
+        scene.gateway.check_room(count)
+    except (OverloadedError, TooLargeError):
+        if policy == "none":
+            with pytest.raises(OverloadedError):
+                scene.send(count)
+        return
+    scene.send(count)
     scene.run()
     scene.assert_everything_answered()
 

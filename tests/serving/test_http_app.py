@@ -27,7 +27,7 @@ from http_helpers import (
 )
 
 import evenkeel
-from evenkeel.errors import BackendError, DeadlineError, OverloadedError
+from evenkeel.errors import BackendError, DeadlineError, OverloadedError, TooLargeError
 from evenkeel.oip import RequestedOutput, Tensor, parse_response, write_request
 
 
@@ -367,6 +367,23 @@ def test_when_a_later_item_is_shed_the_earlier_are_cancelled():
     assert found.status == 503
     assert found.headers["retry-after"] == "1"
     assert gateway.cancelled == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [(OverloadedError("no room", 2.5), 503, "3"), (TooLargeError("400 items; at most 128"), 413, None)],
+)
+@pytest.mark.parametrize("as_files", [False, True])
+def test_a_batch_without_room_is_refused_before_anything_is_submitted(error, status, retry_after, as_files):
+    gateway = FakeGateway(no_room=error)
+    # What is not decoded is not found to be no image.
+    batch = Tensor("images", "BYTES", (4,), [b"no image"] * 4) if as_files else tensor_of(images(4))
+    found = ask(batch, gateway)
+    assert found.status == status
+    assert found.error == str(error)
+    assert found.headers.get("retry-after") == retry_after
+    assert gateway.submitted == []
+    assert ask(tensor_of(images()), gateway).status == 200
 
 
 def test_a_client_that_goes_away_frees_its_slots():

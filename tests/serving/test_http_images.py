@@ -4,12 +4,14 @@ import asyncio
 import base64
 import io
 import struct
+import threading
+import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from http_helpers import FakeGateway, ask, file_of, images, infer, make_card, tensor_of
+from http_helpers import INFER, FakeGateway, ask, call, file_of, images, infer, make_app, make_card, tensor_of
 from PIL import Image
 
 from evenkeel.errors import OverloadedError, RequestError, TooLargeError
@@ -125,14 +127,44 @@ def test_a_damaged_file_fails_the_request_in_words(data, message):
     assert gateway.submitted == []
 
 
+@pytest.mark.parametrize("start", [b"", b"data:image/png;base64,"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_base64_text_that_does_not_say_so_is_told_how_to(kind, start):
+    body, _ = write_request([files(start + base64.b64encode(file_of(RANDOM, kind)))], binary=False)
+    found = infer(body)
+    assert found.status == 400
+    assert "send image files as binary tensors, or base64 with the tensor parameter content_type: base64" in found.error
+    assert "binary tensors" not in ask(files(b"something else")).error
+
+
+def bomb(side):
+    """The beginning of a PNG file that says it is huge."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return head + struct.pack(">I", 9) + b"IDAT" + b"\0" * 13
+
+
+def test_too_many_pixels_in_all_are_refused_before_any_is_decoded():
+    gateway = FakeGateway()
+    found = ask(files(*[bomb(7900)] * 8), gateway)  # decoding one would be 400: it is cut off
+    assert found.status == 413
+    assert found.error == "8 images have 499 million pixels in all; at most 64 million are taken in one request"
+    assert ask(files(bomb(7900))).status == 400
+
+
+def test_pillow_does_not_warn_of_what_is_refused_anyway():
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert ask(files(bomb(10_000))).status == 413
+    assert found == []
+
+
 def test_too_many_pixels_are_refused_before_decoding():
     with ThreadPoolExecutor(1) as executor:
         decoder = ImageDecoder(make_card(), executor, most_pixels=1000)
         with pytest.raises(TooLargeError, match=r"image 0 has 40 x 26 pixels; at most 0.001 million"):
             decoder.decode(file_of(np.zeros((26, 40, 3), np.uint8)))
-    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    found = ask(files(bomb + struct.pack(">I", 9) + b"IDAT" + b"\0" * 13))
+    found = ask(files(bomb(30_000)))
     assert found.status == 413
     assert "at most 64 million are taken" in found.error
 
@@ -161,3 +193,39 @@ def test_the_timeout_counts_the_decoding_too():
     assert "passed while images were decoded" in found.error
     ask(tensor_of(images()), gateway, parameters={"timeout": 60_000_000})
     assert 50 < gateway.submitted[0].options.timeout_s <= 60
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("deadline_s", [0.01, 30.0])
+def test_nobody_waits_for_a_decoder_that_is_busy(monkeypatch, deadline_s, count):
+    free, began = threading.Event(), []
+
+    def decode(self, data, row=0):
+        began.append(row)
+        free.wait(10)
+        return RANDOM
+
+    monkeypatch.setattr(ImageDecoder, "decode", decode)
+    gateway = FakeGateway(deadline_s=deadline_s)
+    parameters = {} if deadline_s < 1 else {"timeout": 10_000}
+    body, length = write_request([files(*[file_of(RANDOM)] * count)], binary=True, parameters=parameters)
+
+    async def run():
+        app = make_app(gateway)
+        try:
+            return await call(app, INFER, body, headers={"inference-header-content-length": str(length)})
+        finally:
+            free.set()
+            app.close()
+
+    found = asyncio.run(run())
+    assert found.status == 504
+    assert found.error == "the timeout of 0.01 s passed while images were decoded"
+    assert gateway.submitted == []
+    assert len(began) <= 2  # those that wait for a thread are given up
+
+
+def test_the_deadline_counts_the_decoding_too():
+    gateway = FakeGateway(deadline_s=20.0)
+    ask(files(file_of(RANDOM)), gateway)
+    assert 10 < gateway.submitted[0].options.timeout_s < 20

@@ -17,6 +17,7 @@ import numpy as np
 from evenkeel.cards import ModelCard, load_card
 from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError, MissingExtraError
+from evenkeel.models import NAMES, card_path
 
 __all__ = ["Model", "load_model"]
 
@@ -49,18 +50,28 @@ def load_model(spec: str, threads: int = 1) -> Model:
     """The model that `spec` names, checked and run once.
 
     Args:
-        spec: path of a model card (`.json`), `python:package.module:factory` or `python:file.py:factory`; in front
-            `NAME=` gives it another name. `factory()` returns a callable from `[rows, ...]` to `[rows, ...]`; if that
-            has attributes `input_shape`, `output_shape`, `dtype` and `relative_cost`, they are used. Its name is its
-            module's.
+        spec: path of a model card (`.json`), name of a shipped model, `python:package.module:factory` or
+            `python:file.py:factory`; in front `NAME=` gives it another name. `factory()` returns a callable from
+            `[rows, ...]` to `[rows, ...]`; if that has attributes `input_shape`, `output_shape`, `dtype` and
+            `relative_cost`, they are used. Its name is its module's.
         threads: that one pass may use (ONNX only).
 
     Raises:
         ConfigurationError: nothing there, or not what its card says.
     """
     name, _, rest = spec.rpartition("=") if re.match(r"[\w.-]+=", spec) else ("", "", spec)
-    model = _load_python(rest) if rest.startswith("python:") else _load_onnx(rest, threads)
+    model = _load_python(rest) if rest.startswith("python:") else _load_onnx(_card_file(rest), threads)
     return replace(model, name=name or model.name)
+
+
+def _card_file(text: str) -> str:
+    if text in NAMES:
+        return str(card_path(text))
+    if not text.endswith(".json"):
+        raise ConfigurationError(
+            f"model {text!r}: expected a model card (.json), python:module:factory or one of {', '.join(NAMES)}"
+        )
+    return text
 
 
 def _load_python(spec: str) -> Model:

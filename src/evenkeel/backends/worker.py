@@ -1,6 +1,6 @@
 """The worker process: serves models over framed connections until it is told to stop.
 
-Run as `python -m evenkeel.backends.worker --listen unix:/tmp/w.sock --model card.json`; `evenkeel worker` calls the
+Run as `python -m evenkeel.backends.worker --listen unix:/tmp/w.sock --model cifar10-base`; `evenkeel worker` calls the
 same `run_worker`. There is no authentication: a Unix socket is open to its own user only, a TCP address to whoever can
 reach it, so bind one beyond the loopback only in a network you trust.
 """
@@ -74,7 +74,7 @@ def _announce(address: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The worker's own command line."""
     try:
-        config = config_from(sys.argv[1:] if arguments is None else arguments, "python -m evenkeel.backends.worker")
+        config = config_from(sys.argv[1:] if arguments is None else arguments, "evenkeel worker")
     except ConfigurationError as error:
         print(f"evenkeel worker: {error}", file=sys.stderr)
         return 2

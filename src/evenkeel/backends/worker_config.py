@@ -10,6 +10,12 @@ from evenkeel.errors import ConfigurationError
 
 __all__ = ["WorkerConfig", "add_arguments", "config_from", "to_arguments"]
 
+_EXAMPLES = """\
+Examples:
+    evenkeel worker --model cifar10-base --listen tcp://127.0.0.1:7000
+    evenkeel worker --model card.json --model python:my_module:factory --listen unix:/tmp/w.sock
+"""
+
 
 @dataclass(frozen=True)
 class WorkerConfig:
@@ -57,17 +63,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the options that `config_from` reads."""
     add = parser.add_argument
     add(
-        "--model", action="append", required=True, dest="models", metavar="SPEC", help="card.json or python:mod:factory"
+        "--model",
+        action="append",
+        required=True,
+        dest="models",
+        metavar="SPEC",
+        help="card.json, the name of a shipped model, or python:mod:factory; may be repeated",
     )
     add("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
     add("--threads", type=int, default=1, help="threads of one pass")
     add("--most-queued", type=int, default=1024, help="refuse tasks beyond that many waiting ones")
     add("--delay", default="", metavar="LAW", help="injected delay, e.g. two-mode:scale=0.3,seed=7")
-    add("--delay-cost", type=float, default=None, help="multiplies the injected delay; default: as the cards say")
-    add("--delay-epoch", type=float, default=None, dest="delay_epoch_s", help="begin of the experiment, monotonic s")
-    add("--worker-number", type=int, default=0, help="number of this worker, for the delay")
     add("--drain", type=float, default=10.0, dest="drain_s", help="seconds to finish the queue after SIGTERM")
-    add("--parent-pid", type=int, default=0, help="end with that process")
+    # What a gateway or an experiment tells the workers that it starts.
+    add("--delay-cost", type=float, default=None, help=argparse.SUPPRESS)
+    add("--delay-epoch", type=float, default=None, dest="delay_epoch_s", help=argparse.SUPPRESS)
+    add("--worker-number", type=int, default=0, help=argparse.SUPPRESS)
+    add("--parent-pid", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def config_from(arguments: Sequence[str], program: str) -> WorkerConfig:
@@ -76,7 +88,12 @@ def config_from(arguments: Sequence[str], program: str) -> WorkerConfig:
     Raises:
         ConfigurationError: a value is out of bounds.
     """
-    parser = argparse.ArgumentParser(program, description="One worker: runs models on the tasks that it is sent.")
+    parser = argparse.ArgumentParser(
+        program,
+        description="One worker: runs models on the tasks that it is sent, by a gateway that has its address.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_arguments(parser)
     given = vars(parser.parse_args(arguments))
     return WorkerConfig(**{**given, "models": tuple(given["models"])})

@@ -1,6 +1,7 @@
 """What `evenkeel bench serving` and `evenkeel demo` show and write."""
 
 import asyncio
+import os
 import shlex
 import sys
 import tempfile
@@ -48,16 +49,23 @@ def run_bench(arguments: dict[str, Any]) -> None:
         raise ConfigurationError("load: --rate and --load exclude each other")
     if experiment.faults and (arguments["simulated"] or arguments["url"] is not None):
         raise ConfigurationError("fault: only workers started here can be hurt; leave --simulated or --url out")
+    if arguments["url"] is not None and not arguments["url"].startswith(("http://", "https://")):
+        raise ConfigurationError(f"url: must start with http:// or https://, found {arguments['url']!r}")
+    _check_outputs(arguments["json_path"], arguments["report"], arguments["figure"], arguments["records"])
     console = Console(stderr=True)
     runs: list[Run] = []
-    for load in arguments["loads"] or (0.5,):
+    loads = arguments["loads"] or (0.5,)
+    for load in loads:
+        folder = arguments["records"]
+        if folder is not None and len(loads) > 1:
+            folder = folder / f"load-{load:g}"
         runs += _run(
             console,
             replace(experiment, load=load),
             policies,
             url=arguments["url"],
             simulated=arguments["simulated"],
-            records_folder=arguments["records"],
+            records_folder=folder,
         )
     shown = {name: value for name, value in arguments.items() if value not in (None, (), False)}
     _show(runs, shown, arguments["json_path"], arguments["report"], arguments["figure"])
@@ -67,6 +75,7 @@ def run_demo(
     *, report: Path | None, json_path: Path | None, figure: Path | None, seconds: float, load: float, seed: int
 ) -> None:
     """`evenkeel demo`: five policies on real workers, a table and a report."""
+    _check_outputs(json_path, report, figure)
     experiment = Experiment(delay=_DEMO_DELAY, load=load, seed=seed)
     experiment = replace(experiment, requests=max(20, round(experiment.rate() * seconds)))
     console = Console(stderr=True)
@@ -80,6 +89,26 @@ def run_demo(
         report = Path(tempfile.mkdtemp(prefix="evenkeel-")) / "report.html"
     arguments = {"command": "evenkeel demo", "seconds": seconds, "load": load, "seed": seed, "delay": _DEMO_DELAY}
     _show(runs, arguments, json_path, report, figure)
+
+
+def _check_outputs(
+    json_path: Path | None, report: Path | None, figure: Path | None, records: Path | None = None
+) -> None:
+    """Refuse what could not be written afterwards, before minutes of measuring."""
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise ConfigurationError(f"figure: {figure} must end in .png or .svg")
+    for name, path in (("json", json_path), ("report", report), ("figure", figure)):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise ConfigurationError(f"{name}: {path} cannot be written: there is no folder {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigurationError(f"{name}: {path} cannot be written: no permission")
+    if records is not None:
+        # Made with all the folders above it, so the nearest one that is there must be a folder.
+        there = next(folder for folder in (records.absolute(), *records.absolute().parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigurationError(f"records: the folder {records} cannot be made in {there}")
 
 
 def _run(console: Console, experiment: Experiment, policies: Sequence[str], **options: Any) -> list[Run]:

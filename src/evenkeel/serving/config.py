@@ -4,12 +4,14 @@ Each message names the field, as `replicas.count` or `health.pause`. A field tha
 ignored, since a misspelt deadline that is silently the default is found out too late.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+import yaml.nodes
 
 from evenkeel import models
 from evenkeel.backends.address import parse_address
@@ -24,6 +26,7 @@ __all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"
 
 _BASE = models.card_path("cifar10-base")
 _COLLAGES = (models.card_path("cifar10-collage-2x2"), models.card_path("cifar10-collage-3x3"))
+_HTTP = ("http://", "https://")
 _CODES = ("replicate", "collage", "parity", "concat-parity", "cheap", "berrut")
 
 
@@ -87,15 +90,32 @@ def load_raw(path: Path) -> Any:
     """What the YAML file at `path` says, unchecked.
 
     Raises:
-        ConfigurationError: not readable, or not YAML.
+        ConfigurationError: not readable, not YAML, or a field given twice.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
     return {} if raw is None else raw
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a repeated field where the plain one keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.nodes.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.nodes.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise ConfigurationError(f"{key.value}: is given twice, again in line {key.start_mark.line + 1}")
+            seen.add((key.tag, key.value))
+        return node
 
 
 def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
@@ -118,6 +138,10 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     for name in ("name", "remote_model", "host", "run"):
         if name in fields:
             changes[name] = fields.text(name)
+    if re.search(r"[/\s]", changes.get("name", "")):
+        raise ConfigurationError(
+            f"name: is part of the URL, so it must hold neither / nor white space, found {changes['name']!r}"
+        )
     for name, low, high in (
         ("port", 0, 65535),
         ("threads", 1, 1024),
@@ -177,7 +201,11 @@ def _policy(raw: Any) -> Policy:
         if name in fields:
             changes[name] = fields.whole(name, low, high)
     fields.finish()
-    return preset(base.name, **changes)
+    try:
+        return preset(base.name, **changes)
+    except ConfigurationError as error:
+        # The policy's own names end in their unit; the file's do not.
+        raise ConfigurationError(re.sub(r"^(policy\.\w+)_s: (.*)", r"\1: \2 (seconds)", str(error))) from None
 
 
 def _health(raw: Any) -> HealthSettings:
@@ -186,34 +214,60 @@ def _health(raw: Any) -> HealthSettings:
     for name in ("pause", "max_pause", "min_stall"):
         if name in fields:
             changes[f"{name}_s"] = fields.seconds(name)
-    for name in ("slow_factor", "stall_factor", "max_slow_share"):
+    for name, low, high in (("slow_factor", 1, 1e6), ("stall_factor", 1, 1e6), ("max_slow_share", 0, 1)):
         if name in fields:
             changes[name] = fields.number(name)
+            if not low <= changes[name] <= high:
+                raise ConfigurationError(
+                    f"health.{name}: must be a number from {low:g} to {high:g}, found {changes[name]:g}"
+                )
     for name in ("window", "probes", "most_failures"):
         if name in fields:
             changes[name] = fields.whole(name, 1, 10_000)
     fields.finish()
-    return replace(HealthSettings(), **changes)
+    settings = replace(HealthSettings(), **changes)
+    if settings.max_pause_s < settings.pause_s:
+        raise ConfigurationError(
+            f"health.max_pause: must be at least health.pause, {settings.pause_s:g}s, found {settings.max_pause_s:g}s"
+        )
+    return settings
 
 
 def _nodes(raw: Any, name: str) -> NodesConfig:
     if isinstance(raw, int) and not isinstance(raw, bool):
         raw = {"count": raw}
     elif isinstance(raw, Sequence) and not isinstance(raw, str):
-        http = [text for text in raw if str(text).startswith(("http://", "https://"))]
+        for place, entry in enumerate(raw):
+            if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", *_HTTP)):
+                raise ConfigurationError(
+                    f"{name}[{place}]: expected unix:/path, tcp://host:port or http(s)://host:port, found {entry!r}"
+                )
+            if not entry.startswith(_HTTP):
+                _check_address(entry, f"{name}[{place}]")
+        http = [text for text in raw if text.startswith(_HTTP)]
         raw = {"addresses": [text for text in raw if text not in http], "urls": http}
+    elif not isinstance(raw, Mapping):
+        raise ConfigurationError(f"{name}: expected a whole number, a list of addresses, or fields, found {raw!r}")
     fields = _Fields(raw, name)
     count = fields.whole("count", 0, 4096) if "count" in fields else 0
     addresses = fields.texts("addresses") if "addresses" in fields else ()
     urls = fields.texts("urls") if "urls" in fields else ()
     fields.finish()
     for place, address in enumerate(addresses):
-        if parse_address(address).kind == "fd":
-            raise ConfigurationError(f"{name}.addresses[{place}]: expected unix:/path or tcp://host:port")
+        _check_address(address, f"{name}.addresses[{place}]")
     for place, url in enumerate(urls):
-        if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"{name}.urls[{place}]: expected http://host:port, found {url!r}")
+        if not url.startswith(_HTTP):
+            raise ConfigurationError(f"{name}.urls[{place}]: expected http(s)://host:port, found {url!r}")
     return NodesConfig(count, addresses, urls)
+
+
+def _check_address(text: str, name: str) -> None:
+    try:
+        address = parse_address(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
+    if address.kind == "fd":
+        raise ConfigurationError(f"{name}: expected unix:/path or tcp://host:port, found {text!r}")
 
 
 def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:

@@ -22,6 +22,13 @@ class Submits(Protocol):
     def draining(self) -> bool:
         """True from the moment a shutdown has begun."""
 
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that a request may take in all."""
+
+    def check_room(self, count: int) -> None:
+        """Raise TooLargeError or OverloadedError when that many items, more than one, would not all be taken."""
+
     def submit(
         self, array: Array, on_outcome: Callable[[Outcome], object], options: Options = ..., key: int | None = None
     ) -> int:
@@ -64,13 +71,15 @@ class Flight:
             key: of the first; the others' follow.
 
         Raises:
-            OverloadedError: one was not taken; the others are given up.
+            TooLargeError: more than are ever taken at once; none was submitted.
+            OverloadedError: there is no room for all; none is left submitted.
         """
         count = self._left = len(items)
         submit = self._gateway.submit
         if count == 1:
             self._tickets.append(submit(items[0], self._only, options, key))
             return
+        self._gateway.check_room(count)
         self._outcomes = [None] * count
         try:
             for row in range(count):

@@ -22,7 +22,14 @@ from evenkeel.clock import Clock, Timer
 from evenkeel.coding.code import Answer, Array, Code, Source
 from evenkeel.coding.score_form import ScoreForm
 from evenkeel.delays import attempt_key
-from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, EvenkeelError, OverloadedError
+from evenkeel.errors import (
+    BackendError,
+    ConfigurationError,
+    DeadlineError,
+    EvenkeelError,
+    OverloadedError,
+    TooLargeError,
+)
 from evenkeel.serving.backups import Backups, Offload, inline
 from evenkeel.serving.budget import Budget
 from evenkeel.serving.coded_fleet import CodedFleet
@@ -126,6 +133,33 @@ class Gateway:
         """Items that have no answer yet."""
         return len(self._items)
 
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that an item may take in all."""
+        return self.policy.deadline_s
+
+    def check_room(self, count: int) -> None:
+        """See that `count` items submitted now would all be taken; one alone need not ask.
+
+        Raises:
+            TooLargeError: more than the whole fleet may ever hold.
+            OverloadedError: more than there is room for now.
+        """
+        replicas, limit = self.replicas, self._max_outstanding
+        copies = min(self.policy.copies, len(replicas.all))
+        # The last item is taken where there is room for its first copy.
+        tasks = (count - 1) * copies + 1
+        most = limit * len(replicas.all)
+        if tasks > most:
+            raise TooLargeError(f"{count} items; at most {(most - 1) // copies + 1} are taken in one request")
+        if tasks <= replicas.room(limit):
+            return
+        self.stats.shed += count
+        if not replicas.any_ready:
+            raise OverloadedError("no replica is ready; try again soon")
+        longest = max(replica.outstanding for replica in replicas.all)
+        raise OverloadedError(f"no room for {count} items at once now; try again later", self._worked_off_s(longest))
+
     def submit(self, array: Array, on_outcome: OnOutcome, options: Options = NO_OPTIONS, key: int | None = None) -> int:
         """Take one item; returns its ticket. `on_outcome` is called once, later, unless the ticket is cancelled.
 
@@ -202,8 +236,11 @@ class Gateway:
         if replica is None:
             return OverloadedError("no replica is ready; try again soon")
         # By then even the shortest queue has been worked off, so that there is room for more than one.
-        empty_s = replica.outstanding * (self.service_times.quantile(0.5) or 0.1)
-        return OverloadedError("all queues are full; try again later", min(empty_s, _LONGEST_RETRY_AFTER_S))
+        return OverloadedError("all queues are full; try again later", self._worked_off_s(replica.outstanding))
+
+    def _worked_off_s(self, outstanding: int) -> float:
+        """When a client is asked to come back that waits for a queue to be worked off."""
+        return min(outstanding * (self.service_times.quantile(0.5) or 0.1), _LONGEST_RETRY_AFTER_S)
 
     def _send(self, item: Item, replica: Replica, source: Source, now: float) -> None:
         attempt = item.attempts

@@ -273,12 +273,21 @@ class App:
         wanted: tuple[Sequence[str], Sequence[bool]],
         request_id: str | None,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        items = await self._decoder.decode_all(files)
+        if len(files) > 1:
+            self._gateway.check_room(len(files))
+        limit_s = self._gateway.deadline_s
         if options.timeout_s is not None:
-            options = replace(options, timeout_s=_time_left(options.timeout_s, loop.time() - began_s))
-        self._fly(exchange, items, options, key, wanted, request_id)
+            limit_s = min(limit_s, options.timeout_s)
+        until_s = asyncio.get_running_loop().time() + limit_s
+        try:
+            async with asyncio.timeout_at(until_s):
+                items = await self._decoder.decode_all(files)
+        except TimeoutError:
+            raise _late(limit_s) from None
+        left_s = until_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise _late(limit_s)
+        self._fly(exchange, items, replace(options, timeout_s=left_s), key, wanted, request_id)
 
     async def _pack(self, exchange: Exchange, headers: bytes, body: bytes, encoding: str) -> None:
         self._reply(exchange, 200, headers, await self._run(compress, body, encoding))
@@ -337,11 +346,8 @@ class App:
         return _json(200, {**what, "ready": True})
 
 
-def _time_left(timeout_s: float, spent_s: float) -> float:
-    # Decoding images takes some of the time that the client gave.
-    if spent_s >= timeout_s:
-        raise DeadlineError(f"the timeout of {timeout_s:g} s passed while images were decoded")
-    return timeout_s - spent_s
+def _late(limit_s: float) -> DeadlineError:
+    return DeadlineError(f"the timeout of {limit_s:g} s passed while images were decoded")
 
 
 def _whole_number(name: bytes, value: bytes) -> int:

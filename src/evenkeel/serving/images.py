@@ -6,8 +6,10 @@ out. A file that already has the card's size is not touched.
 """
 
 import asyncio
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from io import BytesIO
 
 import numpy as np
@@ -21,6 +23,10 @@ __all__ = ["ImageDecoder", "from_pixels", "is_image_file"]
 
 _FORMATS = ("JPEG", "PNG")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+# How the signatures begin in base64.
+_BASE64_SIGNATURES = (b"/9j/", b"iVBORw0KGgo")
+_HOW_TO_SEND = "send image files as binary tensors, or base64 with the tensor parameter content_type: base64"
 
 
 def is_image_file(data: bytes) -> bool:
@@ -41,7 +47,7 @@ class ImageDecoder:
     Args:
         card: of the model.
         executor: threads that decode; their number bounds how many images are decoded at once.
-        most_pixels: a file with more is refused before it is decoded.
+        most_pixels: a request whose files have more in all is refused before any is decoded.
         most_waiting: files that may wait for a thread; more are shed, so that the wait stays short.
     """
 
@@ -53,13 +59,15 @@ class ImageDecoder:
         self._most_pixels = most_pixels
         self._most_waiting = most_waiting
         self._waiting = 0
+        # Our own limit applies, so that Pillow's advice to the programmer would only fill the server's log.
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
     async def decode_all(self, files: Sequence[bytes]) -> Array:
         """Rows `[n, ...]` in the card's layout and datatype.
 
         Raises:
             RequestError: a file is no JPEG or PNG, or is damaged; the message says which.
-            TooLargeError: a file has too many pixels.
+            TooLargeError: a file has, or all have together, too many pixels.
             OverloadedError: too many files wait already.
         """
         # A single big request on an idle decoder may exceed the bound: it would otherwise never be served.
@@ -67,8 +75,11 @@ class ImageDecoder:
             raise OverloadedError(f"{self._waiting} images wait to be decoded; try again soon")
         loop = asyncio.get_running_loop()
         self._waiting += len(files)
-        jobs = [loop.run_in_executor(self._executor, self.decode, data, row) for row, data in enumerate(files)]
+        jobs: list[asyncio.Future[Array]] = []
         try:
+            if len(files) > 1:
+                await loop.run_in_executor(self._executor, self._check_sum, files)
+            jobs += [loop.run_in_executor(self._executor, self.decode, data, row) for row, data in enumerate(files)]
             return from_pixels(np.stack([await job for job in jobs]), self._card)
         finally:
             self._waiting -= len(files)
@@ -90,10 +101,24 @@ class ImageDecoder:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _too_large(row, "too many pixels", self._most_pixels) from error
         except UnidentifiedImageError:
-            raise RequestError(f"image {row} is neither a JPEG nor a PNG file ({len(data)} bytes)") from None
+            hint = f"; {_HOW_TO_SEND}" if _is_base64(data) else ""
+            raise RequestError(f"image {row} is neither a JPEG nor a PNG file ({len(data)} bytes){hint}") from None
         # Pillow's readers raise many kinds (OSError, SyntaxError, struct.error, ...) on damaged files.
         except Exception as error:
             raise RequestError(f"image {row} cannot be decoded: {error}; is the file complete?") from error
+
+    def _check_sum(self, files: Sequence[bytes]) -> None:
+        """Refuse files that have too many pixels together, by what their headers say."""
+        pixels = 0
+        for data in files:
+            # What cannot be read is reported when its turn to be decoded comes.
+            with suppress(Exception), Image.open(BytesIO(data), formats=_FORMATS) as image:
+                pixels += image.width * image.height
+        if pixels > self._most_pixels:
+            raise TooLargeError(
+                f"{len(files)} images have {pixels / 1e6:.3g} million pixels in all; at most "
+                f"{self._most_pixels / 1e6:g} million are taken in one request"
+            )
 
     def _fit(self, image: Image.Image) -> Array:
         width, height = self._card.width, self._card.height
@@ -107,6 +132,11 @@ class ImageDecoder:
             box = (left, top, left + scale * width, top + scale * height)
             upright = upright.resize((width, height), Image.Resampling.BILINEAR, box=box)
         return np.asarray(upright)
+
+
+def _is_base64(data: bytes) -> bool:
+    # A data URL is the other form in which browsers and scripts hand files over as text.
+    return data.startswith((*_BASE64_SIGNATURES, b"data:image/"))
 
 
 def _too_large(row: int, what: str, most: int) -> TooLargeError:

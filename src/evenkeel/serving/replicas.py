@@ -107,6 +107,10 @@ class Replicas:
                 best, least = replica, replica.outstanding
         return best
 
+    def room(self, most: int) -> int:
+        """Tasks that the usable replicas can take until each has `most`."""
+        return sum(max(0, most - replica.outstanding) for replica in self._usable)
+
     def learn(self, replica: Replica, service_s: float, now_s: float) -> None:
         """One ordinary reply: remember how long it took, and eject the replica when it stays slow."""
         health = replica.health
