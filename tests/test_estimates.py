@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.estimates import mean, quantile, quantile_ratio, rate, sd, sd_ratio, share
+from evenkeel.estimates import grouped_share, mean, quantile, quantile_ratio, rate, sd, sd_ratio, share
 
 # Published or exactly computable values.
 
@@ -141,3 +141,34 @@ def test_bounds_are_on_their_sides(values, level):
 def test_a_level_must_be_between_zero_and_one():
     with pytest.raises(EvenkeelError, match="between 0 and 1, found 99"):
         quantile([1.0], 99)
+
+
+def test_a_grouped_share_of_single_trials_is_a_share():
+    hits = np.array([1, 0, 1, 1, 0, 1, 1])
+    estimate, plain = grouped_share(hits, np.ones(7)), share(5, 7)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((plain.value, plain.low, plain.high))
+    assert grouped_share(np.append(hits, 0), np.append(np.ones(7), 0)) == estimate  # a group without trials
+    assert math.isnan(grouped_share([], []).value)
+
+
+def test_repeating_the_same_trials_tells_nothing_new():
+    hits = np.array([1, 0, 1, 1, 0, 1, 1])
+    assert grouped_share(3 * hits, np.full(7, 3)).low == pytest.approx(grouped_share(hits, np.ones(7)).low)
+    assert (grouped_share(np.zeros(5), np.full(5, 9)).high, share(0, 5).low) == (share(0, 5).high, 0)
+
+
+def test_trials_that_do_not_depend_on_their_group_all_count():
+    hits = np.random.default_rng(0).binomial(4, 0.8, 2000)
+    estimate, plain = grouped_share(hits, np.full(2000, 4)), share(int(hits.sum()), 8000)
+    assert estimate.high - estimate.low == pytest.approx(plain.high - plain.low, rel=0.05)
+
+
+def test_the_interval_of_a_grouped_share_covers_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        chance = random.beta(4, 1, 150)  # mean .8, groups very different
+        counts = random.integers(1, 5, 150)
+        estimate = grouped_share(random.binomial(counts, chance), counts)
+        covered += estimate.low <= 0.8 <= estimate.high
+    assert 0.92 <= covered / 400 <= 0.98

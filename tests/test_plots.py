@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.plots import colours, latency_histograms, save, sources, svg, tail
+from evenkeel.plots import colours, fills, latency_histograms, save, sources, svg, tail
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +148,40 @@ def test_matplotlib_is_loaded_only_when_drawing():
     code = "import sys, evenkeel.plots, evenkeel.report; print('matplotlib' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+
+
+def fill_row(method, items, cost, accuracy, **more):
+    row = {"method": method, "images_per_backup": items, "cost": cost, "accuracy": accuracy}
+    for percent, gain in ((100, 0.0), (90, 0.03), (70, 0.06)):
+        row[f"accuracy_coverage_{percent}"] = accuracy + gain
+        row[f"accuracy_coverage_{percent}_low"] = accuracy + gain - 0.01
+        row[f"accuracy_coverage_{percent}_high"] = accuracy + gain + 0.01
+    return row | {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy + 0.01} | more
+
+
+def test_fills_are_drawn_against_cost_and_confidence(tmp_path):
+    by_items = [{"items": 1, "accuracy": 0.9}, {"items": 2, "accuracy": 0.88}]
+    rows = [fill_row("classifier", 1, 1.0, 0.93), fill_row("collage3x3", 9, 0.5, 0.86, by_items=by_items)]
+    rows.append(fill_row("berrut9+1", 9, 1.0, 0.55))
+    figure = fills(rows)
+    assert len(figure.axes) == 3
+    gate = figure.axes[1]
+    assert gate.xaxis_inverted()
+    (line,) = [line for line in gate.lines if len(line.get_xdata()) == 3 and line.get_ydata()[0] == 86]
+    assert line.get_xdata().tolist() == [100, 90, 70]
+    assert line.get_ydata().tolist() == pytest.approx([86, 89, 92])
+    assert [line for line in gate.lines if set(line.get_ydata()) == {93}]
+    assert "collage3x3 (N=9)" in texts(figure)
+    assert len(fills(rows[::2]).axes) == 2  # nothing partly filled
+    save(figure, tmp_path / "fills.png")
+    with Image.open(tmp_path / "fills.png") as picture:
+        assert picture.size[0] > 1000
+    with pytest.raises(EvenkeelError, match="no fills with labels"):
+        fills(rows[:1])
+
+
+def test_methods_beyond_the_colours_get_another_mark():
+    rows = [fill_row("classifier", 1, 1.0, 0.93)]
+    rows += [fill_row(f"method{place}", 2, 0.1 * place, 0.8) for place in range(1, 14)]
+    lines = [line for line in fills(rows).axes[1].lines if len(line.get_xdata()) == 3]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 13

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from evenkeel.records import RequestRecord, summarise
-from evenkeel.tables import COLUMNS, Column, interval_text, name, table, value_text
+from evenkeel.tables import COLUMNS, Column, interval_text, markdown, name, table, value_text
 
 POLICIES = ("none", "replicate", "hedge", "collage", "collage+hedge")
 
@@ -104,3 +104,22 @@ def test_shares_are_percent():
 
 def test_no_rows_are_no_error():
     assert "policy" in printed([], 120)
+
+
+def test_other_rows_bring_their_own_columns_and_name():
+    rows = [{"method": "collage", "drop": -0.0286, "cost": 0.523}, {"method": "parity", "drop": 0.1, "cost": None}]
+    columns = [Column("drop", "drop", "points", 100.0), Column("cost", "cost", "passes")]
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(table(rows, columns, "method"))
+    lines = console.file.getvalue().splitlines()
+    assert lines[1].split() == ["method", "points", "passes"]
+    assert [line.split() for line in lines[3:]] == [["collage", "-2.9", "0.52"], ["parity", "10.0", "–"]]
+
+
+def test_a_page_has_intervals_in_brackets():
+    rows = [{"method": "collage", "right": 0.864, "right_low": 0.857, "right_high": 0.871}]
+    assert markdown(rows, [Column("right", "right", "%", 100.0)], "method").splitlines() == [
+        "| method | right, % |",
+        "| --- | ---: |",
+        "| collage | 86.4 (85.7–87.1) |",
+    ]

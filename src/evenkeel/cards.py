@@ -17,7 +17,8 @@ __all__ = ["FORMAT", "Measured", "ModelCard", "load_card", "save_card"]
 FORMAT = 1
 Layout = Literal["NHWC", "NCHW"]
 DataType = Literal["UINT8", "FP32"]
-Kind = Literal["classifier", "collage"]
+Kind = Literal["classifier", "collage", "detector", "parity"]
+Encoder = Literal["sum", "concat"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
@@ -38,7 +39,8 @@ class ModelCard:
 
     A `classifier` takes one image a row and gives scores `[n, classes]`. A `collage` takes one canvas of
     `grid` x `grid` tiles a row, side `grid * tile_side`, and gives scores `[n, grid * grid, classes]`, cells row by
-    row.
+    row. A `detector` takes the same canvas and gives boxes `[n, boxes, 5 + classes]` (`coding/boxes.py`). A `parity`
+    takes the parity item of up to `group` items a row and gives the sum of their scores `[n, classes]`.
     """
 
     name: str
@@ -57,7 +59,9 @@ class ModelCard:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     normalisation_inside: bool = True  # True: the ONNX graph normalises by itself
     grid: int = 1
-    tile_side: int = 0  # pixels; 0 for a classifier
+    tile_side: int = 0  # pixels; 0 where there are no tiles
+    encoder: Encoder | None = None  # of a parity model: how its parity item is made
+    group: int = 1  # of a parity model: ParM's k
     interpolation: Interpolation = "lanczos"  # how an item is shrunk to a tile
     temperature: float = 1.0  # confidence = max softmax(logits / temperature)
     version: str = "1"
@@ -67,12 +71,14 @@ class ModelCard:
     relative_cost: float = 1.0  # one pass of this model / one pass of the classifier it backs up, measured
     accuracy: Measured | None = None  # against labels
     agreement: Measured | None = None  # with the classifier it backs up
+    # Rows [confidence low, high, count, accuracy], rising: how often answers of such a confidence are right.
+    reliability: tuple[tuple[float, float, int, float], ...] | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # how it was trained, on what machine, from which data
 
     @property
     def cells(self) -> int:
         """How many items one pass covers."""
-        return self.grid * self.grid
+        return self.group if self.kind == "parity" else self.grid * self.grid
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -80,6 +86,13 @@ class ModelCard:
         if self.layout == "NHWC":
             return (self.height, self.width, 3)
         return (3, self.height, self.width)
+
+    @property
+    def output_shape(self) -> tuple[int, ...] | None:
+        """Shape of one output row; None for a detector, which may give any number of boxes."""
+        if self.kind == "detector":
+            return None
+        return (self.cells, len(self.classes)) if self.kind == "collage" else (len(self.classes),)
 
 
 def load_card(path: str | Path) -> ModelCard:
@@ -105,9 +118,9 @@ def load_card(path: str | Path) -> ModelCard:
                 raw[share] = Measured(**raw[share])
             except TypeError as error:
                 raise ConfigurationError(f"model card {path}: field {share!r}: {error}") from error
-    for name in ("classes", "mean", "std"):
+    for name in ("classes", "mean", "std", "reliability"):
         if isinstance(raw.get(name), list):
-            raw[name] = tuple(raw[name])
+            raw[name] = tuple(tuple(each) if isinstance(each, list) else each for each in raw[name])
     try:
         card = ModelCard(**raw)
     except TypeError as error:
@@ -127,7 +140,8 @@ def _check(card: ModelCard, path: Path) -> None:
         raise ConfigurationError(f"model card {path}: field {name!r} {why}")
 
     choices = {
-        "kind": ("classifier", "collage"),
+        "kind": ("classifier", "collage", "detector", "parity"),
+        "encoder": ("sum", "concat") if card.kind == "parity" else (None,),
         "layout": ("NHWC", "NCHW"),
         "datatype": ("UINT8", "FP32"),
         "scores": ("logits", "probabilities"),
@@ -135,7 +149,8 @@ def _check(card: ModelCard, path: Path) -> None:
     }
     for name, allowed in choices.items():
         if getattr(card, name) not in allowed:
-            refuse(name, f"must be one of {', '.join(allowed)}, found {getattr(card, name)!r}")
+            wanted = f"one of {', '.join(map(str, allowed))}" if allowed != (None,) else f"left out for a {card.kind}"
+            refuse(name, f"must be {wanted}, found {getattr(card, name)!r}")
     for name in ("name", "file", "sha256", "input_name", "output_name", "version"):
         if not isinstance(getattr(card, name), str) or not getattr(card, name):
             refuse(name, "must be a non-empty string")
@@ -143,7 +158,7 @@ def _check(card: ModelCard, path: Path) -> None:
         refuse("file", "must be a path below the card's own folder")
     if len(card.classes) < 2 or not all(isinstance(label, str) for label in card.classes):
         refuse("classes", "must list two or more label names")
-    for name in ("height", "width", "grid"):
+    for name in ("height", "width", "grid", "group"):
         value = getattr(card, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             refuse(name, f"must be a positive integer, found {value!r}")
@@ -155,8 +170,31 @@ def _check(card: ModelCard, path: Path) -> None:
         refuse("std", "must be above zero")
     if not isinstance(card.temperature, (int, float)) or not 0 < card.temperature < 1e6:
         refuse("temperature", "must be a number above zero")
-    if card.kind == "collage":
+    if card.kind in ("collage", "detector"):
         if card.height != card.grid * card.tile_side or card.width != card.grid * card.tile_side:
             refuse("tile_side", f"times grid must equal height and width ({card.height} x {card.width})")
     elif card.grid != 1:
-        refuse("grid", "must be 1 for a classifier")
+        refuse("grid", f"must be 1 for a {card.kind}")
+    if card.kind == "parity":
+        if card.encoder == "sum" and card.datatype != "FP32":
+            refuse("datatype", "must be FP32 for a sum of items, which leaves the range of UINT8")
+    elif card.group != 1:
+        refuse("group", f"must be 1 for a {card.kind}")
+    if card.reliability is not None and not _is_reliability(card.reliability):
+        refuse("reliability", "must list rows [confidence low, high, count, accuracy] that rise from 0 to 1")
+
+
+def _is_reliability(rows: object) -> bool:
+    if not isinstance(rows, tuple):
+        return False
+    reached = 0.0
+    for row in rows:
+        if not isinstance(row, tuple) or len(row) != 4:
+            return False
+        if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in row):
+            return False
+        low, high, count, accuracy = row
+        if not (reached <= low < high <= 1 and isinstance(count, int) and count >= 1 and 0 <= accuracy <= 1):
+            return False
+        reached = high
+    return True

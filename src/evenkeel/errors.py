@@ -4,6 +4,7 @@
     ├── ConfigurationError     the command line, a configuration file or a model card is wrong (exit code 2)
     ├── MissingExtraError      an optional part is not installed; the message is the install line
     ├── CodeError              items or replies do not fit the code
+    ├── UnreadableImageError   one image among many cannot be read; who reads them counts it and goes on
     ├── RequestError           a request is wrong; carries the HTTP status to answer with
     │   ├── UnknownModelError  no such model or version (404)
     │   ├── SlowRequestError   the rest of a request did not come in time (408)
@@ -11,6 +12,8 @@
     │   └── UnsupportedError   understood but not offered (501)
     ├── OverloadedError        queues are full or nobody can serve (503, retry later)
     ├── DeadlineError          the total deadline passed without an answer (504)
+    ├── ReducerError           gradients could not be added: a peer is gone or silent
+    ├── LabError               the emulated cluster could not be made, measured or removed
     └── BackendError           a backend could not do a task
         ├── BackendLostError   the connection or the process went away
         └── ProtocolError      what came from a worker or a server is not what was agreed
@@ -25,13 +28,16 @@ __all__ = [
     "ConfigurationError",
     "DeadlineError",
     "EvenkeelError",
+    "LabError",
     "MissingExtraError",
     "OverloadedError",
     "ProtocolError",
+    "ReducerError",
     "RequestError",
     "SlowRequestError",
     "TooLargeError",
     "UnknownModelError",
+    "UnreadableImageError",
     "UnsupportedError",
 ]
 
@@ -55,6 +61,10 @@ class MissingExtraError(EvenkeelError):
 
 class CodeError(EvenkeelError):
     """Items or replies do not fit the code."""
+
+
+class UnreadableImageError(EvenkeelError):
+    """One image among many cannot be read; the message is the reason, without the image's name."""
 
 
 class RequestError(EvenkeelError):
@@ -103,6 +113,10 @@ class DeadlineError(EvenkeelError):
     http_status = 504
 
 
+class ReducerError(EvenkeelError):
+    """Gradients could not be added: a peer is gone or silent. Restart the job from its last checkpoint."""
+
+
 class BackendError(EvenkeelError):
     """A backend could not do a task."""
 
@@ -115,3 +129,7 @@ class BackendLostError(BackendError):
 
 class ProtocolError(BackendError):
     """What came from a worker or a server is not what was agreed."""
+
+
+class LabError(EvenkeelError):
+    """The emulated cluster could not be made, measured or removed."""

@@ -13,7 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from evenkeel.errors import EvenkeelError
 
-__all__ = ["Estimate", "mean", "quantile", "quantile_place", "quantile_ratio", "rate", "sd", "sd_ratio", "share"]
+__all__ = [
+    "Estimate",
+    "grouped_share",
+    "mean",
+    "quantile",
+    "quantile_place",
+    "quantile_ratio",
+    "rate",
+    "sd",
+    "sd_ratio",
+    "share",
+]
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal law
 _T = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305, 4: 2.776445105}  # the same of Student's t, degrees 1 to 4
@@ -93,7 +104,32 @@ def share(hits: int, count: int) -> Estimate:
         return _UNKNOWN
     if not 0 <= hits <= count:
         raise EvenkeelError(f"a share needs 0 to {count} hits, found {hits}")
-    value = hits / count
+    return _wilson(hits / count, count)
+
+
+def grouped_share(hits: ArrayLike, counts: ArrayLike) -> Estimate:
+    """The share sum(hits) / sum(counts), where the trials of a group are not independent but groups are.
+
+    Wilson's interval at the effective sample size, which is the number of independent trials whose share would vary as
+    much as this one does between groups. With one trial in each group it is `share`.
+
+    Args:
+        hits: of each group.
+        counts: trials of each group; groups without any are left out.
+    """
+    found, trials = _floats(hits), _floats(counts)
+    found, trials = found[trials > 0], trials[trials > 0]
+    if not trials.size:
+        return _UNKNOWN
+    total = float(trials.sum())
+    value = min(max(float(found.sum()) / total, 0.0), 1.0)
+    # Of a ratio, to the first order.
+    variance = float(((found - value * trials) ** 2).sum()) / total**2
+    # A share of 0 or 1 shows no variance; then each group counts as one trial.
+    return _wilson(value, value * (1 - value) / variance if variance > 0 else float(trials.size))
+
+
+def _wilson(value: float, count: float) -> Estimate:
     middle = value + _Z**2 / (2 * count)
     half = _Z * math.sqrt(value * (1 - value) / count + _Z**2 / (4 * count**2))
     below = 1 + _Z**2 / count

@@ -10,7 +10,18 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["COLUMNS", "Column", "Row", "interval_text", "measured", "name", "settings", "table", "value_text"]
+__all__ = [
+    "COLUMNS",
+    "Column",
+    "Row",
+    "interval_text",
+    "markdown",
+    "measured",
+    "name",
+    "settings",
+    "table",
+    "value_text",
+]
 
 Row = Mapping[str, Any]
 
@@ -42,28 +53,31 @@ _WIDEST_POLICY = 20
 _SIDE_WIDTH = 13  # of a policy's column in a narrow table
 
 
-def table(rows: Sequence[Row]) -> RenderableType:
+def table(rows: Sequence[Row], columns: Sequence[Column] | None = None, key: str = "policy") -> RenderableType:
     """The rows with a column for each figure, 95 % intervals dim below; on its side where the terminal is too narrow.
 
     Args:
-        rows: with the keys of `records.summarise`.
+        rows: with the keys of the columns.
+        columns: which figures; without, those of `records.summarise`.
+        key: what names a row, and heads the column of names.
     """
-    return _Fitting(rows)
+    return _Fitting(rows, columns, key)
 
 
 class _Fitting:
     """Chooses the layout when it is printed, since only then the width is known."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Row], columns: Sequence[Column] | None, key: str) -> None:
         self._rows = rows
-        self._names = [name(row, rows) for row in rows]
-        self._columns = measured(rows)
+        self._key = key
+        self._names = [name(row, rows, key) for row in rows]
+        self._columns = measured(rows) if columns is None else columns
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         policies = min(max(map(len, self._names), default=0), _WIDEST_POLICY)
         figures = [max(map(cell_len, self._texts(column)), default=0) for column in self._columns]
         if policies + sum(figures) + 2 * len(figures) <= options.max_width:
-            yield _wide(self._rows, self._names, self._columns)
+            yield _wide(self._rows, self._names, self._columns, self._key)
             return
         labels = max(len(f"{column.heading} {column.unit}") for column in self._columns)
         at_once = max(1, (options.max_width - labels) // (_SIDE_WIDTH + 2))
@@ -83,9 +97,9 @@ def measured(rows: Sequence[Row]) -> list[Column]:
     return [*COLUMNS, *([_FAILED] if any(row.get("failed") for row in rows) else [])]
 
 
-def name(row: Row, rows: Sequence[Row]) -> str:
+def name(row: Row, rows: Sequence[Row], key: str = "policy") -> str:
     """What a row is called among `rows`: its policy, and whatever else of its settings differs between them."""
-    parts = [str(row["policy"])]
+    parts = [str(row[key])]
     parts += [text for key, text in settings(row).items() if len({str(other.get(key)) for other in rows}) > 1]
     return ", ".join(parts)
 
@@ -100,6 +114,19 @@ def settings(row: Row) -> dict[str, str]:
     if row.get("rate_per_s") is not None:
         texts["rate_per_s"] = f"{row['rate_per_s']:.4g}/s"
     return texts
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[Column], key: str = "policy") -> str:
+    """The rows as a Markdown table, each interval in brackets behind its figure."""
+    heads = [key, *(f"{column.heading}, {column.unit}" for column in columns)]
+    lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * len(columns) + "|"]
+    for row in rows:
+        cells = [name(row, rows, key)]
+        for column in columns:
+            interval = interval_text(row, column)
+            cells.append(value_text(row, column) + (f" ({interval})" if interval else ""))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def value_text(row: Row, column: Column) -> str:
@@ -119,18 +146,18 @@ def interval_text(row: Row, column: Column) -> str:
 
 
 def _number(value: float, column: Column) -> str:
-    """Tenths of a percent; milliseconds with three digits or so, but no finer than hundredths."""
+    """Tenths of a percent or a point; milliseconds with three digits or so, but no finer than hundredths."""
     value *= column.factor
-    if column.unit == "%":
+    if column.unit in ("%", "points"):
         return f"{value:.1f}"
     if value >= 99.95:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
-def _wide(rows: Sequence[Row], names: Sequence[str], columns: Sequence[Column]) -> Table:
+def _wide(rows: Sequence[Row], names: Sequence[str], columns: Sequence[Column], key: str) -> Table:
     result = _empty()
-    result.add_column("policy", max_width=_WIDEST_POLICY, overflow="fold")
+    result.add_column(key, max_width=_WIDEST_POLICY, overflow="fold")
     for column in columns:
         result.add_column(Text.assemble(column.heading, "\n", (column.unit, "dim")), justify="right", no_wrap=True)
     for row, policy in zip(rows, names, strict=True):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from evenkeel.backends.model import load_model
+from evenkeel.bench.float_input import with_float_input
 from evenkeel.cards import load_card, save_card
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import IMAGES, card_path, model_path
@@ -138,3 +139,21 @@ def test_a_python_model_that_cannot_be_had_says_why(tmp_path, source, says):
 def test_a_spec_that_names_nothing_is_refused(spec):
     with pytest.raises(ConfigurationError):
         load_model(spec)
+
+
+def test_what_a_code_has_normalised_is_not_normalised_again(changed, tmp_path):
+    # The same graph, for float32 rows that come normalised from the code of a parity model.
+    content = with_float_input(model_path(BASE).read_bytes(), "images")
+    (tmp_path / "float.onnx").write_bytes(content)
+    fields = {
+        "file": "float.onnx",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "datatype": "FP32",
+        "normalisation_inside": False,
+    }
+    rows = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
+    inputs = load_model(changed(**fields)).run(rows)
+    parity = load_model(changed(**fields, kind="parity", encoder="sum", group=2)).run(rows)
+    plain = load_model(changed(**{**fields, "normalisation_inside": True})).run(rows)
+    np.testing.assert_array_equal(parity, plain)
+    assert np.abs(inputs - plain).max() > 0.01

@@ -157,7 +157,9 @@ def _load_onnx(path: str, threads: int) -> Model:
         )
     session = _session(content, file, threads)
     one_by_one = _check_graph(session, card, path)
-    normalise = _no_change if card.normalisation_inside else _normaliser(card)
+    # Items come as pixels; what a code makes of them in FP32 it has normalised already (`coding/tiles.py`).
+    normalised = card.normalisation_inside or (card.kind != "classifier" and card.datatype == "FP32")
+    normalise = _no_change if normalised else _normaliser(card)
     names, input_name = [card.output_name], card.input_name
 
     def run(rows: Array) -> Array:
@@ -167,12 +169,12 @@ def _load_onnx(path: str, threads: int) -> Model:
         output: Array = session.run(names, {input_name: prepared})[0]
         return output
 
-    output_shape = (len(card.classes),) if card.kind == "classifier" else (card.cells, len(card.classes))
     dtype = _CARD_TYPES[card.datatype]
-    model = Model(card.name, run, card.input_shape, output_shape, dtype, card.relative_cost)
+    model = Model(card.name, run, card.input_shape, card.output_shape, dtype, card.relative_cost)
     first = run(np.zeros((1, *card.input_shape), dtype))  # so that the first task is not the slow one
-    if first.shape != (1, *output_shape):
-        raise ConfigurationError(f"model card {path}: one row gives {first.shape}, the card says {(1, *output_shape)}")
+    expected = (1, *((*first.shape[1:2], 5 + len(card.classes)) if card.output_shape is None else card.output_shape))
+    if first.shape != expected:
+        raise ConfigurationError(f"model card {path}: one row gives {first.shape}, the card says {expected}")
     return model
 
 

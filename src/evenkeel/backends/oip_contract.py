@@ -46,11 +46,9 @@ class Contract:
         if tensor is None:
             names = ", ".join(repr(output.name) for output in response.outputs)
             raise ProtocolError(f"expected output {self.output_name!r}, found {names or 'none'}")
-        card, data = self.card, tensor.data
-        classes = len(card.classes)
-        expected = (rows, classes) if card.kind == "classifier" else (rows, card.cells, classes)
-        if tensor.shape != expected:
-            raise ProtocolError(f"output {tensor.name!r} has shape {list(tensor.shape)}, expected {list(expected)}")
+        data, row = tensor.data, self.card.output_shape
+        if row is not None and tensor.shape != (rows, *row):
+            raise ProtocolError(f"output {tensor.name!r} has shape {list(tensor.shape)}, expected {[rows, *row]}")
         if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
             raise ProtocolError(f"output {tensor.name!r} has datatype {tensor.datatype}, expected FP32")
         outputs = np.require(data, np.float32, ("C", "A"))

@@ -23,7 +23,7 @@ from evenkeel.records import count_sources, json_document, machine
 from evenkeel.report import write_report
 from evenkeel.tables import table
 
-__all__ = ["run_bench", "run_demo"]
+__all__ = ["check_outputs", "run_bench", "run_demo", "write"]
 
 _DEMO_POLICIES = ("none", "replicate", "hedge", "collage", "collage+hedge")
 _DEMO_DELAY = "two-mode:scale=0.3"
@@ -51,7 +51,12 @@ def run_bench(arguments: dict[str, Any]) -> None:
         raise ConfigurationError("fault: only workers started here can be hurt; leave --simulated or --url out")
     if arguments["url"] is not None and not arguments["url"].startswith(("http://", "https://")):
         raise ConfigurationError(f"url: must start with http:// or https://, found {arguments['url']!r}")
-    _check_outputs(arguments["json_path"], arguments["report"], arguments["figure"], arguments["records"])
+    check_outputs(
+        json=arguments["json_path"],
+        report=arguments["report"],
+        figure=arguments["figure"],
+        records=arguments["records"],
+    )
     console = Console(stderr=True)
     runs: list[Run] = []
     loads = arguments["loads"] or (0.5,)
@@ -75,7 +80,7 @@ def run_demo(
     *, report: Path | None, json_path: Path | None, figure: Path | None, seconds: float, load: float, seed: int
 ) -> None:
     """`evenkeel demo`: five policies on real workers, a table and a report."""
-    _check_outputs(json_path, report, figure)
+    check_outputs(json=json_path, report=report, figure=figure)
     experiment = Experiment(delay=_DEMO_DELAY, load=load, seed=seed)
     experiment = replace(experiment, requests=max(20, round(experiment.rate() * seconds)))
     console = Console(stderr=True)
@@ -91,13 +96,20 @@ def run_demo(
     _show(runs, arguments, json_path, report, figure)
 
 
-def _check_outputs(
-    json_path: Path | None, report: Path | None, figure: Path | None, records: Path | None = None
-) -> None:
-    """Refuse what could not be written afterwards, before minutes of measuring."""
+def check_outputs(*, figure: Path | None, records: Path | None = None, **files: Path | None) -> None:
+    """Refuse what could not be written afterwards, before minutes of measuring.
+
+    Args:
+        figure: a picture.
+        records: a folder.
+        files: others, by the option that names them.
+
+    Raises:
+        ConfigurationError: one cannot be written, or the figure is of no known form.
+    """
     if figure is not None and figure.suffix not in (".png", ".svg"):
         raise ConfigurationError(f"figure: {figure} must end in .png or .svg")
-    for name, path in (("json", json_path), ("report", report), ("figure", figure)):
+    for name, path in (*files.items(), ("figure", figure)):
         if path is None:
             continue
         if not path.parent.is_dir():
@@ -149,7 +161,7 @@ def _show(
     console.print(table(rows))
     if json_path is not None:
         plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-        _write(json_path, orjson.dumps(json_document(plain, rows), option=orjson.OPT_INDENT_2) + b"\n")
+        write(json_path, orjson.dumps(json_document(plain, rows), option=orjson.OPT_INDENT_2) + b"\n")
         console.print(f"rows: {json_path}", soft_wrap=True)
     if report is not None:
         write_report(
@@ -174,7 +186,8 @@ def _title(run: Run, runs: Sequence[Run]) -> str:
     return f"{run.contender.label} at load {run.row['load']}"
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Write a file; what goes wrong is said with its name."""
     try:
         path.write_bytes(content)
     except OSError as error:

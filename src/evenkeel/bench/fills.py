@@ -1,0 +1,190 @@
+"""What a backup answers when replicas are late, through the code that serves: encode, run its model, decode.
+
+Nothing here knows how a code works. What the seam tells of it (`Code.systematic`, `Code.uses_primaries`) says which
+replies a fill is made of, so that every code is measured as it would be used:
+
+- a spare that answers by itself (collage, cheap, detector): its reply alone, for all items of the group;
+- a spare that needs primaries (parity): each primary is lost in turn, all others are in;
+- a code that is not systematic (Berrut): each task of the group is lost in turn, primary or spare, and every item is
+  answered from the rest; what it answers with nothing lost is kept beside it, since that is approximate too.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["NO_ANSWER", "Backup", "Fills", "collect", "from_scores", "same_class_groups", "spare_tasks"]
+
+Integers = NDArray[np.int64]
+Progress = Callable[[int], object]  # told how many groups more are done
+
+NO_ANSWER = -1  # in place of a class
+_MOST_ROWS = 64  # in one pass; fewer where they are large
+_MOST_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A code with the model that runs its spare tasks.
+
+    Attributes:
+        method: what it is called in tables.
+        code: how items become tasks, and replies answers.
+        model: name of the spares' model.
+        run: that model, `[rows, ...]` -> `[rows, ...]`. Where the code is not systematic it runs the primaries too.
+        macs: multiply-accumulates of all spare tasks of a full group; None where unknown.
+        parameters: of that model; None where unknown.
+    """
+
+    method: str
+    code: Code
+    model: str
+    run: Callable[[Array], Array]
+    macs: int | None
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class Fills:
+    """Answers, one for each item that was asked: `[fills]` each.
+
+    Attributes:
+        images: which image it was.
+        answers: the class, or NO_ANSWER.
+        confidences: 0..1; 0 where there is no answer.
+    """
+
+    images: Integers
+    answers: Integers
+    confidences: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def join(cls, parts: Sequence["Fills"]) -> "Fills":
+        """All of them."""
+        return cls(
+            np.concatenate([part.images for part in parts]),
+            np.concatenate([part.answers for part in parts]),
+            np.concatenate([part.confidences for part in parts]),
+        )
+
+
+def from_scores(scores: Array, confidences: Array) -> Fills:
+    """What the classifier itself answers for every image, from its scores `[images, classes]`."""
+    return Fills(np.arange(len(scores)), scores.argmax(axis=1).astype(np.int64), np.asarray(confidences, np.float64))
+
+
+def collect(
+    backup: Backup, images: Array, scores: Array, groups: Integers, progress: Progress = lambda done: None
+) -> tuple[Fills, Fills | None]:
+    """The fills of a backup for every group, and what it answers when nothing is lost where that is approximate too.
+
+    Args:
+        backup: who answers.
+        images: uint8 `[images, height, width, 3]`, as items come.
+        scores: the classifier's, `[images, classes]`: the replies of primaries, where those are the items themselves.
+        groups: numbers of images `[groups, items]`; fewer items than the code may hold make partly filled groups.
+        progress: told after some groups how many they were.
+    """
+    code, count = backup.code, groups.shape[1]
+    lost_one, lost_none = _Collector(), _Collector()
+    for some in _blocks(groups, _encoded(code, images[groups[0]])):
+        for group, tasks, outputs in _run(backup, images, some):
+            if code.systematic:
+                spares = {count + number: output for number, output in enumerate(outputs)}
+                primaries = {place: scores[image][None] for place, image in enumerate(group.tolist())}
+                if code.uses_primaries:
+                    for place in range(count):
+                        known = code.decode(count, _without(place, primaries) | spares)
+                        lost_one.add(group, known, [place])
+                else:
+                    lost_one.add(group, code.decode(count, spares), range(count))
+            else:
+                replies = dict(enumerate(outputs))
+                lost_none.add(group, code.decode(count, replies), range(count))
+                for number in range(len(tasks)):
+                    lost_one.add(group, code.decode(count, _without(number, replies)), range(count))
+        progress(len(some))
+    return lost_one.fills(), None if code.systematic else lost_none.fills()
+
+
+def spare_tasks(code: Code, items: Iterable[Array]) -> list[Task]:
+    """The spare tasks of a group of items."""
+    return code.spares([code.prepare(item) for item in items])
+
+
+def same_class_groups(labels: Integers, size: int, seed: int) -> Integers:
+    """Groups `[groups, size]` of distinct images, all of one class; what does not fill a group is left out.
+
+    Raises:
+        ConfigurationError: no class has so many images.
+    """
+    random = np.random.default_rng(seed)
+    parts = []
+    for label in np.unique(labels):
+        own = random.permutation(np.flatnonzero(labels == label))
+        parts.append(own[: len(own) // size * size].reshape(-1, size))
+    groups = np.concatenate(parts)
+    if not len(groups):
+        raise ConfigurationError(f"same-class: no class has {size} images; give more images")
+    return groups
+
+
+class _Collector:
+    """Gathers answers, item by item."""
+
+    def __init__(self) -> None:
+        self._images: list[int] = []
+        self._answers: list[int] = []
+        self._confidences: list[float] = []
+
+    def add(self, group: Integers, known: Mapping[int, Answer], places: Iterable[int]) -> None:
+        """What is known of the items at these places of a group."""
+        for place in places:
+            answer = known.get(place)
+            self._images.append(int(group[place]))
+            self._answers.append(NO_ANSWER if answer is None else int(answer.scores.argmax()))
+            self._confidences.append(0.0 if answer is None else answer.confidence)
+
+    def fills(self) -> Fills:
+        return Fills(
+            np.array(self._images, np.int64), np.array(self._answers, np.int64), np.array(self._confidences, np.float64)
+        )
+
+
+def _blocks(groups: Integers, tasks: Sequence[Task]) -> Iterator[Integers]:
+    """So many groups at a time as one pass may hold."""
+    row = max(task.inputs[0].nbytes for task in tasks)
+    rows = sum(len(task.inputs) for task in tasks)
+    at_once = max(1, min(_MOST_ROWS, _MOST_BYTES // row) // rows)
+    for first in range(0, len(groups), at_once):
+        yield groups[first : first + at_once]
+
+
+def _run(backup: Backup, images: Array, groups: Integers) -> Iterator[tuple[Integers, list[Task], list[Array]]]:
+    """For each group the tasks that the backup's model runs, and its outputs."""
+    encoded = [_encoded(backup.code, images[group]) for group in groups]
+    outputs = backup.run(np.concatenate([task.inputs for tasks in encoded for task in tasks]))
+    at = 0
+    for group, tasks in zip(groups, encoded, strict=True):
+        own = []
+        for task in tasks:
+            own.append(outputs[at : at + len(task.inputs)])
+            at += len(task.inputs)
+        yield group, tasks, own
+
+
+def _encoded(code: Code, items: Array) -> list[Task]:
+    """The tasks that the backup's model runs."""
+    return spare_tasks(code, items) if code.systematic else code.encode(list(items))
+
+
+def _without(number: int, replies: Mapping[int, Array]) -> dict[int, Array]:
+    return {other: reply for other, reply in replies.items() if other != number}

@@ -1,0 +1,432 @@
+"""Fits Collage-CNNs to a user's classifier: its scores on the user's images are all that is learned from.
+
+Ask the classifier about a few views of every image, choose how large the network may be, train it, write it as ONNX
+with its card. Every stage keeps what it has done in the output folder, so that a stopped fit goes on where it was.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evenkeel.cards import ModelCard, save_card
+from evenkeel.coding.collage import Collage
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.architecture import CollageNet, TileNet, count_macs, count_parameters
+from evenkeel.vision.black_box import BlackBox
+from evenkeel.vision.export import file_sha256, fold_norms, machine_name, write_onnx
+from evenkeel.vision.fit_loop import MEAN, STD, FitRecipe, fit_tiles, soft_temperature
+from evenkeel.vision.images import ImageSet
+from evenkeel.vision.measure import (
+    Session,
+    fit_temperature,
+    interleaved_latencies_ms,
+    reliability_table,
+    shuffled_groups,
+    wilson,
+)
+from evenkeel.vision.size import Size, choose_size
+from evenkeel.vision.views import ViewBank
+
+__all__ = ["FitOptions", "Watcher", "fit"]
+
+LEAST_IMAGES = 500
+_PLAN = "plan.json"
+_TRIAL_STEPS = 8  # timed to turn minutes into epochs
+_LATENCY_ROUNDS = 200
+
+
+class Watcher(Protocol):
+    """Whoever looks on."""
+
+    def say(self, line: str) -> None:
+        """One line of news."""
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A stage with `total` parts; call what it gives with the number of parts that are done."""
+
+
+class Silent:
+    """Nobody looks on."""
+
+    def say(self, line: str) -> None:
+        """Nothing is said."""
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Nothing is shown."""
+        return nullcontext(lambda done: None)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What is wanted.
+
+    Attributes:
+        grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
+        cost: of one collage pass, in passes of the classifier, at most.
+        shared: one network reads every grid: the largest that the largest grid can afford.
+        size: of the network, instead of the largest that costs at most `cost`.
+        epochs: passes over the images; None: as many as `minutes` allow.
+        minutes: of training for each network, on this machine as it is now.
+        views: of each image that the classifier is asked about.
+        reach: pixels by which a view is moved at most; None: a tenth of the image's side.
+        mirror: whether views are also mirrored left to right.
+        held_out: images that are not trained on, but calibrate the confidence; None: a twentieth, 200 to 2,000.
+        device: "cpu", "cuda", or "auto": a GPU where there is one.
+        resume: go on with what the output folder holds.
+    """
+
+    grids: tuple[int, ...] = (3,)
+    cost: float = 0.6
+    shared: bool = False
+    size: Size | None = None
+    epochs: float | None = None
+    minutes: float = 60.0
+    views: int = 4
+    reach: int | None = None
+    mirror: bool = True
+    held_out: int | None = None
+    device: str = "auto"
+    threads: int = 1
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        if not self.grids or len(set(self.grids)) < len(self.grids) or not all(2 <= grid <= 8 for grid in self.grids):
+            raise ConfigurationError(f"grid: expected different numbers from 2 to 8, found {list(self.grids)}")
+        for name in ("cost", "minutes"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name}: must be a number above zero, found {getattr(self, name)}")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise ConfigurationError(f"epochs: must be a number above zero, found {self.epochs}")
+        if self.views < 1:
+            raise ConfigurationError(f"views: must be at least 1, found {self.views}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigurationError(f"device: must be auto, cpu or cuda, found {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("device: torch finds no CUDA device; take --device cpu")
+
+    @property
+    def torch_device(self) -> str:
+        """Where the networks are trained."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was decided at the start, so that a resumed fit does the same."""
+
+    sizes: dict[int, Size]
+    epochs: dict[int, float] = field(default_factory=dict)
+
+
+def fit(
+    classifier: BlackBox, images: ImageSet, out: Path, options: FitOptions, watcher: Watcher | None = None
+) -> list[ModelCard]:
+    """Collage-CNNs for `classifier`, one for each grid, in `out`: ONNX files and their cards.
+
+    `images` are of the kind that the classifier is asked about; their labels, if any, only serve to report accuracy.
+
+    Raises:
+        ConfigurationError: too few images, a classifier with one answer for all, a cost that cannot be met, an output
+            folder that holds another fit, a full disk.
+    """
+    watcher = Silent() if watcher is None else watcher
+    torch.set_num_threads(options.threads)
+    train, held = _split(images, options)
+    _prepare(out, options.resume)
+    reach = (
+        options.reach if options.reach is not None else max(1, round(0.1 * min(classifier.height, classifier.width)))
+    )
+    identity = {
+        "classifier": classifier.sha256,
+        "images": len(images),
+        "options": {name: value for name, value in asdict(options).items() if name not in ("resume", "device")},
+    }
+    plan = _plan(out, identity, classifier, options, watcher)
+    bank = ViewBank(
+        train.pixels,
+        classifier.classes,
+        out / "scores.npy",
+        views=options.views,
+        reach=reach,
+        mirror=options.mirror,
+        seed=options.seed,
+    )
+    with watcher.stage("asking the classifier", bank.missing) as done:
+        for scored in bank.fill(classifier.log_probabilities):
+            done(scored)
+    taught = bank.scores(torch.arange(len(bank)), torch.zeros(len(bank), dtype=torch.long))
+    answers = taught.argmax(1)
+    if int(answers.min()) == int(answers.max()):
+        raise ConfigurationError(
+            f"the classifier gives class {int(answers[0])} for all {len(bank):,} images, so there is nothing to "
+            "learn; check that the images are prepared as it expects"
+        )
+    # With few images larger steps would be few, and an epoch over before anything is learned.
+    tiles = min(FitRecipe.tiles, max(36, len(bank) // 16))
+    recipe = FitRecipe(tiles=tiles, temperature=soft_temperature(taught[:5000]), seed=options.seed)
+    networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
+    cards = []
+    for grid in options.grids:
+        size = plan.sizes[grid]
+        if size not in networks:
+            networks[size] = _train(size, bank, recipe, out, plan, grid, identity, options, watcher, classifier)
+        network, notes = networks[size]
+        cards.append(_finish(network, notes, grid, size, classifier, held, out))
+        watcher.say(_told(cards[-1]))
+    return cards
+
+
+def _split(images: ImageSet, options: FitOptions) -> tuple[ImageSet, ImageSet]:
+    held_out = options.held_out
+    if held_out is None:
+        held_out = min(2000, max(200, len(images) // 20))
+    if len(images) < max(LEAST_IMAGES, 2 * held_out):
+        raise ConfigurationError(
+            f"{len(images):,} images are too few: {max(LEAST_IMAGES, 2 * held_out):,} are needed at least, and some "
+            "thousands to be worth the while; they need no labels, so recorded requests will do"
+        )
+    order = np.random.default_rng(options.seed + 94).permutation(len(images))
+    return images.take(order[held_out:]), images.take(order[:held_out])
+
+
+def _prepare(out: Path, resume: bool) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be made: {error.strerror or error}") from error
+    if (out / _PLAN).is_file() and not resume:
+        raise ConfigurationError(f"{out} holds a fit already; go on with it with --resume, or give another --out")
+
+
+def _plan(out: Path, identity: dict[str, Any], classifier: BlackBox, options: FitOptions, watcher: Watcher) -> _Plan:
+    path = out / _PLAN
+    if path.is_file():
+        return _stored_plan(path, identity)
+    chosen: dict[int, Size] = {}
+    grids = [max(options.grids)] if options.shared else list(options.grids)
+    for grid in grids:
+        if options.size is not None:
+            chosen[grid] = options.size
+            continue
+        size, cost = choose_size(
+            classifier.one_pass(), grid, options.cost, classifier.classes, classifier.height, classifier.width
+        )
+        watcher.say(f"{grid}x{grid}: channels {size.widths}, tiles of {size.side} pixels, cost {cost:.2f} measured")
+        chosen[grid] = size
+    plan = _Plan({grid: chosen.get(grid, chosen[grids[0]]) for grid in options.grids})
+    _store_plan(path, identity, plan)
+    return plan
+
+
+def _stored_plan(path: Path, identity: dict[str, Any]) -> _Plan:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        sizes = {
+            int(grid): Size(tuple(size["widths"]), tuple(size["depths"]), int(size["side"]))
+            for grid, size in raw["sizes"].items()
+        }
+        epochs = {int(grid): float(value) for grid, value in raw["epochs"].items()}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}); give another --out") from error
+    if raw.get("identity") != json.loads(json.dumps(identity)):
+        raise ConfigurationError(
+            f"{path.parent} holds the fit of another classifier, other images or other options; give the same again "
+            "to go on with it, or another --out"
+        )
+    return _Plan(sizes, epochs)
+
+
+def _store_plan(path: Path, identity: dict[str, Any], plan: _Plan) -> None:
+    sizes = {str(grid): asdict(size) for grid, size in plan.sizes.items()}
+    text = json.dumps({"identity": identity, "sizes": sizes, "epochs": plan.epochs}, indent=2)
+    unfinished = path.with_suffix(".part")
+    try:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _train(
+    size: Size,
+    bank: ViewBank,
+    recipe: FitRecipe,
+    out: Path,
+    plan: _Plan,
+    grid: int,
+    identity: dict[str, Any],
+    options: FitOptions,
+    watcher: Watcher,
+    classifier: BlackBox,
+) -> tuple[TileNet, dict[str, Any]]:
+    classes, device = classifier.classes, options.torch_device
+    if grid not in plan.epochs:
+        epochs = options.epochs
+        if epochs is None:
+            epochs = _affordable_epochs(size, classes, bank, recipe, options, out)
+        plan.epochs[grid] = epochs
+        _store_plan(out / _PLAN, identity, plan)
+    recipe = replace(recipe, epochs=plan.epochs[grid])
+    torch.manual_seed(options.seed)
+    network = size.network(classes)
+    name = f"{grid}x{grid}"
+    checkpoint = out / f"{name}.checkpoint"
+    seconds, steps = 0.0, max(1, round(recipe.epochs * (len(bank) // recipe.tiles)))
+    with watcher.stage(f"fitting {name}", steps) as done:
+        reached = 0
+        for progress in fit_tiles(network, bank, recipe, checkpoint, size.side, device):
+            done(progress.step - reached)
+            reached, seconds = progress.step, progress.seconds
+    notes = {
+        "classifier": classifier.name,
+        "classifier_sha256": classifier.sha256,
+        "channels": list(size.widths),
+        "blocks": list(size.depths),
+        "trained_on": f"{len(bank):,} images in {bank.views} views, scored by the classifier; no labels",
+        "reach_pixels": bank.reach,
+        "mirrored_views": bank.mirror,
+        "epochs": round(recipe.epochs, 2),
+        "tiles_per_step": recipe.tiles,
+        "distillation_temperature": recipe.temperature,
+        "seed": options.seed,
+        "training_seconds": round(seconds),
+        "device": device,
+        "threads": options.threads,
+        "torch": str(torch.__version__),
+    }
+    return network.to("cpu"), notes
+
+
+def _affordable_epochs(
+    size: Size, classes: int, bank: ViewBank, recipe: FitRecipe, options: FitOptions, out: Path
+) -> float:
+    """How many passes over the images fit into the minutes, by the time of a few steps of a network to be forgotten."""
+    trial = out / "trial.checkpoint"
+    trial.unlink(missing_ok=True)
+    network, short = size.network(classes), replace(recipe, epochs=1.0)
+    times = []
+    began = time.monotonic()
+    for _ in _first(_TRIAL_STEPS, fit_tiles(network, bank, short, trial, size.side, options.torch_device)):
+        times.append(time.monotonic() - began)
+        began = time.monotonic()
+    trial.unlink(missing_ok=True)
+    per_step = float(np.median(times[1:] or times))
+    return round(max(1.0, options.minutes * 60 / per_step * recipe.tiles / len(bank)), 2)
+
+
+def _first(count: int, things: Iterable[Any]) -> Iterator[Any]:
+    for _, thing in zip(range(count), things, strict=False):
+        yield thing
+
+
+def _finish(
+    network: TileNet,
+    notes: dict[str, Any],
+    grid: int,
+    size: Size,
+    classifier: BlackBox,
+    held: ImageSet,
+    out: Path,
+) -> ModelCard:
+    """The files of one grid, with what was measured on the written file."""
+    name, side = f"{classifier.name}-collage-{grid}x{grid}", grid * size.side
+    path = out / f"{name}.onnx"
+    folded = CollageNet(fold_norms(network), grid, size.side)
+    difference = write_onnx(folded, path, side, MEAN, STD)
+    session = Session.open(path)
+    card = ModelCard(
+        name=name,
+        kind="collage",
+        file=path.name,
+        sha256=file_sha256(path),
+        classes=_class_names(classifier, held),
+        height=side,
+        width=side,
+        mean=MEAN,
+        std=STD,
+        grid=grid,
+        tile_side=size.side,
+        interpolation="bicubic",
+        macs=count_macs(folded, (3, side, side)),
+        parameters=count_parameters(network),
+        notes=notes,
+    )
+    cells, scores = _held_out_scores(session, card, held)
+    answers = classifier.scores(held.pixels).argmax(1)[cells]
+    found = scores.argmax(1)
+    how = f"{len(cells):,} held-out images in shuffled full {grid}x{grid} collages"
+    truth = answers if held.labels is None else held.labels[cells]
+    temperature = fit_temperature(scores, truth)
+    confidences = _top(scores, temperature)
+    canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
+    measured = {
+        "calibrated_to": "the classifier's answers" if held.labels is None else "labels",
+        "classifier_latency_ms": round(base_ms, 3),
+        "classifier_macs": classifier.macs,
+        "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, ONNX Runtime CPU",
+        "machine": machine_name(),
+        "largest_difference_from_torch": float(f"{difference:.1e}"),
+    }
+    card = replace(
+        card,
+        temperature=temperature,
+        reliability=reliability_table(confidences, found == truth),
+        latency_ms=round(pass_ms, 3),
+        relative_cost=round(pass_ms / base_ms, 3),
+        accuracy=None if held.labels is None else wilson(int((found == truth).sum()), len(cells), how),
+        agreement=wilson(int((found == answers).sum()), len(cells), how),
+        notes=notes | measured,
+    )
+    save_card(card, out / f"{name}.json")
+    return card
+
+
+def _class_names(classifier: BlackBox, images: ImageSet) -> tuple[str, ...]:
+    if classifier.class_names is not None:
+        return classifier.class_names
+    if images.class_names is not None and len(images.class_names) == classifier.classes:
+        return images.class_names
+    return tuple(str(number) for number in range(classifier.classes))
+
+
+def _held_out_scores(
+    session: Session, card: ModelCard, held: ImageSet
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which held-out images the cells held [n], and their scores [n, classes]: encoded as the gateway encodes them."""
+    code = Collage.from_card(card)
+    groups = shuffled_groups(len(held), card.cells, seed=card.grid)
+    prepared = [code.prepare(pixels) for pixels in held.pixels]
+    scores = []
+    for group in groups:
+        canvas = code.spares([prepared[item] for item in group])[0].inputs
+        scores.append(session(canvas)[0])
+    return groups.reshape(-1), np.concatenate(scores)
+
+
+def _top(scores: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    logits = scores.astype(np.float64) / temperature
+    logits -= logits.max(axis=1, keepdims=True)
+    top: NDArray[np.float64] = 1 / np.exp(logits).sum(axis=1)
+    return top
+
+
+def _told(card: ModelCard) -> str:
+    accuracy = "" if card.accuracy is None else f"accuracy {card.accuracy.value:.2%}, "
+    agreement = "" if card.agreement is None else f"agreement {card.agreement.value:.2%}, "
+    return (
+        f"{card.name}: {accuracy}{agreement}cost {card.relative_cost:.2f} ({card.latency_ms:.2f} ms, "
+        f"{card.macs / 1e6:.0f} million multiply-accumulates, {card.parameters:,} parameters)"
+    )

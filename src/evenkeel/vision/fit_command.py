@@ -1,0 +1,144 @@
+"""What `evenkeel fit` shows and writes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from evenkeel.cards import Measured, ModelCard
+from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
+from evenkeel.records import json_document
+from evenkeel.vision.black_box import BlackBox
+from evenkeel.vision.images import ImageSet, read_images
+
+__all__ = ["run_fit"]
+
+_NAMES_SHOWN = 10
+
+
+class _Bars:
+    """Shows news and progress on a terminal; without one, only the news."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False)
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(name, total=total)
+            yield lambda done: progress.advance(task, done)
+
+
+def run_fit(arguments: dict[str, Any]) -> None:
+    """`evenkeel fit`: Collage-CNNs for a classifier.
+
+    Raises:
+        EvenkeelError: interrupted; the last checkpoint is kept.
+    """
+    try:
+        from evenkeel.vision.fit import FitOptions, fit
+    except ImportError as error:
+        raise MissingExtraError("torch or onnx", "train") from error
+    options = FitOptions(
+        grids=_grids(arguments["grid"]),
+        **{
+            name: arguments[name]
+            for name in (
+                *("cost", "shared", "epochs", "minutes", "views", "reach", "mirror"),
+                *("held_out", "device", "threads", "seed", "resume"),
+            )
+        },
+    )
+    console = Console(stderr=True)
+    bars = _Bars(console)
+    classifier = BlackBox.open(
+        arguments["classifier"],
+        threads=arguments["threads"],
+        **{name: arguments[name] for name in ("side", "scale", "mean", "std") if arguments[name] is not None},
+    )
+    images = _read(arguments, classifier, bars)
+    out: Path = arguments["out"]
+    try:
+        cards = fit(classifier, images, out, options, bars)
+    except KeyboardInterrupt as error:
+        raise EvenkeelError(
+            f"interrupted; what was done is kept in {out}: go on with the same command and --resume"
+        ) from error
+    Console().print(_table(cards))
+    bars.say(f"serve with: evenkeel serve --model CARD --collage {out / (cards[-1].name + '.json')}")
+    if arguments["json_path"] is not None:
+        shown = {name: str(value) for name, value in arguments.items() if value is not None}
+        try:
+            arguments["json_path"].write_bytes(
+                orjson.dumps(json_document(shown, [asdict(card) for card in cards]), option=orjson.OPT_INDENT_2)
+            )
+        except OSError as error:
+            raise EvenkeelError(f"{arguments['json_path']} cannot be written: {error.strerror or error}") from error
+
+
+def _read(arguments: dict[str, Any], classifier: BlackBox, bars: _Bars) -> ImageSet:
+    images = read_images(
+        arguments["images"],
+        height=classifier.height,
+        width=classifier.width,
+        split=arguments["split"],
+        limit=arguments["limit"],
+    ).numbered_as(classifier.class_names, classifier.classes)
+    labels = "without labels" if images.labels is None else "with labels, used only to report accuracy"
+    bars.say(f"{len(images):,} images {labels}")
+    if images.skipped_count:
+        bars.say(f"{images.skipped_count:,} could not be read and are left out:")
+        for name, reason in images.skipped[:_NAMES_SHOWN]:
+            bars.say(f"  {name}: {reason}")
+        if images.skipped_count > _NAMES_SHOWN:
+            bars.say(f"  and {images.skipped_count - _NAMES_SHOWN:,} more")
+    return images
+
+
+def _grids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigurationError(f"grid: expected numbers like 3 or 2,3,4, found {text!r}") from error
+
+
+def _table(cards: list[ModelCard]) -> Table:
+    table = Table(title="Collage-CNNs, on held-out images")
+    for heading in ("model", "images", "cost", "ms", "MMAC", "parameters", "accuracy %", "agreement %", "temperature"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for card in cards:
+        table.add_row(
+            card.name,
+            str(card.cells),
+            f"{card.relative_cost:.2f}",
+            f"{card.latency_ms:.2f}",
+            f"{card.macs / 1e6:.0f}",
+            f"{card.parameters:,}",
+            _share(card.accuracy),
+            _share(card.agreement),
+            f"{card.temperature:.2f}",
+        )
+    return table
+
+
+def _share(measured: Measured | None) -> str:
+    if measured is None:
+        return "-"
+    return f"{measured.value:.2%} ({measured.low:.1%}-{measured.high:.1%})".replace("%", "")

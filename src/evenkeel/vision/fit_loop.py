@@ -1,0 +1,244 @@
+"""The training of a tile network from a bank of scored views: distillation in plain PyTorch, resumable bit for bit."""
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.architecture import TileNet
+from evenkeel.vision.muon import Muon
+from evenkeel.vision.views import ViewBank
+
+__all__ = ["MEAN", "STD", "FitRecipe", "Progress", "fit_tiles", "shrink", "soft_temperature", "standardise"]
+
+# What `standardise` takes off and divides by, of pixel values in 0..1: one choice for whatever pictures come.
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+_CHECKPOINT_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class FitRecipe:
+    """How a tile network is trained; what it is trained on stands in its `ViewBank`."""
+
+    epochs: float = 40.0  # passes over the images, each time in one of their views
+    tiles: int = 288  # in a step: 72, 32 or 18 collages of four, nine or sixteen
+    rate: float = 0.18  # of Muon, radians a step at the start; falls along half a cosine to zero
+    other_rate: float = 0.05  # of norms, head and stem
+    decay: float = 5e-4  # of head and stem
+    average: float = 0.999  # of the weights, per step; nearer 1 is smoother and later
+    temperature: float = 2.0  # of both sides' scores in the loss
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come: steps done and wanted, the loss of the last one, seconds in all attempts."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+def soft_temperature(scores: Tensor, target: float = 0.75) -> float:
+    """The temperature at which the mean highest probability of logits `scores` [n, classes] is `target`.
+
+    Scores of a sure classifier say little but its first choice; softened so far, the other classes teach as well.
+    """
+    low, high = 0.05, 50.0
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        surer = float((scores / middle).softmax(1).amax(1).mean()) > target
+        low, high = (middle, high) if surer else (low, middle)
+    return round((low * high) ** 0.5, 3)
+
+
+class _Average:
+    """A running mean of a network's weights and statistics."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, 1 - 10 / (10 + step))  # a short memory while everything still moves
+        fast = network.state_dict()
+        for name, slow in self.network.state_dict().items():
+            if slow.is_floating_point():
+                slow.lerp_(fast[name], weight)
+
+
+def fit_tiles(
+    network: TileNet,
+    bank: ViewBank,
+    recipe: FitRecipe,
+    checkpoint: Path,
+    side: int = 32,
+    device: str = "cpu",
+) -> Iterator[Progress]:
+    """Trains `network` in place on the views in `bank`, shrunk to `side` pixels; gives the progress after each step.
+
+    In the end the averaged weights stand in `network`.
+
+    A training that was stopped goes on from `checkpoint`, and ends with the very weights that it would have had:
+    which tiles a step shows follows from the seed and the step's number alone. On a GPU it computes in bfloat16 where
+    that is safe, and is repeatable as far as the GPU's kernels are.
+
+    Raises:
+        ConfigurationError: the checkpoint is of another network or recipe, or cannot be written.
+    """
+    network.to(device)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    average = _Average(network, recipe.average)
+    optimisers = _optimisers(network, recipe)
+    peaks = [[float(group["lr"]) for group in optimiser.param_groups] for optimiser in optimisers]
+    per_epoch = len(bank) // recipe.tiles
+    if per_epoch == 0:
+        raise ConfigurationError(f"{len(bank)} images are too few: one step shows {recipe.tiles} tiles")
+    steps = max(1, round(recipe.epochs * per_epoch))
+    about = {"recipe": asdict(recipe), "images": len(bank), "views": bank.views}
+    step, spent_s = _load(checkpoint, about, network, average, optimisers)
+    began = saved = time.monotonic()
+    network.train()
+    while step < steps:
+        epoch, place = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(bank), generator=generator)
+        seen = torch.randint(0, bank.views, (len(bank),), generator=generator)
+        for start in range(place * recipe.tiles, per_epoch * recipe.tiles, recipe.tiles):
+            images = order[start : start + recipe.tiles]
+            views = seen[images]
+            pixels = shrink(bank.pixels(images, views), side).to(device)
+            loss = _step(network, pixels, bank.scores(images, views).to(device), recipe.temperature, optimisers)
+            share = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step + 1) / steps)).item())
+            for optimiser, rates in zip(optimisers, peaks, strict=True):
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
+            step += 1
+            average.update(network, step)
+            seconds = spent_s + time.monotonic() - began
+            if time.monotonic() - saved > _CHECKPOINT_EVERY_S or step == steps:
+                _save(checkpoint, about, network, average, optimisers, step, seconds)
+                saved = time.monotonic()
+            yield Progress(step, steps, loss, seconds)
+            if step == steps:
+                break
+    network.load_state_dict(average.network.state_dict())
+    network.eval()
+
+
+def _optimisers(network: TileNet, recipe: FitRecipe) -> list[torch.optim.Optimizer]:
+    convolutions = [module.weight for module in network.features.modules() if isinstance(module, nn.Conv2d)]
+    filters, stem = convolutions[1:], convolutions[0]
+    norms = [parameter for parameter in network.features.parameters() if parameter.ndim == 1]
+    plain = [
+        {"params": [stem, network.head.weight], "lr": recipe.other_rate, "weight_decay": recipe.decay},
+        {"params": [*norms, network.head.bias], "lr": recipe.other_rate, "weight_decay": 0.0},
+    ]
+    return [Muon(filters, recipe.rate), torch.optim.SGD(plain, momentum=0.9, nesterov=True)]
+
+
+def _step(
+    network: nn.Module,
+    pixels: Tensor,
+    taught: Tensor,
+    temperature: float,
+    optimisers: list[torch.optim.Optimizer],
+) -> float:
+    inputs = standardise(pixels)
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+        scores = network(inputs)
+    loss = teach(scores.float(), taught, temperature)
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for optimiser in optimisers:
+        optimiser.step()
+    return loss.item()
+
+
+def shrink(pixels: Tensor, side: int) -> Tensor:
+    """uint8 tiles [n, 3, side, side] of images [n, 3, h, w], cropped square: as `coding.tiles.Tile` makes them."""
+    height, width = pixels.shape[2:]
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    pixels = pixels[:, :, top : top + square, left : left + square]
+    if square == side:
+        return pixels
+    return nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+
+
+def standardise(pixels: Tensor) -> Tensor:
+    """float32 images in -2..2 from uint8 `pixels` [n, 3, h, w], channels last in memory."""
+    return ((pixels.float() / 255 - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
+
+
+def teach(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Divergence of `scores` from the classifier's, both softened, times temperature squared; mean over rows.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
+    """
+    return temperature**2 * nn.functional.kl_div(
+        (scores / temperature).log_softmax(1),
+        (taught / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+def _save(
+    path: Path,
+    about: dict[str, Any],
+    network: nn.Module,
+    average: _Average,
+    optimisers: list[torch.optim.Optimizer],
+    step: int,
+    seconds: float,
+) -> None:
+    state = {
+        "about": about,
+        "network": network.state_dict(),
+        "average": average.network.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+        "step": step,
+        "seconds": seconds,
+    }
+    unfinished = path.with_suffix(".part")
+    try:
+        torch.save(state, unfinished)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
+        unfinished.unlink(missing_ok=True)
+        raise ConfigurationError(
+            f"checkpoint {path} cannot be written ({error}); free some space and resume, the last one is kept"
+        ) from error
+    unfinished.replace(path)  # a training that is stopped while it saves keeps the last whole one
+
+
+def _load(
+    path: Path,
+    about: dict[str, Any],
+    network: nn.Module,
+    average: _Average,
+    optimisers: list[torch.optim.Optimizer],
+) -> tuple[int, float]:
+    if not path.is_file():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    if state["about"] != about:
+        raise ConfigurationError(
+            f"checkpoint {path} is of {state['about']}, not of {about}; give the same arguments or another --out"
+        )
+    network.load_state_dict(state["network"])
+    average.network.load_state_dict(state["average"])
+    for optimiser, stored in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(stored)
+    return int(state["step"]), float(state["seconds"])

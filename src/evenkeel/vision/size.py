@@ -1,0 +1,108 @@
+"""How large a tile network may be: chosen by measured time, so that a collage pass costs what it is allowed to."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.architecture import CollageNet, TileNet
+from evenkeel.vision.export import fold_norms, write_onnx
+from evenkeel.vision.fit_loop import MEAN, STD
+from evenkeel.vision.measure import Session, interleaved_latencies_ms
+
+__all__ = ["Size", "choose_size", "sizes", "tile_sides"]
+
+_ROUNDS = 40
+_MARGIN = 0.96  # what is aimed at; the medians of two measurements differ by one or two per cent
+_STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """Channels and residual blocks of the three stages of a tile network, and pixels along one side of its tile."""
+
+    widths: tuple[int, int, int]
+    depths: tuple[int, int, int] = (1, 1, 1)
+    side: int = 32
+
+    def network(self, classes: int) -> TileNet:
+        """A fresh network of this size."""
+        return TileNet(classes, self.widths, self.depths, self.side)
+
+
+def sizes(side: int, widest: int = 128) -> list[Size]:
+    """Sizes from small to large, each a little costlier than the one before, for tiles of `side` pixels."""
+    found = []
+    for tenth in range(4, 10 * widest // 24 + 1):
+        scale = tenth / 10
+        widths = tuple(max(_STEP, _STEP * round(width * scale / _STEP)) for width in (24, 72, 144))
+        size = Size((widths[0], widths[1], widths[2]), side=side)
+        if size not in found:
+            found.append(size)
+    return found
+
+
+def tile_sides(height: int, width: int) -> list[int]:
+    """Sides that a tile of such an image may have, largest first: the image's own, if it is of 16 pixels, and less."""
+    square = min(height, width)
+    return list(range(square // 16 * 16, 31, -16)) or [32]
+
+
+def choose_size(
+    classifier: Callable[[], object], grid: int, cost: float, classes: int, height: int, width: int
+) -> tuple[Size, float]:
+    """The largest size whose pass over a full collage costs at most `cost` passes of the classifier, and its cost.
+
+    The tile is as large as it can be while the network keeps at least (24, 72, 144) channels, then as small as need be.
+
+    Args:
+        classifier: runs one pass of the classifier on one thread.
+        grid: tiles along one side of a collage.
+        cost: that is allowed.
+        classes: how many scores a tile gets.
+        height: of the classifier's images, pixels.
+        width: the same.
+
+    Raises:
+        ConfigurationError: even the smallest network costs more.
+    """
+    measured: dict[Size, float] = {}
+
+    def measure(size: Size) -> float:
+        if size not in measured:
+            measured[size] = _cost(classifier, size, grid, classes)
+        return measured[size]
+
+    sides = tile_sides(height, width)
+    for side in sides:
+        least = Size((24, 72, 144), side=side)
+        if measure(least) <= cost * _MARGIN or side == sides[-1]:
+            break
+    ladder = sizes(side)
+    low, high = -1, len(ladder)  # the last one known to fit, the first one known not to
+    while high - low > 1:
+        middle = (low + high) // 2
+        if measure(ladder[middle]) <= cost * _MARGIN:
+            low = middle
+        else:
+            high = middle
+    if low < 0:
+        raise ConfigurationError(
+            f"cost: the smallest network costs {measure(ladder[0]):.2f} of one pass of the classifier at grid {grid}, "
+            f"{cost} is allowed; allow more with --cost, or take a smaller grid"
+        )
+    return ladder[low], measured[ladder[low]]
+
+
+def _cost(classifier: Callable[[], object], size: Size, grid: int, classes: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.onnx"
+        side = grid * size.side
+        write_onnx(CollageNet(fold_norms(size.network(classes)), grid, size.side), path, side, MEAN, STD)
+        candidate = Session.open(path)
+    canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    base, collage = interleaved_latencies_ms([classifier, lambda: candidate(canvas)], _ROUNDS)
+    return collage / base

@@ -1,0 +1,131 @@
+"""A bank of augmented views: every image seen in a few ways, each way scored once by the classifier.
+
+A Collage-CNN learns what the classifier says of exactly the view that it is shown. Scoring fresh views at every step
+would cost several times the training itself, as the classifier is the larger network; a few views for each image,
+scored beforehand, cost as much as a few passes over the data and serve every network that is fitted afterwards.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["ViewBank"]
+
+Scorer = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+_AT_ONCE = 200  # views scored in one call; a multiple of what a pass takes well, and a fraction of a second or two
+
+
+class ViewBank:
+    """`views` ways to see each of `images` uint8 [n, h, w, 3], with the classifier's scores.
+
+    View 0 is the image itself. Every other one is moved by up to `reach` pixels each way, edges reflected, and views
+    with an odd number are mirrored left to right where `mirror` is true. Which move belongs to which view follows from
+    `seed`, the image's number and the view's, so nothing about it is stored.
+
+    Args:
+        path: the scores' file [views, n, classes] float32 (.npy); what it holds already is not asked for again.
+
+    Raises:
+        ConfigurationError: the file is of other images or views, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        classes: int,
+        path: Path,
+        *,
+        views: int = 4,
+        reach: int = 3,
+        mirror: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        self.views, self.reach, self.mirror, self.seed = views, reach, mirror, seed
+        shape = (views, len(images), classes)
+        if path.is_file():
+            stored = np.load(path, mmap_mode="r+")
+            if stored.shape != shape or stored.dtype != np.float32:
+                raise ConfigurationError(
+                    f"{path} holds scores {list(stored.shape)} of other images or views, {list(shape)} are wanted; "
+                    "give another --out, or remove the file"
+                )
+            self._scores: NDArray[np.float32] = stored
+        else:
+            _make_room(path, shape)
+            self._scores = np.load(path, mmap_mode="r+")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def missing(self) -> int:
+        """How many views have no scores yet."""
+        return int(np.isnan(self._scores[:, :, 0]).sum())
+
+    def fill(self, scorer: Scorer) -> Iterator[int]:
+        """Asks the classifier for every view without scores; gives the number of views scored, part by part.
+
+        Raises:
+            ConfigurationError: the classifier gives scores that are not finite.
+        """
+        for view in range(self.views):
+            waiting = np.flatnonzero(np.isnan(self._scores[view, :, 0]))
+            for start in range(0, len(waiting), _AT_ONCE):
+                part = waiting[start : start + _AT_ONCE]
+                pixels = self.pixels(torch.from_numpy(part), torch.full((len(part),), view))
+                scores = scorer(pixels.permute(0, 2, 3, 1).contiguous().numpy())
+                finite = np.isfinite(scores).all(axis=1)
+                if not finite.all():
+                    raise ConfigurationError(f"the scores of image {part[int(finite.argmin())]} are not finite")
+                self._scores[view, part] = scores
+                yield len(part)
+            self._scores.flush()  # type: ignore[attr-defined]
+
+    def pixels(self, images: Tensor, views: Tensor) -> Tensor:
+        """uint8 [n, 3, h, w]: of each of `images` [n] the view numbered in `views` [n]."""
+        height, width = self.images.shape[2:]
+        moves = _hash(images * self.views + views, self.seed)
+        span = 2 * self.reach + 1
+        moved = views > 0
+        down = torch.where(moved, moves % span - self.reach, 0)
+        across = torch.where(moved, moves // span % span - self.reach, 0)
+        rows = _reflect(torch.arange(height) + down[:, None], height)
+        columns = torch.arange(width).expand(len(images), width)
+        if self.mirror:
+            columns = torch.where(views[:, None] % 2 == 1, columns.flip(1), columns)
+        columns = _reflect(columns + across[:, None], width)
+        return self.images[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def scores(self, images: Tensor, views: Tensor) -> Tensor:
+        """float32 [n, classes]: what the classifier says of those views."""
+        return torch.from_numpy(self._scores[views.numpy(), images.numpy()])
+
+
+def _make_room(path: Path, shape: tuple[int, ...]) -> None:
+    """Writes a file full of NaN: the disk's blocks are taken here, where a full disk is an error that can be told."""
+    try:
+        np.save(path, np.full(shape, np.nan, np.float32), allow_pickle=False)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _hash(numbers: Tensor, seed: int) -> Tensor:
+    """A well mixed number 0..2^32-1 for each of `numbers`. Source: the finaliser of MurmurHash3, public domain."""
+    mixed = (numbers + 1 + seed * 0x9E3779B9) & 0xFFFFFFFF
+    for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
+        mixed = mixed ^ (mixed >> shift)
+        mixed = (mixed * factor) & 0xFFFFFFFF
+    return mixed ^ (mixed >> 16)
+
+
+def _reflect(places: Tensor, size: int) -> Tensor:
+    places = places.abs()
+    return torch.where(places >= size, 2 * (size - 1) - places, places)

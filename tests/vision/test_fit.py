@@ -1,0 +1,216 @@
+"""`evenkeel fit` from a classifier file and images to a Collage-CNN that the gateway's codes read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
+onnx = pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from training_helpers import easy_pixels  # noqa: E402
+
+from evenkeel.backends.model import load_model  # noqa: E402
+from evenkeel.cards import load_card  # noqa: E402
+from evenkeel.cli import main  # noqa: E402
+from evenkeel.coding.collage import Collage  # noqa: E402
+
+PIXELS, LABELS = easy_pixels(700, 0)
+MEANS = np.stack([PIXELS[label == LABELS].mean((0, 1, 2)) for label in range(10)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that knows flat colours, as a bare ONNX file of floats; images with and without labels."""
+    made = tmp_path_factory.mktemp("fit")
+    # Minus half the squared distance to each class's mean colour, up to a constant: linear in the image's mean.
+    weight = (MEANS / 255).T.astype(np.float32) * 400
+    bias = (-((MEANS / 255) ** 2).sum(1) / 2 * 400).astype(np.float32)
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("Gemm", ["mean", "w", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(made / "colours.onnx"))
+    np.savez(made / "images.npz", images=PIXELS, labels=LABELS)
+    np.savez(made / "unlabelled.npz", images=PIXELS)
+    return made
+
+
+def run(folder: Path, out: Path, *more: str, images: str = "images.npz") -> "object":
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(folder / images)]
+    arguments += ["--out", str(out), "--cost", "1e9", "--held-out", "100", *more]
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder of sizes ends at its smallest step, since anything fits the cost of a classifier this cheap."""
+    from evenkeel.vision import size
+
+    smallest = size.Size((8, 16, 16))
+    monkeypatch.setattr(size, "sizes", lambda side, widest=128: [smallest])
+
+
+def test_a_classifier_and_images_become_collage_models_that_codes_read(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--grid", "2,3", "--epochs", "6", "--json", str(tmp_path / "cards.json"))
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "cards.json").read_text())["rows"]
+    assert [row["grid"] for row in rows] == [2, 3]
+    for grid in (2, 3):
+        path = tmp_path / "out" / f"colours-collage-{grid}x{grid}.json"
+        card = load_card(path)
+        assert card.agreement is not None
+        assert card.agreement.value > 0.7
+        assert card.accuracy is not None
+        assert card.reliability
+        assert card.notes["calibrated_to"] == "labels"
+        code, model = Collage.from_card(card), load_model(str(path))
+        items = list(PIXELS[: grid * grid])
+        reply = model.run(code.spares([code.prepare(item) for item in items])[0].inputs)
+        answers = code.decode(len(items), {len(items): reply})
+        right = sum(int(answers[place].scores.argmax()) == LABELS[place] for place in range(len(items)))
+        assert right >= len(items) - 3
+
+
+def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--epochs", "1", images="unlabelled.npz")
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.accuracy is None
+    assert card.agreement is not None
+    assert card.notes["calibrated_to"] == "the classifier's answers"
+
+
+def test_a_shared_network_is_trained_once(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--grid", "2,4", "--shared", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out").glob("*.checkpoint"))) == 1
+    cards = [load_card(tmp_path / "out" / f"colours-collage-{grid}x{grid}.json") for grid in (2, 4)]
+    assert cards[0].parameters == cards[1].parameters
+
+
+def test_an_interrupted_fit_resumes_to_the_same_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evenkeel.vision import fit_loop
+
+    monkeypatch.setattr(fit_loop, "_CHECKPOINT_EVERY_S", -1.0)
+    whole = run(folder, tmp_path / "whole", "--epochs", "1")
+    assert whole.exit_code == 0, whole.output
+
+    real, steps = fit_loop._step, 0
+
+    def interrupted(*arguments: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_loop, "_step", interrupted)
+    stopped = run(folder, tmp_path / "parts", "--epochs", "1")
+    assert stopped.exit_code == 1
+    assert "--resume" in stopped.output
+    monkeypatch.setattr(fit_loop, "_step", real)
+    again = run(folder, tmp_path / "parts", "--epochs", "1")
+    assert again.exit_code == 2
+    assert "holds a fit already" in again.output
+    resumed = run(folder, tmp_path / "parts", "--epochs", "1", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    names = [tmp_path / each / "colours-collage-3x3.onnx" for each in ("whole", "parts")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_labels_are_counted_in_the_order_of_the_classifier(folder: Path, tmp_path: Path) -> None:
+    """Folders are read in sorted order, which need not be the order of the classes that a card lists."""
+    from PIL import Image
+
+    from evenkeel.cards import ModelCard, save_card
+    from evenkeel.vision.export import file_sha256
+
+    names = tuple("jihgfedcba")
+    for number in range(620):
+        place = tmp_path / "photos" / names[LABELS[number]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number]).save(place / f"{number}.png")
+    (tmp_path / "colours.onnx").write_bytes((folder / "colours.onnx").read_bytes())
+    sha256 = file_sha256(tmp_path / "colours.onnx")
+    shape = {"height": 32, "width": 32, "layout": "NCHW", "datatype": "FP32", "normalisation_inside": False}
+    graph = {"input_name": "x", "output_name": "y"}
+    card = ModelCard("colours", "classifier", "colours.onnx", sha256, names, **shape, **graph)  # type: ignore[arg-type]
+    save_card(card, tmp_path / "card.json")
+    arguments = ["fit", "--classifier", str(tmp_path / "card.json"), "--images", str(tmp_path / "photos")]
+    arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "6"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    fitted = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert fitted.classes == names
+    assert fitted.accuracy is not None
+    assert fitted.accuracy.value > 0.7
+
+
+def test_minutes_become_epochs(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--minutes", "0.02")
+    assert result.exit_code == 0, result.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["epochs"] >= 1
+
+
+def test_resuming_with_other_options_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "1").exit_code == 0
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--seed", "5", "--resume")
+    assert result.exit_code == 2
+    assert "another classifier, other images or other options" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--grid", "three"], "expected numbers like 3 or 2,3,4"),
+        (["--grid", "3,3"], "different numbers from 2 to 8"),
+        (["--grid", "9"], "different numbers from 2 to 8"),
+        (["--cost", "0"], "cost: must be a number above zero"),
+        (["--cost", "nan"], "cost: must be a number above zero"),
+        (["--minutes", "-1"], "minutes: must be a number above zero"),
+        (["--limit", "200"], "200 images are too few"),
+    ],
+)
+def test_what_cannot_be_done_is_told(folder: Path, tmp_path: Path, options: list[str], told: str) -> None:
+    result = run(folder, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_a_classifier_with_one_answer_is_refused(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "same.npz", images=PIXELS[LABELS == 3].repeat(12, axis=0))
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(tmp_path / "same.npz")]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out"), "--cost", "1e9"])
+    assert result.exit_code == 2
+    assert "gives class 3 for all" in result.output
+
+
+def test_unreadable_images_are_named(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(620):
+        place = tmp_path / "photos" / str(LABELS[number])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number]).save(place / f"{number}.png")
+    (tmp_path / "photos" / "3" / "broken.png").write_bytes(b"no picture")
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(tmp_path / "photos")]
+    arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 could not be read" in result.output
+    assert "broken.png" in result.output
