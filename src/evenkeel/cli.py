@@ -12,7 +12,9 @@ import click
 
 from evenkeel import __version__
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.lab.command import lab
 from evenkeel.parent import end_with_parent
+from evenkeel.training.command import training
 
 __all__ = ["main"]
 
@@ -44,6 +46,16 @@ def _example(*lines: str) -> str:
 def main() -> None:
     """Answers on time although a machine is slow."""
 
+
+main.add_command(lab)
+
+
+@main.group()
+def plan() -> None:
+    """Predict what a change would gain."""
+
+
+plan.add_command(training)
 
 _NODE_OPTIONS = (
     click.option("--replicas", type=click.IntRange(1), help="Workers with the classifier, started here."),
@@ -145,6 +157,48 @@ def worker(arguments: tuple[str, ...]) -> None:
     sys.exit(run(list(arguments)))
 
 
+@main.command(
+    epilog=_example(
+        "evenkeel fit --classifier model.onnx --images photos/ --grid 3 --cost 0.6 --out fitted/",
+        "evenkeel fit --classifier card.json --images train.parquet --split train --grid 2,3,4 --out fitted/",
+        "evenkeel fit --classifier model.onnx --images photos/ --out fitted/ --resume",
+    ),
+)
+@click.option("--classifier", required=True, help="ONNX file, model card (.json) or name of a shipped model.")
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder tree, Parquet, npz or IDX; labels are not needed, and only used to report accuracy.",
+)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
+@click.option("--grid", default="3", show_default=True, metavar="N[,N...]", help="Tiles along one side of a collage.")
+@click.option("--cost", type=float, default=0.6, show_default=True, help="Of a pass, in the classifier's, at most.")
+@click.option("--shared", is_flag=True, help="One network for all grids, sized for the largest.")
+@click.option("--minutes", type=float, default=60.0, show_default=True, help="Of training for each network.")
+@click.option("--epochs", type=float, help="Passes over the images, instead of minutes.")
+@click.option("--views", type=int, default=4, show_default=True, help="Of each image, scored by the classifier.")
+@click.option("--reach", type=click.IntRange(0), help="Pixels a view is moved at most; a tenth of the side if unsaid.")
+@click.option("--mirror/--no-mirror", default=True, show_default=True, help="Whether views are mirrored too.")
+@click.option("--held-out", type=click.IntRange(100), help="Images kept for calibration; a twentieth if unsaid.")
+@click.option("--split", help="Of a Parquet file with a column `split`.")
+@click.option("--limit", type=click.IntRange(1), help="Images to read at most.")
+@click.option("--side", type=click.IntRange(8), help="Pixels of the classifier's input, where the file leaves it open.")
+@click.option("--scale", type=float, help="Pixels 0..255 are multiplied by it for a float input; 1/255 if unsaid.")
+@click.option("--mean", type=float, nargs=3, help="Then taken off, for each colour.")
+@click.option("--std", type=float, nargs=3, help="Then divided by, for each colour.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with a fit that was stopped; it ends with the same weights.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the cards there.")
+def fit(**arguments: Any) -> None:
+    """Train Collage-CNNs for your own classifier, from your own images, without labels."""
+    from evenkeel.vision.fit_command import run_fit
+
+    run_fit(arguments)
+
+
 @main.group()
 def bench() -> None:
     """Measure."""
@@ -181,6 +235,41 @@ def bench_serving(**arguments: Any) -> None:
     from evenkeel.bench.command import run_bench
 
     run_bench(arguments)
+
+
+@bench.command(
+    "fills",
+    epilog=_example(
+        "evenkeel bench fills                            # the shipped models on the shipped images",
+        "evenkeel bench fills --images cifar10.parquet --split test --partial --json fills.json --figure fills.png",
+        "evenkeel bench fills --classifier base.json --images test/ --collage 3x3.json \\",
+        "  --parity-sum k=2:sum2.json --parity-concat k=4:concat4.json --cheap small.json:9 --berrut 4,8,9",
+    ),
+)
+@click.option("--classifier", default="cifar10-base", show_default=True, help="Card, ONNX file, or a shipped name.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder, Parquet, npz or IDX; else the shipped 400.")
+@click.option("--split", help="Part of the images to read, e.g. test.")
+@click.option("--labels", default="auto", show_default=True, help="Where labels are: a column, array or file; none.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many images.")
+@click.option("--collage", "collages", multiple=True, metavar="CARD", help="Collage-CNN; may be repeated.")
+@click.option("--detector", "detectors", multiple=True, metavar="CARD", help="The paper's detector; may be repeated.")
+@click.option("--parity-sum", "parity_sums", multiple=True, metavar="[k=K:]CARD", help="ParM, sum encoder.")
+@click.option("--parity-concat", "parity_concats", multiple=True, metavar="[k=K:]CARD", help="ParM, concatenation.")
+@click.option("--cheap", "cheaps", multiple=True, metavar="CARD:N", help="A small classifier run on N items.")
+@click.option("--berrut", metavar="K,K", help="ApproxIFER with one spare, for groups of K: 4,8,9")
+@click.option("--shuffles", type=click.IntRange(1), default=1, show_default=True, help="Times every image is asked.")
+@click.option("--partial", is_flag=True, help="Also groups of 1 to N items.")
+@click.option("--same-class", is_flag=True, help="Also groups of one class, an ablation.")
+@click.option("--rounds", type=click.IntRange(0), default=100, show_default=True, help="Of timing; 0: no timing.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the table there, for a page.")
+def bench_fills(**arguments: Any) -> None:
+    """Compare what backups answer when replicas are late: accuracy of fills, cost, calibration."""
+    from evenkeel.bench.fills_command import run_fills
+
+    run_fills(arguments)
 
 
 @main.command(epilog=_example("evenkeel demo", "evenkeel demo --report report.html --json rows.json"))

@@ -5,8 +5,18 @@ from collections.abc import Sequence
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["read_count", "read_duration_s", "read_number", "split_spec", "unknown"]
+__all__ = [
+    "read_count",
+    "read_duration_s",
+    "read_number",
+    "read_quantity",
+    "read_rate_bps",
+    "read_share",
+    "split_spec",
+    "unknown",
+]
 
+_MULTIPLES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
 
@@ -63,6 +73,43 @@ def read_duration_s(text: str, where: str) -> float:
         return read_number(text, where)
     except ConfigurationError:
         raise ConfigurationError(f"{where} must be a time such as 0.2, 2s or 200ms, found {text!r}") from None
+
+
+def read_rate_bps(text: str, where: str) -> float:
+    """Bits a second from `100mbit`, `1gbit`, `2.5Gbit/s` or `unlimited` (infinite); `where` names the field."""
+    word = text.strip().lower().removesuffix("/s").removesuffix("ps")
+    if word == "unlimited":
+        return math.inf
+    if word.endswith("bit") and (value := _multiple(word.removesuffix("bit"))) is not None and value > 0:
+        return value
+    raise ConfigurationError(f"{where} must be a rate such as 100mbit, 2.5gbit or unlimited, found {text!r}")
+
+
+def read_quantity(text: str, where: str) -> int:
+    """A whole number of 1 or more from `25000`, `300k` or `11.7M`; `where` names the field in the message."""
+    value = _multiple(text.strip().lower())
+    if value is None or round(value) < 1:
+        raise ConfigurationError(f"{where} must be a number of 1 or more such as 25000 or 11.7M, found {text!r}")
+    return round(value)
+
+
+def read_share(text: str, where: str) -> float:
+    """A share from `0.001` or `0.1%`, 0 to 1; `where` names the field in the message."""
+    word = text.strip()
+    value = read_number(word.removesuffix("%"), where) / (100 if word.endswith("%") else 1)
+    if not 0 <= value <= 1:
+        raise ConfigurationError(f"{where} must be a share such as 0.001 or 0.1%, found {text!r}")
+    return value
+
+
+def _multiple(word: str) -> float | None:
+    """`2.5m` as a number; None if it is none."""
+    prefix = word[-1:] if word[-1:] in _MULTIPLES else ""
+    try:
+        value = float(word.removesuffix(prefix)) * _MULTIPLES[prefix]
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> ConfigurationError:

@@ -1,0 +1,1 @@
+"""An emulated cluster on one Linux machine: hosts are network namespaces, links have a rate."""

@@ -1,0 +1,1 @@
+"""Training over slow networks: what wraps DDP, and what predicts its gain."""
