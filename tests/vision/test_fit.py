@@ -84,6 +84,27 @@ def test_a_classifier_and_images_become_collage_models_that_codes_read(folder: P
         assert right >= len(items) - 3
 
 
+def test_what_was_fitted_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
+    """The configuration that a fit writes names models that a server accepts, a bare classifier's too."""
+    import yaml
+
+    from evenkeel.serving.config import read_config
+    from evenkeel.vision.black_box import BlackBox
+
+    out = tmp_path / "out"
+    normalised = ["--scale", "0.01", "--mean", "1", "2", "3", "--std", "1", "2", "4"]
+    result = run(folder, out, "--grid", "2,3", "--epochs", "1", *normalised)
+    assert result.exit_code == 0, result.output
+    settings = read_config(yaml.safe_load((out / "serve.yaml").read_text()), out)
+    assert settings is not None
+    bare = BlackBox.open(folder / "colours.onnx", scale=0.01, mean=(1, 2, 3), std=(1, 2, 4))
+    carded = BlackBox.open(out / "colours.json")
+    assert np.abs(bare.scores(PIXELS[:20]) - carded.scores(PIXELS[:20])).max() < 1e-2
+    model = load_model(str(out / "colours.json"))
+    nchw = PIXELS[:5].transpose(0, 3, 1, 2).astype(np.float32)
+    assert np.abs(model.run(nchw) - bare.scores(PIXELS[:5])).max() < 1e-2
+
+
 def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "out", "--epochs", "1", images="unlabelled.npz")
     assert result.exit_code == 0, result.output

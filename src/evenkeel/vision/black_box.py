@@ -34,6 +34,7 @@ class BlackBox:
         name: of its card, or its file's without suffix.
         path: its ONNX file.
         card: its model card; None where it came as a bare ONNX file.
+        card_path: of that card; None for a bare file and for a shipped model.
         sha256: of that file; of file and weights together where the weights lie in files of their own.
         height: of the images that it takes, pixels.
         width: the same.
@@ -57,6 +58,7 @@ class BlackBox:
         self.name = path.stem if card is None else card.name
         self.path = path
         self.card = card
+        self.card_path: Path | None = None
         self.sha256 = sha256
         self.height, self.width = form.height, form.width
         self.layout, self.datatype = form.layout, form.datatype
@@ -113,7 +115,10 @@ class BlackBox:
             raise ConfigurationError(
                 f"classifier {path} takes uint8 pixels and normalises them itself; leave {', '.join(given)} away"
             )
-        return cls(file, card, session, form, output_name(session, file, card), sha256)
+        made = cls(file, card, session, form, output_name(session, file, card), sha256)
+        if card is not None and str(path) not in NAMES:
+            made.card_path = Path(path)
+        return made
 
     def scores(self, pixels: Pixels, batch: int = 64) -> Scores:
         """What it answers, float32 [n, classes], all finite.

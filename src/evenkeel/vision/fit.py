@@ -23,6 +23,7 @@ from evenkeel.vision.architecture import CollageNet, TileNet, count_macs, count_
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.export import file_sha256, fold_norms, machine_name, write_onnx
 from evenkeel.vision.fit_loop import MEAN, STD, FitRecipe, fit_tiles, soft_temperature
+from evenkeel.vision.fit_serving import write_serving
 from evenkeel.vision.images import ImageSet
 from evenkeel.vision.measure import (
     Session,
@@ -185,6 +186,9 @@ def fit(
         network, notes = networks[size]
         cards.append(_finish(network, notes, grid, size, classifier, held, out))
         watcher.say(_told(cards[-1]))
+    names = _class_names(classifier, held)
+    configuration = write_serving(classifier, names, _own_temperature(classifier, held), cards, out)
+    watcher.say(f"serve them with: evenkeel serve {configuration}")
     return cards
 
 
@@ -414,6 +418,13 @@ def _held_out_scores(
         canvas = code.spares([prepared[item] for item in group])[0].inputs
         scores.append(session(canvas)[0])
     return groups.reshape(-1), np.concatenate(scores)
+
+
+def _own_temperature(classifier: BlackBox, held: ImageSet) -> float:
+    """Of the classifier's own scores; 1 without labels, which alone could tell."""
+    if held.labels is None:
+        return 1.0
+    return fit_temperature(classifier.log_probabilities(held.pixels), held.labels)
 
 
 def _top(scores: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:

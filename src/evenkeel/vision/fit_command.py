@@ -82,7 +82,6 @@ def run_fit(arguments: dict[str, Any]) -> None:
             f"interrupted; what was done is kept in {out}: go on with the same command and --resume"
         ) from error
     Console().print(_table(cards))
-    bars.say(f"serve with: evenkeel serve --model CARD --collage {out / (cards[-1].name + '.json')}")
     if arguments["json_path"] is not None:
         shown = {name: str(value) for name, value in arguments.items() if value is not None}
         try:
