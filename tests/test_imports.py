@@ -18,7 +18,7 @@ ALLOWED = {
     "oip": set(),
     "backends": {"coding", "oip"},
     "serving": {"backends", "oip", "coding"},
-    "vision": {"coding"},
+    "vision": {"coding", "tables"},
     "bench": {"serving", "backends", "oip", "coding", "vision", *SHOWS},
     "reducers": {"coding"},
     "training": {"reducers", "coding", "tables"},

@@ -164,16 +164,16 @@ class BlackBox:
             scores = np.log(np.maximum(scores, np.float32(_LEAST_PROBABILITY)))
         return log_softmax(scores)
 
-    def one_pass(self, threads: int = 1) -> Callable[[], object]:
-        """A function that runs it once on one image, from uint8 pixels to scores; to be timed beside others."""
-        session = _session(self.path, threads)
+    def one_pass(self) -> Callable[[], object]:
+        """A function that runs it once on one image on one thread, from uint8 pixels to scores; to be timed."""
+        session = _session(self.path, 1)
         image = np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), dtype=np.uint8)
         names, form = [self.output_name], self._form
         return lambda: session.run(names, {form.name: form.prepared(image)})
 
-    def latency_ms(self, threads: int = 1, rounds: int = 100) -> float:
-        """Median milliseconds of one pass over one image, from uint8 pixels to scores."""
-        return interleaved_latencies_ms([self.one_pass(threads)], rounds)[0]
+    def latency_ms(self, rounds: int = 100) -> float:
+        """Median milliseconds of one pass over one image on one thread, from uint8 pixels to scores."""
+        return interleaved_latencies_ms([self.one_pass()], rounds)[0]
 
     def _run(self, pixels: Pixels) -> NDArray[Any]:
         found = self._session.run([self.output_name], {self._form.name: self._form.prepared(pixels)})[0]

@@ -143,7 +143,7 @@ def export_classifier(
         "data": data_name,
         "opset": OPSET,
         "held_out_images": len(held),
-        "latency_how": f"median of {rounds} passes, batch 1, one thread, ONNX Runtime CPU",
+        "latency_how": f"median of {rounds} passes, batch 1, one thread, processor time, ONNX Runtime CPU",
         "onnxruntime": onnxruntime.__version__,
         "machine": machine_name(),
         "largest_difference_from_torch": float(f"{difference:.1e}"),

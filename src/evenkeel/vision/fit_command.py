@@ -9,17 +9,25 @@ from typing import Any
 import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from evenkeel.cards import Measured, ModelCard
+from evenkeel.cards import ModelCard
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
 from evenkeel.records import json_document
+from evenkeel.tables import Column, table
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.images import ImageSet, read_images
 
 __all__ = ["run_fit"]
 
 _NAMES_SHOWN = 10
+_COLUMNS = (
+    Column("accuracy", "right", "%", 100.0),
+    Column("agreement", "agrees", "%", 100.0),
+    Column("cost", "cost", ""),
+    Column("latency_ms", "pass", "ms"),
+    Column("mmac", "MMAC", ""),
+    Column("temperature", "temperature", ""),
+)
 
 
 class _Bars:
@@ -81,7 +89,9 @@ def run_fit(arguments: dict[str, Any]) -> None:
         raise EvenkeelError(
             f"interrupted; what was done is kept in {out}: go on with the same command and --resume"
         ) from error
-    Console().print(_table(cards))
+    rows = [_row(card) for card in cards]
+    Console().print(table(rows, [column for column in _COLUMNS if column.key in rows[0]], "collage"))
+    bars.say("(on held-out images, with the 95 % interval below)")
     if arguments["json_path"] is not None:
         shown = {name: str(value) for name, value in arguments.items() if value is not None}
         try:
@@ -118,26 +128,15 @@ def _grids(text: str) -> tuple[int, ...]:
         raise ConfigurationError(f"grid: expected numbers like 3 or 2,3,4, found {text!r}") from error
 
 
-def _table(cards: list[ModelCard]) -> Table:
-    table = Table(title="Collage-CNNs, on held-out images")
-    for heading in ("model", "images", "cost", "ms", "MMAC", "parameters", "accuracy %", "agreement %", "temperature"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
-    for card in cards:
-        table.add_row(
-            card.name,
-            str(card.cells),
-            f"{card.relative_cost:.2f}",
-            f"{card.latency_ms:.2f}",
-            f"{card.macs / 1e6:.0f}",
-            f"{card.parameters:,}",
-            _share(card.accuracy),
-            _share(card.agreement),
-            f"{card.temperature:.2f}",
-        )
-    return table
-
-
-def _share(measured: Measured | None) -> str:
-    if measured is None:
-        return "-"
-    return f"{measured.value:.2%} ({measured.low:.1%}-{measured.high:.1%})".replace("%", "")
+def _row(card: ModelCard) -> dict[str, Any]:
+    row = {
+        "collage": f"{card.grid}x{card.grid}",
+        "cost": card.relative_cost,
+        "latency_ms": card.latency_ms,
+        "mmac": card.macs / 1e6,
+        "temperature": card.temperature,
+    }
+    for name, found in (("accuracy", card.accuracy), ("agreement", card.agreement)):
+        if found is not None:
+            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row
