@@ -1,0 +1,164 @@
+"""What a code loses of a gradient is kept, and added to the next one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from evenkeel.coding.sum_code import Broadcast, Count, Place, SumCode, flat
+from evenkeel.errors import CodeError
+
+__all__ = ["ErrorFeedback"]
+
+
+class ErrorFeedback(SumCode):
+    """Another code with a memory for each bucket: it sends vector + memory, and keeps what its message does not say.
+
+    Over time the sums miss nothing: what was decoded and what is in memory add up to all vectors given. A round in
+    which some rank's vector is not finite leaves every memory as it was. What `dropped` is told to have been left out
+    of the sum goes back into memory whole.
+
+    Args:
+        code: what codes vector + memory. Shared by nobody else if it keeps a state of its own.
+    """
+
+    name: Final = "error_feedback"
+
+    def __init__(self, code: SumCode) -> None:
+        if isinstance(code, ErrorFeedback):
+            raise CodeError("error feedback around error feedback has nothing to remember: wrap once")
+        self.code = code
+        self.granule = code.granule
+        self.most_workers = code.most_workers
+        self._memory: dict[int, Tensor] = {}
+        self._sent: dict[int, _Sent] = {}
+
+    def __repr__(self) -> str:
+        return f"ErrorFeedback({self.code!r})"
+
+    def measure(self, vector: Tensor, place: Place) -> Tensor:
+        """Whether vector + memory is finite (0 or infinity), then what the code measures of it."""
+        owed = self._owed(vector, place)
+        stats = self.code.measure(owed, place)
+        finite = (stats if stats.numel() else owed).isfinite().all()
+        return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
+
+    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The code's message for vector + memory. The memory becomes what the message does not say of it."""
+        owed = self._owed(vector, place)
+        message = self.code.encode(owed, stats[1:], place)
+        told = self.code.decode(message, stats[1:], 1, owed.numel(), place)
+        kept = self._memory.get(place.bucket, torch.zeros_like(owed)).to(owed.device)
+        self._memory[place.bucket] = torch.where(stats[0].isfinite(), owed - told, kept)
+        packed = self.code.pack(message, place)  # a copy, because reducers may add into the message itself
+        self._sent[place.bucket] = _Sent(place, packed, stats, owed.numel())
+        return message
+
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """What the code decodes."""
+        return self.code.decode(total, stats[1:], count, length, place)
+
+    def dropped(self, place: Place, lost: Tensor | None = None) -> None:
+        """Puts back into memory what the last message of the bucket said, where it was lost. Once for each message.
+
+        Raises:
+            CodeError: the last message was of another round, or has been reported already.
+        """
+        sent = self._sent.pop(place.bucket, None)
+        if sent is None or sent.place != place:
+            raise CodeError(
+                f"{place} has no message that could be lost: report each loss once, before the bucket's next round"
+            )
+        message = self.code.unpack(sent.packed, self.code.lanes(sent.length, place), place)
+        count = 1 if lost is None else lost.int()
+        told = self.code.decode(message, sent.stats[1:], count, sent.length, place)
+        told = torch.where(sent.stats[0].isfinite(), told, 0.0)  # otherwise nothing was taken out of memory
+        self._memory[place.bucket] = self._memory[place.bucket] + told
+
+    def memory(self, bucket: int) -> Tensor | None:
+        """What is owed in `bucket`, `[length]`; None before its first round."""
+        return self._memory.get(bucket)
+
+    def reset(self, bucket: int | None = None) -> None:
+        """Forgets what is owed in `bucket`, or in all: after buckets were rebuilt, or with another world size."""
+        for memory in (self._memory, self._sent):
+            if bucket is None:
+                memory.clear()
+            else:
+                memory.pop(bucket, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memories by bucket, and the code's own state."""
+        return {"memory": dict(self._memory), "code": self.code.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over memories and the code's state.
+
+        Raises:
+            CodeError: it is the state of another code.
+        """
+        if set(state) != {"memory", "code"}:
+            raise CodeError(f"the state of error feedback holds memory and code, found {sorted(state)}")
+        self.code.load_state_dict(state["code"])
+        self._memory = dict(state["memory"])
+        self._sent = {}
+
+    def lanes(self, length: int, place: Place) -> int:
+        """The code's."""
+        return self.code.lanes(length, place)
+
+    def up_width(self, place: Place) -> int:
+        """The code's."""
+        return self.code.up_width(place)
+
+    def down_width(self, place: Place) -> int:
+        """The code's."""
+        return self.code.down_width(place)
+
+    def pack(self, message: Tensor, place: Place) -> Tensor:
+        """The code's bytes."""
+        return self.code.pack(message, place)
+
+    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+        """The code's lanes."""
+        return self.code.unpack(packed, lanes, place)
+
+    def pack_total(self, total: Tensor, place: Place) -> Tensor:
+        """The code's bytes."""
+        return self.code.pack_total(total, place)
+
+    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+        """The code's sums."""
+        return self.code.unpack_total(packed, lanes, place)
+
+    def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Passed on."""
+        self.code.arrange(bucket, shapes)
+
+    def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
+        """Passed on."""
+        self.code.observe(mean, place, broadcast)
+
+    def _owed(self, vector: Tensor, place: Place) -> Tensor:
+        vector = flat(vector)
+        memory = self._memory.get(place.bucket)
+        if memory is None:
+            return vector
+        if memory.shape != vector.shape:
+            raise CodeError(
+                f"bucket {place.bucket} has {vector.numel()} coordinates, but its memory has {memory.numel()}: "
+                f"if the buckets were rebuilt, call reset({place.bucket})"
+            )
+        return vector + memory.to(vector.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """The last message of a bucket, kept until the next one in case it is lost."""
+
+    place: Place
+    packed: Tensor
+    stats: Tensor
+    length: int

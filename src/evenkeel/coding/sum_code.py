@@ -1,0 +1,237 @@
+"""The seam of every sum code: the mean of many vectors, told from one sum.
+
+Each worker encodes its vector to a *message*, a row of lanes that only ever need `+`; whoever adds them (a process
+group, a share of the workers, a switch) knows nothing of the code. What one round of one bucket looks like on every
+rank:
+
+    stats = max over ranks of measure(vector)          # tiny
+    total = sum over ranks of encode(vector, stats)    # lane by lane, in any order, of any subset that arrived
+    mean = decode(total, stats, count, length)         # count: of messages in the total
+    observe(mean)                                      # codes that learn from what has been summed
+
+Laws, tested over every code:
+
+- `decode` of the sum of any subset is within the code's stated error of the mean of that subset's vectors, when told
+  how many there are; granules may hold different subsets;
+- the order of adding does not matter; integer lanes are exact, and a world whose sums do not fit is refused by
+  `encode`;
+- a vector that is not finite on any rank gives a mean that is not finite on every rank; statistics that there are carry
+  it as infinity, since a NaN would be lost in some reductions;
+- vectors of zeros give exact zeros, and so does a granule of which nothing arrived;
+- any length will do, 0 too; `unpack(pack(message)) == message` and `unpack_total(pack_total(total)) == total`, and both
+  wire forms may be cut at granules.
+
+Codes are pure: no clock, no I/O, no global random state. All randomness is hashed from (seed, step, bucket,
+coordinate), and from the rank where it is private, so a round can be repeated bit for bit. Rounds of one bucket follow
+each other: `observe` of a step comes before `encode` of the next.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from evenkeel.errors import CodeError
+
+__all__ = ["Broadcast", "Count", "Place", "SumCode", "count_per_granule", "flat"]
+
+Count: TypeAlias = int | Tensor
+Broadcast: TypeAlias = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Whose vector this is, and in which round.
+
+    Attributes:
+        rank: of the worker, 0..world-1. Where all ranks do the same (`decode`), any rank gives the same result.
+        world: how many workers there are: no sum holds more messages.
+        step: number of the training step, the same on all ranks.
+        bucket: which part of the gradient, the same on all ranks.
+    """
+
+    rank: int
+    world: int
+    step: int = 0
+    bucket: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise CodeError(f"rank {self.rank} is none of a world of {self.world}: ranks count from 0")
+
+
+class SumCode(ABC):
+    """The mean from one sum; see the module's laws.
+
+    `repr` holds every setting that ranks must have in common: compare it before the first round.
+
+    Attributes:
+        name: short name for tables and configuration.
+        granule: lanes that stay together when a message is cut into shards or packets, and that share one count.
+        most_workers: largest world whose sums fit, or None where there is no bound.
+    """
+
+    name: str
+    granule: int
+    most_workers: int | None = None
+
+    @abstractmethod
+    def measure(self, vector: Tensor, place: Place) -> Tensor:
+        """Statistics to be max-reduced over all ranks before `encode`: float32 `[few]`, perhaps `[0]`, never NaN.
+
+        Args:
+            vector: this rank's vector, floating point `[length]`, strided in any way.
+            place: whose it is.
+
+        Raises:
+            CodeError: not one dense row of floating point numbers.
+        """
+
+    @abstractmethod
+    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The message: lanes `[lanes(length)]` in a type that holds the sum of `place.world` of them.
+
+        Args:
+            vector: as given to `measure`.
+            stats: the maximum over all ranks of what `measure` gave.
+            place: whose it is.
+
+        Raises:
+            CodeError: the vector or the statistics do not fit.
+            ConfigurationError: the sums of so large a world do not fit the lanes.
+        """
+
+    @abstractmethod
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """The mean of the vectors whose messages were added: float32 `[length]`.
+
+        Args:
+            total: sum of messages, `[lanes(length)]`, of any integer type that holds it (float32 for float lanes).
+            stats: as given to `encode`.
+            count: how many messages the total holds; or integers `[granules]`, one for each `granule` lanes. Where it
+                is 0 the mean is 0.
+            length: coordinates of the vectors.
+            place: the round's; `rank` is not looked at.
+
+        Raises:
+            CodeError: total, statistics or count do not fit.
+        """
+
+    @abstractmethod
+    def lanes(self, length: int, place: Place) -> int:
+        """Lanes of a message for a vector of `length` coordinates."""
+
+    @abstractmethod
+    def up_width(self, place: Place) -> int:
+        """Bits per lane of a packed message."""
+
+    @abstractmethod
+    def down_width(self, place: Place) -> int:
+        """Bits per lane of a packed sum of up to `place.world` messages."""
+
+    @abstractmethod
+    def pack(self, message: Tensor, place: Place) -> Tensor:
+        """The message, or any granules of it, as bytes: uint8 `[packed_bytes(lanes)]`."""
+
+    @abstractmethod
+    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+        """The lanes that `pack` was given, ready to be added."""
+
+    @abstractmethod
+    def pack_total(self, total: Tensor, place: Place) -> Tensor:
+        """A sum of up to `place.world` messages, or any granules of it, as bytes: uint8 `[total_bytes(lanes)]`."""
+
+    @abstractmethod
+    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+        """The sums that `pack_total` was given."""
+
+    def packed_bytes(self, lanes: int, place: Place) -> int:
+        """Bytes of `lanes` packed lanes of a message."""
+        return -(-lanes * self.up_width(place) // 8)
+
+    def total_bytes(self, lanes: int, place: Place) -> int:
+        """Bytes of `lanes` packed lanes of a sum."""
+        return -(-lanes * self.down_width(place) // 8)
+
+    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
+        """The sum of packed messages, or of the same granules of them: lanes in a type that holds it."""
+        total = self.unpack(parts[0], lanes, place)
+        for part in parts[1:]:
+            total = total + self.unpack(part, lanes, place)
+        return total
+
+    def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:  # noqa: B027
+        """Told, before the first round, the shapes of the parameters that make up a bucket's vector, in order.
+
+        Most codes do not care. One that does treats a bucket it was told nothing of as a single row of numbers.
+
+        Raises:
+            CodeError: the bucket has been arranged otherwise before; its memories would be of the wrong parameters.
+        """
+
+    def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:  # noqa: B027
+        """What to learn from a finished round; called on every rank with the same mean. Most codes learn nothing.
+
+        Args:
+            mean: what `decode` gave.
+            place: the round's.
+            broadcast: overwrites its tensor with rank 0's on every rank; all ranks call it equally often.
+        """
+
+    def dropped(self, place: Place, lost: Tensor | None = None) -> None:  # noqa: B027
+        """Told, before `observe`, when this rank's message was left out of the sum. Most codes remember nothing.
+
+        Args:
+            place: as given to `encode`.
+            lost: booleans `[granules]`, true where it was left out; None for all of it.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank must keep to go on identically: tensors, numbers and plain containers."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            CodeError: it is the state of another code.
+        """
+        if state:
+            raise CodeError(f"{self.name} keeps no state, but was given {sorted(state)}: it is another code's")
+
+
+def flat(vector: Tensor) -> Tensor:
+    """The vector as contiguous float32, `[length]`.
+
+    Raises:
+        CodeError: sparse, not one row, or not floating point.
+    """
+    if vector.layout != torch.strided:
+        raise CodeError("sparse gradients cannot be coded: make them dense, or skip this parameter")
+    if vector.dim() != 1:
+        raise CodeError(f"a sum code takes one row of numbers, found shape {tuple(vector.shape)}: flatten it first")
+    if not vector.is_floating_point():
+        raise CodeError(f"a sum code takes floating point numbers, found {vector.dtype}")
+    return vector.detach().to(torch.float32).contiguous()
+
+
+def count_per_granule(count: Count, granules: int, place: Place, device: torch.device) -> Tensor:
+    """The count, checked: integers `[granules]`, whichever way it was given.
+
+    Raises:
+        CodeError: a count that no round can have.
+    """
+    if isinstance(count, int):
+        if not 0 <= count <= place.world:
+            raise CodeError(
+                f"a sum over {place.world} workers holds 0 to {place.world} messages, found a count of {count}"
+            )
+        return torch.tensor(count, device=device).expand(granules)
+    if count.shape != (granules,) or count.is_floating_point():
+        raise CodeError(
+            f"counts must be {granules} integers, one for each granule, found {count.dtype} {tuple(count.shape)}"
+        )
+    return count.to(device, torch.int64)

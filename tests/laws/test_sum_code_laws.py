@@ -1,0 +1,365 @@
+"""The laws of `coding/sum_code.py`, over every sum code."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from evenkeel.coding.error_feedback import ErrorFeedback  # noqa: E402
+from evenkeel.coding.fixed_point import FixedPoint  # noqa: E402
+from evenkeel.coding.gradiveq import GradiVeQ  # noqa: E402
+from evenkeel.coding.plain import Plain  # noqa: E402
+from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
+from evenkeel.coding.thc import THC  # noqa: E402
+from evenkeel.coding.thc_table import clip  # noqa: E402
+from evenkeel.errors import CodeError, ConfigurationError  # noqa: E402
+
+CONV = (4, 4, 3, 3)
+CONV_SIZE = 144
+BUCKET = 7
+DIRECTIONS = torch.linalg.qr(torch.randn(48, 2, generator=torch.Generator().manual_seed(3)))[0]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A code, and its stated error: the most of the mean's squared error, given the vectors of all ranks."""
+
+    name: str
+    make: Callable[[], SumCode]
+    bound: Callable[[list[Tensor]], float]
+    learns: bool = False
+
+    def coder(self, length: int) -> SumCode:
+        """A code that is ready for bucket BUCKET; one that learns is in a compressed round where the length allows."""
+        code = self.make()
+        if self.learns and length >= CONV_SIZE:
+            code.arrange(BUCKET, [(length - CONV_SIZE,), CONV])
+            generator = torch.Generator().manual_seed(8)
+            for step in range(4):
+                code.observe(self.vector(length, generator), Place(0, 1, step, BUCKET), lambda row: None)
+            assert code.lanes(length, Place(0, 1, 4, BUCKET)) < length
+        return code
+
+    def vector(self, length: int, generator: "torch.Generator") -> Tensor:
+        vector = torch.randn(length, generator=generator)
+        vector *= torch.exp(3 * torch.randn(length // 50 + 1, generator=generator)).repeat_interleave(50)[:length]
+        if self.learns and length >= CONV_SIZE:  # slices of 3 * 16 neighbours in two directions
+            slices = torch.randn(3, 2, generator=generator) @ DIRECTIONS.T
+            vector[-CONV_SIZE:] = slices.reshape(3, 3, 4, 4).permute(3, 2, 0, 1).reshape(-1)
+        return vector
+
+
+def fixed_point_bound(bits: int, block: int) -> Callable[[list[Tensor]], float]:
+    def bound(vectors: list[Tensor]) -> float:
+        largest = torch.stack(vectors).double().abs().amax(0)
+        steps = [part.max() / (2 ** (bits - 1) - 1) for part in largest.split(block) if len(part)]
+        sizes = [len(part) for part in largest.split(block) if len(part)]
+        return float(sum(size * (step / 2) ** 2 for size, step in zip(sizes, steps, strict=True)))
+
+    return bound
+
+
+def thc_bound(code: THC) -> Callable[[list[Tensor]], float]:
+    """For tables that clip nothing that occurs here: every rotated coordinate is off by less than the widest gap."""
+    gap = max(above - below for below, above in zip(code.table, code.table[1:], strict=False))
+    step = gap * 2 * clip(code.p) / code.granularity
+
+    def bound(vectors: list[Tensor]) -> float:
+        norms = [
+            max(float(part.norm()) for part in parts)
+            for parts in zip(*(vector.double().split(code.granule) for vector in vectors), strict=True)
+        ]
+        return sum((norm * step) ** 2 for norm in norms)
+
+    return bound
+
+
+def plain_bound(vectors: list[Tensor]) -> float:
+    return 1e-12 * sum(float(vector.double().square().sum()) for vector in vectors)
+
+
+def coefficients_bound(bound: Callable[[list[Tensor]], float], block: int) -> Callable[[list[Tensor]], float]:
+    """The inner code's, of vectors whose blocks are cut elsewhere: with the whole vector's scale for every block."""
+
+    def of_whole(vectors: list[Tensor]) -> float:
+        blocks = len(vectors[0]) // block + 1
+        return blocks * max(bound([vector[None].norm().view(1) for vector in vectors]), 1e-30)
+
+    return of_whole
+
+
+def thc(rounding: str, bits: int = 8, block: int = 64) -> THC:
+    granularity = {4: 17, 8: 255, 3: 9}[bits]
+    return THC(bits, granularity, 1e-9, rounding, block, seed=5)  # type: ignore[arg-type]
+
+
+FINE = thc("correlated", block=32)
+CASES = [
+    Case("plain", Plain, plain_bound),
+    Case("fixed_point_8", lambda: FixedPoint(8, block=16), fixed_point_bound(8, 16)),
+    Case("fixed_point_3", lambda: FixedPoint(3, block=4096), fixed_point_bound(3, 4096)),
+    Case("fixed_point_16", lambda: FixedPoint(16, block=48), fixed_point_bound(16, 48)),
+    *(
+        Case(f"thc_{rounding}_{bits}", lambda r=rounding, b=bits: thc(r, b), thc_bound(thc(rounding, bits)))
+        for rounding, bits in (("correlated", 8), ("correlated", 4), ("stochastic", 4), ("nearest", 3))
+    ),
+    Case("error_feedback", lambda: ErrorFeedback(FixedPoint(8, block=16)), fixed_point_bound(8, 16)),
+    Case("error_feedback_plain", lambda: ErrorFeedback(Plain()), plain_bound),
+    Case("gradiveq", lambda: GradiVeQ(ratio=8, sample_steps=4, longest_slice=48), plain_bound, learns=True),
+    Case(
+        "gradiveq_thc",
+        lambda: ErrorFeedback(GradiVeQ(thc("correlated", block=32), ratio=8, sample_steps=4, longest_slice=48)),
+        coefficients_bound(thc_bound(FINE), 32),
+        learns=True,
+    ),
+]
+
+pytestmark = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+lengths = st.sampled_from([0, 1, 2, 7, 8, 15, 16, 17, 33, 64, 100, 150, 240, 333, 500])
+few = settings(max_examples=10, deadline=None, derandomize=True)
+
+
+@dataclass
+class Round:
+    """One round of `world` workers, up to their messages."""
+
+    code: SumCode
+    vectors: list[Tensor]
+    places: list[Place]
+    stats: Tensor
+    messages: list[Tensor]
+
+    def total(self, ranks: list[int]) -> Tensor:
+        total = torch.zeros_like(self.messages[0])
+        for rank in ranks:
+            total = total + self.messages[rank]
+        return total
+
+    def decode(self, total: Tensor, count: int | Tensor) -> Tensor:
+        return self.code.decode(total, self.stats, count, len(self.vectors[0]), self.places[0])
+
+
+def play(case: Case, vectors: list[Tensor], step: int = 4) -> Round:
+    codes = [case.coder(len(vectors[0])) for _ in vectors]
+    places = [Place(rank, len(vectors), step, BUCKET) for rank in range(len(vectors))]
+    measured = [code.measure(v, p) for code, v, p in zip(codes, vectors, places, strict=True)]
+    stats = torch.stack(measured).amax(0) if measured[0].numel() else measured[0]
+    messages = [code.encode(v, stats, p) for code, v, p in zip(codes, vectors, places, strict=True)]
+    return Round(codes[0], vectors, places, stats, messages)
+
+
+def draw_vectors(case: Case, seed: int, world: int, length: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [case.vector(length, generator) for _ in range(world)]
+
+
+@few
+@given(data=st.data(), seed=st.integers(0, 99), length=lengths, world=st.integers(1, 18), power=st.integers(-60, 60))
+def test_any_subset_gives_its_mean_within_the_stated_error(
+    case: Case, data: st.DataObject, seed: int, length: int, world: int, power: int
+) -> None:
+    vectors = [vector * 2.0**power for vector in draw_vectors(case, seed, world, length)]
+    arrived = data.draw(st.permutations(range(world)))[: data.draw(st.integers(1, world))]
+    played = play(case, vectors)
+    mean = played.decode(played.total(arrived), len(arrived))
+    assert mean.dtype == torch.float32
+    assert mean.shape == (length,)
+    true = torch.stack([vectors[rank] for rank in arrived]).double().mean(0)
+    slack = 1e-12 * float(torch.stack(vectors).double().square().sum())
+    assert float((mean - true).square().sum()) <= case.bound(vectors) + slack
+
+
+@few
+@given(data=st.data(), seed=st.integers(0, 99), length=lengths, world=st.integers(1, 9))
+def test_the_order_of_adding_does_not_matter(
+    case: Case, data: st.DataObject, seed: int, length: int, world: int
+) -> None:
+    played = play(case, draw_vectors(case, seed, world, length))
+    one, other = (played.total(data.draw(st.permutations(range(world)))) for _ in range(2))
+    if one.is_floating_point():
+        torch.testing.assert_close(one, other)
+    else:
+        assert torch.equal(one, other)
+
+
+@few
+@given(data=st.data(), seed=st.integers(0, 99), length=lengths, world=st.integers(1, 6))
+def test_every_granule_may_hold_another_subset(
+    case: Case, data: st.DataObject, seed: int, length: int, world: int
+) -> None:
+    played = play(case, draw_vectors(case, seed, world, length))
+    code, lanes = played.code, played.code.lanes(length, played.places[0])
+    granules = -(-lanes // code.granule)
+    few_subsets = [data.draw(st.sets(st.integers(0, world - 1))) for _ in range(3)]
+    which = torch.randint(3, (granules,), generator=torch.Generator().manual_seed(seed))
+    of_lane = which.repeat_interleave(code.granule)[:lanes]
+    totals = [played.total(sorted(subset)) for subset in few_subsets]
+    total = torch.stack([torch.where(of_lane == k, totals[k], 0) for k in range(3)]).sum(0)
+    counts = torch.tensor([len(subset) for subset in few_subsets])[which]
+    mixed = played.decode(total, counts)
+    if case.learns and length >= CONV_SIZE:  # a granule is not a run of coordinates there; but decoding is linear
+        uniform = [
+            played.decode(torch.where(of_lane == k, totals[k], 0), torch.where(which == k, counts, 0)) for k in range(3)
+        ]
+        torch.testing.assert_close(mixed, sum(uniform), rtol=1e-4, atol=1e-4)
+        return
+    of_coordinate = of_lane[:length]
+    for k in range(3):
+        uniform = played.decode(totals[k], len(few_subsets[k]))
+        assert torch.equal(mixed[of_coordinate == k], uniform[of_coordinate == k])
+        if not few_subsets[k]:
+            assert not mixed[of_coordinate == k].any()
+
+
+@few
+@given(seed=st.integers(0, 99), length=lengths, world=st.integers(1, 18), cut=st.integers(0, 20))
+def test_wire_forms_give_back_what_was_packed_whole_or_cut_at_granules(
+    case: Case, seed: int, length: int, world: int, cut: int
+) -> None:
+    played = play(case, draw_vectors(case, seed, world, length))
+    code, place, message = played.code, played.places[0], played.messages[0]
+    lanes = code.lanes(length, place)
+    packed = code.pack(message, place)
+    assert packed.dtype == torch.uint8
+    assert packed.numel() == code.packed_bytes(lanes, place) == -(-lanes * code.up_width(place) // 8)
+    assert torch.equal(code.unpack(packed, lanes, place), message)
+    assert code.unpack(packed, lanes, place).dtype == message.dtype
+    total = played.total(list(range(world)))
+    wire = code.pack_total(total, place)
+    assert wire.numel() == code.total_bytes(lanes, place) == -(-lanes * code.down_width(place) // 8)
+    assert torch.equal(code.unpack_total(wire, lanes, place), total)
+    here = min(cut * code.granule, lanes)
+    parts = [code.pack(message[:here], place), code.pack(message[here:], place)]
+    assert torch.equal(torch.cat(parts), packed)
+    halves = [code.pack_total(total[:here], place), code.pack_total(total[here:], place)]
+    assert torch.equal(torch.cat(halves), wire)
+    added = code.add_packed([code.pack(each, place) for each in played.messages], lanes, place)
+    torch.testing.assert_close(added, total)
+
+
+@few
+@given(length=lengths, world=st.integers(1, 9))
+def test_zeros_give_zeros_and_so_does_a_sum_of_nothing(case: Case, length: int, world: int) -> None:
+    played = play(case, [torch.zeros(length) for _ in range(world)])
+    assert torch.equal(played.decode(played.total(list(range(world))), world), torch.zeros(length))
+    played = play(case, draw_vectors(case, 1, world, length))
+    assert torch.equal(played.decode(played.total([]), 0), torch.zeros(length))
+
+
+@few
+@given(
+    data=st.data(),
+    length=lengths.filter(lambda length: length > 0),
+    world=st.integers(1, 5),
+    poison=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+)
+def test_what_is_not_finite_on_one_rank_is_not_finite_on_all(
+    case: Case, data: st.DataObject, length: int, world: int, poison: float
+) -> None:
+    vectors = draw_vectors(case, 2, world, length)
+    vectors[data.draw(st.integers(0, world - 1))][data.draw(st.integers(0, length - 1))] = poison
+    played = play(case, vectors)
+    assert not played.stats.isnan().any()
+    mean = played.decode(played.total(list(range(world))), world)
+    assert not mean.isfinite().all()
+
+
+@few
+@given(seed=st.integers(0, 99), length=lengths, step=st.integers(0, 2**40))
+def test_a_round_can_be_repeated_bit_for_bit_and_strides_do_not_matter(
+    case: Case, seed: int, length: int, step: int
+) -> None:
+    vectors = draw_vectors(case, seed, 2, length)
+    strided = [torch.stack((vector, vector), dim=1)[:, 0] for vector in vectors]
+    assert length < 2 or not strided[0].is_contiguous()
+    first, again = play(case, vectors, step), play(case, strided, step)
+    assert torch.equal(first.stats, again.stats)
+    first_vectors = draw_vectors(case, seed, 2, length)
+    played = [message.clone() for message in first.messages]
+    for message in first.messages:
+        message.fill_(1)  # as reducers may
+    assert all(torch.equal(one, other) for one, other in zip(vectors, first_vectors, strict=True))
+    first.messages = played
+    assert all(torch.equal(one, other) for one, other in zip(first.messages, again.messages, strict=True))
+
+
+def test_half_precision_is_coded_like_the_same_numbers_in_single(case: Case) -> None:
+    vectors = [vector.to(torch.bfloat16) for vector in draw_vectors(case, 4, 2, 200)]
+    half, single = play(case, vectors), play(case, [vector.float() for vector in vectors])
+    assert torch.equal(half.messages[1], single.messages[1])
+
+
+def test_a_stopped_code_goes_on_identically_from_its_state(case: Case) -> None:
+    generator = torch.Generator().manual_seed(6)
+    code, later = case.coder(200), case.make()
+    if case.learns:
+        later.arrange(BUCKET, [(200 - CONV_SIZE,), CONV])
+
+    def turn(code: SumCode, vector: Tensor, step: int) -> Tensor:
+        place = Place(0, 1, step, BUCKET)
+        stats = code.measure(vector, place)
+        mean = code.decode(code.encode(vector, stats, place), stats, 1, len(vector), place)
+        code.observe(mean, place, lambda row: None)
+        return mean
+
+    vectors = [case.vector(200, generator) for _ in range(4)]
+    for step in (4, 5):
+        turn(code, vectors[step - 4], step)
+    later.load_state_dict(code.state_dict())
+    for step in (6, 7):
+        assert torch.equal(turn(code, vectors[step - 4], step), turn(later, vectors[step - 4], step))
+    with pytest.raises(CodeError, match="state"):
+        later.load_state_dict({"nonsense": 1})
+
+
+def test_ranks_can_compare_their_settings(case: Case) -> None:
+    assert repr(case.make()) == repr(case.make())
+    assert len({repr(each.make()) for each in CASES}) == len(CASES)
+
+
+def test_a_world_too_large_for_the_lanes_is_refused(case: Case) -> None:
+    code = case.make()
+    if code.most_workers is None:
+        assert code.encode(torch.ones(1), code.measure(torch.ones(1), Place(0, 1)), Place(0, 1)).is_floating_point()
+        return
+    place = Place(0, code.most_workers + 1)
+    stats = code.measure(torch.ones(9), place)
+    with pytest.raises(ConfigurationError, match=r"do not fit into 32 bits: use at most \d+ workers"):
+        code.encode(torch.ones(9), stats, place)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.ones(2, 3), "flatten it first"),
+        (torch.ones(4, dtype=torch.int64), "floating point"),
+        (torch.eye(3).to_sparse(), "sparse gradients cannot be coded"),
+    ],
+    ids=["matrix", "integers", "sparse"],
+)
+def test_what_is_no_vector_is_refused(case: Case, wrong: Tensor, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        case.make().measure(wrong, Place(0, 1))
+
+
+def test_totals_and_counts_that_do_not_fit_are_refused(case: Case) -> None:
+    played = play(case, draw_vectors(case, 1, 2, 100))
+    total = played.total([0, 1])
+    with pytest.raises(CodeError, match="a total of"):
+        played.decode(total[:-1], 2)
+    with pytest.raises(CodeError, match="holds 0 to 2 messages, found a count of 3"):
+        played.decode(total, 3)
+    with pytest.raises(CodeError, match="one for each granule"):
+        played.decode(total, torch.ones(77, dtype=torch.int64))
+    packed = played.code.pack(played.messages[0], played.places[0])
+    with pytest.raises(CodeError, match="bits take"):
+        played.code.unpack(packed[:-1], total.numel(), played.places[0])
+    if played.stats.numel() > 1 and not isinstance(played.code, ErrorFeedback):
+        with pytest.raises(CodeError, match="scales"):
+            played.code.encode(played.vectors[0], played.stats[:-1], played.places[0])
