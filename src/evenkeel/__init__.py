@@ -1,3 +1,62 @@
 """evenkeel keeps distributed machine learning on an even keel."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from evenkeel.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from evenkeel.coding.error_feedback import ErrorFeedback
+    from evenkeel.coding.fixed_point import FixedPoint
+    from evenkeel.coding.gradiveq import GradiVeQ
+    from evenkeel.coding.thc import THC
+    from evenkeel.reducers.process_group import ProcessGroup
+    from evenkeel.reducers.sharded import Sharded
+    from evenkeel.training.ddp_hook import comm_hook
+    from evenkeel.training.hook_state import HookState
+    from evenkeel.training.pipe_sgd import PipeSGD
+    from evenkeel.training.skipping import named
+
+__all__ = [
+    "THC",
+    "ErrorFeedback",
+    "FixedPoint",
+    "GradiVeQ",
+    "HookState",
+    "PipeSGD",
+    "ProcessGroup",
+    "Sharded",
+    "comm_hook",
+    "named",
+]
+
 __version__ = "0.1.0"
+
+# Loaded on first use: they bring torch, which serving does without.
+_HOMES = {
+    "ErrorFeedback": "evenkeel.coding.error_feedback",
+    "FixedPoint": "evenkeel.coding.fixed_point",
+    "GradiVeQ": "evenkeel.coding.gradiveq",
+    "HookState": "evenkeel.training.hook_state",
+    "PipeSGD": "evenkeel.training.pipe_sgd",
+    "ProcessGroup": "evenkeel.reducers.process_group",
+    "Sharded": "evenkeel.reducers.sharded",
+    "THC": "evenkeel.coding.thc",
+    "comm_hook": "evenkeel.training.ddp_hook",
+    "named": "evenkeel.training.skipping",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError("PyTorch", "train") from error
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

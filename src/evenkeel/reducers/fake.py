@@ -1,0 +1,48 @@
+"""Messages added in one process, with losses as a script says."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.reducers.collectives import Collectives
+from evenkeel.reducers.reducer import Reducer, Total
+
+__all__ = ["FakeReducer", "Losses"]
+
+Losses = Callable[[Place, int], Tensor]
+
+
+class FakeReducer(Reducer):
+    """Every rank gets every packed message and adds those that are not lost: the reducer that others are compared with.
+
+    Args:
+        over: the ranks, e.g. one of `thread_collectives(world)`.
+        losses: of a sender's place and its number of granules, booleans `[granules]`, true for those that are lost;
+            must say the same on all ranks. Default: nothing is.
+    """
+
+    def __init__(self, over: Collectives, losses: Losses | None = None) -> None:
+        self._ranks = over
+        self._losses = losses
+
+    @property
+    def ranks(self) -> Collectives:
+        """The group of ranks."""
+        return self._ranks
+
+    def total(self, code: SumCode, message: Tensor, place: Place) -> Total:
+        """The sum of all ranks' messages, but for those that are lost."""
+        world, lanes = self._ranks.world, message.numel()
+        messages = [code.unpack(each, lanes, place) for each in self._ranks.gather(code.pack(message, place))]
+        wide = torch.float32 if message.is_floating_point() else torch.int64
+        if self._losses is None:
+            return Total(torch.stack(messages).sum(0, dtype=wide), world)
+        granules = -(-lanes // code.granule)
+        lost = [self._losses(Place(rank, world, place.step, place.bucket), granules) for rank in range(world)]
+        arrived = ~torch.stack(lost)
+        kept = arrived.repeat_interleave(code.granule, 1)[:, :lanes]
+        total = torch.where(kept, torch.stack(messages), 0).sum(0, dtype=wide)
+        own = lost[self._ranks.rank]
+        return Total(total, arrived.sum(0), own if bool(own.any()) else None)

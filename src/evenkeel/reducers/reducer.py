@@ -1,0 +1,64 @@
+"""The seam of every reducer: something that adds."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from evenkeel.coding.sum_code import Count, Place, SumCode
+from evenkeel.reducers.collectives import Collectives
+
+__all__ = ["Reducer", "Total"]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A sum of messages.
+
+    Attributes:
+        lanes: the sums, `[lanes]`, the same bits on all ranks.
+        count: how many messages they hold, or how many each granule holds.
+        lost: granules of this rank's own message that were left out, booleans `[granules]`; None where all were added.
+    """
+
+    lanes: Tensor
+    count: Count
+    lost: Tensor | None = None
+
+
+class Reducer(ABC):
+    """Adds the ranks' messages.
+
+    Laws, tested over every reducer:
+
+    - all ranks get the same total and count, bit for bit, and the total is the exact sum of the messages counted;
+    - a granule is left out as a whole, and the rank whose it was is told;
+    - `ranks.sent_bytes` grows by what this rank has sent;
+    - a peer that goes away or stays silent is a ReducerError within the timeout, on every rank, and so is every call
+      after that.
+
+    All ranks call it in the same order, each from one thread.
+    """
+
+    @property
+    @abstractmethod
+    def ranks(self) -> Collectives:
+        """The group of ranks, for statistics and for what is not coded."""
+
+    @abstractmethod
+    def total(self, code: SumCode, message: Tensor, place: Place) -> Total:
+        """The sum of all ranks' messages.
+
+        Args:
+            code: whose wire forms and sums to use.
+            message: what the code encoded, `[lanes]`, equally long on every rank.
+            place: this rank's.
+
+        Raises:
+            ReducerError: a peer is gone or silent.
+            ConfigurationError: the sums do not fit any type that can be added.
+        """
+
+    def close(self) -> None:
+        """Let go of the connections."""
+        self.ranks.close()

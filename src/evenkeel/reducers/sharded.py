@@ -1,0 +1,61 @@
+"""Messages added by the ranks themselves, each its share: a parameter server spread over the workers."""
+
+from itertools import accumulate
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.reducers.collectives import Collectives
+from evenkeel.reducers.group_collectives import GroupCollectives
+from evenkeel.reducers.reducer import Reducer, Total
+
+__all__ = ["Sharded"]
+
+
+class Sharded(Reducer):
+    """Packed messages to the rank whose share they are, integer sums there, packed sums to everyone.
+
+    Sends `(n - 1)/n * lanes * (up_width + down_width) / 8` bytes per rank, and never adds in a type that overflows.
+    With 4-bit indices and sums of 7 bits that is 8.25 bits per coordinate for four ranks, against 48 of an fp32 ring.
+
+    Args:
+        over: the ranks, or their group (see GroupCollectives); default: all ranks.
+        timeout_s: how long a peer may stay silent; for a group.
+    """
+
+    def __init__(self, over: Collectives | dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
+        self._ranks = over if isinstance(over, Collectives) else GroupCollectives(over, timeout_s=timeout_s)
+
+    @property
+    def ranks(self) -> Collectives:
+        """The group of ranks."""
+        return self._ranks
+
+    def total(self, code: SumCode, message: Tensor, place: Place) -> Total:
+        """The sum of all ranks' messages."""
+        ranks = self._ranks
+        shares = shares_of(message.numel(), code.granule, ranks.world, place.bucket)
+        mine = shares[ranks.rank]
+        packed = [code.pack(share, place) for share in torch.split(message, shares)]
+        parts = ranks.swap(packed, [code.packed_bytes(mine, place)] * ranks.world)
+        sums = code.pack_total(code.add_packed(parts, mine, place), place)
+        totals = ranks.gather(sums, [code.total_bytes(share, place) for share in shares])
+        lanes = [code.unpack_total(total, share, place) for total, share in zip(totals, shares, strict=True)]
+        return Total(torch.cat(lanes), place.world)
+
+
+def shares_of(lanes: int, granule: int, world: int, first: int = 0) -> list[int]:
+    """How many lanes each of `world` ranks adds: whole granules, as evenly as they go.
+
+    Args:
+        lanes: of the message.
+        granule: lanes that stay together; the last ones may be fewer.
+        world: how many ranks.
+        first: the ranks take the granules left over in turn, from this one on, so that small messages spread.
+    """
+    whole, left = divmod(-(-lanes // granule), world)
+    granules = [whole + ((rank - first) % world < left) for rank in range(world)]
+    bounds = [min(lanes, end * granule) for end in accumulate(granules)]
+    return [end - begin for begin, end in zip([0, *bounds], bounds, strict=False)]

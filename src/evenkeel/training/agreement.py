@@ -1,0 +1,36 @@
+"""All ranks must be configured alike; if they are not, all of them say so in the same words."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.reducers.collectives import Collectives
+
+__all__ = ["check_agreement"]
+
+
+def check_agreement(ranks: Collectives, fields: Mapping[str, object], device: torch.device) -> None:
+    """Compare `fields` over the ranks: first 32 bytes each, and the fields themselves only if those differ.
+
+    Raises:
+        ConfigurationError: the same on every rank, naming the first field that differs and who has which value.
+    """
+    text = json.dumps({name: str(value) for name, value in fields.items()}).encode()
+    digest = torch.frombuffer(bytearray(hashlib.sha256(text).digest()), dtype=torch.uint8)
+    digests = ranks.gather(digest.to(device))
+    if all(torch.equal(each, digests[0]) for each in digests):
+        return
+    lengths = [int(row) for row in ranks.gather(torch.tensor([len(text)], device=device))]
+    row = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+    theirs = [json.loads(bytes(each.tolist())) for each in ranks.gather(row, lengths)]
+    names = list(dict.fromkeys(name for each in theirs for name in each))
+    for name in names:
+        holders: dict[str, list[int]] = {}
+        for rank, each in enumerate(theirs):
+            holders.setdefault(each.get(name, "absent"), []).append(rank)
+        if len(holders) > 1:
+            found = ", ".join(f"{value} on rank{'s' * (len(who) > 1)} {who}" for value, who in holders.items())
+            raise ConfigurationError(f"the ranks differ in {name}: {found}; start every rank with the same {name}")

@@ -1,0 +1,122 @@
+"""One bucket's round: from gradients to their average, in the communication thread."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from evenkeel.coding.error_feedback import ErrorFeedback
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.reducers.collectives import ring_bytes
+from evenkeel.reducers.reducer import Reducer
+from evenkeel.training.stats import Meter, Stopwatch
+
+__all__ = ["Plan", "Unit", "average_bucket"]
+
+# The error of a message costs another decoding to know.
+_STEPS_PER_SAMPLE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Gradients that are coded as one vector: the unit's number and views of the bucket, in order."""
+
+    number: int
+    views: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a bucket in one step.
+
+    Attributes:
+        step: number of the step.
+        loss_scale: what the gradients have been multiplied by.
+        units: to be coded.
+        plain: views to be averaged as they are.
+        metered: false before compression starts.
+    """
+
+    step: int
+    loss_scale: float
+    units: list[Unit]
+    plain: list[Tensor]
+    metered: bool
+
+
+def average_bucket(buffer: Tensor, plan: Plan, code: SumCode | None, reducer: Reducer, meter: Meter) -> Tensor:
+    """`buffer`, overwritten with the average over all ranks.
+
+    Raises:
+        ReducerError: a peer is gone or silent.
+    """
+    ranks, tally = reducer.ranks, Meter()
+    sent_before = ranks.sent_bytes
+    watch = Stopwatch(buffer.device, lambda: ranks.exchanged_s)
+    with torch.no_grad():
+        if plan.plain:
+            total = ranks.add(_joined(plan.plain).to(torch.float32))
+            _write(plan.plain, total / ranks.world)
+        tally.encode(watch.lap())
+        for unit in plan.units:
+            assert code is not None
+            _average_unit(unit, plan, code, reducer, watch, tally)
+    if plan.metered:
+        tally.sent_bytes = ranks.sent_bytes - sent_before
+        tally.uncompressed_bytes = ring_bytes(buffer, ranks.world)
+        meter.include(tally)
+    return buffer
+
+
+def _average_unit(unit: Unit, plan: Plan, code: SumCode, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
+    ranks = reducer.ranks
+    place = Place(ranks.rank, ranks.world, plan.step, unit.number)
+    vector = _joined(unit.views).to(torch.float32)
+    if plan.loss_scale != 1:
+        # What codes remember must not depend on a scale that changes from step to step.
+        vector = vector / plan.loss_scale
+    stats = code.measure(vector, place)
+    if stats.numel():
+        stats = ranks.largest(stats)
+    message = code.encode(vector, stats, place)
+    tally.encode(watch.lap())
+    if plan.step % _STEPS_PER_SAMPLE == 0:
+        told = code.decode(message, stats, 1, vector.numel(), place)
+        _sample_error(code, vector, told, place, tally)
+        watch.lap()
+    total = reducer.total(code, message, place)
+    tally.add_up(watch.lap())
+    if total.lost is not None:
+        code.dropped(place, total.lost)
+    mean = code.decode(total.lanes, stats, total.count, vector.numel(), place)
+    code.observe(mean, place, ranks.broadcast)
+    _write(unit.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
+    tally.coordinates += vector.numel()
+    tally.decode(watch.lap())
+
+
+def _sample_error(code: SumCode, vector: Tensor, told: Tensor, place: Place, tally: Meter) -> None:
+    error = code.memory(place.bucket) if isinstance(code, ErrorFeedback) else vector - told
+    assert error is not None
+    error_energy, energy = float(error.norm()) ** 2, float((told + error).norm()) ** 2
+    if isfinite(energy) and isfinite(error_energy):
+        tally.error_energy += error_energy
+        tally.energy += energy
+
+
+def _joined(views: Sequence[Tensor]) -> Tensor:
+    """All elements of `views` in one row: a view, where they lie one behind the other."""
+    first = views[0]
+    end = first.storage_offset()
+    for view in views:
+        if not view.is_contiguous() or view.storage_offset() != end:
+            return torch.cat([each.reshape(-1) for each in views])
+        end += view.numel()
+    return first.as_strided((end - first.storage_offset(),), (1,))
+
+
+def _write(views: Sequence[Tensor], values: Tensor) -> None:
+    for view, piece in zip(views, torch.split(values, [view.numel() for view in views]), strict=True):
+        view.copy_(piece.view(view.shape))

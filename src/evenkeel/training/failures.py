@@ -1,0 +1,28 @@
+"""Failures of futures, raised as what they are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.futures import Future
+
+__all__ = ["raise_failures_of"]
+
+_GRAD_BUCKET: Any = vars(torch.distributed)["GradBucket"]  # torch's type stubs do not have it
+
+
+def raise_failures_of(futures: Sequence["Future[Tensor]"], bucket: object) -> None:
+    """Let the running backward pass raise the own error of the first of `futures` that fails.
+
+    DDP waits for futures in C++, where an error is only a text. A callback at the end of the backward pass, queued
+    before DDP queues its own, waits for them in Python. Nothing is done for a bucket that DDP did not make.
+    """
+    if futures and isinstance(bucket, _GRAD_BUCKET):
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: _wait_for(futures))
+
+
+def _wait_for(futures: Sequence["Future[Tensor]"]) -> None:
+    for future in futures:
+        future.wait()

@@ -1,0 +1,99 @@
+"""Which parameters travel together: numbers for parameters, and units of them that stay the same when DDP rebuilds.
+
+DDP shows a hook only buckets, and changes them: all parameters lie in one bucket in the first step of a process, in
+several after it. What is remembered between steps (error feedback, averages that are one step old) must survive that,
+and a resume too, so it is kept for *units*, lists of parameter numbers, which follow the buckets of the running job.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["ParameterBook", "Units"]
+
+
+class ParameterBook:
+    """Numbers the parameters in the order in which the first step shows them.
+
+    That order follows from the model and the arguments of DDP alone, so it is the same on all ranks and after a resume.
+
+    Attributes:
+        sizes: elements of each parameter, by its number.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._numbers: dict[int, int] = {}
+        # Kept, so that the id of a parameter that is gone is not given to another one.
+        self._parameters: list[Tensor] = []
+        self._closed = False
+
+    def numbers(self, parameters: Iterable[Tensor]) -> tuple[int, ...]:
+        """The numbers of `parameters`; new ones are entered until the book is closed.
+
+        Raises:
+            ConfigurationError: a parameter that the first step did not show.
+        """
+        return tuple(self._number(parameter) for parameter in parameters)
+
+    def parameter(self, number: int) -> Tensor:
+        """The parameter with this number."""
+        return self._parameters[number]
+
+    def close(self) -> None:
+        """The first step is over: it showed all parameters."""
+        self._closed = True
+
+    def _number(self, parameter: Tensor) -> int:
+        number = self._numbers.get(id(parameter))
+        if number is not None:
+            return number
+        if self._closed:
+            raise ConfigurationError(
+                f"a parameter of shape {tuple(parameter.shape)} appeared that the first step did not have: is this "
+                "state registered with two models? Make one state for each DistributedDataParallel"
+            )
+        self._numbers[id(parameter)] = len(self._parameters)
+        self._parameters.append(parameter)
+        self.sizes.append(parameter.numel())
+        return len(self._parameters) - 1
+
+
+class Units:
+    """The units in use, by their number. A number is never given to another unit."""
+
+    def __init__(self) -> None:
+        self._units: dict[int, tuple[int, ...]] = {}
+        self._next = 0
+
+    def covering(self, members: Sequence[int]) -> tuple[dict[int, tuple[int, ...]], list[int]]:
+        """Units that make up a bucket, and the numbers of former units that had to be given up for them.
+
+        Args:
+            members: parameter numbers of the bucket.
+
+        Returns:
+            Unit number -> parameter numbers, in ascending order of unit numbers: the known units where they fill the
+            bucket exactly, one new unit otherwise. The same on all ranks that see the same buckets.
+        """
+        wanted = set(members)
+        touched = {number: unit for number, unit in self._units.items() if not wanted.isdisjoint(unit)}
+        if touched and set().union(*touched.values()) == wanted:
+            return touched, []
+        for number in touched:
+            del self._units[number]
+        new, self._next = self._next, self._next + 1
+        self._units[new] = tuple(members)
+        return {new: tuple(members)}, list(touched)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The units in types that checkpoints take."""
+        return {"next": self._next, "units": {number: list(unit) for number, unit in self._units.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Use the units of a checkpoint."""
+        self._next = state["next"]
+        self._units = {int(number): tuple(unit) for number, unit in sorted(state["units"].items())}

@@ -1,0 +1,230 @@
+"""Pipe-SGD: the average of the step before is applied while the gradients of this one travel."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.futures import Future
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.training.buckets import Bucket, BucketCopy
+from evenkeel.training.ddp_hook import comm_hook
+from evenkeel.training.failures import raise_failures_of
+from evenkeel.training.hook_state import HookState
+from evenkeel.training.parameter_book import ParameterBook
+
+__all__ = ["PipeSGD"]
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """One bucket's average on its way: its parameters by number, and the loss scale that its gradients carry."""
+
+    members: tuple[int, ...]
+    sizes: list[int]
+    average: "Future[Tensor]"
+    loss_scale: float
+
+
+class PipeSGD:
+    """A state for `comm_hook` that hides communication behind the next step's computation.
+
+        pipe = evenkeel.PipeSGD(evenkeel.HookState(evenkeel.THC(bits=4)), warmup_steps=500)
+        ddp_model.register_comm_hook(pipe, evenkeel.comm_hook)
+        pipe.attach(optimizer)
+
+    Step t is given the average of step t-1. All ranks apply the same averages in the same order. Three moments are
+    special:
+
+    - The first pipelined step has nothing to apply: its gradients are zeros and `skip_step` is true. An optimizer that
+      was attached does nothing then, not even weight decay or momentum; without `attach`, write
+      `if not pipe.skip_step: optimizer.step()`. Do the same around `scheduler.step()`.
+    - At the end one average is still unused: `if pipe.flush(): optimizer.step()`. Nothing needs flushing when the
+      warm-up ends, as its steps apply their own averages.
+    - A checkpoint holds the averages in flight: `state_dict` waits for them.
+
+    Clipping and weight decay act as usual, on the older average and on today's weights. A parameter that no rank used
+    in a step is not updated by DDP in it, so what the step before found for it is dropped.
+
+    Source: Li et al., "Pipe-SGD" (NeurIPS 2018). Departure: width 2 only, since a longer pipeline hides no more (the
+    step takes max(computation, communication) for any width from 2 up) and its gradients are older.
+
+    Args:
+        state: averages the buckets; None for plain averages.
+        hook: what `state` belongs to; any Python hook whose collectives run on a group of their own will do.
+        width: how many steps are under way at once; 2.
+        warmup_steps: so many steps apply their own averages first, while gradients change fast.
+        loss_scale: the loss scale of the step under way, e.g. `scaler.get_scale`: with it an average from a step with
+            another scale is converted. Default: the one of `state`.
+
+    Attributes:
+        skip_step: the gradients of the latest backward pass are only zeros, as the pipeline was empty.
+    """
+
+    def __init__(
+        self,
+        state: Any = None,
+        *,
+        hook: Callable[[Any, Any], "Future[Tensor]"] = comm_hook,
+        width: int = 2,
+        warmup_steps: int = 0,
+        loss_scale: Callable[[], float] | None = None,
+    ) -> None:
+        if width != 2:
+            raise ConfigurationError(f"width must be 2, found {width!r}: a wider pipeline is not faster, only staler")
+        if warmup_steps < 0:
+            raise ConfigurationError(f"warmup_steps must not be negative, found {warmup_steps}")
+        if state is None and hook is not comm_hook:
+            raise ConfigurationError("hook was given without its state: pass the state that the hook expects")
+        self.skip_step = False
+        self._state = HookState(None) if state is None else state
+        self._hook = hook
+        self._warmup_steps = warmup_steps
+        self._loss_scale = loss_scale or getattr(state, "loss_scale", None)
+        self._scale = 1.0
+        self._step = 0
+        self._book = ParameterBook()
+        self._geometry: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
+        self._begun = False  # a step's first bucket was seen, its last one was not
+        self._before: list[_Flight] = []
+        self._now: list[_Flight] = []
+        self._landed: dict[int, Tensor] = {}
+
+    def average(self, bucket: Bucket) -> "Future[Tensor]":
+        """The bucket's average of the step before. For `comm_hook`."""
+        members = self._book.numbers(bucket.parameters())
+        if not self._begun:
+            self._begin_step(bucket)
+        last = bucket.is_last()
+        for number, view in zip(members, bucket.gradients(), strict=True):
+            self._geometry[number] = (view.size(), view.stride())
+        if self._step < self._warmup_steps:
+            answer = self._hook(self._state, bucket)
+        else:
+            original = bucket.buffer()
+            average = self._hook(self._state, BucketCopy(bucket))
+            sizes = [view.numel() for view in bucket.gradients()]
+            self._now.append(_Flight(members, sizes, average, self._scale))
+            answer = self._of_step_before(members, original)
+        if last:
+            self._end_step()
+        return answer
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Any:
+        """Let `optimizer` do nothing in steps that have no gradients yet; returns a handle whose `remove` undoes it."""
+        pipe = weakref.ref(self)
+
+        def without_gradients(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            attached = pipe()
+            if attached is not None and attached.skip_step:
+                # Optimizers pass over parameters without a gradient, their momentum and weight decay included.
+                for group in stepping.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+
+        return optimizer.register_step_pre_hook(without_gradients)
+
+    def flush(self) -> bool:
+        """Put the averages still unused into the parameters' `grad`; False when there are none.
+
+        The pipeline is empty afterwards: should training go on, its next step is a first one again.
+
+        Raises:
+            ReducerError: a peer was lost before the averages were in.
+        """
+        if not self._before:
+            return False
+        if not self._book.sizes:
+            raise ConfigurationError("flush before the first step after a resume: the state has not seen the model yet")
+        scale = self._scale_now()
+        self._land(self._before, scale)
+        for number, average in self._landed.items():
+            size, stride = self._geometry[number]
+            self._book.parameter(number).grad = average.clone().as_strided(size, stride)
+        self._before, self._landed = [], {}
+        self.skip_step = False
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs on this rank, in tensors and plain values; waits for the sums in flight."""
+        if self._begun:
+            raise ConfigurationError(
+                "state_dict was called within a backward pass, or after one that failed: call it between two steps"
+            )
+        inner = getattr(self._state, "state_dict", None)
+        return {
+            "step": self._step,
+            "flights": [
+                {
+                    "members": list(flight.members),
+                    "sizes": flight.sizes,
+                    "average": flight.average.wait().clone(),
+                    "loss_scale": flight.loss_scale,
+                }
+                for flight in self._before
+            ],
+            "state": inner() if inner is not None else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; before the first step."""
+        inner = getattr(self._state, "load_state_dict", None)
+        if inner is not None:
+            inner(state["state"])
+        self._step = state["step"]
+        self._before = [
+            _Flight(tuple(flight["members"]), flight["sizes"], _done(flight["average"].clone()), flight["loss_scale"])
+            for flight in state["flights"]
+        ]
+
+    def _begin_step(self, bucket: object) -> None:
+        self._begun = True
+        self._scale = self._scale_now()
+        self.skip_step = self._step >= self._warmup_steps and not self._before
+        raise_failures_of([flight.average for flight in self._before], bucket)
+
+    def _end_step(self) -> None:
+        self._book.close()
+        self._begun = False
+        self._step += 1
+        self._before, self._now, self._landed = self._now, [], {}
+
+    def _scale_now(self) -> float:
+        return 1.0 if self._loss_scale is None else float(self._loss_scale())
+
+    def _of_step_before(self, members: tuple[int, ...], original: Tensor) -> "Future[Tensor]":
+        if self.skip_step:
+            return _done(torch.zeros_like(original))
+        for flight in self._before:
+            if flight.members == members:
+                return flight.average.then(_scaled_by(self._scale / flight.loss_scale))
+        # DDP has rebuilt its buckets since, which happens once in a process.
+        if not self._landed:
+            self._land(self._before, self._scale)
+        pieces = [self._landed[number] for number in members if number in self._landed]
+        average = torch.cat(pieces) if pieces else original.new_empty(0)
+        if len(pieces) != len(members) or average.numel() != original.numel():
+            raise ConfigurationError("the averages in flight belong to another model: load the state of this one")
+        return _done(average.to(original))
+
+    def _land(self, flights: list[_Flight], scale: float) -> None:
+        for flight in flights:
+            average = flight.average.wait() * (scale / flight.loss_scale)
+            self._landed |= zip(flight.members, torch.split(average, flight.sizes), strict=True)
+
+
+def _scaled_by(ratio: float) -> Callable[["Future[Tensor]"], Tensor]:
+    def scaled(future: "Future[Tensor]") -> Tensor:
+        average = future.wait()
+        return average if ratio == 1 else average * ratio
+
+    return scaled
+
+
+def _done(value: Tensor) -> "Future[Tensor]":
+    future: Future[Tensor] = Future()
+    future.set_result(value)
+    return future

@@ -1,0 +1,28 @@
+"""What `import evenkeel` offers: light, and with torch loaded on first use."""
+
+import sys
+
+import pytest
+
+import evenkeel
+from evenkeel.errors import MissingExtraError
+
+
+def test_every_public_name_is_there() -> None:
+    pytest.importorskip("torch", reason="the public names need evenkeel[train]")
+    for name in evenkeel.__all__:
+        assert getattr(evenkeel, name).__name__ == name
+        assert name in dir(evenkeel)
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        evenkeel.Nothing  # noqa: B018
+
+
+def test_without_torch_the_error_is_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "torch" or name == "evenkeel.coding.thc"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'evenkeel\[train\]'"):
+        evenkeel.THC  # noqa: B018
