@@ -16,7 +16,7 @@ test: $(DEV)  ## the test suite
 	$(BIN)/python -m pytest
 
 test-train: $(TRAIN)  ## the tests that need torch
-	$(BIN)/python -m pytest tests/vision
+	$(BIN)/python -m pytest tests/vision tests/coding tests/laws tests/reducers tests/training tests/bench
 
 check: $(DEV)  ## lint, types, import directions
 	$(BIN)/ruff check .

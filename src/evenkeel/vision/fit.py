@@ -72,7 +72,7 @@ class FitOptions:
     Attributes:
         grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
         cost: of one collage pass, in passes of the classifier, at most.
-        shared: one network reads every grid: the largest that the largest grid can afford.
+        shared: one network reads every grid: the largest that the first grid can afford.
         size: of the network, instead of the largest that costs at most `cost`.
         epochs: passes over the images; None: as many as `minutes` allow.
         minutes: of training for each network, on this machine as it is now.
@@ -132,11 +132,17 @@ class _Plan:
 
 
 def fit(
-    classifier: BlackBox, images: ImageSet, out: Path, options: FitOptions, watcher: Watcher | None = None
+    classifier: BlackBox,
+    images: ImageSet,
+    out: Path,
+    options: FitOptions,
+    watcher: Watcher | None = None,
+    test: ImageSet | None = None,
 ) -> list[ModelCard]:
     """Collage-CNNs for `classifier`, one for each grid, in `out`: ONNX files and their cards.
 
-    `images` are of the kind that the classifier is asked about; their labels, if any, only serve to report accuracy.
+    `images` are of the kind that the classifier is asked about; their labels, if any, only serve to calibrate and to
+    report accuracy. Accuracy and agreement are of `test`, or of the held-out images without it.
 
     Raises:
         ConfigurationError: too few images, a classifier with one answer for all, a cost that cannot be met, an output
@@ -184,7 +190,7 @@ def fit(
         if size not in networks:
             networks[size] = _train(size, bank, recipe, out, plan, grid, identity, options, watcher, classifier)
         network, notes = networks[size]
-        cards.append(_finish(network, notes, grid, size, classifier, held, out))
+        cards.append(_finish(network, notes, grid, size, classifier, held, test, out))
         watcher.say(_told(cards[-1]))
     names = _class_names(classifier, held)
     configuration = write_serving(classifier, names, _own_temperature(classifier, held), cards, out)
@@ -219,7 +225,7 @@ def _plan(out: Path, identity: dict[str, Any], classifier: BlackBox, options: Fi
     if path.is_file():
         return _stored_plan(path, identity)
     chosen: dict[int, Size] = {}
-    grids = [max(options.grids)] if options.shared else list(options.grids)
+    grids = list(options.grids[:1] if options.shared else options.grids)
     for grid in grids:
         if options.size is not None:
             chosen[grid] = options.size
@@ -342,10 +348,11 @@ def _finish(
     size: Size,
     classifier: BlackBox,
     held: ImageSet,
+    test: ImageSet | None,
     out: Path,
 ) -> ModelCard:
     """The files of one grid, with what was measured on the written file."""
-    name, side = f"{classifier.name}-collage-{grid}x{grid}", grid * size.side
+    name, side = f"{classifier.name.removesuffix('-base')}-collage-{grid}x{grid}", grid * size.side
     path = out / f"{name}.onnx"
     folded = CollageNet(fold_norms(network), grid, size.side)
     difference = write_onnx(folded, path, side, MEAN, STD)
@@ -367,13 +374,15 @@ def _finish(
         parameters=count_parameters(network),
         notes=notes,
     )
-    cells, scores = _held_out_scores(session, card, held)
-    answers = classifier.scores(held.pixels).argmax(1)[cells]
-    found = scores.argmax(1)
-    how = f"{len(cells):,} held-out images in shuffled full {grid}x{grid} collages"
-    truth = answers if held.labels is None else held.labels[cells]
+    cells, scores = _collage_scores(session, card, held)
+    truth = classifier.scores(held.pixels).argmax(1)[cells] if held.labels is None else held.labels[cells]
     temperature = fit_temperature(scores, truth)
-    confidences = _top(scores, temperature)
+    reliability = reliability_table(_top(scores, temperature), scores.argmax(1) == truth)
+    shown, kind = (held, "held-out") if test is None else (test, "test")
+    cells, scores = _collage_scores(session, card, shown)
+    found, answers = scores.argmax(1), classifier.scores(shown.pixels).argmax(1)[cells]
+    right = None if shown.labels is None else int((found == shown.labels[cells]).sum())
+    how = f"{len(cells):,} {kind} images in shuffled full {grid}x{grid} collages"
     canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
     measured = {
@@ -387,10 +396,10 @@ def _finish(
     card = replace(
         card,
         temperature=temperature,
-        reliability=reliability_table(confidences, found == truth),
+        reliability=reliability,
         latency_ms=round(pass_ms, 3),
         relative_cost=round(pass_ms / base_ms, 3),
-        accuracy=None if held.labels is None else wilson(int((found == truth).sum()), len(cells), how),
+        accuracy=None if right is None else wilson(right, len(cells), how),
         agreement=wilson(int((found == answers).sum()), len(cells), how),
         notes=notes | measured,
     )
@@ -406,13 +415,13 @@ def _class_names(classifier: BlackBox, images: ImageSet) -> tuple[str, ...]:
     return tuple(str(number) for number in range(classifier.classes))
 
 
-def _held_out_scores(
-    session: Session, card: ModelCard, held: ImageSet
+def _collage_scores(
+    session: Session, card: ModelCard, images: ImageSet
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which held-out images the cells held [n], and their scores [n, classes]: encoded as the gateway encodes them."""
+    """Which images the cells held [n], and their scores [n, classes]: encoded as the gateway encodes them."""
     code = Collage.from_card(card)
-    groups = shuffled_groups(len(held), card.cells, seed=card.grid)
-    prepared = [code.prepare(pixels) for pixels in held.pixels]
+    groups = shuffled_groups(len(images), card.cells, seed=card.grid)
+    prepared = [code.prepare(pixels) for pixels in images.pixels]
     scores = []
     for group in groups:
         canvas = code.spares([prepared[item] for item in group])[0].inputs

@@ -81,17 +81,20 @@ def run_fit(arguments: dict[str, Any]) -> None:
         threads=arguments["threads"],
         **{name: arguments[name] for name in ("side", "scale", "mean", "std") if arguments[name] is not None},
     )
-    images = _read(arguments, classifier, bars)
+    images = _read(arguments["images"], arguments["split"], arguments["limit"], classifier, bars)
+    test = None
+    if arguments["test_images"] is not None or arguments["test_split"] is not None:
+        test = _read(arguments["test_images"] or arguments["images"], arguments["test_split"], None, classifier, bars)
     out: Path = arguments["out"]
     try:
-        cards = fit(classifier, images, out, options, bars)
+        cards = fit(classifier, images, out, options, bars, test)
     except KeyboardInterrupt as error:
         raise EvenkeelError(
             f"interrupted; what was done is kept in {out}: go on with the same command and --resume"
         ) from error
     rows = [_row(card) for card in cards]
     Console().print(table(rows, [column for column in _COLUMNS if column.key in rows[0]], "collage"))
-    bars.say("(on held-out images, with the 95 % interval below)")
+    bars.say(f"(on {'held-out' if test is None else 'test'} images, with the 95 % interval below)")
     if arguments["json_path"] is not None:
         shown = {name: str(value) for name, value in arguments.items() if value is not None}
         try:
@@ -102,14 +105,10 @@ def run_fit(arguments: dict[str, Any]) -> None:
             raise EvenkeelError(f"{arguments['json_path']} cannot be written: {error.strerror or error}") from error
 
 
-def _read(arguments: dict[str, Any], classifier: BlackBox, bars: _Bars) -> ImageSet:
-    images = read_images(
-        arguments["images"],
-        height=classifier.height,
-        width=classifier.width,
-        split=arguments["split"],
-        limit=arguments["limit"],
-    ).numbered_as(classifier.class_names, classifier.classes)
+def _read(path: Path, split: str | None, limit: int | None, classifier: BlackBox, bars: _Bars) -> ImageSet:
+    images = read_images(path, height=classifier.height, width=classifier.width, split=split, limit=limit).numbered_as(
+        classifier.class_names, classifier.classes
+    )
     labels = "without labels" if images.labels is None else "with labels, used only to report accuracy"
     bars.say(f"{len(images):,} images {labels}")
     if images.skipped_count:
