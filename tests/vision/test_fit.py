@@ -114,6 +114,18 @@ def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:
     assert card.notes["calibrated_to"] == "the classifier's answers"
 
 
+def test_test_images_are_measured_where_there_are_some(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", images=PIXELS[:90], labels=(LABELS[:90] + 1) % 10)  # all of them wrong
+    result = run(folder, tmp_path / "out", "--epochs", "6", "--test-images", str(tmp_path / "test.npz"))
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.accuracy is not None
+    assert card.agreement is not None
+    assert card.accuracy.sample_size == 90
+    assert "test images" in card.accuracy.how
+    assert card.accuracy.value < 0.2 < card.agreement.value
+
+
 def test_a_shared_network_is_trained_once(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "out", "--grid", "2,4", "--shared", "--epochs", "1")
     assert result.exit_code == 0, result.output

@@ -389,7 +389,7 @@ def _finish(
         "calibrated_to": "the classifier's answers" if held.labels is None else "labels",
         "classifier_latency_ms": round(base_ms, 3),
         "classifier_macs": classifier.macs,
-        "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, ONNX Runtime CPU",
+        "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, CPU",
         "machine": machine_name(),
         "largest_difference_from_torch": float(f"{difference:.1e}"),
     }

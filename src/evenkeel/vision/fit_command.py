@@ -1,5 +1,6 @@
 """What `evenkeel fit` shows and writes."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -31,7 +32,7 @@ _COLUMNS = (
 
 
 class _Bars:
-    """Shows news and progress on a terminal; without one, only the news."""
+    """Shows news, and progress: as bars on a terminal, elsewhere as a line for each tenth of a stage."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -41,6 +42,9 @@ class _Bars:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        if not self._console.is_terminal:
+            yield self._lines(name, total)
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -52,6 +56,18 @@ class _Bars:
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(name, total=total)
             yield lambda done: progress.advance(task, done)
+
+    def _lines(self, name: str, total: int) -> Callable[[int], None]:
+        reached, began = 0, time.monotonic()
+
+        def advance(done: int) -> None:
+            nonlocal reached
+            told = reached * 10 // total
+            reached += done
+            if reached * 10 // total > told:
+                self.say(f"{name}: {reached:,} of {total:,} after {time.monotonic() - began:.0f} s")
+
+        return advance
 
 
 def run_fit(arguments: dict[str, Any]) -> None:

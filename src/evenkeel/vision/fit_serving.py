@@ -1,4 +1,4 @@
-"""What `evenkeel serve` needs besides the fitted cards: a card for a classifier that came without, and a configuration."""
+"""What `evenkeel serve` needs besides the fitted cards: a configuration, and a card for a bare classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
