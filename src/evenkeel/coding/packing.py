@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from evenkeel.coding.kernels import fast
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["Lanes", "pack_bits", "unpack_bits"]
@@ -28,6 +29,8 @@ def pack_bits(numbers: Tensor, width: int) -> Tensor:
     length = numbers.numel()
     if width == 8:
         return numbers.to(torch.uint8)
+    if kernels := fast(numbers, types=(torch.uint8, torch.int32)):
+        return kernels.pack_bits(numbers, width)
     groups = pad(numbers.to(torch.int32), (0, -length % per_group)).view(-1, per_group)
     packed = torch.zeros(len(groups), group_bytes, dtype=torch.int32, device=numbers.device)
     for lane, byte, shift in _overlaps(width):
@@ -50,6 +53,8 @@ def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
         )
     if width == 8:
         return packed.clone()
+    if kernels := fast(packed, types=(torch.uint8,)):
+        return kernels.unpack_bits(packed, width, length)
     groups = pad(packed.to(torch.int32), (0, -packed.numel() % group_bytes)).view(-1, group_bytes)
     numbers = torch.zeros(len(groups), per_group, dtype=torch.int32, device=packed.device)
     for lane, byte, shift in _overlaps(width):

@@ -156,6 +156,15 @@ class SumCode(ABC):
         """Bytes of `lanes` packed lanes of a sum."""
         return -(-lanes * self.down_width(place) // 8)
 
+    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """`pack` of what `encode` gives; a code may have a shorter way."""
+        return self.pack(self.encode(vector, stats, place), place)
+
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """`decode` of the total that was packed; a code may have a shorter way."""
+        total = self.unpack_total(packed, self.lanes(length, place), place)
+        return self.decode(total, stats, count, length, place)
+
     def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
         """The sum of packed messages, or of the same granules of them: lanes in a type that holds it."""
         total = self.unpack(parts[0], lanes, place)

@@ -6,6 +6,7 @@ norm for each, instead of one norm for everything; the best clipping and granula
 tables; noise that is private to each rank; a fresh rotation every step; rounding straight to the levels.
 """
 
+from collections.abc import Sequence
 from typing import Final
 from zlib import crc32
 
@@ -16,6 +17,8 @@ from torch.nn.functional import pad
 from evenkeel.coding import thc_table
 from evenkeel.coding.block_scales import block_count, check_scales, inverse, spread, usable
 from evenkeel.coding.counter_hash import Stream, key
+from evenkeel.coding.kernels import MOST_WORKERS, Kernels, fast
+from evenkeel.coding.kernels.coder import Coder, coder_of
 from evenkeel.coding.packing import Lanes, pack_bits, unpack_bits
 from evenkeel.coding.rotation import padded_length, rotate, rotate_back
 from evenkeel.coding.rounding import Rounding, check_rounding, float32, thresholds
@@ -101,6 +104,8 @@ class THC(SumCode):
     def measure(self, vector: Tensor, place: Place) -> Tensor:
         """Norm of each block, `[blocks]`. The rotation keeps norms, so it can wait until after the exchange."""
         vector = flat(vector)
+        if kernels := fast(vector):
+            return usable(kernels.squares(vector, self.granule).sqrt())
         blocks = block_count(vector.numel(), self.granule)
         # In float64, whose squares neither overflow nor vanish.
         squares = pad(vector.double().square(), (0, blocks * self.granule - vector.numel()))
@@ -111,8 +116,10 @@ class THC(SumCode):
         vector = flat(vector)
         check_scales(stats, vector.numel(), self.granule)
         lane_type = self._lanes.dtype(place.world)
-        lookup = self._lookup(vector.device)
         lanes = self.lanes(vector.numel(), place)
+        if kernels := self._kernels(place, vector, stats):
+            return kernels.encode(vector, inverse(stats), lanes, lane_type, self._coder(place))
+        lookup = self._lookup(vector.device)
         # |H D (x / M)| = sqrt(size) |x| / M: near N(0, 1) for the largest of the ranks' blocks. What is not finite has
         # the inverse 0.
         shares = (vector * spread(inverse(stats), vector.numel(), self.granule)).nan_to_num(0.0)
@@ -124,6 +131,15 @@ class THC(SumCode):
         threshold = thresholds(self.rounding, lanes, self.seed, place, vector.device)
         return torch.where(position - low > threshold * gap, low + gap, low).to(lane_type)
 
+    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """Levels, `bits` each, without the message between."""
+        vector = flat(vector)
+        kernels = self._kernels(place, vector, stats)
+        if kernels is None:
+            return super().encode_packed(vector, stats, place)
+        check_scales(stats, vector.numel(), self.granule)
+        return kernels.encode_packed(vector, inverse(stats), self.lanes(vector.numel(), place), self._coder(place))
+
     def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
         """D H (2 total - granularity count), times M t / (granularity size count)."""
         check_scales(stats, length, self.granule)
@@ -131,16 +147,28 @@ class THC(SumCode):
         if total.shape != (lanes,):
             raise CodeError(f"a total of {lanes} lanes is expected, found {tuple(total.shape)}")
         counts = count_per_granule(count, stats.numel(), place, total.device)
+        step, cleared = self._steps(stats, counts, lanes)
+        if (kernels := self._kernels(place, stats)) and fast(total, types=(torch.uint8, torch.int32)):
+            middle = self.granularity * counts
+            return kernels.decode(total, middle, step, cleared, length, self.granule, self._secret(place))
         # Whole numbers all through the rotation: exact in float32, in any order, while block * granularity * count <
         # 2**24.
         centred = 2 * total.long() - self.granularity * spread(counts, lanes, self.granule)
         rotated = rotate_back(centred.to(torch.float32), self.granule, self._secret(place))[:length]
-        size = torch.full_like(stats, self.granule)
-        size[-1:] = lanes - (stats.numel() - 1) * self.granule
-        step = stats * float32(self._clip / self.granularity) / size / counts.clamp(min=1)
         mean = rotated * spread(step, length, self.granule)
-        # Infinity times zero must stay what it is, so only finite blocks that nothing arrived of are cleared.
-        return mean.masked_fill(spread((counts == 0) & stats.isfinite(), length, self.granule), 0.0)
+        return mean.masked_fill(spread(cleared, length, self.granule), 0.0)
+
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """The same, without the lanes between."""
+        kernels = self._kernels(place, stats)
+        lanes = self.lanes(length, place)
+        fits = packed.shape == (self.total_bytes(lanes, place),) and stats.shape == (block_count(length, self.granule),)
+        if kernels is None or not fits or not fast(packed, types=(torch.uint8,)):
+            return super().decode_packed(packed, stats, count, length, place)
+        counts = count_per_granule(count, stats.numel(), place, packed.device)
+        step, cleared = self._steps(stats, counts, lanes)
+        middle, width = self.granularity * counts, self.down_width(place)
+        return kernels.decode_packed(packed, width, middle, step, cleared, length, self.granule, self._secret(place))
 
     def lanes(self, length: int, place: Place) -> int:
         """One for each coordinate, and the padding of the last block."""
@@ -156,12 +184,21 @@ class THC(SumCode):
 
     def pack(self, message: Tensor, place: Place) -> Tensor:
         """Levels, `bits` each."""
+        if kernels := fast(message, types=(torch.uint8, torch.int32)):
+            return kernels.pack_levels(message, self.table)
         return pack_bits(self._lookup(message.device).level_of[message.long()], self.bits)
 
     def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
         """The levels' table numbers."""
         levels = unpack_bits(packed, self.bits, lanes)
         return self._lookup(packed.device).table[levels.long()].to(self._lanes.dtype(place.world))
+
+    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
+        """Sums of table numbers, without the messages between."""
+        kernels = fast(*parts, types=(torch.uint8,))
+        if kernels is None or any(part.shape != (self.packed_bytes(lanes, place),) for part in parts):
+            return super().add_packed(parts, lanes, place)
+        return kernels.add_packed(parts, lanes, self._lanes.dtype(place.world), self.table)
 
     def pack_total(self, total: Tensor, place: Place) -> Tensor:
         """Sums of `down_width` bits."""
@@ -170,6 +207,22 @@ class THC(SumCode):
     def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
         """The sums again."""
         return self._lanes.unpack(packed, lanes, place.world)
+
+    def _steps(self, stats: Tensor, counts: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
+        """What a block's rotated sum is multiplied by, and whether it is cleared instead, both `[blocks]`."""
+        size = torch.full_like(stats, self.granule)
+        size[-1:] = lanes - (stats.numel() - 1) * self.granule
+        step = stats * float32(self._clip / self.granularity) / size / counts.clamp(min=1)
+        # Infinity times zero must stay what it is, so only finite blocks that nothing arrived of are cleared.
+        return step, (counts == 0) & stats.isfinite()
+
+    def _kernels(self, place: Place, *tensors: Tensor) -> Kernels | None:
+        kernels = fast(*tensors)
+        fits = kernels is not None and self.granule <= kernels.LARGEST_BLOCK and place.world <= MOST_WORKERS
+        return kernels if fits else None
+
+    def _coder(self, place: Place) -> Coder:
+        return coder_of(self.table, self._clip, self.rounding, self.granule, self.seed, place)
 
     def _secret(self, place: Place) -> int:
         return key(self.seed, place.step, place.bucket, Stream.SIGNS)
