@@ -19,7 +19,7 @@ ALLOWED = {
     "backends": {"coding", "oip"},
     "serving": {"backends", "oip", "coding"},
     "vision": {"coding", "tables"},
-    "bench": {"serving", "backends", "oip", "coding", "vision", *SHOWS},
+    "bench": {"serving", "backends", "oip", "coding", "reducers", "training", "lab", "vision", *SHOWS},
     "reducers": {"coding"},
     "training": {"reducers", "coding", "tables"},
     "lab": set(),

@@ -174,7 +174,7 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
 @click.option("--grid", default="3", show_default=True, metavar="N[,N...]", help="Tiles along one side of a collage.")
 @click.option("--cost", type=float, default=0.6, show_default=True, help="Of a pass, in the classifier's, at most.")
-@click.option("--shared", is_flag=True, help="One network for all grids, sized for the largest.")
+@click.option("--shared", is_flag=True, help="One network for all grids, as large as the first can afford.")
 @click.option("--minutes", type=float, default=60.0, show_default=True, help="Of training for each network.")
 @click.option("--epochs", type=float, help="Passes over the images, instead of minutes.")
 @click.option("--views", type=int, default=4, show_default=True, help="Of each image, scored by the classifier.")
@@ -183,6 +183,8 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--held-out", type=click.IntRange(100), help="Images kept for calibration; a twentieth if unsaid.")
 @click.option("--split", help="Of a Parquet file with a column `split`.")
 @click.option("--limit", type=click.IntRange(1), help="Images to read at most.")
+@click.option("--test-images", type=click.Path(path_type=Path), help="Measure on these instead of held-out ones.")
+@click.option("--test-split", help="Of --test-images, or of --images.")
 @click.option("--side", type=click.IntRange(8), help="Pixels of the classifier's input, where the file leaves it open.")
 @click.option("--scale", type=float, help="Pixels 0..255 are multiplied by it for a float input; 1/255 if unsaid.")
 @click.option("--mean", type=float, nargs=3, help="Then taken off, for each colour.")
@@ -270,6 +272,78 @@ def bench_fills(**arguments: Any) -> None:
     from evenkeel.bench.fills_command import run_fills
 
     run_fills(arguments)
+
+
+@bench.command(
+    "codes",
+    epilog=_example(
+        "evenkeel bench codes                            # about half a minute",
+        "evenkeel bench codes --code thc --code eden:bits=4 --workers 2,4,8 --correlation 0,.5,.95 --figure codes.png",
+        "evenkeel bench codes --gradients mlp.npz --gradients convnet.npz --json codes.json",
+    ),
+)
+@click.option("--code", "codes", multiple=True, metavar="CODE", help="May be repeated: thc:bits=4,rounding=nearest")
+@click.option("--workers", default="8", show_default=True, metavar="N[,N...]")
+@click.option("--correlation", default="0,0.5", show_default=True, metavar="C[,C...]", help="Between workers, 0 to 1.")
+@click.option(
+    "--distribution",
+    metavar="LAW[,LAW...]",
+    help="Of made vectors: gaussian, lognormal-1, lognormal-2, sparse, one-hot, low-rank.",
+)
+@click.option("--length", type=click.IntRange(1024), default=32768, show_default=True, help="Of made vectors.")
+@click.option(
+    "--gradients",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Recorded by benchmarks/record_gradients.py; may be repeated.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Over which errors are averaged.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
+def bench_codes(**arguments: Any) -> None:
+    """Compare codes of gradients: error of the mean against the bits that it takes."""
+    from evenkeel.bench.codes_command import run_codes
+
+    run_codes(arguments)
+
+
+@bench.command(
+    "gradients",
+    epilog=_example(
+        "evenkeel bench gradients                        # two minutes: an MLP on made-up images, at 100 Mbit/s",
+        "evenkeel bench gradients --mnist train-images-idx3-ubyte.gz --rates 100mbit,1gbit --seeds 3 --records out/",
+        "evenkeel bench gradients --tasks convnet --cifar cifar10.parquet --methods fp32,gradiveq,gradiveq+thc",
+        "evenkeel bench gradients --rates unlimited --methods fp32,bf16,thc,pipe+thc --json rows.json",
+    ),
+)
+@click.option("--tasks", default="mlp", show_default=True, metavar="TASK,TASK", help="mlp, convnet, transformer.")
+@click.option(
+    "--methods", metavar="METHOD,METHOD", help="fp32, bf16, powersgd4, thc, gradiveq+thc, pipe, pipe+thc, ..."
+)
+@click.option("--rates", metavar="RATE,RATE", help="Of links: 100mbit, 1gbit (root), unlimited. 100mbit, if root.")
+@click.option("--workers", type=click.IntRange(2, 64), default=4, show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many: 0, 1, 2, ...")
+@click.option("--steps", type=click.IntRange(2), help="Of training; fewer on made-up data, if unsaid.")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the images, instead of steps.")
+@click.option("--batch", type=click.IntRange(1), help="Examples a step for each worker.")
+@click.option("--evaluations", type=click.IntRange(1), default=20, show_default=True, help="Of the test accuracy.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=0.3, show_default=True, help="Points below fp32's accuracy."
+)
+@click.option("--mnist", type=click.Path(path_type=Path), help="Images for mlp (IDX, npz, ...); else made up.")
+@click.option("--cifar", type=click.Path(path_type=Path), help="Images for convnet (Parquet, npz, ...); else made up.")
+@click.option("--text", type=click.Path(path_type=Path), help="For transformer; else source of Python's own library.")
+@click.option("--timeout", type=click.IntRange(1), default=900, show_default=True, help="Seconds for one training.")
+@click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="Keep trainings there, and go on.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
+def bench_gradients(**arguments: Any) -> None:
+    """Compare ways to average gradients: time to accuracy, bytes, and what encoding costs, on real trainings."""
+    from evenkeel.bench.gradients_command import run_gradients
+
+    run_gradients(arguments)
 
 
 @main.command(epilog=_example("evenkeel demo", "evenkeel demo --report report.html --json rows.json"))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from itertools import cycle, product
+from math import ceil, floor, log2
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["colours", "fills", "latency_histograms", "save", "sources", "svg", "tail"]
+__all__ = ["codes", "colours", "fills", "latency_histograms", "save", "sources", "svg", "tail"]
 
 Latencies = Mapping[str, ArrayLike]
 _Floats = NDArray[np.float64]
@@ -49,6 +50,11 @@ _SOURCES = {
 _FILLS = ("#009e73", "#d55e00", "#0072b2", "#cc79a7", "#e69f00", "#56b4e9", "#7f6bd0", "#b8a500", "#a0522d", "#5f9ea0")
 _MARKS = ("o", "s", "^")
 _LEGEND_COLUMNS = 4
+_GRADIENT_COLUMNS = 7
+_CODE_COLUMNS = 3
+_CODE_MARKS = ("o", "s", "^", "D", "v", "P")
+_SIZES = re.compile(r"(bits|levels|rank|ratio)=")
+_NO_ERROR = 1e-10  # of float32: nothing to draw on a logarithmic scale
 _COVERAGE = re.compile(r"accuracy_coverage_\d+")
 _BINS = 120
 _WIDTH = 9.6  # inches
@@ -247,6 +253,180 @@ def fills(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper left", ncols=_LEGEND_COLUMNS, fontsize=8, handlelength=1.2)
     return figure
+
+
+def codes(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Error of the mean against bits per coordinate, both on logarithmic scales, a panel for each kind of vectors.
+
+    Settings of one code that differ in one number alone (bits, levels, rank) are joined by a line. Whiskers are 95 %
+    intervals. What has no error to speak of (float32) is a line upwards.
+
+    Args:
+        rows: of `evenkeel bench codes`.
+
+    Raises:
+        EvenkeelError: there are none.
+    """
+    rows = [row for row in rows if row["nmse"] is not None]
+    if not rows:
+        raise EvenkeelError("there are no errors to draw a figure of")
+    panels: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault((row["distribution"], row["workers"], row["correlation"]), []).append(row)
+    families = list(dict.fromkeys(_family(row["code"]) for row in rows))
+    styles = _code_styles(families)
+    lines, legend = -(-len(panels) // _CODE_COLUMNS), -(-len(families) // _CODE_COLUMNS)
+    with _drawing(0.8 + 2.6 * lines + 0.19 * legend, left=0.75, top=0.3 + 0.19 * legend) as figure:
+        grid = figure.subplots(lines, min(len(panels), _CODE_COLUMNS), sharex=True, sharey=True, squeeze=False)
+        figure.subplots_adjust(wspace=0.06, hspace=0.2)
+        handles: dict[str, Any] = {}
+        bits = [row["bits_per_coordinate"] for row in rows]
+        ticks = [2.0**power for power in range(floor(log2(min(bits))), ceil(log2(max(bits))) + 1)]
+        for panel, ((distribution, workers, correlation), some) in zip(grid.flat, panels.items(), strict=False):
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            for family in dict.fromkeys(_family(row["code"]) for row in some):
+                members = sorted(
+                    (row for row in some if _family(row["code"]) == family), key=lambda row: row["bits_per_coordinate"]
+                )
+                handles[family] = _code_line(panel, members, styles[family])
+            told = [distribution, f"n={workers}", *([] if correlation is None else [f"ρ={correlation:.2g}"])]
+            panel.set_title(" · ".join(told), loc="left", fontsize=9, fontweight="bold", pad=3)
+            panel.grid(which="major", color=_GREY, alpha=0.25, linewidth=0.5)
+        for panel in grid.flat[len(panels) :]:
+            panel.set_visible(False)
+        for panel in list(grid.flat[: len(panels)])[-grid.shape[1] :]:
+            panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            panel.tick_params(labelbottom=True)
+            panel.set_xlabel("bits per coordinate and rank")
+        for panel in grid[:, 0]:
+            panel.yaxis.set_major_formatter(lambda error, _: f"{error:g}")
+            panel.set_ylabel("NMSE of the mean")
+        shown = [family for family in families if family in handles]
+        figure.legend(
+            [handles[family] for family in shown], shown, loc="upper left", ncols=_CODE_COLUMNS, fontsize=8,
+            handlelength=1.6,
+        )  # fmt: skip
+    return figure
+
+
+def _family(code: str) -> str:
+    """The code without the number that its settings differ in."""
+    name, _, fields = code.partition(":")
+    kept = [field for field in fields.split(",") if field and not _SIZES.match(field)]
+    return f"{name} {', '.join(kept)}" if kept else name
+
+
+def _code_styles(families: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Mark and colour: a colour for each code, a mark for each of its variants."""
+    names = list(dict.fromkeys(family.partition(" ")[0] for family in families))
+    names = [name for name in names if name not in ("fp32", "lloyd-max")]  # lines without marks
+    styles, met = {}, dict.fromkeys(names, 0)
+    for family in families:
+        name = family.partition(" ")[0]
+        if name in met:
+            turn, place = divmod(names.index(name), len(_FILLS))
+            styles[family] = (_CODE_MARKS[(met[name] + 3 * turn) % len(_CODE_MARKS)], _FILLS[place])
+            met[name] += 1
+        else:
+            styles[family] = ("", _GREY)
+    return styles
+
+
+def _code_line(panel: "Axes", members: Sequence[Mapping[str, Any]], style: tuple[str, str]) -> Any:
+    """The settings of one code, joined; gives what stands for them in a legend."""
+    mark, colour = style
+    bits = [row["bits_per_coordinate"] for row in members]
+    values = np.array([row["nmse"] for row in members])
+    if values.max() < _NO_ERROR:
+        return panel.axvline(bits[0], color=_GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+    if members[0]["code"].startswith("lloyd-max"):
+        return panel.plot(bits, values, color=_INK, linewidth=1.0, linestyle=(0, (1, 2)))[0]
+    low = np.array(
+        [value if row.get("nmse_low") is None else row["nmse_low"] for row, value in zip(members, values, strict=True)]
+    )
+    high = np.array(
+        [
+            value if row.get("nmse_high") is None else row["nmse_high"]
+            for row, value in zip(members, values, strict=True)
+        ]
+    )
+    return panel.errorbar(
+        bits, values, [np.minimum(values - low, 0.9 * values), high - values], fmt=mark, linestyle="-", linewidth=1.1,
+        markersize=4, color=colour, elinewidth=0.9,
+    )  # fmt: skip
+
+
+def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Training loss by step and by second, and the time to the target, for each task and rate a row of panels.
+
+    Losses are means over seeds, of stretches of steps; a second of theirs is the mean of the seeds' times. Whiskers of
+    bars are 95 % intervals. A method that did not reach the target with every seed has no bar.
+
+    Args:
+        rows: of `evenkeel bench gradients`: each method's mean, and one row a seed.
+
+    Raises:
+        EvenkeelError: there are no rows.
+    """
+    groups = list(dict.fromkeys((row["task"], row["rate"]) for row in rows))
+    if not groups:
+        raise EvenkeelError("there are no trainings to draw a figure of")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    palette = dict(zip(methods, cycle((_GREY, *_FILLS)), strict=False))
+    legend = -(-len(methods) // _GRADIENT_COLUMNS)
+    top = 0.3 + 0.2 * legend
+    with _drawing(0.5 + top + 2.6 * len(groups), left=0.6, top=top) as figure:
+        panels = figure.subplots(len(groups), 3, squeeze=False)
+        figure.subplots_adjust(wspace=0.22)
+        for line, (task, rate) in zip(panels, groups, strict=True):
+            own = [row for row in rows if (row["task"], row["rate"]) == (task, rate)]
+            line[0].set_title(f"{task} at {rate}", loc="left", fontsize=9, fontweight="bold", pad=3)
+            for method in dict.fromkeys(row["method"] for row in own):
+                curves = [row["curve"] for row in own if row["method"] == method and "curve" in row]
+                losses = np.mean([curve["loss"] for curve in curves], axis=0)
+                for panel, axis in zip(line, ("step", "second"), strict=False):
+                    places = np.mean([curve[axis] for curve in curves], axis=0)
+                    panel.plot(places, losses, color=palette[method], linewidth=1.3, label=method)
+            # A training that went astray must not squeeze the others.
+            first = np.array([row["curve"]["loss"][0] for row in own if "curve" in row])
+            top_loss = 1.25 * first[np.isfinite(first)].max(initial=1.0)
+            for panel, label in zip(line, ("step", "second"), strict=False):
+                panel.set_ylim(0, top_loss)
+                panel.set_xlim(left=0)
+                panel.set_xlabel(label)
+            line[0].set_ylabel("training loss")
+            line[1].tick_params(axis="y", labelleft=False)
+            _target_bars(line[2], [row for row in own if "curve" not in row], palette)
+        handles, labels = _first_of_each(panels[:, 0])
+        figure.legend(handles, labels, loc="upper left", ncols=_GRADIENT_COLUMNS, fontsize=8, handlelength=1.2)
+    return figure
+
+
+def _target_bars(panel: "Axes", means: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -> None:
+    places = np.arange(len(means))
+    for place, row in zip(places, means, strict=True):
+        value = row["seconds_to_target"]
+        if value is None:
+            panel.annotate("not reached", (0, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
+            continue
+        low, high = row.get("seconds_to_target_low"), row.get("seconds_to_target_high")
+        error = None if low is None or high is None else [[value - max(0.0, low)], [high - value]]
+        panel.barh(place, value, height=0.62, color=palette[row["method"]], xerr=error, ecolor=_INK)
+    panel.set_yticks(places, [row["method"] for row in means], fontsize=8)
+    panel.set_ylim(len(means) - 0.5, -0.5)
+    panel.set_xlim(left=0)
+    panel.set_xlabel("seconds to the target")
+    panel.tick_params(axis="y", length=0)
+
+
+def _first_of_each(panels: Iterable["Axes"]) -> tuple[list[Any], list[str]]:
+    """Handles and labels of all panels, each label once."""
+    found: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
 
 
 def _fill_styles() -> "Iterator[tuple[str, str]]":

@@ -1,0 +1,130 @@
+"""What `evenkeel bench codes` shows and writes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evenkeel.bench.codes_table import markdown, tables
+from evenkeel.bench.command import check_outputs, write
+from evenkeel.bench.recorded_gradients import read_gradients
+from evenkeel.bench.traffic import TOPOLOGIES
+from evenkeel.errors import ConfigurationError, MissingExtraError
+from evenkeel.plots import codes as codes_figure
+from evenkeel.plots import save
+from evenkeel.records import json_document
+from evenkeel.spec import read_count, read_number
+
+__all__ = ["run_codes"]
+
+_LAWS = ("gaussian", "lognormal-2", "sparse", "low-rank")
+
+
+def run_codes(arguments: dict[str, Any]) -> None:
+    """`evenkeel bench codes`: every code on the same vectors, tables, and files where asked for."""
+    check_outputs(json=arguments["json_path"], markdown=arguments["markdown"], figure=arguments["figure"])
+    workers = [_at_least_one(text) for text in _parts(arguments["workers"])]
+    correlations = [read_number(text, "correlation") for text in _parts(arguments["correlation"])]
+    try:
+        from evenkeel.bench.codes import DEFAULT_CODES, made_setting, measure, parse_code, recorded_settings
+    except ImportError as error:
+        raise MissingExtraError("torch", "train") from error
+    contenders = [parse_code(text) for text in dict.fromkeys(arguments["codes"] or DEFAULT_CODES)]
+    recordings = [read_gradients(path) for path in arguments["gradients"]]
+    laws = _parts(arguments["distribution"]) if arguments["distribution"] else () if recordings else _LAWS
+    settings = [
+        made_setting(law, count, correlation, arguments["length"])
+        for law in laws
+        for count in workers
+        # A single worker has nothing to be correlated with.
+        for correlation in (correlations if count > 1 else [0.0])
+    ]
+    settings += [setting for each in recordings for count in workers for setting in recorded_settings(each, count)]
+    if not settings:
+        most = max(len(moment.workers) for each in recordings for moment in each.moments.values())
+        raise ConfigurationError(f"workers: the recorded gradients are of {most} workers; ask for at most so many")
+    bars = Progress(
+        TextColumn("{task.description:<24.24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+    )
+    with bars:
+        task = bars.add_task("codes", total=len(settings) * len(contenders) * arguments["seeds"])
+        rows = measure(
+            contenders,
+            settings,
+            arguments["seeds"],
+            lambda code: bars.update(task, advance=1, description=code),
+        )
+        bars.update(task, description="codes")
+    console = Console()
+    for page in tables(rows):
+        console.print(page)
+        console.print()
+    for note in _notes(rows, [contender.code for contender in contenders], recorded=bool(recordings)):
+        console.print(note, soft_wrap=True, highlight=False)
+    _write(arguments, rows, console)
+
+
+def _write(arguments: dict[str, Any], rows: Sequence[dict[str, Any]], console: Console) -> None:
+    shown = {name: value for name, value in arguments.items() if value not in (None, (), False)}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in shown.items()}
+    if "gradients" in plain:
+        plain["gradients"] = [str(path) for path in plain["gradients"]]
+
+    def put(what: str, key: str, make: Callable[[Path], object]) -> None:
+        if arguments[key] is not None:
+            make(arguments[key])
+            console.print(f"{what}: {arguments[key]}", soft_wrap=True)
+
+    put("rows", "json_path", lambda path: write(path, _json(plain, rows)))
+    put("table", "markdown", lambda path: write(path, markdown(rows).encode()))
+    put("figure", "figure", lambda path: save(codes_figure(rows), path))
+
+
+def _json(arguments: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
+    return orjson.dumps(json_document(arguments, rows), option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def _parts(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _at_least_one(text: str) -> int:
+    count = read_count(text, "workers")
+    if count < 1:
+        raise ConfigurationError(f"workers: must be 1 or more, found {count}")
+    return count
+
+
+def _notes(rows: Sequence[dict[str, Any]], codes: Sequence[str], *, recorded: bool) -> list[str]:
+    notes = [
+        "NMSE: squared error of the mean, as a share of its squared norm; one round, without error feedback",
+        "bits: that a rank sends for each coordinate, both directions, scales and padding counted",
+    ]
+    used = {row["topology"] for row in rows}
+    notes += [f"{name}: {meaning}" for name, meaning in TOPOLOGIES.items() if name in used]
+    names = {code.partition(":")[0] for code in codes}
+    if recorded:
+        notes.append("recorded gradients are the same for every seed: intervals are over the codes' randomness alone")
+    if "thc-public" in names:
+        notes.append(
+            "thc-public: the defects of the authors' public code, as read: all ranks round with the same noise, and "
+            "one norm for the whole vector"
+        )
+    if "gradiveq" in names:
+        notes.append("gradiveq: bits are the average with its rounds of learning (20 of 500); NMSE is of coded rounds")
+    if names & {"gradiveq", "powersgd"}:
+        notes.append(
+            "gradiveq, powersgd: where there are convolutions or matrices, and after the means of earlier rounds"
+        )
+    if "lloyd-max" in names:
+        notes.append(
+            "lloyd-max: no code, but the limit of unbiased rounding of each rank's vector by itself, no scales"
+        )
+    return notes
