@@ -1,0 +1,171 @@
+"""How gradients are averaged in `evenkeel bench gradients`: hooks for DistributedDataParallel by name.
+
+Annotations of hooks must be the objects themselves, not strings: DDP compares them.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+
+from evenkeel.coding.gradiveq import GradiVeQ
+from evenkeel.coding.sum_code import SumCode
+from evenkeel.coding.thc import THC
+from evenkeel.reducers.ordered_thread import OrderedThread
+from evenkeel.training.buckets import Bucket
+from evenkeel.training.ddp_hook import comm_hook
+from evenkeel.training.hook_state import HookState
+from evenkeel.training.pipe_sgd import PipeSGD
+
+if TYPE_CHECKING:
+    GradBucket = Bucket
+else:
+    from torch.distributed import GradBucket
+
+__all__ = ["Averaging", "average_nothing"]
+
+_START_STEP = 2  # the first step that a hook may compress, since DDP rebuilds its buckets after the first
+
+
+class Averaging:
+    """A method at work on one DDP model.
+
+    Args:
+        name: checked by `check_method`.
+        ddp: whose gradients are averaged.
+        optimizer: of the model.
+        unpiped_steps: that Pipe-SGD begins with.
+    """
+
+    def __init__(self, name: str, ddp: Any, optimizer: torch.optim.Optimizer, unpiped_steps: int = 0) -> None:
+        self._pipe: PipeSGD | None = None
+        self._casts: _Casts | None = None
+        self._state: HookState | None = None
+        self._thread: OrderedThread | None = None
+        piped, code = name.split("+", 1)[0] == "pipe", name.removeprefix("pipe").removeprefix("+")
+        state, hook = self._hook(code)
+        if piped:
+            hooks = {} if state is None else {"hook": hook}
+            self._pipe = PipeSGD(state, warmup_steps=unpiped_steps, **hooks)
+            self._pipe.attach(optimizer)
+            ddp.register_comm_hook(self._pipe, comm_hook)
+        elif state is not None:
+            ddp.register_comm_hook(state, hook)
+
+    def flush(self) -> bool:
+        """Whether gradients of the last step still were to be applied; then they are in place now."""
+        return self._pipe is not None and self._pipe.flush()
+
+    def costs(self) -> dict[str, Any]:
+        """Sums of this rank so far: `encode_s`, `add_s`, `decode_s` and bytes by our own counting.
+
+        None is what is not known: PowerSGD's work lies within torch's hook.
+        """
+        if self._state is not None:
+            stats = self._state.stats()
+            return {
+                "encode_s": stats.encode_s,
+                "add_s": stats.add_s,
+                "decode_s": stats.decode_s,
+                "communicate_s": stats.communicate_s,
+                "counted_bytes": stats.sent_bytes,
+                "local_nmse": stats.local_nmse,
+            }
+        if self._casts is not None:
+            return {"encode_s": self._casts.encode_s, "add_s": 0.0, "decode_s": self._casts.decode_s}
+        return dict.fromkeys(("encode_s", "add_s", "decode_s"), None if self._thread is not None else 0.0)
+
+    def close(self) -> None:
+        """Wait for what still travels, and end the threads."""
+        if self._state is not None:
+            self._state.close()
+        if self._thread is not None:
+            self._thread.submit(lambda: torch.empty(0), torch.device("cpu")).wait()
+            self._thread.close()
+
+    def _hook(self, code: str) -> tuple[Any, Any]:
+        """A state and its hook; no state for what DDP does by itself."""
+        if code in ("", "fp32"):
+            return None, None
+        if code == "bf16":
+            self._casts = _Casts()
+            return self._casts, bf16_hook
+        if code.startswith("powersgd"):
+            self._thread = OrderedThread("powersgd", lambda: None)
+            return _PowerSGD(int(code.removeprefix("powersgd")), self._thread), powersgd_in_order
+        self._state = HookState(
+            _code_of(code.removesuffix("-no-ef")), error_feedback=not code.endswith("-no-ef"), start_step=_START_STEP
+        )
+        return self._state, comm_hook
+
+
+def _code_of(name: str) -> SumCode:
+    if name == "gradiveq":
+        return GradiVeQ()
+    if name == "gradiveq+thc":
+        return GradiVeQ(inner=THC(bits=4))
+    return THC(bits=int(name.removeprefix("thc") or 4))
+
+
+def average_nothing(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """The bucket as it is: a step with it is one without communication."""
+    done: Future[Tensor] = Future()
+    done.set_result(bucket.buffer())
+    return done
+
+
+class _Casts:
+    """What `bf16_hook` needs and measures: a group of its own, as Pipe-SGD asks, and the time that casts take."""
+
+    def __init__(self) -> None:
+        self.group: Any = dist.new_group()
+        self.encode_s = self.decode_s = 0.0
+
+
+def bf16_hook(state: _Casts, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """The average of gradients that travel, and are added, in bfloat16.
+
+    As torch's own `bf16_compress_hook`, which refuses every backend but NCCL; Gloo adds bfloat16 as well.
+    """
+    values = bucket.buffer()
+    begin = time.perf_counter()
+    sent = values.to(torch.bfloat16).div_(dist.get_world_size())
+    state.encode_s += time.perf_counter() - begin
+
+    def back(done: "Future[Any]") -> Tensor:
+        begin = time.perf_counter()
+        values.copy_(done.value()[0])
+        state.decode_s += time.perf_counter() - begin
+        return values
+
+    future: Future[Tensor] = dist.all_reduce(sent, group=state.group, async_op=True).get_future().then(back)
+    return future
+
+
+class _PowerSGD:
+    """torch's PowerSGD with its usual settings, but compressing from the first possible step on.
+
+    Its hook starts further all-reduces from callbacks, which Gloo runs in several threads: with two buckets their order
+    may differ between ranks. So each bucket's round runs in one thread, from its first all-reduce to its last.
+    """
+
+    def __init__(self, rank: int, thread: OrderedThread) -> None:
+        from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+
+        self.thread = thread
+        self.hook = powerSGD_hook
+        self.state = PowerSGDState(dist.new_group(), matrix_approximation_rank=rank, start_powerSGD_iter=_START_STEP)
+
+
+def powersgd_in_order(state: _PowerSGD, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """The bucket's average, by torch's PowerSGD hook in its thread."""
+
+    def job() -> Tensor:
+        with torch.no_grad():
+            average: Tensor = state.hook(state.state, bucket).wait()
+            return average
+
+    return state.thread.submit(job, bucket.buffer().device)
