@@ -54,6 +54,7 @@ def main() -> None:
         workers=arguments.threads,
         widths=tuple(arguments.widths),
         stem_stride=arguments.side // 32,
+        reach=arguments.side // 10,
     )
     began = time.monotonic()
 

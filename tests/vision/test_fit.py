@@ -194,6 +194,19 @@ def test_labels_are_counted_in_the_order_of_the_classifier(folder: Path, tmp_pat
     assert fitted.accuracy.value > 0.7
 
 
+def test_a_fit_goes_on_from_the_weights_of_another(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "first", "--epochs", "6").exit_code == 0
+    result = run(folder, tmp_path / "second", "--epochs", "0.1", "--rate", "0.01", "--start", str(tmp_path / "first"))
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "second" / "colours-collage-3x3.json")
+    assert card.agreement is not None
+    assert card.agreement.value > 0.7  # a tenth of an epoch teaches nothing
+    assert card.notes["started_from_an_earlier_fit"]
+    empty = run(folder, tmp_path / "third", "--epochs", "1", "--start", str(tmp_path))
+    assert empty.exit_code == 2
+    assert "no checkpoint of a network of this size" in empty.output
+
+
 def test_minutes_become_epochs(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "out", "--minutes", "0.02")
     assert result.exit_code == 0, result.output

@@ -22,7 +22,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import CollageNet, TileNet, count_macs, count_parameters
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.export import file_sha256, fold_norms, machine_name, write_onnx
-from evenkeel.vision.fit_loop import MEAN, STD, FitRecipe, fit_tiles, soft_temperature
+from evenkeel.vision.fit_loop import MEAN, STD, FitRecipe, fit_tiles, soft_temperature, start_from
 from evenkeel.vision.fit_serving import write_serving
 from evenkeel.vision.images import ImageSet
 from evenkeel.vision.measure import (
@@ -79,6 +79,8 @@ class FitOptions:
         views: of each image that the classifier is asked about.
         reach: pixels by which a view is moved at most; None: a tenth of the image's side.
         mirror: whether views are also mirrored left to right.
+        rate: of learning, at the start; see `FitRecipe`. None: its default.
+        start: an earlier fit of a network of the same size, whose weights to start from: its output folder.
         held_out: images that are not trained on, but calibrate the confidence; None: a twentieth, 200 to 2,000.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
         resume: go on with what the output folder holds.
@@ -93,6 +95,8 @@ class FitOptions:
     views: int = 4
     reach: int | None = None
     mirror: bool = True
+    rate: float | None = None
+    start: Path | None = None
     held_out: int | None = None
     device: str = "auto"
     threads: int = 1
@@ -108,6 +112,8 @@ class FitOptions:
                 raise ConfigurationError(f"{name}: must be a number above zero, found {getattr(self, name)}")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
             raise ConfigurationError(f"epochs: must be a number above zero, found {self.epochs}")
+        if self.rate is not None and not 0 < self.rate <= 1:
+            raise ConfigurationError(f"rate: must be above 0 and at most 1, found {self.rate}")
         if self.views < 1:
             raise ConfigurationError(f"views: must be at least 1, found {self.views}")
         if self.device not in ("auto", "cpu", "cuda"):
@@ -158,7 +164,11 @@ def fit(
     identity = {
         "classifier": classifier.sha256,
         "images": len(images),
-        "options": {name: value for name, value in asdict(options).items() if name not in ("resume", "device")},
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+            if name not in ("resume", "device")
+        },
     }
     plan = _plan(out, identity, classifier, options, watcher)
     bank = ViewBank(
@@ -183,6 +193,8 @@ def fit(
     # With few images larger steps would be few, and an epoch over before anything is learned.
     tiles = min(FitRecipe.tiles, max(36, len(bank) // 16))
     recipe = FitRecipe(tiles=tiles, temperature=soft_temperature(taught[:5000]), seed=options.seed)
+    if options.rate is not None:
+        recipe = replace(recipe, rate=options.rate)
     networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
     cards = []
     for grid in options.grids:
@@ -292,6 +304,8 @@ def _train(
     torch.manual_seed(options.seed)
     network = size.network(classes)
     name = f"{grid}x{grid}"
+    if options.start is not None:
+        start_from(network, options.start)
     checkpoint = out / f"{name}.checkpoint"
     seconds, steps = 0.0, max(1, round(recipe.epochs * (len(bank) // recipe.tiles)))
     with watcher.stage(f"fitting {name}", steps) as done:
@@ -310,6 +324,8 @@ def _train(
         "epochs": round(recipe.epochs, 2),
         "tiles_per_step": recipe.tiles,
         "distillation_temperature": recipe.temperature,
+        "rate": recipe.rate,
+        "started_from_an_earlier_fit": options.start is not None,
         "seed": options.seed,
         "training_seconds": round(seconds),
         "device": device,

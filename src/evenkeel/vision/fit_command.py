@@ -85,7 +85,7 @@ def run_fit(arguments: dict[str, Any]) -> None:
         **{
             name: arguments[name]
             for name in (
-                *("cost", "shared", "epochs", "minutes", "views", "reach", "mirror"),
+                *("cost", "shared", "epochs", "minutes", "rate", "start", "views", "reach", "mirror"),
                 *("held_out", "device", "threads", "seed", "resume"),
             )
         },

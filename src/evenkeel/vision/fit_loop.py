@@ -15,7 +15,17 @@ from evenkeel.vision.architecture import TileNet
 from evenkeel.vision.muon import Muon
 from evenkeel.vision.views import ViewBank
 
-__all__ = ["MEAN", "STD", "FitRecipe", "Progress", "fit_tiles", "shrink", "soft_temperature", "standardise"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "FitRecipe",
+    "Progress",
+    "fit_tiles",
+    "shrink",
+    "soft_temperature",
+    "standardise",
+    "start_from",
+]
 
 # What `standardise` takes off and divides by, of pixel values in 0..1: one choice for whatever pictures come.
 MEAN = (0.5, 0.5, 0.5)
@@ -134,6 +144,21 @@ def fit_tiles(
                 break
     network.load_state_dict(average.network.state_dict())
     network.eval()
+
+
+def start_from(network: TileNet, folder: Path) -> None:
+    """Gives `network` the averaged weights of an earlier fit: of the checkpoint in `folder` that is of its size.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    for path in sorted(folder.glob("*.checkpoint")):
+        weights = torch.load(path, weights_only=True)["average"]
+        if {name: value.shape for name, value in weights.items()} == wanted:
+            network.load_state_dict(weights)
+            return
+    raise ConfigurationError(f"start: {folder} holds no checkpoint of a network of this size; give the folder of a fit")
 
 
 def _optimisers(network: TileNet, recipe: FitRecipe) -> list[torch.optim.Optimizer]:
