@@ -192,7 +192,9 @@ def fit(
         )
     # With few images larger steps would be few, and an epoch over before anything is learned.
     tiles = min(FitRecipe.tiles, max(36, len(bank) // 16))
-    recipe = FitRecipe(tiles=tiles, temperature=soft_temperature(taught[:5000]), seed=options.seed)
+    recipe = FitRecipe(
+        tiles=tiles, temperature=soft_temperature(taught[:5000]), jitter=round(0.7 * reach), seed=options.seed
+    )
     if options.rate is not None:
         recipe = replace(recipe, rate=options.rate)
     networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}

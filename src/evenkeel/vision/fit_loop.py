@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import TileNet
+from evenkeel.vision.data import random_flip, translate
 from evenkeel.vision.muon import Muon
 from evenkeel.vision.views import ViewBank
 
@@ -44,6 +45,7 @@ class FitRecipe:
     decay: float = 5e-4  # of head and stem
     average: float = 0.999  # of the weights, per step; nearer 1 is smoother and later
     temperature: float = 2.0  # of both sides' scores in the loss
+    jitter: int = 2  # pixels by which a view is moved once more when it is shown, and mirrored where views are
     seed: int = 0
 
 
@@ -97,6 +99,9 @@ def fit_tiles(
 
     In the end the averaged weights stand in `network`.
 
+    What the classifier said of a view is also taught of the same view moved by a pixel or two, since it says nearly the
+    same of that; with the scored views alone the network would come to know them by heart.
+
     A training that was stopped goes on from `checkpoint`, and ends with the very weights that it would have had:
     which tiles a step shows follows from the seed and the step's number alone. On a GPU it computes in bfloat16 where
     that is safe, and is repeatable as far as the GPU's kernels are.
@@ -127,7 +132,11 @@ def fit_tiles(
         for start in range(place * recipe.tiles, per_epoch * recipe.tiles, recipe.tiles):
             images = order[start : start + recipe.tiles]
             views = seen[images]
-            pixels = shrink(bank.pixels(images, views), side).to(device)
+            shifts = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 500_000 + step)
+            pixels = translate(bank.pixels(images, views), recipe.jitter, shifts)
+            if bank.mirror:
+                pixels = random_flip(pixels, shifts)
+            pixels = shrink(pixels, side).to(device)
             loss = _step(network, pixels, bank.scores(images, views).to(device), recipe.temperature, optimisers)
             share = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step + 1) / steps)).item())
             for optimiser, rates in zip(optimisers, peaks, strict=True):
