@@ -8,7 +8,7 @@ pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from training_helpers import trained_a_little  # noqa: E402
+from fit_helpers import trained_a_little  # noqa: E402
 
 from evenkeel.vision.architecture import Classifier, CollageNet, TileNet, count_macs, count_parameters  # noqa: E402
 from evenkeel.vision.export import fold_norms  # noqa: E402

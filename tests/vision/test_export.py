@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
-from training_helpers import easy_images, trained_a_little  # noqa: E402
+from fit_helpers import easy_images, trained_a_little  # noqa: E402
 
 from evenkeel.cards import load_card  # noqa: E402
 from evenkeel.vision.architecture import Classifier, CollageNet, TileNet  # noqa: E402
