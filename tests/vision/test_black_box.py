@@ -449,4 +449,3 @@ def test_one_pass_is_timed_from_pixels(tmp_path: Path) -> None:
     box = BlackBox.open(write(tmp_path / "x.onnx", kind=FLOAT, shape=(1, 3, SIDE, SIDE), output=(1, CLASSES)))
     assert np.asarray(box.one_pass()()[0]).shape == (1, CLASSES)
     assert 0 < box.latency_ms(rounds=3) < 10_000
-    assert 0 < box.latency_ms(threads=2, rounds=3) < 10_000
