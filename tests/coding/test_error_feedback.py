@@ -10,6 +10,7 @@ from torch import Tensor  # noqa: E402
 
 from evenkeel.coding.error_feedback import ErrorFeedback  # noqa: E402
 from evenkeel.coding.fixed_point import FixedPoint  # noqa: E402
+from evenkeel.coding.kernels import twins_only  # noqa: E402
 from evenkeel.coding.plain import Plain  # noqa: E402
 from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
 from evenkeel.coding.thc import THC  # noqa: E402
@@ -126,6 +127,55 @@ def test_buckets_have_their_own_memories_and_can_be_reset() -> None:
     code.measure(torch.ones(4), Place(0, 1, bucket=1))
     code.reset()
     assert code.state_dict()["memory"] == {}
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(length=st.sampled_from([0, 1, 16, 37, 333]), block=st.sampled_from([16, 64]), world=st.integers(1, 20))
+def test_packed_rounds_are_the_plain_rounds_bit_for_bit(length: int, block: int, world: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    plain, packed, by_hand = (ErrorFeedback(THC(4, block=block)) for _ in range(3))
+    owed = torch.zeros(length)
+    for step in range(4):
+        place, vector = Place(0, world, step), torch.randn(length, generator=generator)
+        if step == 2 and length:
+            vector[-1] = float("inf")
+        stats = plain.measure(vector, place)
+        message, sent = plain.encode(vector, stats, place), packed.encode_packed(vector, stats, place)
+        lanes = packed.lanes(length, place)
+        with twins_only():
+            twin = by_hand.code.encode(vector + owed, stats[1:], place)
+            if stats[0] == 0:
+                owed = vector + owed - by_hand.code.decode(twin, stats[1:], 1, length, place)
+        for found in (message, packed.unpack(sent, lanes, place)):
+            assert torch.equal(found, twin)
+        assert torch.equal(packed.pack(message, place), sent)
+        assert torch.equal(memory(plain), owed)
+        assert torch.equal(memory(packed), owed)
+        total = packed.add_packed([sent] * world, lanes, place)
+        assert torch.equal(total.long(), twin.long() * world)
+        mean = packed.decode_packed(packed.pack_total(total, place), stats, world, length, place)
+        assert torch.equal(mean.nan_to_num(), plain.decode(total, stats, world, length, place).nan_to_num())
+
+
+def test_a_packed_message_that_is_lost_goes_back_into_memory() -> None:
+    code, place = ErrorFeedback(THC(4, block=16)), Place(0, 2)
+    vector = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    code.encode_packed(vector, code.measure(vector, place), place)
+    left = memory(code).clone()
+    code.dropped(place, torch.tensor([False, True, False]))
+    torch.testing.assert_close(memory(code)[16:32], vector[16:32])
+    assert torch.equal(memory(code)[:16], left[:16])
+    assert not torch.equal(left[16:32], vector[16:32])
+
+
+def test_a_loaded_state_does_not_change_with_the_next_round() -> None:
+    codes = [ErrorFeedback(coarse())]
+    play(codes, [torch.arange(10.0)], 0)
+    saved = codes[0].state_dict()
+    copy = saved["memory"][0].clone()
+    codes[0].load_state_dict(saved)
+    play(codes, [torch.arange(10.0)], 1)
+    assert torch.equal(saved["memory"][0], copy)
 
 
 def test_a_saved_state_does_not_change_with_the_next_round() -> None:

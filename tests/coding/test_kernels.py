@@ -86,7 +86,11 @@ def assert_agrees(case: Round, device: str = "cpu") -> None:
     code, place = case.code, case.place
     ranks = [Place((place.rank + k) % place.world, place.world, place.step, place.bucket) for k in range(case.messages)]
     vectors = [case.vector(rank.rank, device) for rank in ranks]
+    memory = case.vector(place.rank + 1000, device).flip(0) / 3
+    left = memory.clone()
     with twins_only():
+        owed_stats = code.measure_owed(vectors[0], memory, place)
+        owed_packed = code.encode_owed(vectors[0], left, owed_stats, place)
         own = [code.measure(vector, rank) for vector, rank in zip(vectors, ranks, strict=True)]
         stats = torch.stack(own).amax(0)
         message = code.encode(vectors[0], stats, place)
@@ -101,6 +105,11 @@ def assert_agrees(case: Round, device: str = "cpu") -> None:
     assert_same(code.encode(vectors[0], stats, place), message)
     assert_same(code.encode_packed(vectors[0], stats, place), parts[0])
     assert_same(code.pack(message, place), parts[0])
+    assert_same(code.unpack(parts[0], message.numel(), place), message)
+    found = code.measure_owed(vectors[0], memory, place)
+    torch.testing.assert_close(found, owed_stats, rtol=2**-23, atol=0, equal_nan=True)
+    assert_same(code.encode_owed(vectors[0], memory, owed_stats, place), owed_packed)
+    assert_same(memory, left)
     assert_same(code.add_packed(parts, message.numel(), place), total)
     assert_same(code.pack_total(total, place), packed)
     assert_same(code.unpack_total(packed, message.numel(), place), unpacked)
@@ -180,6 +189,49 @@ def one_round(code: SumCode, vector: Tensor, place: Place) -> Tensor:
 def test_ordinary_tensors_take_the_kernels_in_the_fewest_passes(used: list[str]) -> None:
     one_round(THC(), torch.randn(5000), Place(0, 4))
     assert used == ["squares", "encode_packed", "add_parts", "pack", "decode_packed"]
+
+
+def test_error_feedback_takes_no_pass_of_its_own(used: list[str]) -> None:
+    code, place = ErrorFeedback(THC()), Place(0, 4)
+    for _ in range(2):
+        used.clear()
+        one_round(code, torch.randn(5000), place)
+        assert used == ["squares", "encode_owed", "add_parts", "pack", "decode_packed"]
+
+
+def test_unpacking_looks_numbers_up_in_the_kernel(used: list[str]) -> None:
+    packed = torch.arange(200, dtype=torch.uint8)
+    found = THC().unpack(packed, 400, Place(0, 4))
+    assert used == ["add_parts"]
+    with twins_only():
+        assert_same(found, THC().unpack(packed, 400, Place(0, 4)))
+
+
+@pytest.mark.parametrize("memory", [torch.ones(300, dtype=torch.float64), torch.ones(600)[::2]])
+def test_a_memory_that_the_kernels_cannot_read_takes_the_twin(used: list[str], memory: Tensor) -> None:
+    code, place, vector = THC(block=64), Place(1, 4), torch.randn(300)
+    kept, left = memory.float().contiguous(), memory.clone()
+    stats = code.measure_owed(vector, kept, place)
+    packed = code.encode_owed(vector, kept, stats, place)
+    assert "encode_owed" in used
+    used.clear()
+    with twins_only():
+        code.measure_owed(vector, memory, place)
+    assert_same(code.encode_owed(vector, memory, stats, place), packed)
+    assert "encode_owed" not in used
+    torch.testing.assert_close(memory.float(), kept)
+    assert not torch.equal(memory, left)
+
+
+def test_threads_change_nothing_of_what_is_left_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, place, vector = THC(bits=3), Place(2, 4), torch.randn(5 * 2**16 + 77)
+    stats, left = code.measure(2 * vector, place), []
+    for count in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        memory = vector.clone()
+        code.encode_owed(vector, memory, stats, place)
+        left.append(memory)
+    assert_same(*left)
 
 
 def test_what_the_kernels_cannot_read_takes_the_twin_and_gives_the_same(used: list[str]) -> None:

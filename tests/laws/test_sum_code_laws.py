@@ -244,6 +244,38 @@ def test_wire_forms_give_back_what_was_packed_whole_or_cut_at_granules(
 
 
 @few
+@given(seed=st.integers(0, 99), length=lengths, world=st.integers(1, 6))
+def test_shorter_ways_give_the_same(case: Case, seed: int, length: int, world: int) -> None:
+    """Bit for bit, but for statistics, whose last bits may depend on the order of adding."""
+    vector, memory = draw_vectors(case, seed, 2, length)
+    code, place = case.coder(length), Place(0, world, 4, BUCKET)
+    lanes, owed, left = code.lanes(length, place), vector + memory, memory.clone()
+    measured = code.measure_owed(vector, memory, place)
+    assert torch.equal(memory, left)
+    torch.testing.assert_close(measured, case.coder(length).measure(owed, place), rtol=2**-22, atol=0)
+    packed = code.encode_owed(vector, left, measured, place)
+    plain = case.coder(length)
+    assert torch.equal(packed, plain.encode_packed(owed, measured, place))
+    message = case.coder(length).encode(owed, measured, place)
+    assert torch.equal(packed, plain.pack(message, place))
+    assert torch.equal(left, owed - plain.decode(message, measured, 1, length, place))
+    total = plain.add_packed([packed] * world, lanes, place)
+    mean = plain.decode(total, measured, world, length, place)
+    assert torch.equal(plain.decode_packed(plain.pack_total(total, place), measured, world, length, place), mean)
+
+
+def test_preparing_leaves_no_trace(case: Case) -> None:
+    code, place = case.coder(200), Place(0, 2, 4, BUCKET)
+    before = str(code.state_dict())
+    for world in (2, 256):
+        code.prepare(world, torch.device("cpu"))
+    assert str(code.state_dict()) == before
+    (vector,) = draw_vectors(case, 3, 1, 200)
+    stats = code.measure(vector, place)
+    assert torch.equal(code.encode(vector, stats, place), case.coder(200).encode(vector, stats, place))
+
+
+@few
 @given(length=lengths, world=st.integers(1, 9))
 def test_zeros_give_zeros_and_so_does_a_sum_of_nothing(case: Case, length: int, world: int) -> None:
     played = play(case, [torch.zeros(length) for _ in range(world)])

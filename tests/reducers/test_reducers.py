@@ -28,7 +28,13 @@ from evenkeel.reducers.sharded import Sharded, shares_of  # noqa: E402
 from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
 
 REDUCERS: list[Callable[[Collectives], Reducer]] = [FakeReducer, ProcessGroup, Sharded]
-CODES = [Plain(), FixedPoint(bits=4, block=8), FixedPoint(bits=12, block=16), THC(bits=4)]
+CODES = [
+    Plain(),
+    FixedPoint(bits=4, block=8),
+    FixedPoint(bits=12, block=16),
+    THC(bits=4),
+    THC(bits=6, block=16),
+]
 
 
 def whole_numbers(rank: int, length: int) -> torch.Tensor:
@@ -40,15 +46,22 @@ def whole_numbers(rank: int, length: int) -> torch.Tensor:
 def one_round(
     reducer: Reducer, code: SumCode, length: int, bucket: int = 0
 ) -> tuple[Total, torch.Tensor, torch.Tensor]:
-    """The total, this rank's message and the mean of a round with `whole_numbers`."""
+    """The total, this rank's message in lanes and the mean of a round with `whole_numbers`."""
     ranks = reducer.ranks
     place = Place(ranks.rank, ranks.world, 3, bucket)
     vector = whole_numbers(ranks.rank, length)
     stats = code.measure(vector, place)
     stats = ranks.largest(stats) if stats.numel() else stats
-    message = code.encode(vector, stats, place)
-    total = reducer.total(code, message, place)
-    return total, message, code.decode(total.lanes, stats, total.count, length, place)
+    lanes = code.lanes(length, place)
+    packed = code.encode_packed(vector, stats, place)
+    before = packed.clone()
+    total = reducer.total(code, packed, lanes, place)
+    assert torch.equal(packed, before)
+    return total, code.unpack(packed, lanes, place), total.mean(code, stats, length, place)
+
+
+def lanes_of(total: Total, code: SumCode, world: int, lanes: int) -> torch.Tensor:
+    return code.unpack_total(total.sums, lanes, Place(0, world)) if total.packed else total.sums
 
 
 def check_total(reducer: Reducer, code: SumCode, length: int, bucket: int = 0) -> None:
@@ -57,7 +70,9 @@ def check_total(reducer: Reducer, code: SumCode, length: int, bucket: int = 0) -
     total, message, mean = one_round(reducer, code, length, bucket)
     wide = torch.int64 if not message.is_floating_point() else torch.float64
     everyone = torch.stack(ranks.gather(message.to(wide)))
-    assert torch.equal(total.lanes.to(wide), everyone.sum(0))
+    assert torch.equal(lanes_of(total, code, ranks.world, message.numel()).to(wide), everyone.sum(0))
+    for theirs in ranks.gather(total.sums):
+        assert torch.equal(theirs, total.sums)
     assert (total.count, total.lost) == (ranks.world, None)
     for theirs in ranks.gather(mean):
         assert torch.equal(theirs, mean)
@@ -87,30 +102,52 @@ def test_a_peer_that_left_is_an_error_from_then_on(make: Callable[[Collectives],
     reducer, code = make(ranks), FixedPoint(bits=4, block=8)
     make(leaving).close()
     place = Place(0, 2)
-    message = code.encode(torch.ones(4), torch.ones(1), place)
+    packed = code.encode_packed(torch.ones(4), torch.ones(1), place)
     for _ in range(2):
         with pytest.raises(ReducerError):
-            reducer.total(code, message, place)
+            reducer.total(code, packed, 4, place)
 
 
 def test_sharded_sends_what_it_says() -> None:
     def check(ranks: Collectives) -> None:
         code, length = FixedPoint(bits=4, block=8), 8 * 4 * 25
         reducer, place = Sharded(ranks), Place(ranks.rank, 4)
-        message = code.encode(whole_numbers(ranks.rank, length), torch.full([100], 50.0), place)
+        packed = code.encode_packed(whole_numbers(ranks.rank, length), torch.full([100], 50.0), place)
         before = ranks.sent_bytes
-        reducer.total(code, message, place)
+        total = reducer.total(code, packed, length, place)
         assert code.down_width(place) == 6  # 4 times 14
+        assert total.packed
+        assert total.sums.numel() == length * 6 // 8
         assert ranks.sent_bytes - before == 3 * length * (4 + 6) // 8 // 4
 
     in_threads(4, check)
+
+
+@pytest.mark.parametrize("length", [180, 900])
+def test_sharded_never_unpacks_a_message_or_a_total(length: int) -> None:
+    pytest.importorskip("numba", reason="the twins unpack, to add and to decode")
+
+    def check(ranks: Collectives) -> None:
+        code = THC(bits=4, block=64)
+        for way in ("encode", "pack", "unpack", "unpack_total", "decode"):
+            setattr(code, way, None)
+        reducer, place = Sharded(ranks), Place(ranks.rank, ranks.world)
+        vector = whole_numbers(ranks.rank, length)
+        stats = ranks.largest(code.measure(vector, place))
+        total = reducer.total(code, code.encode_packed(vector, stats, place), code.lanes(length, place), place)
+        mean = total.mean(code, stats, length, place)
+        true = torch.stack([whole_numbers(rank, length) for rank in range(3)]).mean(0)
+        assert float((mean - true).square().sum()) <= 0.05 * float(stats.square().sum())
+
+    in_threads(3, check)
 
 
 def test_all_reduce_widens_lanes_only_where_sums_need_it() -> None:
     def check(ranks: Collectives) -> None:
         for bits, dtype in ((4, torch.uint8), (12, torch.int32)):
             total, _, _ = one_round(ProcessGroup(ranks), FixedPoint(bits=bits, block=8), 9)
-            assert total.lanes.dtype == dtype
+            assert total.sums.dtype == dtype
+            assert not total.packed
 
     in_threads(3, check)
 
@@ -122,7 +159,7 @@ def test_sums_that_fit_no_type_are_refused() -> None:
 
     (ranks,) = thread_collectives(1)
     with pytest.raises(ConfigurationError, match="64 bits"):
-        ProcessGroup(ranks).total(Wide(), torch.zeros(3, dtype=torch.uint8), Place(0, 1))
+        ProcessGroup(ranks).total(Wide(), torch.zeros(3, dtype=torch.uint8), 3, Place(0, 1))
 
 
 @given(lanes=st.integers(0, 500), granule=st.integers(1, 40), world=st.integers(1, 9), first=st.integers(0, 20))

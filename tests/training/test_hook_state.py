@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,12 +25,14 @@ from training_helpers import (  # noqa: E402
 
 import evenkeel  # noqa: E402
 from evenkeel.coding import thc_table  # noqa: E402
+from evenkeel.coding.kernels import twins_only  # noqa: E402
 from evenkeel.coding.plain import Plain  # noqa: E402
 from evenkeel.coding.sum_code import Broadcast, Place, SumCode  # noqa: E402
 from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
 from evenkeel.reducers.collectives import Collectives  # noqa: E402
 from evenkeel.reducers.fake import FakeReducer  # noqa: E402
 from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
+from evenkeel.training import stats as stats_module  # noqa: E402
 
 THC, FixedPoint, HookState = evenkeel.THC, evenkeel.FixedPoint, evenkeel.HookState
 MATRICES = [0, 2]  # numbers in SHAPES of what is compressed by default
@@ -442,3 +445,55 @@ def test_a_code_that_saves_nothing_is_told_off_once() -> None:
             in_threads(world, work)
         assert len(caught) == told_off
         assert all("compression costs more than it saves" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("reducer", [evenkeel.Sharded, evenkeel.ProcessGroup, FakeReducer])
+@pytest.mark.parametrize("make", [THC, FixedPoint, lambda: evenkeel.GradiVeQ(THC())])
+def test_all_reducers_and_the_twins_give_the_same_training(reducer: type, make: Callable[[], SumCode]) -> None:
+    """Bit for bit: with whole numbers, whose squares are exact in any order."""
+
+    def work(ranks: Collectives, reducer: type) -> tuple:
+        state, model = HookState(make(), reducer=reducer(ranks)), Model(SHAPES)
+        whole = [[(8 * gradient).round() for gradient in gradients_of(ranks.rank, step)] for step in range(3)]
+        averages = [model.step(state, gradients, GIANT) for gradients in whole]
+        return averages, state.state_dict()["code"]["memory"]
+
+    with twins_only():
+        expected = in_threads(3, lambda ranks: work(ranks, evenkeel.Sharded))
+    for (averages, memory), (true_averages, true_memory) in zip(
+        in_threads(3, lambda ranks: work(ranks, reducer)), expected, strict=True
+    ):
+        assert equal(averages, true_averages)
+        assert memory.keys() == true_memory.keys()
+        assert all(torch.equal(memory[unit], true_memory[unit]) for unit in memory)
+
+
+def test_a_phase_takes_what_is_done_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only the code and the exchanges move."""
+    now = [0.0]
+    monkeypatch.setattr(stats_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    (ranks,) = thread_collectives(1)
+    code = Plain()
+
+    def taking(owner: object, name: str, seconds: float) -> None:
+        done = getattr(owner, name)
+
+        def work(*arguments: object) -> object:
+            now[0] += seconds
+            if owner is ranks:
+                ranks.exchanged_s += seconds
+            return done(*arguments)
+
+        setattr(owner, name, work)
+
+    taking(ranks, "swap", 1000)
+    state, model = sharded(ranks, code, error_feedback=False), Model([(2, 2)])
+    for name, seconds in {"encode": 1, "pack": 2, "add_packed": 4, "pack_total": 8, "decode_packed": 16}.items():
+        taking(code, name, seconds)
+    for _ in range(3):
+        model.step(state, [torch.ones(2, 2)], [[0]])
+    found = state.stats()
+    assert found.encode_s == pytest.approx(1 + 2, abs=0.5)
+    assert found.add_s == pytest.approx(4 + 8 + 2, abs=0.5)  # this code packs sums as it packs messages
+    assert found.communicate_s == pytest.approx(2 * 1000, abs=0.5)
+    assert found.decode_s == pytest.approx(16, abs=0.5)

@@ -11,8 +11,8 @@ torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 onnx = pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from fit_helpers import easy_pixels  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from evenkeel.backends.model import load_model  # noqa: E402
 from evenkeel.cards import load_card  # noqa: E402

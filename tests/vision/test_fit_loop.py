@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 pytest.importorskip("PIL", reason="tiles are shrunk by Pillow")
 
-from numpy.typing import NDArray  # noqa: E402
 from fit_helpers import easy_pixels  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
 from evenkeel.coding.tiles import Pixels, Tile  # noqa: E402
 from evenkeel.errors import ConfigurationError  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Broadcast, Count, Place, SumCode, flat
+from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, Count, Place, SumCode, flat
 from evenkeel.errors import CodeError
 
 __all__ = ["ErrorFeedback"]
@@ -40,25 +40,40 @@ class ErrorFeedback(SumCode):
 
     def measure(self, vector: Tensor, place: Place) -> Tensor:
         """Whether vector + memory is finite (0 or infinity), then what the code measures of it."""
-        owed = self._owed(vector, place)
-        stats = self.code.measure(owed, place)
-        finite = (stats if stats.numel() else owed).isfinite().all()
+        vector = flat(vector)
+        memory = self._memory_of(vector, place)
+        stats = self.code.measure_owed(vector, memory, place)
+        finite = (stats if stats.numel() else vector + memory).isfinite().all()
         return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
 
     def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
         """The code's message for vector + memory. The memory becomes what the message does not say of it."""
-        owed = self._owed(vector, place)
-        message = self.code.encode(owed, stats[1:], place)
-        told = self.code.decode(message, stats[1:], 1, owed.numel(), place)
-        kept = self._memory.get(place.bucket, torch.zeros_like(owed)).to(owed.device)
-        self._memory[place.bucket] = torch.where(stats[0].isfinite(), owed - told, kept)
-        packed = self.code.pack(message, place)  # a copy, because reducers may add into the message itself
-        self._sent[place.bucket] = _Sent(place, packed, stats, owed.numel())
-        return message
+        packed = self.encode_packed(vector, stats, place)
+        return self.code.unpack(packed, self.code.lanes(vector.numel(), place), place)
+
+    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The same as bytes, which nobody may write into: they are kept in case they are lost."""
+        vector = flat(vector)
+        memory = self._memory_of(vector, place)
+        if bool(stats[0].isfinite()):
+            packed = self.code.encode_owed(vector, memory, stats[1:], place)
+        else:
+            packed = self.code.encode_packed(vector + memory, stats[1:], place)
+        self._memory[place.bucket] = memory
+        self._sent[place.bucket] = _Sent(place, packed, stats, vector.numel())
+        return packed
 
     def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
         """What the code decodes."""
         return self.code.decode(total, stats[1:], count, length, place)
+
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """What the code decodes."""
+        return self.code.decode_packed(packed, stats[1:], count, length, place)
+
+    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
+        """The code's sums."""
+        return self.code.add_packed(parts, lanes, place)
 
     def dropped(self, place: Place, lost: Tensor | None = None) -> None:
         """Puts back into memory what the last message of the bucket said, where it was lost. Once for each message.
@@ -78,7 +93,7 @@ class ErrorFeedback(SumCode):
         self._memory[place.bucket] = self._memory[place.bucket] + told
 
     def memory(self, bucket: int) -> Tensor | None:
-        """What is owed in `bucket`, `[length]`; None before its first round."""
+        """What is owed in `bucket`, `[length]`, until its next round changes it; None before its first round."""
         return self._memory.get(bucket)
 
     def reset(self, bucket: int | None = None) -> None:
@@ -91,7 +106,8 @@ class ErrorFeedback(SumCode):
 
     def state_dict(self) -> dict[str, Any]:
         """The memories by bucket, and the code's own state."""
-        return {"memory": dict(self._memory), "code": self.code.state_dict()}
+        memory = {bucket: memory.clone() for bucket, memory in self._memory.items()}
+        return {"memory": memory, "code": self.code.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over memories and the code's state.
@@ -102,7 +118,7 @@ class ErrorFeedback(SumCode):
         if set(state) != {"memory", "code"}:
             raise CodeError(f"the state of error feedback holds memory and code, found {sorted(state)}")
         self.code.load_state_dict(state["code"])
-        self._memory = dict(state["memory"])
+        self._memory = {bucket: memory.clone() for bucket, memory in state["memory"].items()}
         self._sent = {}
 
     def lanes(self, length: int, place: Place) -> int:
@@ -137,21 +153,25 @@ class ErrorFeedback(SumCode):
         """Passed on."""
         self.code.arrange(bucket, shapes)
 
+    def prepare(self, world: int, device: torch.device) -> None:
+        """Passed on, with a memory that is forgotten."""
+        super().prepare(world, device)
+        self.reset(UNUSED_BUCKET)
+
     def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
         """Passed on."""
         self.code.observe(mean, place, broadcast)
 
-    def _owed(self, vector: Tensor, place: Place) -> Tensor:
-        vector = flat(vector)
+    def _memory_of(self, vector: Tensor, place: Place) -> Tensor:
         memory = self._memory.get(place.bucket)
         if memory is None:
-            return vector
+            return torch.zeros_like(vector)
         if memory.shape != vector.shape:
             raise CodeError(
                 f"bucket {place.bucket} has {vector.numel()} coordinates, but its memory has {memory.numel()}: "
                 f"if the buckets were rebuilt, call reset({place.bucket})"
             )
-        return vector + memory.to(vector.device)
+        return memory.to(vector.device)
 
 
 @dataclass(frozen=True, slots=True)

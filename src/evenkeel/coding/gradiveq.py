@@ -120,6 +120,19 @@ class GradiVeQ(SumCode):
         vector = self._vector(length, place)
         return vector.expand(self.inner.decode(total, stats, count, vector.coded_length, place))
 
+    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The inner code's message for the coefficients, as bytes."""
+        return self.inner.encode_packed(self._project(vector, place), stats, place)
+
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """The directions, times the mean coefficients."""
+        vector = self._vector(length, place)
+        return vector.expand(self.inner.decode_packed(packed, stats, count, vector.coded_length, place))
+
+    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
+        """The inner code's sums."""
+        return self.inner.add_packed(parts, lanes, place)
+
     def lanes(self, length: int, place: Place) -> int:
         """The inner code's, of as many coefficients as there are in this phase."""
         return self.inner.lanes(self._vector(length, place).coded_length, place)

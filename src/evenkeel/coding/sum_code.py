@@ -36,10 +36,12 @@ from torch import Tensor
 
 from evenkeel.errors import CodeError
 
-__all__ = ["Broadcast", "Count", "Place", "SumCode", "count_per_granule", "flat"]
+__all__ = ["UNUSED_BUCKET", "Broadcast", "Count", "Place", "SumCode", "count_per_granule", "flat"]
 
 Count: TypeAlias = int | Tensor
 Broadcast: TypeAlias = Callable[[Tensor], None]
+
+UNUSED_BUCKET = (1 << 31) - 1  # of no training: for trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,32 @@ class SumCode(ABC):
         total = self.unpack_total(packed, self.lanes(length, place), place)
         return self.decode(total, stats, count, length, place)
 
+    def measure_owed(self, vector: Tensor, memory: Tensor, place: Place) -> Tensor:
+        """`measure` of vector + memory; a code may have a shorter way.
+
+        Args:
+            vector: as for `measure`.
+            memory: float32 `[length]`, contiguous, on the vector's device.
+            place: whose they are.
+        """
+        return self.measure(flat(vector) + memory, place)
+
+    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """`encode_packed` of vector + memory; a code may have a shorter way.
+
+        Args:
+            vector: as for `encode`.
+            memory: as for `measure_owed`. Overwritten with what the message does not say of vector + memory: what is
+                left after `decode` of this message alone.
+            stats: as for `encode`, and all finite where the memory is to stay so.
+            place: whose they are.
+        """
+        owed = flat(vector) + memory
+        packed = self.encode_packed(owed, stats, place)
+        message = self.unpack(packed, self.lanes(owed.numel(), place), place)
+        memory.copy_(owed - self.decode(message, stats, 1, owed.numel(), place))
+        return packed
+
     def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
         """The sum of packed messages, or of the same granules of them: lanes in a type that holds it."""
         total = self.unpack(parts[0], lanes, place)
@@ -180,6 +208,23 @@ class SumCode(ABC):
         Raises:
             CodeError: the bucket has been arranged otherwise before; its memories would be of the wrong parameters.
         """
+
+    def prepare(self, world: int, device: torch.device) -> None:
+        """Goes through a round of nothing but zeros: what is slow only in the first round is so now.
+
+        A code that remembers what it has encoded forgets this again.
+
+        Args:
+            world: how many workers there will be.
+            device: where the vectors will be.
+        """
+        place, vector = Place(0, world, bucket=UNUSED_BUCKET), torch.zeros(self.granule, device=device)
+        stats = self.measure(vector, place)
+        packed = self.encode_packed(vector, stats, place)
+        lanes = self.lanes(self.granule, place)
+        total = self.add_packed([packed], lanes, place)
+        self.decode(total, stats, 1, self.granule, place)
+        self.decode_packed(self.pack_total(total, place), stats, 1, self.granule, place)
 
     def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:  # noqa: B027
         """What to learn from a finished round; called on every rank with the same mean. Most codes learn nothing.

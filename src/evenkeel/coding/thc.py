@@ -105,11 +105,19 @@ class THC(SumCode):
         """Norm of each block, `[blocks]`. The rotation keeps norms, so it can wait until after the exchange."""
         vector = flat(vector)
         if kernels := fast(vector):
-            return usable(kernels.squares(vector, self.granule).sqrt())
+            return usable(kernels.squares(vector, None, self.granule).sqrt())
         blocks = block_count(vector.numel(), self.granule)
         # In float64, whose squares neither overflow nor vanish.
         squares = pad(vector.double().square(), (0, blocks * self.granule - vector.numel()))
         return usable(squares.view(blocks, self.granule).sum(dim=1).sqrt())
+
+    def measure_owed(self, vector: Tensor, memory: Tensor, place: Place) -> Tensor:
+        """The same of vector + memory, without their sum between."""
+        vector = flat(vector)
+        kernels = fast(vector, memory)
+        if kernels is None or memory.shape != vector.shape:
+            return super().measure_owed(vector, memory, place)
+        return usable(kernels.squares(vector, memory, self.granule).sqrt())
 
     def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
         """Table numbers, `[lanes(length)]`."""
@@ -139,6 +147,17 @@ class THC(SumCode):
             return super().encode_packed(vector, stats, place)
         check_scales(stats, vector.numel(), self.granule)
         return kernels.encode_packed(vector, inverse(stats), self.lanes(vector.numel(), place), self._coder(place))
+
+    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The same of vector + memory, and what is left in memory, all in one pass."""
+        vector = flat(vector)
+        kernels = self._kernels(place, vector, memory, stats)
+        if kernels is None or memory.shape != vector.shape:
+            return super().encode_owed(vector, memory, stats, place)
+        check_scales(stats, vector.numel(), self.granule)
+        lanes = self.lanes(vector.numel(), place)
+        step, _ = self._steps(stats, count_per_granule(1, stats.numel(), place, stats.device), lanes)
+        return kernels.encode_owed(vector, memory, inverse(stats), step, lanes, self._coder(place))
 
     def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
         """D H (2 total - granularity count), times M t / (granularity size count)."""
@@ -190,6 +209,8 @@ class THC(SumCode):
 
     def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
         """The levels' table numbers."""
+        if (kernels := fast(packed, types=(torch.uint8,))) and packed.shape == (self.packed_bytes(lanes, place),):
+            return kernels.add_packed([packed], lanes, self._lanes.dtype(place.world), self.table)
         levels = unpack_bits(packed, self.bits, lanes)
         return self._lookup(packed.device).table[levels.long()].to(self._lanes.dtype(place.world))
 

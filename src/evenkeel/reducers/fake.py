@@ -32,17 +32,17 @@ class FakeReducer(Reducer):
         """The group of ranks."""
         return self._ranks
 
-    def total(self, code: SumCode, message: Tensor, place: Place) -> Total:
-        """The sum of all ranks' messages, but for those that are lost."""
-        world, lanes = self._ranks.world, message.numel()
-        messages = [code.unpack(each, lanes, place) for each in self._ranks.gather(code.pack(message, place))]
-        wide = torch.float32 if message.is_floating_point() else torch.int64
+    def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
+        """The sum of all ranks' messages, but for those that are lost, as lanes."""
+        world = self._ranks.world
+        messages = [code.unpack(each, lanes, place) for each in self._ranks.gather(packed)]
+        wide = torch.float32 if messages[0].is_floating_point() else torch.int64
         if self._losses is None:
-            return Total(torch.stack(messages).sum(0, dtype=wide), world)
+            return Total(torch.stack(messages).sum(0, dtype=wide), packed=False, count=world)
         granules = -(-lanes // code.granule)
         lost = [self._losses(Place(rank, world, place.step, place.bucket), granules) for rank in range(world)]
         arrived = ~torch.stack(lost)
         kept = arrived.repeat_interleave(code.granule, 1)[:, :lanes]
         total = torch.where(kept, torch.stack(messages), 0).sum(0, dtype=wide)
         own = lost[self._ranks.rank]
-        return Total(total, arrived.sum(0), own if bool(own.any()) else None)
+        return Total(total, packed=False, count=arrived.sum(0), lost=own if bool(own.any()) else None)

@@ -14,7 +14,7 @@ __all__ = ["ProcessGroup"]
 
 
 class ProcessGroup(Reducer):
-    """One all-reduce of the lanes, unpacked, in the smallest type that can hold their sums.
+    """One all-reduce of the lanes, unpacked again, in the smallest type that can hold their sums.
 
     The plainest reducer, and the one with the most bytes: a sum of 4-bit indices takes a whole byte in both directions.
 
@@ -31,10 +31,12 @@ class ProcessGroup(Reducer):
         """The group of ranks."""
         return self._ranks
 
-    def total(self, code: SumCode, message: Tensor, place: Place) -> Total:
-        """The sum of all ranks' messages."""
-        lanes = message if message.is_floating_point() else message.to(_type_for(code, place))
-        return Total(self._ranks.add(lanes), place.world)
+    def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
+        """The sum of all ranks' messages, as lanes."""
+        message = code.unpack(packed, lanes, place)
+        if not message.is_floating_point():
+            message = message.to(_type_for(code, place))
+        return Total(self._ranks.add(message), packed=False, count=place.world)
 
 
 def _type_for(code: SumCode, place: Place) -> torch.dtype:

@@ -16,14 +16,21 @@ class Total:
     """A sum of messages.
 
     Attributes:
-        lanes: the sums, `[lanes]`, the same bits on all ranks.
+        sums: one for each lane, or those as bytes, as the code packs them; the same bits on all ranks.
+        packed: true where they are bytes.
         count: how many messages they hold, or how many each granule holds.
         lost: granules of this rank's own message that were left out, booleans `[granules]`; None where all were added.
     """
 
-    lanes: Tensor
+    sums: Tensor
+    packed: bool
     count: Count
     lost: Tensor | None = None
+
+    def mean(self, code: SumCode, stats: Tensor, length: int, place: Place) -> Tensor:
+        """What `code` decodes of the sums: the mean of the vectors that were added, float32 `[length]`."""
+        decode = code.decode_packed if self.packed else code.decode
+        return decode(self.sums, stats, self.count, length, place)
 
 
 class Reducer(ABC):
@@ -46,12 +53,13 @@ class Reducer(ABC):
         """The group of ranks, for statistics and for what is not coded."""
 
     @abstractmethod
-    def total(self, code: SumCode, message: Tensor, place: Place) -> Total:
+    def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
         """The sum of all ranks' messages.
 
         Args:
             code: whose wire forms and sums to use.
-            message: what the code encoded, `[lanes]`, equally long on every rank.
+            packed: this rank's message, as the code packs it; only read.
+            lanes: how many it has, the same on every rank.
             place: this rank's.
 
         Raises:

@@ -33,17 +33,16 @@ class Sharded(Reducer):
         """The group of ranks."""
         return self._ranks
 
-    def total(self, code: SumCode, message: Tensor, place: Place) -> Total:
-        """The sum of all ranks' messages."""
+    def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
+        """The sum of all ranks' messages, as bytes."""
         ranks = self._ranks
-        shares = shares_of(message.numel(), code.granule, ranks.world, place.bucket)
+        shares = shares_of(lanes, code.granule, ranks.world, place.bucket)
         mine = shares[ranks.rank]
-        packed = [code.pack(share, place) for share in torch.split(message, shares)]
-        parts = ranks.swap(packed, [code.packed_bytes(mine, place)] * ranks.world)
+        cut = torch.split(packed, [code.packed_bytes(share, place) for share in shares])
+        parts = ranks.swap(cut, [code.packed_bytes(mine, place)] * ranks.world)
         sums = code.pack_total(code.add_packed(parts, mine, place), place)
         totals = ranks.gather(sums, [code.total_bytes(share, place) for share in shares])
-        lanes = [code.unpack_total(total, share, place) for total, share in zip(totals, shares, strict=True)]
-        return Total(torch.cat(lanes), place.world)
+        return Total(torch.cat(totals), packed=True, count=place.world)
 
 
 def shares_of(lanes: int, granule: int, world: int, first: int = 0) -> list[int]:

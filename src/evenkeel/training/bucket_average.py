@@ -80,17 +80,18 @@ def _average_unit(unit: Unit, plan: Plan, code: SumCode, reducer: Reducer, watch
     stats = code.measure(vector, place)
     if stats.numel():
         stats = ranks.largest(stats)
-    message = code.encode(vector, stats, place)
+    packed = code.encode_packed(vector, stats, place)
+    lanes = code.lanes(vector.numel(), place)
     tally.encode(watch.lap())
     if plan.step % _STEPS_PER_SAMPLE == 0:
-        told = code.decode(message, stats, 1, vector.numel(), place)
+        told = code.decode(code.unpack(packed, lanes, place), stats, 1, vector.numel(), place)
         _sample_error(code, vector, told, place, tally)
         watch.lap()
-    total = reducer.total(code, message, place)
+    total = reducer.total(code, packed, lanes, place)
     tally.add_up(watch.lap())
     if total.lost is not None:
         code.dropped(place, total.lost)
-    mean = code.decode(total.lanes, stats, total.count, vector.numel(), place)
+    mean = total.mean(code, stats, vector.numel(), place)
     code.observe(mean, place, ranks.broadcast)
     _write(unit.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
     tally.coordinates += vector.numel()

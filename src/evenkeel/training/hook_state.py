@@ -22,6 +22,7 @@ from evenkeel.training.buckets import Bucket
 from evenkeel.training.parameter_book import ParameterBook, Units
 from evenkeel.training.skipping import Skip, few_dimensions, skip_rule
 from evenkeel.training.stats import HookStats, Meter
+from evenkeel.training.warm_up import warm_up
 
 __all__ = ["HookState"]
 
@@ -41,6 +42,8 @@ class HookState:
 
     Gradient accumulation (`no_sync`), AMP, `static_graph` and unused parameters work as without the hook. Gradients in
     half precision are coded in float32 and returned in their own type.
+
+    To make one takes seconds where the code's kernels have never been compiled on this machine: see the log, at INFO.
 
     Args:
         code: turns gradients into messages that add up; None for plain averages.
@@ -97,6 +100,8 @@ class HookState:
         self._begun = False  # a step's first bucket was seen, its last one was not
         self._advised = False
         self._sizes_before: list[int] | None = None  # of the parameters of a state that was loaded
+        if self._code is not None:
+            warm_up(self._code, self._reducer.ranks)
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The future of the bucket's average, in its own buffer. For `comm_hook`."""

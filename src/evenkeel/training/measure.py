@@ -220,15 +220,14 @@ def measure_code(
     for _ in range(_REPEATS + 1):
         start = _moment(torch, vector)
         stats = code.measure(vector, place)
-        message = code.encode(vector, stats, place)
-        packed = code.pack(message, place)
+        packed = code.encode_packed(vector, stats, place)
         encoded = _moment(torch, vector)
         # Any lanes will do for the time: the same message from every worker.
-        own = code.pack(message[:share], place)
-        total = code.pack_total(code.unpack(packed, lanes, place) * workers, place)
+        own = packed[: code.packed_bytes(share, place)]
+        total = code.pack_total(code.add_packed([packed] * workers, lanes, place), place)
         prepared = _moment(torch, vector)
         code.pack_total(code.add_packed([own] * workers, share, place), place)
-        code.decode(code.unpack_total(total, lanes, place), stats, workers, coordinates, place)
+        code.decode_packed(total, stats, workers, coordinates, place)
         decode_s.append(_moment(torch, vector) - prepared)
         encode_s.append(encoded - start)
     whole = code.lanes(parameters, place)

@@ -19,10 +19,10 @@ class HookStats:
         coordinates: gradient elements that went through the code.
         sent_bytes: what this rank has sent in compressed steps: messages, statistics and skipped parameters.
         uncompressed_bytes: what a ring all-reduce of the same gradients in their own type would have sent.
-        encode_s: gathering the gradients, statistics, error feedback and encoding.
-        add_s: packing, adding and unpacking messages.
+        encode_s: gathering the gradients, statistics, error feedback, encoding and packing.
+        add_s: adding messages and packing the sums.
         communicate_s: in exchanges, waiting for slower ranks included.
-        decode_s: decoding, learning from the mean and writing it back.
+        decode_s: unpacking, decoding, learning from the mean and writing it back.
         local_nmse: squared error of this rank's own messages over what they were to say (with error feedback: gradient
             and memory), squared; of every 16th step, None before there is one. The error of the mean is smaller, as
             the ranks' errors cancel out.

@@ -38,6 +38,11 @@ class Kernels(Protocol):
     def encode_packed(self, vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
         """The levels of the same numbers, packed: uint8 `[ceil(lanes * bits / 8)]`."""
 
+    def encode_owed(
+        self, vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder
+    ) -> Tensor:
+        """`encode_packed` of vector + memory. In memory stays that less what the message says, in steps of `step`."""
+
     def decode(
         self, total: Tensor, middle: Tensor, step: Tensor, cleared: Tensor, length: int, block: int, signs: int
     ) -> Tensor:
@@ -68,8 +73,11 @@ class Kernels(Protocol):
     def unpack_bits(self, packed: Tensor, width: int, length: int) -> Tensor:
         """As `packing.unpack_bits`."""
 
-    def squares(self, vector: Tensor, block: int) -> Tensor:
-        """The sum of squares of each block, float64 `[blocks]`; it may differ from the twin's in its last bits."""
+    def squares(self, vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
+        """The sum of squares of each block of vector + memory, float64 `[blocks]`.
+
+        It may differ from the twin's in its last bits.
+        """
 
 
 def fast(*tensors: Tensor, types: tuple[torch.dtype, ...] = (torch.float32,)) -> Kernels | None:

@@ -18,6 +18,7 @@ __all__ = [
     "decode",
     "decode_packed",
     "encode",
+    "encode_owed",
     "encode_packed",
     "pack_bits",
     "pack_levels",
@@ -41,6 +42,15 @@ def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> 
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8)
     arguments = vector.numpy(), inverse.numpy(), _typed(coder), packed.numpy()
     share_out(loops.encode_packed, inverse.numel(), coder.block, *arguments)
+    return packed
+
+
+def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder) -> Tensor:
+    """`encode_packed` of vector + memory. In memory stays that less what the message says, in steps of `step`."""
+    packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8)
+    scales = inverse.numpy(), step.numpy()
+    arguments = vector.numpy(), memory.numpy(), *scales, _typed(coder), packed.numpy()
+    share_out(loops.encode_owed, inverse.numel(), coder.block, *arguments)
     return packed
 
 
@@ -102,10 +112,11 @@ def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
     return numbers
 
 
-def squares(vector: Tensor, block: int) -> Tensor:
-    """The sum of squares of each block, float64 `[blocks]`; it may differ from the twin's in its last bits."""
+def squares(vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
+    """The sum of squares of each block of vector + memory, float64 `[blocks]`."""
     sums = torch.empty(-(-vector.numel() // block), dtype=torch.float64)
-    share_out(loops.squares, sums.numel(), block, vector.numpy(), block, sums.numpy())
+    memory = vector[:0] if memory is None else memory
+    share_out(loops.squares, sums.numel(), block, vector.numpy(), memory.numpy(), block, sums.numpy())
     return sums
 
 

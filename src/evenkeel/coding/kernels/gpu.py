@@ -23,6 +23,7 @@ __all__ = [
     "decode",
     "decode_packed",
     "encode",
+    "encode_owed",
     "encode_packed",
     "pack_bits",
     "pack_levels",
@@ -39,14 +40,21 @@ _EXACT = {"enable_fp_fusion": False}
 def encode(vector: Tensor, inverse: Tensor, lanes: int, lane_type: torch.dtype, coder: Coder) -> Tensor:
     """Table numbers, `[lanes]`, of a vector whose blocks are to be multiplied by `inverse`."""
     message = torch.empty(lanes, dtype=lane_type, device=vector.device)
-    _launch_encode(vector, inverse, lanes, coder, message, packs=False)
+    _launch_encode(vector, vector, inverse, inverse, lanes, coder, message)
     return message
 
 
 def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
     """The levels of the same numbers, packed: uint8 `[ceil(lanes * bits / 8)]`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device=vector.device)
-    _launch_encode(vector, inverse, lanes, coder, packed, packs=True)
+    _launch_encode(vector, vector, inverse, inverse, lanes, coder, packed, packs=True)
+    return packed
+
+
+def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder) -> Tensor:
+    """`encode_packed` of vector + memory. In memory stays that less what the message says, in steps of `step`."""
+    packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device=vector.device)
+    _launch_encode(vector, memory, inverse, step.contiguous(), lanes, coder, packed, packs=True, owed=True)
     return packed
 
 
@@ -104,19 +112,34 @@ def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
     return numbers
 
 
-def squares(vector: Tensor, block: int) -> Tensor:
-    """The sum of squares of each block, float64 `[blocks]`; it may differ from the twin's in its last bits."""
+def squares(vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
+    """The sum of squares of each block of vector + memory, float64 `[blocks]`."""
     sums = torch.empty(triton.cdiv(vector.numel(), block), dtype=torch.float64, device=vector.device)
     with torch.cuda.device_of(vector):
-        _squares[(sums.numel(),)](vector, vector.numel(), sums, BLOCK=block, RUN=min(block, _RUN), **_EXACT)
+        arguments = vector, vector if memory is None else memory, vector.numel(), sums
+        constants = {"BLOCK": block, "RUN": min(block, _RUN), "OWED": memory is not None}
+        _squares[(sums.numel(),)](*arguments, **constants, **_EXACT)
     return sums
 
 
-def _launch_encode(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder, out: Tensor, *, packs: bool) -> None:
+def _launch_encode(
+    vector: Tensor,
+    memory: Tensor,
+    inverse: Tensor,
+    back: Tensor,
+    lanes: int,
+    coder: Coder,
+    out: Tensor,
+    *,
+    packs: bool = False,
+    owed: bool = False,
+) -> None:
     arguments = (
         vector,
+        memory,
         vector.numel(),
         inverse,
+        back,
         lanes,
         _on(coder.steps, vector.device),
         _signed(coder.signs),
@@ -132,6 +155,7 @@ def _launch_encode(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder, ou
         "GRANULARITY": coder.granularity,
         "ROUNDING": coder.rounding,
         "BITS": coder.bits if packs else 0,
+        "OWED": owed,
     }
     with torch.cuda.device_of(out):
         _encode[(inverse.numel(),)](*arguments, **constants, **_EXACT)
@@ -199,8 +223,10 @@ def _bits_at(packed, size, number, mask, WIDTH: tl.constexpr):
 @triton.jit(do_not_specialize=["length", "lanes", "signs", "strata", "private", "world", "order"])
 def _encode(
     vector,
+    memory,
     length,
     inverse,
+    back,
     lanes,
     steps,
     signs,
@@ -216,10 +242,14 @@ def _encode(
     GRANULARITY: tl.constexpr,
     ROUNDING: tl.constexpr,
     BITS: tl.constexpr,
+    OWED: tl.constexpr,
 ):
     block = tl.program_id(0).to(tl.int64)
     lane = block * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(vector + lane, mask=lane < length, other=0.0) * tl.load(inverse + block)
+    owed = tl.load(vector + lane, mask=lane < length, other=0.0)
+    if OWED:
+        owed += tl.load(memory + lane, mask=lane < length, other=0.0)
+    x = owed * tl.load(inverse + block)
     x = tl.where(x != x, 0.0, x)
     x = tl.minimum(tl.maximum(x, -3.4028234663852886e38), 3.4028234663852886e38)
     x = _hadamard(_flipped(x, lane, signs), BLOCK, STAGES)
@@ -239,8 +269,13 @@ def _encode(
     low = step & 0x7FF
     gap = (step >> 11) & 0x7FF
     up = position - low.to(tl.float32) > cut * gap.to(tl.float32)
+    number = tl.where(up, low + gap, low)
+    if OWED:
+        told = tl.where(lane < lanes, 2 * number - GRANULARITY, 0).to(tl.float32)
+        told = _flipped(_hadamard(told, BLOCK, STAGES), lane, signs) * tl.load(back + block)
+        tl.store(memory + lane, owed - told, mask=lane < length)
     if BITS == 0:
-        tl.store(out + lane, tl.where(up, low + gap, low), mask=lane < lanes)
+        tl.store(out + lane, number, mask=lane < lanes)
     else:
         level = tl.where(lane < lanes, (step >> 22) + up.to(tl.int32), 0).to(tl.int64)
         places = tl.arange(0, 8).to(tl.int64) * BITS
@@ -309,13 +344,15 @@ def _unpack(packed, size, length, numbers, WIDTH: tl.constexpr, RUN: tl.constexp
 
 
 @triton.jit(do_not_specialize=["length"])
-def _squares(vector, length, sums, BLOCK: tl.constexpr, RUN: tl.constexpr):
+def _squares(vector, memory, length, sums, BLOCK: tl.constexpr, RUN: tl.constexpr, OWED: tl.constexpr):
     block = tl.program_id(0).to(tl.int64)
     total = tl.zeros((RUN,), tl.float64)
     for at in range(0, BLOCK, RUN):
         lane = block * BLOCK + at + tl.arange(0, RUN)
-        x = tl.load(vector + lane, mask=lane < length, other=0.0).to(tl.float64)
-        total += x * x
+        x = tl.load(vector + lane, mask=lane < length, other=0.0)
+        if OWED:
+            x += tl.load(memory + lane, mask=lane < length, other=0.0)
+        total += x.to(tl.float64) * x.to(tl.float64)
     tl.store(sums + block, tl.sum(total))
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "decode_lanes",
     "decode_packed",
     "encode_lanes",
+    "encode_owed",
     "encode_packed",
     "pack",
     "pack_levels",
@@ -200,6 +201,43 @@ def encode_packed(first: Any, last: Any, vector: Any, inverse: Any, coder: Any, 
             _thresholds(cuts[: len(run)], start + at, coder)
             _rounded(levels, True, run, cuts, found, coder)
             _pack(out[(start + at) * coder.bits // 8 :], levels[: len(run)], coder.bits)
+
+
+@_compiled()
+def _told(lanes: Any, found: Any, levels: Any, coder: Any) -> None:
+    """What the levels say, as numbers around 0; `found` is where they were looked up."""
+    for i in range(len(lanes)):
+        low = found[i] & np.int32(0x7FF)
+        gap = (found[i] >> np.int32(11)) & np.int32(0x7FF)
+        number = low + (gap if np.int32(levels[i]) > (found[i] >> np.int32(22)) else np.int32(0))
+        lanes[i] = np.float32(np.int32(number * np.int32(2) - np.int32(coder.granularity)))
+
+
+@_compiled()
+def encode_owed(first: Any, last: Any, vector: Any, memory: Any, inverse: Any, step: Any, coder: Any, out: Any) -> None:
+    """As `encode_packed`, of blocks of vector + memory; in `memory[length]` stays what their levels do not say."""
+    scratch = np.empty(coder.block, np.float32)
+    cuts = np.empty(RUN, np.float32)
+    found = np.empty(RUN, np.int32)
+    levels = np.empty(RUN, np.uint8)
+    for index in range(first, last):
+        start = index * coder.block
+        block = vector[start : start + coder.block]
+        owed = memory[start : start + coder.block]
+        for i in range(len(owed)):
+            owed[i] = block[i] + owed[i]
+        lanes = scratch[: _size(len(block), coder.block)]
+        _rotated(lanes, owed, start, inverse[index], coder.signs)
+        for at in range(0, len(lanes), RUN):
+            run = lanes[at : at + RUN]
+            _thresholds(cuts[: len(run)], start + at, coder)
+            _rounded(levels, True, run, cuts, found, coder)
+            _pack(out[(start + at) * coder.bits // 8 :], levels[: len(run)], coder.bits)
+            _told(run, found, levels, coder)
+        _hadamard(lanes)
+        _flip(lanes, start, coder.signs)
+        for i in range(len(owed)):
+            owed[i] = owed[i] - lanes[i] * step[index]
 
 
 @_compiled()
@@ -414,11 +452,17 @@ def add_parts(first: Any, last: Any, parts: Any, bits: Any, table: Any, jumps: A
 
 
 @_compiled(fastmath={"reassoc"})
-def squares(first: Any, last: Any, vector: Any, block: Any, sums: Any) -> None:
-    """Sums of squares of blocks, in float64; the order of adding is free."""
+def squares(first: Any, last: Any, vector: Any, memory: Any, block: Any, sums: Any) -> None:
+    """Sums of squares of blocks of vector + memory, which may be empty, in float64; the order of adding is free."""
     for index in range(first, last):
         part = vector[index * block : (index + 1) * block]
         sum_of_squares = 0.0
-        for i in range(len(part)):
-            sum_of_squares += np.float64(part[i]) * np.float64(part[i])
+        if len(memory):
+            kept = memory[index * block : (index + 1) * block]
+            for i in range(len(part)):
+                owed = np.float64(np.float32(part[i] + kept[i]))
+                sum_of_squares += owed * owed
+        else:
+            for i in range(len(part)):
+                sum_of_squares += np.float64(part[i]) * np.float64(part[i])
         sums[index] = sum_of_squares
