@@ -2,13 +2,13 @@
 
 evenkeel lab run --hosts 4 --rate 100mbit -- python benchmarks/step_times.py [--json FILE]
 
-Measures the group's link and one worker's own step, predicts from those alone, and then trains: synchronous (gradients
-in one piece, after the backward pass), layer-wise (plain DDP), and layer-wise in bf16, by a hook of its own, since
-torch's refuses Gloo. The model is a perceptron for 28 x 28 images; what it learns does not matter here.
+Measures the group's link, one worker's own step and the code, predicts from those alone, and then trains: synchronous
+(gradients in one piece, after the backward pass), layer-wise (plain DDP; in bf16 by a hook of its own, since torch's
+refuses Gloo; with THC), and pipelined by Pipe-SGD, plain and with THC. The model is a perceptron for 28 x 28 images;
+what it learns does not matter here.
 """
 
 import os
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +22,13 @@ from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+import evenkeel
+from evenkeel.coding.error_feedback import ErrorFeedback
 from evenkeel.training.code_costs import bf16
-from evenkeel.training.measure import group_from_environment, measure_link, measure_step
+from evenkeel.training.measure import group_from_environment, measure_code, measure_link, measure_step
 from evenkeel.training.timing import CodeCost, Schedule, Step, fp32, step_s
+
+_FIRST_STEPS = 5  # DDP makes its buckets anew after the first, hooks compress from the third on
 
 
 def model_of(width: int) -> nn.Module:
@@ -38,14 +42,15 @@ def halved(state: object, bucket: dist.GradBucket) -> Future[Tensor]:
     return future.then(lambda done: values.copy_(done.value()[0]))
 
 
-def median_s(step: Callable[[], object], steps: int) -> float:
-    times = []
-    for _ in range(steps + 3):  # DDP makes its buckets anew after the first
-        dist.barrier()
-        began = time.perf_counter()
+def mean_s(step: Callable[[], object], steps: int) -> float:
+    """Seconds a step, of many in a row: what one step leaves travelling, the next ones have to wait for."""
+    for _ in range(_FIRST_STEPS):
         step()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[3:])
+    dist.barrier()
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - began) / steps
 
 
 def conversion_ns(parameters: int) -> float:
@@ -71,7 +76,7 @@ def main(width: int, batch: int, steps: int, json_path: Path | None) -> None:
 
         def compare(code: CodeCost, schedule: Schedule, step: Step, train: Callable[[], object]) -> None:
             predicted_s = step_s(found.link, found.workers, step, code, schedule)
-            measured_s = median_s(train, steps)
+            measured_s = mean_s(train, steps)
             rows.append(
                 {
                     "code": code.name,
@@ -106,18 +111,32 @@ def main(width: int, batch: int, steps: int, json_path: Path | None) -> None:
 
         compare(fp32(count), "synchronous", own, synchronous)
         half = conversion_ns(count)
-        for code, hook in ((fp32(count), None), (bf16(count, half, half), halved)):
+        dist.barrier()
+        thc = measure_code(ErrorFeedback(evenkeel.THC(bits=4)), count, found.workers, name="thc")
+        coded: list[tuple[CodeCost, Schedule, Callable[[], tuple[Any, Any] | None]]] = [
+            (fp32(count), "layer-wise", lambda: None),
+            (bf16(count, half, half), "layer-wise", lambda: (None, halved)),
+            (thc, "layer-wise", lambda: (evenkeel.HookState(evenkeel.THC(bits=4)), evenkeel.comm_hook)),
+            (fp32(count), "pipelined", lambda: (evenkeel.PipeSGD(), evenkeel.comm_hook)),
+            (
+                thc,
+                "pipelined",
+                lambda: (evenkeel.PipeSGD(evenkeel.HookState(evenkeel.THC(bits=4))), evenkeel.comm_hook),
+            ),
+        ]
+        for code, schedule, hooked in coded:
             wrapped = DistributedDataParallel(model_of(width))
-            if hook is not None:
-                wrapped.register_comm_hook(None, hook)
+            made = hooked()
+            if made is not None:
+                wrapped.register_comm_hook(*made)
             wrapped_loss, wrapped_optimizer = trainer(wrapped)
 
-            def layer_wise(loss_of: Any = wrapped_loss, optimizer: Any = wrapped_optimizer) -> None:
+            def train(loss_of: Any = wrapped_loss, optimizer: Any = wrapped_optimizer) -> None:
                 optimizer.zero_grad()
                 loss_of().backward()
                 optimizer.step()
 
-            compare(code, "layer-wise", own, layer_wise)
+            compare(code, schedule, own, train)
     if rank == 0:
         title = (
             f"{found.workers} workers, {found.link.rate_bps / 1e6:.1f} Mbit/s measured, {count / 1e6:.2f} M parameters"

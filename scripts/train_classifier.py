@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from evenkeel.vision.data import Images, hold_out
+from evenkeel.vision.data import as_images
 from evenkeel.vision.export import export_classifier, write_demonstration_images
-from evenkeel.vision.images import ImageSet, read_images
+from evenkeel.vision.images import read_images
 from evenkeel.vision.train_classifier import ClassifierRecipe, train_classifier
 
 HELD_OUT = 2000  # training images kept for calibration
@@ -46,7 +46,7 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     read = read_images(arguments.data, height=arguments.side, width=arguments.side, split=arguments.train_split)
-    train, held = hold_out(as_images(read), HELD_OUT, HELD_OUT_SEED)
+    train, held = (as_images(part) for part in read.hold_out(HELD_OUT, HELD_OUT_SEED))
     recipe = replace(
         recipe,
         epochs=arguments.epochs,
@@ -72,13 +72,6 @@ def main() -> None:
     if arguments.demonstration is not None:
         write_demonstration_images(test, arguments.demonstration)
     report(f"{card.name}: {card.accuracy}, {card.latency_ms} ms")
-
-
-def as_images(read: ImageSet) -> Images:
-    """The same images for torch, channels first."""
-    if read.labels is None:
-        raise SystemExit("a classifier is trained on labels, and these images have none")
-    return Images(torch.from_numpy(read.pixels.transpose(0, 3, 1, 2).copy()), torch.from_numpy(read.labels))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ python scripts/train_peers.py --data ../shared/data/cifar10.parquet --base base.
 
 Each ends as an ONNX file with its card in --out; what they are worth is measured by `evenkeel bench fills`. A stopped
 training goes on from its checkpoint in --out when it is started again. The classifier scores a few views of every image
-once, for all trainings with the same --scores; start the second one when that is done.
+once, for all trainings with the same --scores; start the second one when that is done. The `scores.npy` that
+`evenkeel fit` leaves for the same images will do: then the peers learn from the very views that the Collage-CNN saw.
 """
 
 import argparse
@@ -15,17 +16,18 @@ from pathlib import Path
 import torch
 
 from evenkeel.vision.architecture import Classifier, count_macs
-from evenkeel.vision.data import CLASSES, Images, hold_out, load_cifar10
+from evenkeel.vision.data import CLASSES, Images, as_images
 from evenkeel.vision.detector import widest_detector
 from evenkeel.vision.detector_training import DetectorRecipe, train_detector
 from evenkeel.vision.export import fold_norms, write_onnx
+from evenkeel.vision.images import read_images
 from evenkeel.vision.measure import Session
 from evenkeel.vision.parity_training import EncoderName, ParityRecipe, train_parity
 from evenkeel.vision.peer_export import export_detector, export_parity
 from evenkeel.vision.views import ViewBank
 
 HELD_OUT = 2000  # training images that no peer learns from
-HELD_OUT_SEED = 94  # every training holds out the same ones
+HELD_OUT_SEED = 94  # every training holds out the same ones, and so does `evenkeel fit`
 SIDE = 32
 PARITIES: dict[str, tuple[EncoderName, int]] = {
     "parity-sum-2": ("sum", 2),
@@ -69,7 +71,8 @@ def main() -> None:
         print(f"{time.monotonic() - began:7.0f} s  {line}", flush=True)
 
     base = load_base(arguments.base, arguments.stem_stride)
-    train, held = hold_out(load_cifar10(arguments.data, "train"), HELD_OUT, HELD_OUT_SEED)
+    read = read_images(arguments.data, height=SIDE, width=SIDE, split="train")
+    train, held = (as_images(part) for part in read.hold_out(HELD_OUT, HELD_OUT_SEED))
     views = scored_views(base, train, arguments, report)
     limits = {"minutes": arguments.minutes, "seed": arguments.seed}
     if arguments.epochs is not None:

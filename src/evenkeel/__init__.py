@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from evenkeel.coding.error_feedback import ErrorFeedback
     from evenkeel.coding.fixed_point import FixedPoint
     from evenkeel.coding.gradiveq import GradiVeQ
+    from evenkeel.coding.low_rank import LowRank
     from evenkeel.coding.thc import THC
     from evenkeel.reducers.process_group import ProcessGroup
     from evenkeel.reducers.sharded import Sharded
@@ -23,6 +24,7 @@ __all__ = [
     "FixedPoint",
     "GradiVeQ",
     "HookState",
+    "LowRank",
     "PipeSGD",
     "ProcessGroup",
     "Sharded",
@@ -38,6 +40,7 @@ _HOMES = {
     "FixedPoint": "evenkeel.coding.fixed_point",
     "GradiVeQ": "evenkeel.coding.gradiveq",
     "HookState": "evenkeel.training.hook_state",
+    "LowRank": "evenkeel.coding.low_rank",
     "PipeSGD": "evenkeel.training.pipe_sgd",
     "ProcessGroup": "evenkeel.reducers.process_group",
     "Sharded": "evenkeel.reducers.sharded",

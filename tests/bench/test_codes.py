@@ -170,6 +170,13 @@ def test_bits_of_gradiveq_count_its_rounds_of_learning_and_its_bases() -> None:
     assert not measure([parse_code("gradiveq")], [made_setting("gaussian", 2, 0.0, LENGTH)], 1)
 
 
+def test_bits_of_low_rank_are_the_average_of_both_sides() -> None:
+    bits = (64 * 0.75) * (LENGTH - 28 * 252 + 4 * (28 + 252) / 2) / LENGTH
+    assert one("lowrank:rank=4", 4, 0.5, "low-rank")["bits_per_coordinate"] == pytest.approx(bits, rel=1e-5)
+    for law in ("gaussian", "sparse"):  # no matrices; no rounds before, that tell directions
+        assert not measure([parse_code("lowrank:rank=4")], [made_setting(law, 2, 0.0, LENGTH)], 1)
+
+
 # --- errors
 
 

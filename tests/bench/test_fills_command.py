@@ -182,7 +182,7 @@ def test_what_cannot_be_measured_is_refused(tiny, arguments, says):
 def test_labels_that_the_classifier_does_not_know_are_refused(tiny):
     result = run("--classifier", tiny / "base.json", "--images", IMAGES, "--berrut", 2)
     assert result.exit_code == 2
-    assert "labels go from 0 to 9, but base has 3 classes" in result.output
+    assert "labels go from 0 to 9, but the classifier has 3 classes" in result.output
 
 
 def test_the_seed_alone_decides(tiny, tmp_path):

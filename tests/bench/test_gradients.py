@@ -180,16 +180,50 @@ def test_what_is_wrong_is_said_before_anything_is_trained(arguments, says, no_ro
 
 
 @pytest.mark.parametrize(
-    "name", ["fp32", "bf16", "powersgd12", "thc", "thc8", "thc4-no-ef", "pipe", "pipe+gradiveq+thc"]
+    "name",
+    [
+        *("fp32", "bf16", "powersgd12", "thc", "thc8", "thc4-no-ef", "pipe", "pipe+gradiveq+thc"),
+        *("lowrank4", "lowrank16+thc", "lowrank1+thc2-no-ef", "pipe+lowrank4+thc", "lowrank4-no-ef"),
+    ],
 )
 def test_methods_that_there_are(name):
     check_method(name)
 
 
-@pytest.mark.parametrize("name", ["", "thc9", "powersgd0", "pipe+", "pipe+pipe", "gradiveq+bf16", "fp32+thc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "thc9",
+        "powersgd0",
+        "pipe+",
+        "pipe+pipe",
+        "gradiveq+bf16",
+        "fp32+thc",
+        "lowrank",
+        "lowrank0",
+        "lowrank4+thc9",
+    ],
+)
 def test_methods_that_there_are_not(name):
     with pytest.raises(ConfigurationError, match="there is no"):
         check_method(name)
+
+
+def test_methods_that_are_codes():
+    pytest.importorskip("torch", reason="codes of gradients need evenkeel[train]")
+    from evenkeel import THC, GradiVeQ, LowRank
+    from evenkeel.bench.gradient_methods import code_of
+
+    codes = {
+        "thc": THC(),
+        "thc2": THC(bits=2),
+        "gradiveq+thc": GradiVeQ(THC()),
+        "lowrank4": LowRank(4),
+        "lowrank16+thc": LowRank(16, THC(bits=4, block=512)),
+        "lowrank1+thc2": LowRank(1, THC(bits=2, block=512)),
+    }
+    assert {name: repr(code_of(name)) for name in codes} == {name: repr(code) for name, code in codes.items()}
 
 
 def test_every_task_compares_methods_that_there_are():

@@ -29,6 +29,7 @@ def test_help_shows_an_example(command):
         (("run", "--cpus", "9999", "--", "true"), "cpus: [9999] cannot be used here"),
         (("run", "--", "no-such-program"), "command: there is no program 'no-such-program'"),
         (("run", "--json", "no/such/x.json", "--", "true"), "json: no/such/x.json cannot be written: there is no"),
+        (("clean", "--json", "no/such/x.json"), "json: no/such/x.json cannot be written: there is no"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_2(arguments, message):

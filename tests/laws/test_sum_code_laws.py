@@ -14,6 +14,7 @@ from torch import Tensor  # noqa: E402
 from evenkeel.coding.error_feedback import ErrorFeedback  # noqa: E402
 from evenkeel.coding.fixed_point import FixedPoint  # noqa: E402
 from evenkeel.coding.gradiveq import GradiVeQ  # noqa: E402
+from evenkeel.coding.low_rank import LowRank  # noqa: E402
 from evenkeel.coding.plain import Plain  # noqa: E402
 from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
 from evenkeel.coding.thc import THC  # noqa: E402
@@ -24,6 +25,17 @@ CONV = (4, 4, 3, 3)
 CONV_SIZE = 144
 BUCKET = 7
 DIRECTIONS = torch.linalg.qr(torch.randn(48, 2, generator=torch.Generator().manual_seed(3)))[0]
+LEFT, RIGHT = torch.randn(40, generator=torch.Generator().manual_seed(4)).split([4, 36])
+
+
+def convolution_in_two_directions(generator: "torch.Generator") -> Tensor:
+    """Slices of 3 * 16 neighbours."""
+    slices = torch.randn(3, 2, generator=generator) @ DIRECTIONS.T
+    return slices.reshape(3, 3, 4, 4).permute(3, 2, 0, 1).reshape(-1)
+
+
+def matrix_of_rank_one(generator: "torch.Generator") -> Tensor:
+    return torch.randn(1, generator=generator) * torch.outer(LEFT, RIGHT).view(-1)
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Case:
     name: str
     make: Callable[[], SumCode]
     bound: Callable[[list[Tensor]], float]
-    learns: bool = False
+    learns: Callable[["torch.Generator"], Tensor] | None = None  # draws what it can learn to tell in fewer numbers
 
     def coder(self, length: int) -> SumCode:
         """A code that is ready for bucket BUCKET; one that learns is in a compressed round where the length allows."""
@@ -49,9 +61,8 @@ class Case:
     def vector(self, length: int, generator: "torch.Generator") -> Tensor:
         vector = torch.randn(length, generator=generator)
         vector *= torch.exp(3 * torch.randn(length // 50 + 1, generator=generator)).repeat_interleave(50)[:length]
-        if self.learns and length >= CONV_SIZE:  # slices of 3 * 16 neighbours in two directions
-            slices = torch.randn(3, 2, generator=generator) @ DIRECTIONS.T
-            vector[-CONV_SIZE:] = slices.reshape(3, 3, 4, 4).permute(3, 2, 0, 1).reshape(-1)
+        if self.learns and length >= CONV_SIZE:
+            vector[-CONV_SIZE:] = self.learns(generator)
         return vector
 
 
@@ -111,12 +122,24 @@ CASES = [
     ),
     Case("error_feedback", lambda: ErrorFeedback(FixedPoint(8, block=16)), fixed_point_bound(8, 16)),
     Case("error_feedback_plain", lambda: ErrorFeedback(Plain()), plain_bound),
-    Case("gradiveq", lambda: GradiVeQ(ratio=8, sample_steps=4, longest_slice=48), plain_bound, learns=True),
+    Case(
+        "gradiveq",
+        lambda: GradiVeQ(ratio=8, sample_steps=4, longest_slice=48),
+        plain_bound,
+        convolution_in_two_directions,
+    ),
     Case(
         "gradiveq_thc",
         lambda: ErrorFeedback(GradiVeQ(thc("correlated", block=32), ratio=8, sample_steps=4, longest_slice=48)),
         coefficients_bound(thc_bound(FINE), 32),
-        learns=True,
+        convolution_in_two_directions,
+    ),
+    Case("low_rank", lambda: LowRank(1), plain_bound, matrix_of_rank_one),
+    Case(
+        "low_rank_thc",
+        lambda: ErrorFeedback(LowRank(2, thc("correlated", block=32), min_ratio=1.5)),
+        coefficients_bound(thc_bound(FINE), 32),
+        matrix_of_rank_one,
     ),
 ]
 

@@ -120,7 +120,14 @@ def test_a_message_that_was_lost_is_owed_as_a_whole() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 6, 9])
-@pytest.mark.parametrize("make", [lambda: THC(bits=4), lambda: evenkeel.GradiVeQ(THC(bits=4), sample_steps=5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: THC(bits=4),
+        lambda: evenkeel.GradiVeQ(THC(bits=4), sample_steps=5),
+        lambda: evenkeel.LowRank(2, THC(bits=4, block=64)),
+    ],
+)
 def test_a_resume_goes_on_identically(make: Callable[[], SumCode], stop: int) -> None:
     """Also although DDP lays the buckets out otherwise in a process's first step."""
 

@@ -1,6 +1,7 @@
 """Pipe-SGD, with ranks as threads."""
 
 import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,30 +21,41 @@ from training_helpers import (  # noqa: E402
 )
 
 import evenkeel  # noqa: E402
+from evenkeel.coding.sum_code import SumCode  # noqa: E402
 from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
 from evenkeel.reducers.collectives import Collectives  # noqa: E402
 from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
 
 
-def hook_state(ranks: Collectives, compressed: bool = True) -> evenkeel.HookState:
-    return evenkeel.HookState(evenkeel.THC(bits=4) if compressed else None, reducer=evenkeel.Sharded(ranks))
+def thc() -> SumCode:
+    return evenkeel.THC(bits=4)
+
+
+def low_rank() -> SumCode:
+    return evenkeel.LowRank(2, evenkeel.THC(bits=4, block=64))
+
+
+def hook_state(ranks: Collectives, compressed: bool = True, make: Callable[[], SumCode] = thc) -> evenkeel.HookState:
+    return evenkeel.HookState(make() if compressed else None, reducer=evenkeel.Sharded(ranks))
 
 
 def zeros(averages: list) -> bool:
     return not any(bool(average.any()) for average in averages)
 
 
-@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize(("compressed", "make"), [(True, thc), (True, low_rank), (False, thc)])
 @pytest.mark.parametrize("warmup_steps", [0, 3])
-def test_gives_what_the_state_gives_one_step_later(compressed: bool, warmup_steps: int) -> None:
+def test_gives_what_the_state_gives_one_step_later(
+    compressed: bool, make: Callable[[], SumCode], warmup_steps: int
+) -> None:
     steps, world = 7, 2
 
     def plain(ranks: Collectives) -> list:
-        return run(hook_state(ranks, compressed), Model(SHAPES), ranks.rank, range(steps))
+        return run(hook_state(ranks, compressed, make), Model(SHAPES), ranks.rank, range(steps))
 
     def piped(ranks: Collectives) -> list:
         pipe, model, skipped, seen = (
-            evenkeel.PipeSGD(hook_state(ranks, compressed), warmup_steps=warmup_steps),
+            evenkeel.PipeSGD(hook_state(ranks, compressed, make), warmup_steps=warmup_steps),
             Model(SHAPES),
             [],
             [],

@@ -74,7 +74,7 @@ def test_a_fast_link_needs_nothing():
 
 def test_shapes_and_convolutions_bring_their_codes():
     result = run(*LINK, *MODEL, "--matrix", "4*512x4608", "--convolutions", "11.1M", env={"COLUMNS": "150"})
-    for code in ("gradiveq", "powersgd r=1", "powersgd r=4"):
+    for code in ("gradiveq", "low rank r=16 + thc", "powersgd r=1", "powersgd r=4"):
         assert code in result.output
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.training.advice import recommend
-from evenkeel.training.code_costs import bf16, gradiveq, power_sgd, thc
+from evenkeel.training.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
 from evenkeel.training.timing import (
     SCHEDULES,
     CodeCost,
@@ -97,6 +97,15 @@ def test_gradiveq_by_hand():
     assert gradiveq(1000, convolutions=800, ratio=8).up_bytes == 4 * (100 + 200)
 
 
+def test_low_rank_by_hand():
+    # 4 directions of 512 x 4608 are 4 * 5120 / 2 numbers a step; the matrix of 4 rows has as many and stays as it is.
+    cost = low_rank(2_400_000, 4, [(512, 4608), (4, 1000)], rank=4)
+    numbers = 2 * 5120 + 2_400_000 - 512 * 4608
+    assert cost.up_bytes == pytest.approx(numbers * (4 + 32 / 512) / 8)
+    assert cost.down_bytes == pytest.approx(numbers * (7 + 32 / 512) / 8)
+    assert cost.pipelines
+
+
 def test_segments_are_the_buckets_of_ddp():
     assert ddp_segments(1) == ddp_segments(2**18) == 1
     assert ddp_segments(2**18 + 1) == 2
@@ -124,6 +133,7 @@ def codes_of(step, workers):
         bf16(step.parameters),
         thc(step.parameters, workers),
         gradiveq(step.parameters, step.parameters // 2),
+        low_rank(step.parameters, workers, []),
         power_sgd(step.parameters, []),
     ]
 

@@ -48,8 +48,9 @@ def anew() -> Iterator[None]:
         lambda: evenkeel.THC(bits=8),
         lambda: evenkeel.FixedPoint(bits=6),
         lambda: evenkeel.GradiVeQ(evenkeel.THC()),
+        lambda: evenkeel.LowRank(2, evenkeel.THC(block=512)),
     ],
-    ids=["thc", "thc8", "fixed_point", "gradiveq"],
+    ids=["thc", "thc8", "fixed_point", "gradiveq", "low_rank"],
 )
 def test_no_step_compiles_anything(
     compiled: set[tuple[str, str]], reducer: type, feedback: bool, make: Callable[[], SumCode]

@@ -106,8 +106,10 @@ def test_what_was_fitted_is_served_as_it_is(folder: Path, tmp_path: Path) -> Non
 
 
 def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:
-    result = run(folder, tmp_path / "out", "--epochs", "1", images="unlabelled.npz")
+    document = tmp_path / "out" / "cards.json"  # in a folder that is not there yet
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--json", str(document), images="unlabelled.npz")
     assert result.exit_code == 0, result.output
+    assert json.loads(document.read_text())["arguments"]["epochs"] == 1
     card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
     assert card.accuracy is None
     assert card.agreement is not None
@@ -218,6 +220,37 @@ def test_resuming_with_other_options_is_refused(folder: Path, tmp_path: Path) ->
     result = run(folder, tmp_path / "out", "--epochs", "1", "--seed", "5", "--resume")
     assert result.exit_code == 2
     assert "another classifier, other images or other options" in result.output
+
+
+def test_resuming_with_other_images_of_the_same_number_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "1").exit_code == 0
+    others = PIXELS.copy()
+    others[5, 0, 0, 0] ^= 1  # one value of one image
+    np.savez(folder / "others.npz", images=others, labels=LABELS)
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--resume", images="others.npz")
+    assert result.exit_code == 2
+    assert "another classifier, other images or other options" in result.output
+
+
+@pytest.mark.parametrize("name", ["scores.npy", "3x3.checkpoint", "plan.json"])
+def test_resuming_from_a_damaged_file_names_it(folder: Path, tmp_path: Path, name: str) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "1").exit_code == 0
+    damaged = tmp_path / "out" / name
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--resume")
+    assert result.exit_code == 2
+    assert f"{name} cannot be read" in result.output.replace("\n", "")
+    damaged.unlink()
+    if name != "plan.json":
+        assert run(folder, tmp_path / "out", "--epochs", "1", "--resume").exit_code == 0
+
+
+def test_a_document_that_cannot_be_written_is_refused_before_anything_is_scored(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--json", str(tmp_path / "gone" / "cards.json"))
+    assert result.exit_code == 2
+    assert "json: " in result.output
+    assert "there is no folder" in result.output
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -616,3 +616,15 @@ def test_a_missing_pyarrow_is_said_with_its_install_line(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'evenkeel\[train\]'"):
         read(tmp_path / "x.parquet")
+
+
+def test_held_out_images_are_never_trained_on() -> None:
+    pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1).repeat(3, 3)
+    kept, held = ImageSet(pixels, np.arange(100)).hold_out(20, seed=3)
+    assert (len(kept), len(held)) == (80, 20)
+    assert kept.labels is not None
+    assert held.labels is not None
+    assert sorted([*kept.labels, *held.labels]) == list(range(100))
+    assert np.array_equal(held.pixels[:, 0, 0, 0], held.labels)
+    again = ImageSet(pixels, np.arange(100)).hold_out(20, seed=3)[1].labels
+    assert np.array_equal(again, held.labels)

@@ -167,7 +167,7 @@ def test_training_brings_the_sum_of_scores_nearer(
     kind: EncoderName, group: int, from_base: bool, images: Images, base: Classifier
 ) -> None:
     views, held = Mirrored(some_images(384, seed=4), base), some_images(48, seed=5)
-    recipe = ParityRecipe(kind, group, epochs=4, batch=8)
+    recipe = ParityRecipe(kind, group, epochs=4, batch=8, seed=1)
     encoder = parity_encoder(kind, group, 32)
     inputs = encode_groups(encoder, held.pixels)
     with torch.no_grad():

@@ -2,20 +2,21 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 
+from evenkeel.errors import ConfigurationError  # noqa: E402
 from evenkeel.vision.data import (  # noqa: E402
-    Images,
     alternating_flip,
+    as_images,
     collage,
-    hold_out,
     random_blanks,
     random_flip,
-    random_grid,
     translate,
 )
+from evenkeel.vision.images import ImageSet  # noqa: E402
 
 
 def some_tiles(count: int, seed: int = 0) -> "torch.Tensor":
@@ -52,13 +53,6 @@ def test_blanks_come_at_every_place_and_count_but_never_everywhere() -> None:
     assert places.max() - places.min() < 0.05
 
 
-def test_grids_are_mostly_three_by_three() -> None:
-    generator = torch.Generator().manual_seed(0)
-    grids = torch.tensor([random_grid(generator) for _ in range(500)])
-    assert set(grids.tolist()) == {2, 3, 4}
-    assert (grids == 3).float().mean() > 0.5
-
-
 def test_translation_moves_by_whole_pixels_and_reflects_at_edges() -> None:
     tiles = some_tiles(64)
     moved = translate(tiles, 2, torch.Generator().manual_seed(1))
@@ -86,11 +80,10 @@ def test_a_random_flip_mirrors_about_half() -> None:
     assert 0.35 < mirrored.float().mean() < 0.65
 
 
-def test_held_out_images_are_never_trained_on() -> None:
-    images = Images(torch.arange(100, dtype=torch.uint8).reshape(100, 1, 1, 1).expand(100, 3, 2, 2), torch.arange(100))
-    kept, held = hold_out(images, 20, seed=3)
-    assert len(kept) == 80
-    assert len(held) == 20
-    assert sorted([*kept.labels.tolist(), *held.labels.tolist()]) == list(range(100))
-    assert torch.equal(held.pixels[:, 0, 0, 0].long(), held.labels)
-    assert torch.equal(hold_out(images, 20, seed=3)[1].labels, held.labels)
+def test_images_come_for_torch_with_their_labels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
+    found = as_images(ImageSet(pixels, np.array([2, 0, 1])))
+    assert found.labels.tolist() == [2, 0, 1]
+    assert np.array_equal(found.pixels.numpy(), pixels.transpose(0, 3, 1, 2))
+    with pytest.raises(ConfigurationError, match="labels are needed"):
+        as_images(ImageSet(pixels))

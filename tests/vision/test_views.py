@@ -101,6 +101,26 @@ def test_a_file_of_other_images_is_refused(tmp_path: Path) -> None:
         make(tmp_path / "scores.npy", views=3)
 
 
+@pytest.mark.parametrize("damage", ["cut", "short", "header", "empty", "archive"])
+def test_damaged_scores_are_told_with_what_to_do(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "scores.npy"
+    make(path, views=2)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": whole[:-1000],  # numpy alone would take the rest for zeros
+            "short": whole[:50],
+            "header": whole[:20] + b"{" + whole[21:],
+            "empty": b"",
+            "archive": b"PK" + whole[2:],
+        }[damage]
+    )
+    with pytest.raises(ConfigurationError, match=r"scores\.npy cannot be read .*; remove it to have the images scored"):
+        make(path, views=2)
+    path.unlink()
+    assert make(path, views=2).missing == 600
+
+
 def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     bank = make(tmp_path / "scores.npy", views=1)
 

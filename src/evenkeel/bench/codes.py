@@ -28,7 +28,8 @@ from evenkeel.bench.traffic import Traffic, sharded
 from evenkeel.bench.vectors import Gradients, check_made, correlation_of, made
 from evenkeel.coding.fixed_point import FixedPoint
 from evenkeel.coding.gradiveq import GradiVeQ
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.low_rank import LowRank
+from evenkeel.coding.sum_code import Broadcast, Place, SumCode
 from evenkeel.coding.thc import THC
 from evenkeel.errors import ConfigurationError
 from evenkeel.estimates import mean
@@ -51,6 +52,8 @@ DEFAULT_CODES = (
     "thc-public:norm=block",
     "gradiveq",
     "gradiveq:inner=thc",
+    "lowrank:rank=4",
+    "lowrank:rank=16,inner=thc",
     "powersgd:rank=1",
     "powersgd:rank=4",
     *(f"qsgd:levels={levels}" for levels in (1, 3, 7, 127)),
@@ -224,7 +227,10 @@ def _summed(make: Callable[[Gradients], SumCode | None], gradients: Gradients, s
     traffic = _sum_traffic(code, length, places[0], scales=stats.numel())
     if isinstance(code, GradiVeQ):
         traffic = _with_learning(traffic, learning, basis_bits, world)
-    return Measured.of(code.decode(total, stats, world, length, places[0]), gradients, traffic)
+    mean = code.decode(total, stats, world, length, places[0])
+    if isinstance(code, LowRank):
+        traffic = _with_other_side(traffic, code, gradients.vectors[0], mean, places[0], broadcast)
+    return Measured.of(mean, gradients, traffic)
 
 
 def _sum_traffic(code: SumCode, length: int, place: Place, scales: int) -> Traffic:
@@ -238,6 +244,15 @@ def _with_learning(coding: Traffic, learning: Traffic, basis_bits: int, world: i
     rounds = usual.sample_steps + usual.code_steps
     turn = usual.sample_steps * learning.bits + usual.code_steps * coding.bits + (world - 1) / world * basis_bits
     return Traffic(coding.topology, turn / rounds)
+
+
+def _with_other_side(
+    traffic: Traffic, code: LowRank, vector: Tensor, mean: Tensor, place: Place, broadcast: Broadcast
+) -> Traffic:
+    """The average of a round and the next one, which tells the matrices' other side."""
+    code.observe(mean, place, broadcast)
+    after = _sum_traffic(code, len(vector), place, scales=code.measure(vector, place).numel())
+    return Traffic(traffic.topology, (traffic.bits + after.bits) / 2)
 
 
 def _thc(**settings: Any) -> Run:
@@ -259,6 +274,20 @@ def _gradiveq(inner: str = "fp32", **settings: Any) -> Run:
         return make(len(gradients.earlier)) if convolutions and len(gradients.earlier) >= 4 else None
 
     make(4)
+    return partial(_summed, fitting)
+
+
+def _low_rank(inner: str = "fp32", **settings: Any) -> Run:
+    def make() -> LowRank:
+        return LowRank(inner=THC(block=512) if inner == "thc" else None, **settings)
+
+    def fitting(gradients: Gradients) -> SumCode | None:
+        code, place, length = make(), Place(0, 1), gradients.length
+        code.arrange(0, gradients.shapes or [(length,)])
+        shrinks = code.lanes(length, place) < code.inner.lanes(length, place)
+        return code if shrinks and len(gradients.earlier) else None
+
+    make()
     return partial(_summed, fitting)
 
 
@@ -314,7 +343,11 @@ def _power_of_two(text: str, field: str) -> int:
 _whole = read_count  # what the code's own constructor checks
 _LONGEST = 1 << 30
 
-_REQUIRED = {"powersgd": ("rank",), "qsgd": ("levels",), "eden": ("bits",), "lloyd-max": ("bits",)}
+_REQUIRED = {
+    **dict.fromkeys(("lowrank", "powersgd"), ("rank",)),
+    "qsgd": ("levels",),
+    **dict.fromkeys(("eden", "lloyd-max"), ("bits",)),
+}
 
 # Name -> what makes one round of it from its fields, and how each field is read.
 _CODES: Mapping[str, tuple[Callable[..., Run], Mapping[str, Callable[[str, str], Any]]]] = {
@@ -334,6 +367,7 @@ _CODES: Mapping[str, tuple[Callable[..., Run], Mapping[str, Callable[[str, str],
     ),
     "thc-public": (_peer(thc_public), {"noise": _word("shared", "private"), "norm": _word("whole", "block")}),
     "gradiveq": (_gradiveq, {"inner": _word("fp32", "thc"), "ratio": _positive, "loss": _positive}),
+    "lowrank": (_low_rank, {"rank": _count(1, 1024), "inner": _word("fp32", "thc")}),
     "powersgd": (_peer(power_sgd), {"rank": _count(1, 1024)}),
     "qsgd": (
         _peer(qsgd),

@@ -4,15 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from evenkeel.bench.bars import bars
 from evenkeel.bench.codes_table import markdown, tables
-from evenkeel.bench.command import check_outputs, write
 from evenkeel.bench.recorded_gradients import read_gradients
 from evenkeel.bench.traffic import TOPOLOGIES
 from evenkeel.errors import ConfigurationError, MissingExtraError
+from evenkeel.outputs import asked_for, check_outputs, write, write_json
 from evenkeel.plots import codes as codes_figure
 from evenkeel.plots import save
 from evenkeel.records import json_document
@@ -46,22 +45,15 @@ def run_codes(arguments: dict[str, Any]) -> None:
     if not settings:
         most = max(len(moment.workers) for each in recordings for moment in each.moments.values())
         raise ConfigurationError(f"workers: the recorded gradients are of {most} workers; ask for at most so many")
-    bars = Progress(
-        TextColumn("{task.description:<24.24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
-    )
-    with bars:
-        task = bars.add_task("codes", total=len(settings) * len(contenders) * arguments["seeds"])
+    with bars(Console(stderr=True), 24) as progress:
+        task = progress.add_task("codes", total=len(settings) * len(contenders) * arguments["seeds"])
         rows = measure(
             contenders,
             settings,
             arguments["seeds"],
-            lambda code: bars.update(task, advance=1, description=code),
+            lambda code: progress.update(task, advance=1, description=code),
         )
-        bars.update(task, description="codes")
+        progress.update(task, description="codes")
     console = Console()
     for page in tables(rows):
         console.print(page)
@@ -72,23 +64,14 @@ def run_codes(arguments: dict[str, Any]) -> None:
 
 
 def _write(arguments: dict[str, Any], rows: Sequence[dict[str, Any]], console: Console) -> None:
-    shown = {name: value for name, value in arguments.items() if value not in (None, (), False)}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in shown.items()}
-    if "gradients" in plain:
-        plain["gradients"] = [str(path) for path in plain["gradients"]]
-
     def put(what: str, key: str, make: Callable[[Path], object]) -> None:
         if arguments[key] is not None:
             make(arguments[key])
             console.print(f"{what}: {arguments[key]}", soft_wrap=True)
 
-    put("rows", "json_path", lambda path: write(path, _json(plain, rows)))
+    put("rows", "json_path", lambda path: write_json(path, json_document(asked_for(arguments), rows)))
     put("table", "markdown", lambda path: write(path, markdown(rows).encode()))
     put("figure", "figure", lambda path: save(codes_figure(rows), path))
-
-
-def _json(arguments: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
-    return orjson.dumps(json_document(arguments, rows), option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def _parts(text: str) -> list[str]:
@@ -119,9 +102,14 @@ def _notes(rows: Sequence[dict[str, Any]], codes: Sequence[str], *, recorded: bo
         )
     if "gradiveq" in names:
         notes.append("gradiveq: bits are the average with its rounds of learning (20 of 500); NMSE is of coded rounds")
-    if names & {"gradiveq", "powersgd"}:
+    if "lowrank" in names:
         notes.append(
-            "gradiveq, powersgd: where there are convolutions or matrices, and after the means of earlier rounds"
+            "lowrank: bits are the average of a round and the next, of the other side; error feedback, without which "
+            "it is not meant to be used, is what brings the rest of the gradient in later rounds"
+        )
+    if names & {"gradiveq", "lowrank", "powersgd"}:
+        notes.append(
+            "gradiveq, lowrank, powersgd: where there are convolutions or matrices, after the means of earlier rounds"
         )
     if "lloyd-max" in names:
         notes.append(

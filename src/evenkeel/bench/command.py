@@ -1,7 +1,6 @@
 """What `evenkeel bench serving` and `evenkeel demo` show and write."""
 
 import asyncio
-import os
 import shlex
 import sys
 import tempfile
@@ -10,20 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from evenkeel.bench.bars import bars
 from evenkeel.bench.serving import Experiment, Run, check_faults, parse_contender, run_all
 from evenkeel.delays import parse_delay
-from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.errors import ConfigurationError
 from evenkeel.faults import parse_fault
+from evenkeel.outputs import asked_for, check_outputs, write_json
 from evenkeel.plots import latency_histograms, save
 from evenkeel.records import count_sources, json_document, machine
 from evenkeel.report import write_report
 from evenkeel.tables import table
 
-__all__ = ["check_outputs", "run_bench", "run_demo", "write"]
+__all__ = ["run_bench", "run_demo"]
 
 _DEMO_POLICIES = ("none", "replicate", "hedge", "collage", "collage+hedge")
 _DEMO_DELAY = "two-mode:scale=0.3"
@@ -72,8 +71,7 @@ def run_bench(arguments: dict[str, Any]) -> None:
             simulated=arguments["simulated"],
             records_folder=folder,
         )
-    shown = {name: value for name, value in arguments.items() if value not in (None, (), False)}
-    _show(runs, shown, arguments["json_path"], arguments["report"], arguments["figure"])
+    _show(runs, asked_for(arguments), arguments["json_path"], arguments["report"], arguments["figure"])
 
 
 def run_demo(
@@ -96,54 +94,21 @@ def run_demo(
     _show(runs, arguments, json_path, report, figure)
 
 
-def check_outputs(*, figure: Path | None, records: Path | None = None, **files: Path | None) -> None:
-    """Refuse what could not be written afterwards, before minutes of measuring.
-
-    Args:
-        figure: a picture.
-        records: a folder.
-        files: others, by the option that names them.
-
-    Raises:
-        ConfigurationError: one cannot be written, or the figure is of no known form.
-    """
-    if figure is not None and figure.suffix not in (".png", ".svg"):
-        raise ConfigurationError(f"figure: {figure} must end in .png or .svg")
-    for name, path in (*files.items(), ("figure", figure)):
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise ConfigurationError(f"{name}: {path} cannot be written: there is no folder {path.parent}")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise ConfigurationError(f"{name}: {path} cannot be written: no permission")
-    if records is not None:
-        # Made with all the folders above it, so the nearest one that is there must be a folder.
-        there = next(folder for folder in (records.absolute(), *records.absolute().parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise ConfigurationError(f"records: the folder {records} cannot be made in {there}")
-
-
 def _run(console: Console, experiment: Experiment, policies: Sequence[str], **options: Any) -> list[Run]:
     contenders = [parse_contender(policy, experiment) for policy in policies]
     experiment.rate()  # refused here, before a bar is drawn
     for contender in contenders:
         check_faults(experiment.faults, contender)
-    columns = (
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console) as bars:
+    with bars(console, 24) as shown:
         tasks = {
-            contender.label: bars.add_task(contender.label, total=experiment.requests, start=False)
+            contender.label: shown.add_task(contender.label, total=experiment.requests, start=False)
             for contender in contenders
         }
 
         def progress(policy: str, answered: int, requests: int) -> None:
             if answered == 1:
-                bars.start_task(tasks[policy])
-            bars.update(tasks[policy], completed=answered)
+                shown.start_task(tasks[policy])
+            shown.update(tasks[policy], completed=answered)
 
         return asyncio.run(run_all(experiment, contenders, progress=progress, **options))
 
@@ -160,8 +125,7 @@ def _show(
     console = Console()
     console.print(table(rows))
     if json_path is not None:
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-        write(json_path, orjson.dumps(json_document(plain, rows), option=orjson.OPT_INDENT_2) + b"\n")
+        write_json(json_path, json_document(arguments, rows))
         console.print(f"rows: {json_path}", soft_wrap=True)
     if report is not None:
         write_report(
@@ -184,11 +148,3 @@ def _title(run: Run, runs: Sequence[Run]) -> str:
     if len({other.row["load"] for other in runs}) == 1:
         return run.contender.label
     return f"{run.contender.label} at load {run.row['load']}"
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file; what goes wrong is said with its name."""
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise EvenkeelError(f"{path} cannot be written: {error.strerror or error}") from error

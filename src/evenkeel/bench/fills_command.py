@@ -3,17 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evenkeel import models
-from evenkeel.bench.command import check_outputs, write
+from evenkeel.bench.bars import bars
 from evenkeel.bench.fill_backups import (
     Classifier,
     berrut_backup,
@@ -29,6 +26,7 @@ from evenkeel.bench.fills import Backup, Fills, collect, from_scores, same_class
 from evenkeel.coding.cheap import Cheap
 from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError
+from evenkeel.outputs import asked_for, check_outputs, write, write_json
 from evenkeel.plots import fills as fills_figure
 from evenkeel.plots import save
 from evenkeel.records import json_document
@@ -91,29 +89,20 @@ def run_fills(arguments: dict[str, Any]) -> None:
     _check_counts(asked, backups, labels, len(images))
     if arguments["figure"] is not None and (labels is None or not asked.rounds):
         raise ConfigurationError("figure: shows accuracy against cost; it needs images with labels, and --rounds")
-    bars = Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=progress_console,
-    )
-    with bars:
+    with bars(progress_console, 24) as progress:
         tasks: dict[str, Any] = {}
 
         def begin(what: str, total: int) -> Tell:
-            tasks[what] = bars.add_task(what, total=total)
-            return lambda name, done: bars.advance(tasks[name], done)
+            tasks[what] = progress.add_task(what, total=total)
+            return lambda name, done: progress.advance(tasks[name], done)
 
         rows = measure(classifier, backups, images, labels, asked, begin)
     console.print(table(rows, _columns(rows), "method"))
     for note in _notes(rows, asked, len(images)):
         console.print(note, soft_wrap=True)
-    shown = {name: value for name, value in arguments.items() if value not in (None, (), False)}
     if arguments["json_path"] is not None:
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in shown.items()}
-        document = json_document(plain | {"images_read": len(images)}, rows)
-        write(arguments["json_path"], orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+        document = json_document(asked_for(arguments) | {"images_read": len(images)}, rows)
+        write_json(arguments["json_path"], document)
         console.print(f"rows: {arguments['json_path']}", soft_wrap=True)
     if arguments["markdown"] is not None:
         write(arguments["markdown"], markdown(rows, _columns(rows), "method").encode())
@@ -274,18 +263,11 @@ def _images(
         console.print(f"{found.skipped_count} images cannot be read and are left out:", soft_wrap=True)
         for name, reason in found.skipped[:10]:
             console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
-    labels, names, own = found.labels, found.class_names, classifier.classes
-    if labels is not None and names is not None and own is not None and names != own:
-        if sorted(names) == sorted(own):  # the same classes in another order
-            labels = np.array([own.index(name) for name in names])[labels]
-        else:
-            console.print("the images' class names are not the classifier's; labels are taken by their numbers")
-    if labels is not None and labels.size and not 0 <= labels.min() <= labels.max() < classifier.form.classes:
-        raise ConfigurationError(
-            f"images: labels go from {labels.min()} to {labels.max()}, but {classifier.name} has "
-            f"{classifier.form.classes} classes"
-        )
-    return found.pixels, labels
+    found = found.numbered_as(classifier.classes, classifier.form.classes)
+    named = found.labels is not None and found.class_names is not None and classifier.classes is not None
+    if named and found.class_names != classifier.classes:
+        console.print("the images' class names are not the classifier's; labels are taken by their numbers")
+    return found.pixels, found.labels
 
 
 def _check_counts(asked: Asked, backups: Sequence[Backup], labels: NDArray[np.int64] | None, images: int) -> None:

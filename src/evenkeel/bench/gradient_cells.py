@@ -26,7 +26,7 @@ __all__ = [
 BASELINE = "fp32"
 PIPE_WARM_SHARE = 0.1  # of the steps; gradients change fast in them
 PROGRESS = "@"  # begins rank 0's lines of progress: number of the cell, steps done
-_CODES = r"bf16|powersgd[1-9]\d*|thc[1-8]?(-no-ef)?|gradiveq(\+thc)?"
+_CODES = r"bf16|powersgd[1-9]\d*|thc[1-8]?(-no-ef)?|gradiveq(\+thc)?|lowrank[1-9]\d*(\+thc[1-8]?)?(-no-ef)?"
 _METHOD = re.compile(rf"fp32|pipe|(pipe\+)?({_CODES})")
 _PLAIN_METHODS = ("fp32", "bf16", "powersgd1", "powersgd4", "thc", "pipe", "pipe+thc")
 
@@ -139,6 +139,7 @@ def check_method(name: str) -> None:
     """
     if not _METHOD.fullmatch(name):
         raise ConfigurationError(
-            f"methods: there is no {name!r}; there are fp32, bf16, powersgd1 (any rank), thc (thc2: 2 bits; thc-no-ef: "
-            "without error feedback), gradiveq, gradiveq+thc, pipe, and pipe+ before any of them but fp32"
+            f"methods: there is no {name!r}; there are fp32, bf16, powersgd1 (any rank), thc (thc2: 2 bits), gradiveq, "
+            "gradiveq+thc, lowrank4 (any rank), lowrank4+thc (lowrank4+thc2: 2 bits), pipe, pipe+ before any of them "
+            "but fp32, and -no-ef (without error feedback) after thc and lowrank"
         )

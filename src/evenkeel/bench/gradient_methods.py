@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from evenkeel.coding.gradiveq import GradiVeQ
+from evenkeel.coding.low_rank import LowRank
 from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.thc import THC
 from evenkeel.reducers.ordered_thread import OrderedThread
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 else:
     from torch.distributed import GradBucket
 
-__all__ = ["Averaging", "average_nothing"]
+__all__ = ["Averaging", "average_nothing", "code_of"]
 
 _START_STEP = 2  # the first step that a hook may compress, since DDP rebuilds its buckets after the first
+_FACTOR_BLOCK = 512  # no longer than most sides of the matrices here, so that strong directions do not blur weak ones
 
 
 class Averaging:
@@ -97,16 +99,20 @@ class Averaging:
             self._thread = OrderedThread("powersgd", lambda: None)
             return _PowerSGD(int(code.removeprefix("powersgd")), self._thread), powersgd_in_order
         self._state = HookState(
-            _code_of(code.removesuffix("-no-ef")), error_feedback=not code.endswith("-no-ef"), start_step=_START_STEP
+            code_of(code.removesuffix("-no-ef")), error_feedback=not code.endswith("-no-ef"), start_step=_START_STEP
         )
         return self._state, comm_hook
 
 
-def _code_of(name: str) -> SumCode:
+def code_of(name: str) -> SumCode:
+    """The sum code that `thc2`, `gradiveq+thc` or `lowrank16+thc` names."""
     if name == "gradiveq":
         return GradiVeQ()
     if name == "gradiveq+thc":
         return GradiVeQ(inner=THC(bits=4))
+    if name.startswith("lowrank"):
+        rank, coded, bits = name.removeprefix("lowrank").partition("+thc")
+        return LowRank(int(rank), THC(bits=int(bits or 4), block=_FACTOR_BLOCK) if coded else None)
     return THC(bits=int(name.removeprefix("thc") or 4))
 
 

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from evenkeel.bench.command import check_outputs, write
+from evenkeel.bench.bars import bars
 from evenkeel.bench.gradient_cells import BASELINE, PIPE_WARM_SHARE, TASKS, Cell, Records, Training, check_method
 from evenkeel.bench.gradient_data import TaskData, read_data
 from evenkeel.bench.gradient_rows import ALL_SEEDS, rows_of
 from evenkeel.bench.gradients import UNLIMITED, Work, lab_missing, train_cells
 from evenkeel.errors import ConfigurationError
+from evenkeel.outputs import asked_for, check_outputs, write, write_json
 from evenkeel.plots import gradients as gradients_figure
 from evenkeel.plots import save
 from evenkeel.records import json_document
@@ -86,23 +85,16 @@ def _measure(
     if len(missing) < len(work):
         console.print(f"{len(work) - len(missing)} of {len(work)} trainings are in the records already")
     if missing:
-        bars = Progress(
-            TextColumn("{task.description:<36}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-        )
         done = dict.fromkeys((cell for cell, _ in missing), 0)
-        with bars:
-            bar = bars.add_task("steps", total=sum(training.steps for _, training in missing))
+        with bars(console, 36) as shown:
+            bar = shown.add_task("steps", total=sum(training.steps for _, training in missing))
 
             def progress(cell: Cell, steps: int) -> None:
                 done[cell] = max(done[cell], steps)
                 name = f"{cell.task} {cell.method} {cell.rate} seed {cell.seed}"
-                bars.update(bar, completed=sum(done.values()), description=name)
+                shown.update(bar, completed=sum(done.values()), description=name)
 
-            train_cells(missing, data, records, timeout_s=timeout_s, progress=progress, tell=bars.console.print)
+            train_cells(missing, data, records, timeout_s=timeout_s, progress=progress, tell=shown.console.print)
     found = [records.find(cell, training) for cell, training in work]
     return [record for record in found if record is not None]
 
@@ -119,11 +111,8 @@ def _show(console: Console, rows: list[dict[str, Any]], arguments: dict[str, Any
             console.print(note, soft_wrap=True)
         pages.append("\n".join([f"{title}\n", markdown(means, columns, "method"), *notes, ""]))
     if arguments["json_path"] is not None:
-        shown = {name: value for name, value in arguments.items() if value not in (None, (), False)}
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in shown.items()}
         sources = {task: found.identity for task, found in data.items()}
-        document = json_document(plain | {"data": sources}, rows)
-        write(arguments["json_path"], orjson.dumps(document, option=orjson.OPT_INDENT_2) + b"\n")
+        write_json(arguments["json_path"], json_document(asked_for(arguments) | {"data": sources}, rows))
         console.print(f"rows: {arguments['json_path']}", soft_wrap=True)
     if arguments["markdown"] is not None:
         write(arguments["markdown"], "\n".join(pages).encode())

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.conv_slices import ConvSlices
-from evenkeel.errors import CodeError
+from evenkeel.coding.projected import Projection
 
 __all__ = ["Basis", "BucketBases"]
 
 Basis: TypeAlias = Tensor | None  # orthonormal columns [slice, directions]; None: the layer travels as it is
 
 
-class BucketBases:
+class BucketBases(Projection):
     """Where a bucket's convolutions are, and the bases of those that are compressed.
 
     Args:
@@ -34,11 +34,6 @@ class BucketBases:
         ]
         self.length = sum(sizes)
         self.bases: list[Basis] = [None] * len(self.layers)
-
-    def check(self, length: int) -> None:
-        """CodeError unless vectors of this bucket have `length` coordinates."""
-        if length != self.length:
-            raise CodeError(f"the bucket was arranged with {self.length} coordinates, but its vector has {length}")
 
     @property
     def coded_length(self) -> int:

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     STRATA = 2
     ORDER = 3
     PRIVATE = 4
+    BASIS = 5
 
 
 def mix(word: Word) -> Word:

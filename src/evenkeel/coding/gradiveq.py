@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.bucket_bases import Basis, BucketBases
-from evenkeel.coding.error_feedback import ErrorFeedback
-from evenkeel.coding.plain import Plain
+from evenkeel.coding.projected import Projected, check_arrangement
 from evenkeel.coding.shared_basis import Moments, learn
-from evenkeel.coding.sum_code import Broadcast, Count, Place, SumCode, flat
+from evenkeel.coding.sum_code import Broadcast, Place, SumCode, flat
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["GradiVeQ"]
@@ -27,7 +26,7 @@ _HOLD_OUT = 4  # every fourth sampled step
 _SAMPLES = 4  # slices learnt from, per value of a slice: more would hardly move the directions
 
 
-class GradiVeQ(SumCode):
+class GradiVeQ(Projected):
     """Coefficients of each slice in a basis that all slices of its layer share.
 
     `arrange` says which parts of a bucket are convolutions (parameters of three dimensions or more). Everything else,
@@ -62,11 +61,7 @@ class GradiVeQ(SumCode):
         code_steps: int = 480,
         longest_slice: int = 768,
     ) -> None:
-        if isinstance(inner, ErrorFeedback | GradiVeQ):
-            raise ConfigurationError(
-                f"inner: must be a code without memory, as messages change their length, found {inner!r}: "
-                "use ErrorFeedback(GradiVeQ(...))"
-            )
+        super().__init__(inner)
         if not 0 < loss < 1:
             raise ConfigurationError(f"loss: must be between 0 and 1, found {loss}")
         if not ratio >= 1:
@@ -77,14 +72,11 @@ class GradiVeQ(SumCode):
             raise ConfigurationError(f"code_steps: must be 1 or more, found {code_steps}")
         if longest_slice < ratio:
             raise ConfigurationError(f"longest_slice: must be at least the ratio {ratio}, found {longest_slice}")
-        self.inner: SumCode = Plain() if inner is None else inner
         self.loss = loss
         self.ratio = ratio
         self.sample_steps = sample_steps
         self.code_steps = code_steps
         self.longest_slice = longest_slice
-        self.granule = self.inner.granule
-        self.most_workers = self.inner.most_workers
         self._buckets: dict[int, _Bucket] = {}
 
     def __repr__(self) -> str:
@@ -97,76 +89,18 @@ class GradiVeQ(SumCode):
         """Which shapes make up a bucket's vector, in order."""
         shapes = [tuple(shape) for shape in shapes]
         known = self._buckets.setdefault(bucket, _Bucket(BucketBases(shapes, self.longest_slice))).vector.shapes
-        if known != shapes:
-            raise CodeError(
-                f"bucket {bucket} was arranged as {known} before and now as {shapes}: "
-                "arrange buckets once they are final, with a new code"
-            )
+        check_arrangement(bucket, known, shapes)
 
     def lost(self, bucket: int) -> list[float]:
         """Share of held-out energy that each convolution of a bucket loses while it is compressed, in order."""
         return list(self._buckets[bucket].lost)
 
-    def measure(self, vector: Tensor, place: Place) -> Tensor:
-        """What the inner code measures of the coefficients."""
-        return self.inner.measure(self._project(vector, place), place)
-
-    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
-        """The inner code's message for the coefficients."""
-        return self.inner.encode(self._project(vector, place), stats, place)
-
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
-        """The directions, times the mean coefficients."""
-        vector = self._vector(length, place)
-        return vector.expand(self.inner.decode(total, stats, count, vector.coded_length, place))
-
-    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
-        """The inner code's message for the coefficients, as bytes."""
-        return self.inner.encode_packed(self._project(vector, place), stats, place)
-
-    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
-        """The directions, times the mean coefficients."""
-        vector = self._vector(length, place)
-        return vector.expand(self.inner.decode_packed(packed, stats, count, vector.coded_length, place))
-
-    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
-        """The inner code's sums."""
-        return self.inner.add_packed(parts, lanes, place)
-
-    def lanes(self, length: int, place: Place) -> int:
-        """The inner code's, of as many coefficients as there are in this phase."""
-        return self.inner.lanes(self._vector(length, place).coded_length, place)
-
-    def up_width(self, place: Place) -> int:
-        """The inner code's."""
-        return self.inner.up_width(place)
-
-    def down_width(self, place: Place) -> int:
-        """The inner code's."""
-        return self.inner.down_width(place)
-
-    def pack(self, message: Tensor, place: Place) -> Tensor:
-        """The inner code's bytes."""
-        return self.inner.pack(message, place)
-
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
-        """The inner code's lanes."""
-        return self.inner.unpack(packed, lanes, place)
-
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
-        """The inner code's bytes."""
-        return self.inner.pack_total(total, place)
-
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
-        """The inner code's sums."""
-        return self.inner.unpack_total(packed, lanes, place)
-
     def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
         """Samples the mean, or counts a compressed round; at the end of a phase, changes to the other one."""
+        self._checked(mean.numel(), place)
         bucket = self._buckets.get(place.bucket)
         if bucket is None or not bucket.vector.layers:
             return
-        bucket.vector.check(mean.numel())
         bucket.rounds += 1
         if bucket.coding:
             if bucket.rounds == self.code_steps:
@@ -216,16 +150,8 @@ class GradiVeQ(SumCode):
             learnt.append((basis, lost) if saves else (None, 0.0))
         return learnt
 
-    def _project(self, vector: Tensor, place: Place) -> Tensor:
-        vector = flat(vector)
-        return self._vector(vector.numel(), place).project(vector)
-
-    def _vector(self, length: int, place: Place) -> BucketBases:
-        if place.bucket not in self._buckets:
-            return BucketBases([(length,)], self.longest_slice)
-        vector = self._buckets[place.bucket].vector
-        vector.check(length)
-        return vector
+    def _projection(self, bucket: int) -> BucketBases | None:
+        return self._buckets[bucket].vector if bucket in self._buckets else None
 
 
 class _Bucket:

@@ -1,6 +1,5 @@
 """`evenkeel lab`: an emulated cluster on this machine."""
 
-import json
 import os
 import signal
 import sys
@@ -63,10 +62,10 @@ def run(
 
     Exit code 0 if it ended well on all, 1 if not.
     """
-    from evenkeel.errors import ConfigurationError
     from evenkeel.lab.cluster import Lab, check_program
     from evenkeel.lab.environment import read_cpus
     from evenkeel.lab.topology import Topology
+    from evenkeel.outputs import check_outputs
     from evenkeel.spec import read_duration_s, read_rate_bps, read_share
 
     topology = Topology(
@@ -77,8 +76,7 @@ def run(
     )
     chosen = read_cpus(cpus, sorted(os.sched_getaffinity(0))) if cpus is not None else None
     check_program(command)
-    if json_path is not None and not json_path.parent.is_dir():
-        raise ConfigurationError(f"json: {json_path} cannot be written: there is no folder {json_path.parent}")
+    check_outputs(json=json_path)
     colours = {name: _COLOURS[rank % len(_COLOURS)] for rank, name in enumerate(topology.names)}
     width = max(map(len, topology.names))
 
@@ -107,10 +105,12 @@ def run(
 def clean(everything: bool, json_path: Path | None) -> None:
     """Remove what crashed labs left behind: their network namespaces, and every process in them."""
     from evenkeel.lab.cluster import clean as remove
+    from evenkeel.outputs import check_outputs, write_json
 
+    check_outputs(json=json_path)
     removed = remove(everything=everything)
     if json_path is not None:
-        json_path.write_text(json.dumps({"removed": removed}, indent=2) + "\n", encoding="utf-8")
+        write_json(json_path, {"removed": removed})
     for name in removed:
         click.echo(f"removed {name}")
     click.echo(f"lab: {len(removed)} network namespaces removed", err=True)
@@ -134,7 +134,7 @@ def _stopping_is_an_interrupt() -> Iterator[None]:
 def _write(path: Path, arguments: dict[str, Any], exits: list["HostExit"], checked: "RateCheck | None") -> None:
     from dataclasses import asdict
 
-    from evenkeel.errors import EvenkeelError
+    from evenkeel.outputs import write_json
     from evenkeel.records import json_document
 
     rate = (
@@ -147,7 +147,4 @@ def _write(path: Path, arguments: dict[str, Any], exits: list["HostExit"], check
         }
     )
     rows = [{"host": left.host, "rank": rank, **asdict(left), **rate} for rank, left in enumerate(exits)]
-    try:
-        path.write_text(json.dumps(json_document(arguments, rows), indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise EvenkeelError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_json(path, json_document(arguments, rows))

@@ -24,18 +24,13 @@ class FakeReducer(Reducer):
     """
 
     def __init__(self, over: Collectives, losses: Losses | None = None) -> None:
-        self._ranks = over
+        self.ranks = over
         self._losses = losses
-
-    @property
-    def ranks(self) -> Collectives:
-        """The group of ranks."""
-        return self._ranks
 
     def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
         """The sum of all ranks' messages, but for those that are lost, as lanes."""
-        world = self._ranks.world
-        messages = [code.unpack(each, lanes, place) for each in self._ranks.gather(packed)]
+        world = self.ranks.world
+        messages = [code.unpack(each, lanes, place) for each in self.ranks.gather(packed)]
         wide = torch.float32 if messages[0].is_floating_point() else torch.int64
         if self._losses is None:
             return Total(torch.stack(messages).sum(0, dtype=wide), packed=False, count=world)
@@ -44,5 +39,5 @@ class FakeReducer(Reducer):
         arrived = ~torch.stack(lost)
         kept = arrived.repeat_interleave(code.granule, 1)[:, :lanes]
         total = torch.where(kept, torch.stack(messages), 0).sum(0, dtype=wide)
-        own = lost[self._ranks.rank]
+        own = lost[self.ranks.rank]
         return Total(total, packed=False, count=arrived.sum(0), lost=own if bool(own.any()) else None)

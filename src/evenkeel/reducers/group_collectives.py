@@ -12,7 +12,7 @@ from torch import Tensor
 from evenkeel.errors import ConfigurationError, ReducerError
 from evenkeel.reducers.collectives import Collectives, broadcast_sends, ring_bytes, swap_bytes
 
-__all__ = ["GroupCollectives"]
+__all__ = ["GroupCollectives", "collectives_over"]
 
 # How often a GPU is asked whether an exchange is done: far below what one takes on a network worth compressing for.
 _POLL_S = 1e-4
@@ -133,6 +133,11 @@ class GroupCollectives(Collectives):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no reply within {self._timeout_s:g} s")
             time.sleep(_POLL_S)
+
+
+def collectives_over(over: Collectives | dist.ProcessGroup | None, timeout_s: float) -> Collectives:
+    """The ranks that are given, or those of a group; of a new group of all ranks by default."""
+    return over if isinstance(over, Collectives) else GroupCollectives(over, timeout_s=timeout_s)
 
 
 def _need_process_group() -> None:

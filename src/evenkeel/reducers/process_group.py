@@ -7,7 +7,7 @@ from torch import Tensor
 from evenkeel.coding.sum_code import Place, SumCode
 from evenkeel.errors import ConfigurationError
 from evenkeel.reducers.collectives import Collectives
-from evenkeel.reducers.group_collectives import GroupCollectives
+from evenkeel.reducers.group_collectives import collectives_over
 from evenkeel.reducers.reducer import Reducer, Total
 
 __all__ = ["ProcessGroup"]
@@ -24,19 +24,14 @@ class ProcessGroup(Reducer):
     """
 
     def __init__(self, over: Collectives | dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
-        self._ranks = over if isinstance(over, Collectives) else GroupCollectives(over, timeout_s=timeout_s)
-
-    @property
-    def ranks(self) -> Collectives:
-        """The group of ranks."""
-        return self._ranks
+        self.ranks = collectives_over(over, timeout_s)
 
     def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
         """The sum of all ranks' messages, as lanes."""
         message = code.unpack(packed, lanes, place)
         if not message.is_floating_point():
             message = message.to(_type_for(code, place))
-        return Total(self._ranks.add(message), packed=False, count=place.world)
+        return Total(self.ranks.add(message), packed=False, count=place.world)
 
 
 def _type_for(code: SumCode, place: Place) -> torch.dtype:

@@ -45,12 +45,12 @@ class Reducer(ABC):
       after that.
 
     All ranks call it in the same order, each from one thread.
+
+    Attributes:
+        ranks: the group of ranks, for statistics and for what is not coded.
     """
 
-    @property
-    @abstractmethod
-    def ranks(self) -> Collectives:
-        """The group of ranks, for statistics and for what is not coded."""
+    ranks: Collectives
 
     @abstractmethod
     def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:

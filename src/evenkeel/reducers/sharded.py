@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evenkeel.coding.sum_code import Place, SumCode
 from evenkeel.reducers.collectives import Collectives
-from evenkeel.reducers.group_collectives import GroupCollectives
+from evenkeel.reducers.group_collectives import collectives_over
 from evenkeel.reducers.reducer import Reducer, Total
 
 __all__ = ["Sharded"]
@@ -26,16 +26,11 @@ class Sharded(Reducer):
     """
 
     def __init__(self, over: Collectives | dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
-        self._ranks = over if isinstance(over, Collectives) else GroupCollectives(over, timeout_s=timeout_s)
-
-    @property
-    def ranks(self) -> Collectives:
-        """The group of ranks."""
-        return self._ranks
+        self.ranks = collectives_over(over, timeout_s)
 
     def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
         """The sum of all ranks' messages, as bytes."""
-        ranks = self._ranks
+        ranks = self.ranks
         shares = shares_of(lanes, code.granule, ranks.world, place.bucket)
         mine = shares[ranks.rank]
         cut = torch.split(packed, [code.packed_bytes(share, place) for share in shares])

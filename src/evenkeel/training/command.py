@@ -54,6 +54,7 @@ def training(
     Under torchrun or `evenkeel lab run` the link is measured on the group itself; with --rate it is assumed.
     """
     from evenkeel.errors import ConfigurationError
+    from evenkeel.outputs import check_outputs
     from evenkeel.spec import read_duration_s, read_quantity, read_rate_bps
     from evenkeel.training.plan import Wanted, make_plan, on_a_group, read_code_times, read_matrix, show
     from evenkeel.training.timing import Link, Step, ddp_segments
@@ -71,8 +72,7 @@ def training(
         convolutions=read_quantity(convolutions, "convolutions") if convolutions is not None else 0,
         code_times_ns=dict(read_code_times(text) for text in code_times),
     )
-    if json_path is not None and not json_path.parent.is_dir():
-        raise ConfigurationError(f"json: {json_path} cannot be written: there is no folder {json_path.parent}")
+    check_outputs(json=json_path)
     if rate is not None:
         if workers is None:
             raise ConfigurationError("workers: say how many with --workers; the link is assumed, as --rate is given")
@@ -96,9 +96,5 @@ def training(
             return  # the first rank shows it
         plan = found
     shown = click.get_current_context().params.items()
-    arguments = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in shown
-        if value not in (None, ()) and name != "json_path"
-    }
+    arguments = {name: value for name, value in shown if value not in (None, ()) and name != "json_path"}
     show(plan, arguments, json_path)

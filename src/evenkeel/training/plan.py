@@ -1,6 +1,5 @@
 """What `evenkeel plan training` predicts, shows and writes."""
 
-import json
 import math
 import os
 import re
@@ -9,17 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.errors import ConfigurationError
+from evenkeel.outputs import write_json
 from evenkeel.spec import read_number, unknown
 from evenkeel.training.advice import Recommendation, rate_text, recommend, time_text
-from evenkeel.training.code_costs import bf16, gradiveq, power_sgd, thc
+from evenkeel.training.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
 from evenkeel.training.measure import group_from_environment, measure_code, measure_link
 from evenkeel.training.timing import CodeCost, Link, Prediction, Step, fp32, predict
 
 __all__ = ["Plan", "Wanted", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix", "show"]
 
 _RANKS = (1, 4)
-_TIMED = ("bf16", "thc", "gradiveq", "powersgd")
+_TIMED = ("bf16", "thc", "gradiveq", "lowrank", "powersgd")
 _MATRIX = re.compile(r"(?:(\d+)\*)?(\d+)x(\d+)")
 
 
@@ -28,7 +28,7 @@ class Wanted:
     """What is known of the model."""
 
     step: Step
-    matrices: tuple[tuple[int, int], ...] = ()  # weights seen as matrices, for PowerSGD; it is left out without
+    matrices: tuple[tuple[int, int], ...] = ()  # weights seen as matrices, for LowRank and PowerSGD, else left out
     convolutions: int = 0  # their parameters, for GradiVeQ; it is left out without
     code_times_ns: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # encode, decode a parameter
     measured: tuple[CodeCost, ...] = ()  # instead of those of the same name
@@ -58,6 +58,7 @@ def codes_of(wanted: Wanted, workers: int) -> list[CodeCost]:
     if wanted.convolutions:
         codes.append(gradiveq(parameters, wanted.convolutions, 8.0, *times.get("gradiveq", ())))
     if wanted.matrices:
+        codes.append(low_rank(parameters, workers, wanted.matrices, 16, 4, 17, *times.get("lowrank", ())))
         codes += [power_sgd(parameters, wanted.matrices, rank, *times.get("powersgd", ())) for rank in _RANKS]
     measured = {code.name: code for code in wanted.measured}
     return [measured.get(code.name, code) for code in codes]
@@ -177,8 +178,4 @@ def _write(path: Path, plan: Plan, arguments: Mapping[str, Any]) -> None:
         }
         for row in plan.predictions
     ]
-    document = {**json_document(arguments, rows), "recommendation": plan.recommendation.sentence}
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise EvenkeelError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_json(path, {**json_document(arguments, rows), "recommendation": plan.recommendation.sentence})

@@ -1,15 +1,12 @@
-"""CIFAR-10 in memory, augmentation as whole-batch tensor arithmetic, and collages with their blank cells."""
+"""Labelled images in memory, augmentation as whole-batch tensor arithmetic, and collages with their blank cells."""
 
-import io
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from evenkeel.errors import ConfigurationError, MissingExtraError
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.images import ImageSet
 
 __all__ = [
     "CLASSES",
@@ -17,22 +14,17 @@ __all__ = [
     "STD",
     "Images",
     "alternating_flip",
+    "as_images",
     "collage",
-    "hold_out",
-    "load_cifar10",
     "random_blanks",
     "random_flip",
-    "random_grid",
     "translate",
 ]
 
+# Of CIFAR-10, and of its 50,000 training images, pixel values in 0..1.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# Of the 50,000 training images, pixel values in 0..1.
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
-
-_TILES_PER_ROW = 10  # each parquet row holds 10 x 10 images of one class in one lossless WebP
-_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -46,42 +38,15 @@ class Images:
         return len(self.labels)
 
 
-def load_cifar10(path: str | Path, split: str) -> Images:
-    """The `train` (50,000) or `test` (10,000) images of a CIFAR-10 parquet file, sorted by class as in the file.
+def as_images(read: ImageSet) -> Images:
+    """The same images for torch, channels first.
 
     Raises:
-        ConfigurationError: the file is not there, or is not such a file.
-        MissingExtraError: pyarrow or Pillow is not installed.
+        ConfigurationError: they have no labels.
     """
-    try:
-        import pyarrow.parquet as parquet
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pyarrow or Pillow", "train") from error
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError(f"CIFAR-10 file {path} is not there; give its place with --data")
-    table = parquet.read_table(path, columns=["split", "label", "webp"], filters=[("split", "=", split)])
-    if table.num_rows == 0:
-        raise ConfigurationError(f"{path} has no rows with split {split!r}")
-    pixels: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
-    for row in table.to_pylist():
-        sheet = np.asarray(Image.open(io.BytesIO(row["webp"])).convert("RGB"))
-        tiles = sheet.reshape(_TILES_PER_ROW, _SIDE, _TILES_PER_ROW, _SIDE, 3)
-        pixels.append(tiles.transpose(0, 2, 4, 1, 3).reshape(-1, 3, _SIDE, _SIDE))
-        labels += [row["label"]] * _TILES_PER_ROW**2
-    return Images(torch.from_numpy(np.concatenate(pixels)), torch.tensor(labels))
-
-
-def hold_out(images: Images, count: int, seed: int) -> tuple[Images, Images]:
-    """Two disjoint parts of `images`: all but `count`, and `count` drawn at random with `seed`."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    kept, held = order[count:], order[:count]
-    return (
-        Images(images.pixels[kept], images.labels[kept]),
-        Images(images.pixels[held], images.labels[held]),
-    )
+    if read.labels is None:
+        raise ConfigurationError("labels are needed to learn from, and these images have none")
+    return Images(torch.from_numpy(read.pixels.transpose(0, 3, 1, 2).copy()), torch.from_numpy(read.labels))
 
 
 def translate(tiles: Tensor, reach: int, generator: torch.Generator) -> Tensor:
@@ -116,11 +81,6 @@ def alternating_flip(tiles: Tensor, indices: Tensor, epoch: int, seed: int) -> T
 
 def _flip_where(tiles: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], tiles.flip(3), tiles)
-
-
-def random_grid(generator: torch.Generator, shares: tuple[float, float, float] = (0.2, 0.6, 0.2)) -> int:
-    """A grid of 2, 3 or 4, drawn with `shares`."""
-    return 2 + int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
 
 
 def random_blanks(count: int, grid: int, generator: torch.Generator, full_share: float = 0.4) -> Tensor:

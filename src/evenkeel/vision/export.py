@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
+from torch import Tensor, nn
 
 from evenkeel.cards import ModelCard, save_card
 from evenkeel.vision.architecture import Served, count_macs, count_parameters
@@ -26,12 +26,14 @@ from evenkeel.vision.measure import Session, fit_temperature, interleaved_latenc
 
 __all__ = [
     "OPSET",
+    "example_images",
     "export_classifier",
     "file_sha256",
     "fold_norms",
     "machine_name",
     "write_demonstration_images",
     "write_onnx",
+    "write_served",
 ]
 
 OPSET = 17  # read by every ONNX Runtime since 1.12
@@ -73,15 +75,28 @@ def write_onnx(
 ) -> float:
     """The largest difference of a score from torch's, once the folded `network` is written to `path`.
 
-    The file takes uint8 images [n, side, side, 3], any n.
+    The file takes uint8 images [n, side, side, 3], any n, and normalises them itself.
     """
-    served = Served(network, mean, std).eval()
-    example = torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return write_served(Served(network, mean, std), example_images(side), path)
+
+
+def example_images(side: int) -> Tensor:
+    """Two images uint8 [2, side, side, 3] of noise, to export a network with and to compare the file on."""
+    return torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def write_served(model: nn.Module, example: Tensor, path: Path) -> float:
+    """The largest difference of an output from torch's, to two digits, once `model` is written to `path`.
+
+    The file takes inputs like `example`, any number of rows, and gives `scores`. Weights that were rounded to half
+    precision are kept as such, at half the size.
+    """
+    model.eval()
     with warnings.catch_warnings():
         # The older exporter writes one file without external data, and plain operators; it announces its successor.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            served,
+            model,
             (example,),
             str(path),
             input_names=["images"],
@@ -92,8 +107,8 @@ def write_onnx(
         )
     _halve(path)
     with torch.no_grad():
-        difference = served(example).numpy() - Session.open(path)(example.numpy())
-    return float(np.abs(difference).max())
+        difference = model(example).numpy() - Session.open(path)(example.numpy())
+    return float(f"{np.abs(difference).max():.1e}")
 
 
 def _halve(path: Path) -> None:
@@ -146,7 +161,7 @@ def export_classifier(
         "latency_how": f"median of {rounds} passes, batch 1, one thread, processor time, ONNX Runtime CPU",
         "onnxruntime": onnxruntime.__version__,
         "machine": machine_name(),
-        "largest_difference_from_torch": float(f"{difference:.1e}"),
+        "largest_difference_from_torch": difference,
     }
     card = ModelCard(
         name=name,

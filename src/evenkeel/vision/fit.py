@@ -4,6 +4,7 @@ Ask the classifier about a few views of every image, choose how large the networ
 with its card. Every stage keeps what it has done in the output folder, so that a stopped fit goes on where it was.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -73,7 +74,6 @@ class FitOptions:
         grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
         cost: of one collage pass, in passes of the classifier, at most.
         shared: one network reads every grid: the largest that the first grid can afford.
-        size: of the network, instead of the largest that costs at most `cost`.
         epochs: passes over the images; None: as many as `minutes` allow.
         minutes: of training for each network, on this machine as it is now.
         views: of each image that the classifier is asked about.
@@ -89,7 +89,6 @@ class FitOptions:
     grids: tuple[int, ...] = (3,)
     cost: float = 0.6
     shared: bool = False
-    size: Size | None = None
     epochs: float | None = None
     minutes: float = 60.0
     views: int = 4
@@ -137,6 +136,15 @@ class _Plan:
     epochs: dict[int, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Images that accuracy and agreement are of, with the classifier's answers."""
+
+    images: ImageSet
+    answers: NDArray[np.int64]
+    kind: str
+
+
 def fit(
     classifier: BlackBox,
     images: ImageSet,
@@ -158,12 +166,13 @@ def fit(
     torch.set_num_threads(options.threads)
     train, held = _split(images, options)
     _prepare(out, options.resume)
+    held_answers = _answers(classifier, held)
     reach = (
         options.reach if options.reach is not None else max(1, round(0.1 * min(classifier.height, classifier.width)))
     )
     identity = {
         "classifier": classifier.sha256,
-        "images": len(images),
+        "images": hashlib.sha256(np.ascontiguousarray(images.pixels).data).hexdigest(),
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()
@@ -184,12 +193,6 @@ def fit(
         for scored in bank.fill(classifier.log_probabilities):
             done(scored)
     taught = bank.scores(torch.arange(len(bank)), torch.zeros(len(bank), dtype=torch.long))
-    answers = taught.argmax(1)
-    if int(answers.min()) == int(answers.max()):
-        raise ConfigurationError(
-            f"the classifier gives class {int(answers[0])} for all {len(bank):,} images, so there is nothing to "
-            "learn; check that the images are prepared as it expects"
-        )
     # With few images larger steps would be few, and an epoch over before anything is learned.
     tiles = min(FitRecipe.tiles, max(36, len(bank) // 16))
     recipe = FitRecipe(
@@ -197,6 +200,9 @@ def fit(
     )
     if options.rate is not None:
         recipe = replace(recipe, rate=options.rate)
+    measured_on = _Measured(held, held_answers, "held-out")
+    if test is not None:
+        measured_on = _Measured(test, classifier.scores(test.pixels).argmax(1), "test")
     networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
     cards = []
     for grid in options.grids:
@@ -204,7 +210,7 @@ def fit(
         if size not in networks:
             networks[size] = _train(size, bank, recipe, out, plan, grid, identity, options, watcher, classifier)
         network, notes = networks[size]
-        cards.append(_finish(network, notes, grid, size, classifier, held, test, out))
+        cards.append(_finish(network, notes, grid, size, classifier, held, held_answers, measured_on, out))
         watcher.say(_told(cards[-1]))
     names = _class_names(classifier, held)
     configuration = write_serving(classifier, names, _own_temperature(classifier, held), cards, out)
@@ -221,8 +227,18 @@ def _split(images: ImageSet, options: FitOptions) -> tuple[ImageSet, ImageSet]:
             f"{len(images):,} images are too few: {max(LEAST_IMAGES, 2 * held_out):,} are needed at least, and some "
             "thousands to be worth the while; they need no labels, so recorded requests will do"
         )
-    order = np.random.default_rng(options.seed + 94).permutation(len(images))
-    return images.take(order[held_out:]), images.take(order[:held_out])
+    return images.hold_out(held_out, options.seed + 94)
+
+
+def _answers(classifier: BlackBox, images: ImageSet) -> NDArray[np.int64]:
+    """The classifier's answers to the held-out images, asked first: they tell whether there is anything to learn."""
+    answers: NDArray[np.int64] = classifier.scores(images.pixels).argmax(1)
+    if answers.min() == answers.max():
+        raise ConfigurationError(
+            f"the classifier gives class {answers[0]} for all of {len(images):,} images, so there is nothing to learn; "
+            "check that the images are of several classes, and prepared as it expects"
+        )
+    return answers
 
 
 def _prepare(out: Path, resume: bool) -> None:
@@ -241,9 +257,6 @@ def _plan(out: Path, identity: dict[str, Any], classifier: BlackBox, options: Fi
     chosen: dict[int, Size] = {}
     grids = list(options.grids[:1] if options.shared else options.grids)
     for grid in grids:
-        if options.size is not None:
-            chosen[grid] = options.size
-            continue
         size, cost = choose_size(
             classifier.one_pass(), grid, options.cost, classifier.classes, classifier.height, classifier.width
         )
@@ -366,7 +379,8 @@ def _finish(
     size: Size,
     classifier: BlackBox,
     held: ImageSet,
-    test: ImageSet | None,
+    held_answers: NDArray[np.int64],
+    measured_on: _Measured,
     out: Path,
 ) -> ModelCard:
     """The files of one grid, with what was measured on the written file."""
@@ -393,14 +407,14 @@ def _finish(
         notes=notes,
     )
     cells, scores = _collage_scores(session, card, held)
-    truth = classifier.scores(held.pixels).argmax(1)[cells] if held.labels is None else held.labels[cells]
+    truth = (held_answers if held.labels is None else held.labels)[cells]
     temperature = fit_temperature(scores, truth)
     reliability = reliability_table(_top(scores, temperature), scores.argmax(1) == truth)
-    shown, kind = (held, "held-out") if test is None else (test, "test")
+    shown = measured_on.images
     cells, scores = _collage_scores(session, card, shown)
-    found, answers = scores.argmax(1), classifier.scores(shown.pixels).argmax(1)[cells]
+    found, answers = scores.argmax(1), measured_on.answers[cells]
     right = None if shown.labels is None else int((found == shown.labels[cells]).sum())
-    how = f"{len(cells):,} {kind} images in shuffled full {grid}x{grid} collages"
+    how = f"{len(cells):,} {measured_on.kind} images in shuffled full {grid}x{grid} collages"
     canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
     measured = {
@@ -409,7 +423,7 @@ def _finish(
         "classifier_macs": classifier.macs,
         "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, CPU",
         "machine": machine_name(),
-        "largest_difference_from_torch": float(f"{difference:.1e}"),
+        "largest_difference_from_torch": difference,
     }
     card = replace(
         card,

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from evenkeel.cards import ModelCard
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
+from evenkeel.outputs import check_outputs, write_json
 from evenkeel.records import json_document
 from evenkeel.tables import Column, table
 from evenkeel.vision.black_box import BlackBox
@@ -90,6 +90,10 @@ def run_fit(arguments: dict[str, Any]) -> None:
             )
         },
     )
+    out: Path = arguments["out"]
+    json_path: Path | None = arguments["json_path"]
+    if json_path is None or out.exists() or json_path.parent.resolve() != out.resolve():  # else the fit makes it
+        check_outputs(json=json_path)
     console = Console(stderr=True)
     bars = _Bars(console)
     classifier = BlackBox.open(
@@ -101,7 +105,6 @@ def run_fit(arguments: dict[str, Any]) -> None:
     test = None
     if arguments["test_images"] is not None or arguments["test_split"] is not None:
         test = _read(arguments["test_images"] or arguments["images"], arguments["test_split"], None, classifier, bars)
-    out: Path = arguments["out"]
     try:
         cards = fit(classifier, images, out, options, bars, test)
     except KeyboardInterrupt as error:
@@ -111,14 +114,9 @@ def run_fit(arguments: dict[str, Any]) -> None:
     rows = [_row(card) for card in cards]
     Console().print(table(rows, [column for column in _COLUMNS if column.key in rows[0]], "collage"))
     bars.say(f"(on {'held-out' if test is None else 'test'} images, with the 95 % interval below)")
-    if arguments["json_path"] is not None:
-        shown = {name: str(value) for name, value in arguments.items() if value is not None}
-        try:
-            arguments["json_path"].write_bytes(
-                orjson.dumps(json_document(shown, [asdict(card) for card in cards]), option=orjson.OPT_INDENT_2)
-            )
-        except OSError as error:
-            raise EvenkeelError(f"{arguments['json_path']} cannot be written: {error.strerror or error}") from error
+    if json_path is not None:
+        given = {name: value for name, value in arguments.items() if value is not None}
+        write_json(json_path, json_document(given, [asdict(card) for card in cards]))
 
 
 def _read(path: Path, split: str | None, limit: int | None, classifier: BlackBox, bars: _Bars) -> ImageSet:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import TileNet
+from evenkeel.vision.checkpoint import load_checkpoint, save_checkpoint
 from evenkeel.vision.data import random_flip, translate
 from evenkeel.vision.muon import Muon
 from evenkeel.vision.views import ViewBank
@@ -107,7 +108,7 @@ def fit_tiles(
     that is safe, and is repeatable as far as the GPU's kernels are.
 
     Raises:
-        ConfigurationError: the checkpoint is of another network or recipe, or cannot be written.
+        ConfigurationError: the checkpoint is of another network or recipe, is damaged, or cannot be written.
     """
     network.to(device)
     for parameter in network.parameters():
@@ -159,11 +160,11 @@ def start_from(network: TileNet, folder: Path) -> None:
     """Gives `network` the averaged weights of an earlier fit: of the checkpoint in `folder` that is of its size.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or a damaged one.
     """
     wanted = {name: value.shape for name, value in network.state_dict().items()}
     for path in sorted(folder.glob("*.checkpoint")):
-        weights = torch.load(path, weights_only=True)["average"]
+        weights = load_checkpoint(path, "average")["average"]
         if {name: value.shape for name, value in weights.items()} == wanted:
             network.load_state_dict(weights)
             return
@@ -246,15 +247,7 @@ def _save(
         "step": step,
         "seconds": seconds,
     }
-    unfinished = path.with_suffix(".part")
-    try:
-        torch.save(state, unfinished)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as either
-        unfinished.unlink(missing_ok=True)
-        raise ConfigurationError(
-            f"checkpoint {path} cannot be written ({error}); free some space and resume, the last one is kept"
-        ) from error
-    unfinished.replace(path)  # a training that is stopped while it saves keeps the last whole one
+    save_checkpoint(path, state)
 
 
 def _load(
@@ -266,7 +259,7 @@ def _load(
 ) -> tuple[int, float]:
     if not path.is_file():
         return 0, 0.0
-    state = torch.load(path, weights_only=True)
+    state = load_checkpoint(path, "about", "network", "average", "optimisers", "step", "seconds")
     if state["about"] != about:
         raise ConfigurationError(
             f"checkpoint {path} is of {state['about']}, not of {about}; give the same arguments or another --out"

@@ -49,6 +49,11 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[places]
         return ImageSet(self.pixels[places], labels, self.class_names)
 
+    def hold_out(self, count: int, seed: int) -> "tuple[ImageSet, ImageSet]":
+        """All but `count` random images, shuffled, and those `count`. The same seed gives the same ones."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(order[count:]), self.take(order[:count])
+
     def numbered_as(self, class_names: Sequence[str] | None, classes: int) -> "ImageSet":
         """The same images with labels numbered as a classifier numbers its `classes`.
 

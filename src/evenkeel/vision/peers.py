@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import EvenkeelError
+from evenkeel.vision.checkpoint import load_checkpoint, save_checkpoint
 
 __all__ = ["Run", "Views"]
 
@@ -50,7 +51,7 @@ class Run:
         checkpoint: file to save to and to go on from; None: neither.
 
     Raises:
-        EvenkeelError: the loss is not finite any more, or the checkpoint is of another network.
+        EvenkeelError: the loss is not finite any more, or the checkpoint is of another network or damaged.
     """
 
     def __init__(
@@ -116,9 +117,7 @@ class Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "counts": [self.step, self.shown, self.seconds],
         }
-        unfinished = self.checkpoint.with_suffix(".part")
-        torch.save(state, unfinished)
-        unfinished.replace(self.checkpoint)  # a training that is stopped while it saves keeps the last whole one
+        save_checkpoint(self.checkpoint, state)
 
     def notes(self, images: int) -> dict[str, Any]:
         """What the training took, for the model's card; `images` in one epoch."""
@@ -136,13 +135,13 @@ class Run:
         return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
     def _load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        state = load_checkpoint(path, "network", "optimisers", "counts")
         try:
             self.network.load_state_dict(state["network"])
             for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(stored)
             self.step, self.shown, self._spent_s = state["counts"]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             raise EvenkeelError(
                 f"checkpoint {path} is of another training ({str(error).splitlines()[0]}); remove it to start anew"
             ) from error

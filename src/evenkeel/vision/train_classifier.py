@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.vision.architecture import Classifier
+from evenkeel.vision.checkpoint import load_checkpoint, save_checkpoint
 from evenkeel.vision.data import MEAN, STD, Images, alternating_flip, translate
 from evenkeel.vision.muon import Muon
 
@@ -130,7 +131,7 @@ def train_classifier(
     peaks = [float(group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
     step, spent_s = 0, 0.0
     if checkpoint is not None and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = load_checkpoint(checkpoint, "network", "optimisers", "step", "spent_s")
         network.load_state_dict(state["network"])
         for optimiser, stored in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(stored)
@@ -150,9 +151,7 @@ def train_classifier(
             "step": step,
             "spent_s": spent_s + time.monotonic() - began,
         }
-        unfinished = checkpoint.with_suffix(".part")
-        torch.save(state, unfinished)
-        unfinished.replace(checkpoint)  # a training that is stopped while it saves keeps the last whole one
+        save_checkpoint(checkpoint, state)
 
     while step < steps:
         epoch, place = divmod(step, per_epoch)

@@ -32,7 +32,7 @@ class ViewBank:
         path: the scores' file [views, n, classes] float32 (.npy); what it holds already is not asked for again.
 
     Raises:
-        ConfigurationError: the file is of other images or views, or cannot be written.
+        ConfigurationError: the file is of other images or views, damaged, or cannot be written.
     """
 
     def __init__(
@@ -49,17 +49,9 @@ class ViewBank:
         self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         self.views, self.reach, self.mirror, self.seed = views, reach, mirror, seed
         shape = (views, len(images), classes)
-        if path.is_file():
-            stored = np.load(path, mmap_mode="r+")
-            if stored.shape != shape or stored.dtype != np.float32:
-                raise ConfigurationError(
-                    f"{path} holds scores {list(stored.shape)} of other images or views, {list(shape)} are wanted; "
-                    "give another --out, or remove the file"
-                )
-            self._scores: NDArray[np.float32] = stored
-        else:
+        if not path.is_file():
             _make_room(path, shape)
-            self._scores = np.load(path, mmap_mode="r+")
+        self._scores = _open(path, shape)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -115,6 +107,23 @@ def _make_room(path: Path, shape: tuple[int, ...]) -> None:
     except OSError as error:
         path.unlink(missing_ok=True)
         raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    try:
+        # Read-only at first: a file that was cut short would be filled up with zeros, which look like scores.
+        np.lib.format.open_memmap(path, mode="r")
+        stored = np.lib.format.open_memmap(path, mode="r+")
+    except Exception as error:  # numpy parses what stands there, and fails in whatever way the damage leads it to
+        raise ConfigurationError(
+            f"{path} cannot be read ({error}); remove it to have the images scored anew"
+        ) from error
+    if stored.shape != shape or stored.dtype != np.float32:
+        raise ConfigurationError(
+            f"{path} holds scores {list(stored.shape)} of other images or views, {list(shape)} are wanted; "
+            "give another --out, or remove the file"
+        )
+    return stored
 
 
 def _hash(numbers: Tensor, seed: int) -> Tensor:

@@ -1,0 +1,65 @@
+"""Files that a command writes when its work is done: refused beforehand where they could not be written."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from evenkeel.errors import ConfigurationError, EvenkeelError
+
+__all__ = ["asked_for", "check_outputs", "write", "write_json"]
+
+
+def check_outputs(*, figure: Path | None = None, records: Path | None = None, **files: Path | None) -> None:
+    """Refuse what could not be written afterwards, before minutes of measuring.
+
+    Args:
+        figure: a picture.
+        records: a folder.
+        files: others, by the option that names them.
+
+    Raises:
+        ConfigurationError: one cannot be written, or the figure is of no known form.
+    """
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise ConfigurationError(f"figure: {figure} must end in .png or .svg")
+    for name, path in (*files.items(), ("figure", figure)):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise ConfigurationError(f"{name}: {path} cannot be written: there is no folder {path.parent}")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigurationError(f"{name}: {path} cannot be written: no permission")
+    if records is not None:
+        # Made with all the folders above it, so the nearest one that is there must be a folder.
+        there = next(folder for folder in (records.absolute(), *records.absolute().parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise ConfigurationError(f"records: the folder {records} cannot be made in {there}")
+
+
+def asked_for(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that say something, for a document or a page: all but those left out, and flags not set."""
+    return {
+        name: value for name, value in arguments.items() if value is not None and value is not False and value != ()
+    }
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file; what goes wrong is said with its name."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise EvenkeelError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document for machines; paths in it become strings, what is not a number null."""
+    write(path, orjson.dumps(document, default=_text, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
