@@ -452,10 +452,10 @@ def test_the_command_reads_recordings(tmp_path: Path) -> None:
     [
         (("--code", "zip"), "code 'zip' is unknown; allowed are fp32, bf16"),
         (("--code", "thc:bit=4"), "code 'thc:bit=4': field 'bit' is unknown; allowed are bits, granularity"),
-        (("--code", "thc:bits=9"), "code 'thc:bits=9': bits: must be 1 to 8, found 9"),
+        (("--code", "thc:bits=9"), "code 'thc:bits=9': bits: must be a whole number from 1 to 8, found 9"),
         (("--code", "thc:p=1/0"), "p: must be a number such as 0.03 or 1/32, found '1/0'"),
         (("--code", "thc:rounding=up"), "rounding: must be one of correlated, stochastic, nearest, found 'up'"),
-        (("--code", "gradiveq:ratio=.5"), "ratio: must be 1 or more"),
+        (("--code", "gradiveq:ratio=.5"), "ratio: must be a finite number of 1 or more"),
         (("--code", "qsgd"), "code 'qsgd': say levels"),
         (("--code", "eden:bits=9"), "bits: must be 1 to 8, found 9"),
         (("--code", "eden:bits=2,block=100"), "block: must be a power of two from 8, found 100"),

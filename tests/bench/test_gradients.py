@@ -153,6 +153,18 @@ def test_the_table_tells_ratio_gain_and_loss(tmp_path, no_root, no_workers):
         assert text in drawn
 
 
+def test_a_loss_is_told_in_three_digits(monkeypatch, no_root):
+    def train(work, data, records, **options):
+        for cell, training in work:
+            pace = {"thc": 1.2345, "pipe": 1.0034}.get(cell.method, 1.0)
+            records.keep(cell, training, figures(training.steps, pace))
+
+    monkeypatch.setattr(gradients_command, "train_cells", train)
+    result = run("--methods", "thc,pipe", "--steps", 4)
+    assert "thc loses here: 1.23 times the time of fp32" in result.output
+    assert "pipe loses here: 1.00 times the time of fp32" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -14,7 +14,7 @@ from evenkeel.coding.kernels import twins_only  # noqa: E402
 from evenkeel.coding.plain import Plain  # noqa: E402
 from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
 from evenkeel.coding.thc import THC  # noqa: E402
-from evenkeel.errors import CodeError  # noqa: E402
+from evenkeel.errors import CodeError, ConfigurationError  # noqa: E402
 
 
 def coarse() -> SumCode:
@@ -185,6 +185,12 @@ def test_a_saved_state_does_not_change_with_the_next_round() -> None:
     copy = saved["memory"][0].clone()
     play(codes, [torch.arange(10.0)], 1)
     assert torch.equal(saved["memory"][0], copy)
+
+
+@pytest.mark.parametrize("code", ["thc", THC, None])
+def test_what_is_no_code_is_refused(code: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"code: must be a sum code such as THC\(bits=4\), found "):
+        ErrorFeedback(code)  # type: ignore[arg-type]
 
 
 def test_wrapping_twice_is_refused() -> None:

@@ -1,5 +1,7 @@
 """Fixed point: what the lanes are, and where they end. The laws are in tests/laws."""
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
@@ -56,12 +58,14 @@ def test_numbers_at_the_ends_of_float32_survive() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 1}, "bits: must be 2 to 16, found 1"),
-        ({"bits": 17}, "bits: must be 2 to 16, found 17"),
+        ({"bits": 1}, "bits: must be a whole number from 2 to 16, found 1"),
+        ({"bits": 17}, "bits: must be a whole number from 2 to 16, found 17"),
+        ({"bits": 8.5}, "bits: must be a whole number from 2 to 16, found 8.5"),
+        ({"block": 8.0}, "block: must be a whole number, found 8.0"),
         ({"block": 12}, "block: must be a multiple of 8, found 12"),
         ({"block": 0}, "block: must be a multiple of 8, found 0"),
     ],
 )
-def test_wrong_settings_are_refused_by_name(settings: dict[str, int], message: str) -> None:
+def test_wrong_settings_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         FixedPoint(**settings)

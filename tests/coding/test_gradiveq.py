@@ -186,6 +186,18 @@ def test_most_of_the_traffic_is_saved_sampling_included() -> None:
     assert 576 * step / lanes > 6
 
 
+@pytest.mark.parametrize(("rounds", "compressed"), [(6, True), (9 + 6, False)])
+def test_a_resume_with_shorter_phases_ends_the_one_under_way(rounds: int, compressed: bool) -> None:
+    generator = torch.Generator().manual_seed(8)
+    before, later = small(sample_steps=9, code_steps=9), small(sample_steps=4, code_steps=3)
+    before.arrange(0, SHAPES)
+    for step in range(rounds):
+        before.observe(gradient(generator), Place(0, 1, step), lambda row: None)
+    later.load_state_dict(before.state_dict())
+    later.observe(gradient(generator), Place(0, 1, rounds), lambda row: None)
+    assert (later.lanes(LENGTH, Place(0, 1, rounds + 1)) < LENGTH) == compressed
+
+
 def test_other_shapes_and_lengths_are_refused() -> None:
     code = small()
     code.arrange(0, SHAPES)
@@ -201,9 +213,14 @@ def test_other_shapes_and_lengths_are_refused() -> None:
     [
         ({"loss": 0}, "loss: must be between 0 and 1"),
         ({"loss": 1.0}, "loss: must be between 0 and 1"),
-        ({"ratio": 0.5}, "ratio: must be 1 or more"),
-        ({"sample_steps": 3}, "sample_steps: must be 4 or more"),
-        ({"code_steps": 0}, "code_steps: must be 1 or more"),
+        ({"loss": "0.1"}, "loss: must be a finite number, found '0.1'"),
+        ({"ratio": 0.5}, "ratio: must be a finite number of 1 or more, found 0.5"),
+        ({"sample_steps": 3}, "sample_steps: must be a whole number of 4 or more, found 3"),
+        ({"sample_steps": 4.5}, "sample_steps: must be a whole number of 4 or more, found 4.5"),
+        ({"code_steps": 0}, "code_steps: must be a whole number of 1 or more, found 0"),
+        ({"code_steps": 5.5}, "code_steps: must be a whole number of 1 or more, found 5.5"),
+        ({"longest_slice": 64.5}, "longest_slice: must be a whole number, found 64.5"),
+        ({"inner": "thc"}, r"inner: must be a sum code such as THC\(bits=4\), or None, found 'thc'"),
         ({"longest_slice": 4}, "longest_slice: must be at least the ratio"),
         ({"inner": ErrorFeedback(THC())}, r"inner: must be a code without memory.*ErrorFeedback\(GradiVeQ"),
         ({"inner": GradiVeQ()}, "inner: must be a code without memory"),

@@ -286,9 +286,14 @@ def test_other_shapes_and_lengths_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "rank: must be 1 or more, found 0"),
-        ({"min_ratio": 0.5}, "min_ratio: must be 1 or more"),
-        ({"min_ratio": float("nan")}, "min_ratio: must be 1 or more"),
+        ({"rank": 0}, "rank: must be a whole number of 1 or more, found 0"),
+        ({"rank": 1.5}, "rank: must be a whole number of 1 or more, found 1.5"),
+        ({"min_ratio": 0.5}, "min_ratio: must be a finite number of 1 or more, found 0.5"),
+        ({"min_ratio": float("nan")}, "min_ratio: must be a finite number of 1 or more, found nan"),
+        ({"min_ratio": "2"}, "min_ratio: must be a finite number of 1 or more, found '2'"),
+        ({"seed": 0.5}, "seed: must be a whole number, found 0.5"),
+        ({"inner": "thc"}, r"inner: must be a sum code such as THC\(bits=4\), or None, found 'thc'"),
+        ({"inner": THC}, "inner: must be a sum code"),
         ({"inner": ErrorFeedback(THC())}, r"inner: must be a code without memory.*ErrorFeedback\(LowRank"),
         ({"inner": GradiVeQ()}, "inner: must be a code without memory"),
         ({"inner": LowRank()}, "inner: must be a code without memory"),

@@ -1,6 +1,7 @@
 """The exchanges that reducers are built from: the same checks between threads and between Gloo processes."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -92,8 +93,12 @@ def test_a_thread_that_stays_silent_is_given_up() -> None:
 def test_a_process_group_must_be_there() -> None:
     with pytest.raises(ConfigurationError, match="init_process_group"):
         GroupCollectives().add(torch.ones(1))
-    with pytest.raises(ConfigurationError, match="timeout_s"):
-        GroupCollectives(timeout_s=0)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, 1e10, float("inf"), float("nan"), "300", True])
+def test_a_timeout_that_is_none_is_refused_at_once(timeout_s: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"timeout_s.*, found {re.escape(repr(timeout_s))}$"):
+        GroupCollectives(timeout_s=timeout_s)
 
 
 def on_gloo() -> str:

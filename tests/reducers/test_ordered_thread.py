@@ -1,5 +1,6 @@
 """The thread that keeps the ranks' exchanges in order."""
 
+import gc
 import threading
 
 import pytest
@@ -54,3 +55,15 @@ def test_what_is_under_way_is_finished_before_the_end() -> None:
     with pytest.raises(ReducerError, match="was closed"):
         thread.submit(lambda: torch.tensor(8), CPU)
     assert not [each for each in threading.enumerate() if each.name == "ordered"]
+
+
+def test_what_it_held_is_let_go_once_with_the_thread_or_with_the_object() -> None:
+    let_go = []
+    thread = OrderedThread("ordered", lambda: None, lambda: let_go.append(threading.active_count()))
+    before = threading.active_count()
+    thread.close()
+    thread.close()
+    assert let_go == [before - 1]
+    OrderedThread("ordered", lambda: None, lambda: let_go.append(0))
+    gc.collect()
+    assert let_go == [before - 1, 0]

@@ -258,6 +258,11 @@ def refusals() -> None:
     narrow.most_workers = 1
     refused(evenkeel.PipeSGD(evenkeel.HookState(narrow)), "at most 1 ranks")
 
+    plain = evenkeel.HookState(evenkeel.THC(bits=4))
+    refused(evenkeel.PipeSGD(plain, warmup_steps=3) if rank else plain, "differ in schedule: .*warmup_steps=3")
+    with pytest.raises(ConfigurationError, match="new_group"):
+        evenkeel.HookState(evenkeel.THC(bits=4), group=dist.group.WORLD)
+
     state = evenkeel.HookState(None)
     train(*parallel(state), range(1))
     refused(state, "two models")
@@ -267,10 +272,19 @@ def refusals() -> None:
 
     torch.manual_seed(1)
     words = nn.Sequential(nn.Embedding(11, 4, sparse=True), nn.Linear(4, CLASSES))
-    ddp = DistributedDataParallel(words)
-    ddp.register_comm_hook(evenkeel.HookState(None), evenkeel.comm_hook)
-    with pytest.raises(ConfigurationError, match="sparse=False"):
-        train(ddp, torch.optim.SGD(ddp.parameters(), lr=0.1), range(1))
+    for state in (evenkeel.HookState(None), evenkeel.PipeSGD()):
+        ddp = DistributedDataParallel(words)
+        ddp.register_comm_hook(state, evenkeel.comm_hook)
+        with pytest.raises(ConfigurationError, match="sparse=False"):
+            train(ddp, torch.optim.SGD(ddp.parameters(), lr=0.1), range(1))
+
+
+def uneven_inputs() -> None:
+    """Ranks that have run out of inputs add nothing, and keep the others company."""
+    ddp, optimizer = parallel(evenkeel.HookState(evenkeel.THC(bits=4)), broadcast_buffers=False)
+    with ddp.join():
+        train(ddp, optimizer, range(3 + 2 * dist.get_rank()))
+    check_alike_on_all_ranks(ddp)
 
 
 def everything_for_two() -> list[str]:
@@ -282,6 +296,7 @@ def everything_for_two() -> list[str]:
         stop_and_resume,
         pipelined_like_a_delayed_loop,
         refusals,
+        uneven_inputs,
     ):
         work()
         done.append(work.__name__)
@@ -291,7 +306,7 @@ def everything_for_two() -> list[str]:
 def test_two_ranks() -> None:
     done = local_ranks(2, everything_for_two, timeout_s=100)
     assert done[0] == done[1]
-    assert len(done[0]) == 6
+    assert len(done[0]) == 7
 
 
 def four_and_then_three() -> str:

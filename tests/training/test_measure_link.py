@@ -105,6 +105,18 @@ def test_missing_variables_are_named(monkeypatch):
         pass
 
 
+def test_nccl_without_a_gpu_is_refused(monkeypatch):
+    torch = pytest.importorskip("torch", reason="needs torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with (
+        pytest.raises(ConfigurationError, match=r"backend: nccl needs a GPU .*; choose --backend gloo"),
+        group_from_environment("nccl"),
+    ):
+        pass
+
+
 MEASURE = """
 import dataclasses, json
 from evenkeel.training.measure import group_from_environment, measure_link

@@ -154,6 +154,28 @@ def test_an_attached_optimizer_does_nothing_while_the_pipeline_fills() -> None:
     assert optimizer.state[weight]["step"] == 3
 
 
+@pytest.mark.parametrize("attached", [True, False])
+def test_a_grad_scaler_goes_with_the_step(attached: bool) -> None:
+    (ranks,) = thread_collectives(1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.ones(()))  # as the first loss
+    state = evenkeel.HookState(None, reducer=evenkeel.Sharded(ranks), loss_scale=scaler.get_scale)
+    pipe, model = evenkeel.PipeSGD(state), Model([(3, 2)])
+    (weight,) = model.parameters
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    if attached:
+        pipe.attach(optimizer)
+    values = []
+    for _ in range(3):
+        (weight.grad,) = model.step(pipe, [torch.full((3, 2), 4.0)], [[0]])
+        if attached or not pipe.skip_step:
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        values.append(weight[0, 0].item())
+    assert values == [0.0, -0.5, -1.0]
+
+
 def test_an_average_is_converted_to_the_loss_scale_of_the_step_that_applies_it() -> None:
     (ranks,) = thread_collectives(1)
     scale = 4.0
@@ -211,6 +233,41 @@ def test_a_resume_with_another_model_or_without_a_step_is_refused() -> None:
         Model([(2, 2)]).step(other, [torch.ones(2, 2)], [[0]])
 
 
+def test_what_is_no_state_of_it_is_refused_before_anything_is_loaded() -> None:
+    state = hook_state(thread_collectives(1)[0], False)
+    pipe = evenkeel.PipeSGD(state)
+    before = pipe.state_dict()
+    for wrong, message in (
+        ({}, "no state of a PipeSGD but a dictionary of nothing"),
+        (state.state_dict(), "the state of a HookState, not of a PipeSGD: load it with HookState.load_state_dict"),
+        ({"step": 3, "flights": [], "state": {}}, "no state of a HookState"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            pipe.load_state_dict(wrong)
+    with pytest.raises(ConfigurationError, match="the state of a PipeSGD, not of a HookState"):
+        state.load_state_dict(before)
+    assert pipe.state_dict() == before
+
+
+def test_stats_and_close_are_those_of_its_state() -> None:
+    (ranks,) = thread_collectives(1)
+    state = hook_state(ranks)
+    pipe, model = evenkeel.PipeSGD(state), Model(SHAPES)
+    run(pipe, model, 0, range(4))
+    pipe.close()
+    assert pipe.stats() == state.stats()
+    assert pipe.stats().compressed_steps == 2
+    with pytest.raises(ReducerError, match="closed"):
+        model.step(pipe, gradients_of(0, 4), SPLIT)
+
+
+def test_the_state_of_another_hook_may_have_neither() -> None:
+    pipe = evenkeel.PipeSGD("its own", hook=lambda state, bucket: None)
+    pipe.close()
+    with pytest.raises(ConfigurationError, match=r"only a HookState counts costs, .* is 'its own'"):
+        pipe.stats()
+
+
 def test_no_checkpoint_within_a_backward_pass() -> None:
     (ranks,) = thread_collectives(1)
     pipe = evenkeel.PipeSGD(hook_state(ranks, False))
@@ -244,7 +301,9 @@ def test_a_lost_peer_is_an_error_one_step_later_at_most(layout: list) -> None:
 def test_bad_arguments() -> None:
     for options, message in (
         ({"width": 3}, "width must be 2"),
-        ({"warmup_steps": -1}, "warmup_steps must not be negative"),
+        ({"warmup_steps": -1}, "warmup_steps: must be a whole number of 0 or more, found -1"),
+        ({"warmup_steps": 2.5}, "warmup_steps: must be a whole number of 0 or more, found 2.5"),
+        ({"loss_scale": 65536.0}, "loss_scale must be a function"),
         ({"hook": lambda state, bucket: None}, "without its state"),
     ):
         with pytest.raises(ConfigurationError, match=message):

@@ -63,7 +63,7 @@ def test_an_assumed_link(tmp_path):
     code = rows["thc 4-bit", "pipelined"]
     assert code["step_s"] == pytest.approx(step_s(link, 4, step, thc(11_700_000, 4), "pipelined"))
     assert 1e9 < code["break_even_bps"] < 1e10
-    assert [key for key, row in rows.items() if row["recommended"]] == [("thc 4-bit", "pipelined")]
+    assert [key for key, row in rows.items() if row["recommended"]] == [("thc 4-bit", "layer-wise")]
     assert not any(row["measured"] for row in rows.values())
 
 
@@ -115,9 +115,11 @@ def test_a_gain_on_every_link_is_null_in_json_and_inf_in_the_table(tmp_path):
         ((*MODEL, "--workers", "4"), "rate: say it with --rate"),
         ((*LINK, *MODEL[2:], "--parameters", "many"), "parameters must be a number"),
         ((*LINK, *MODEL, "--forward", "soon"), "forward must be a time"),
-        ((*LINK, *MODEL, "--backward=-1ms"), "backward_s: must be a finite time"),
+        ((*LINK, *MODEL, "--backward=-1ms"), "backward: must be a finite time"),
         ((*LINK, *MODEL, "--rate", "fast"), "rate must be a rate"),
-        ((*LINK, *MODEL, "--adding", "nan"), "gamma_s_per_byte: must be a finite time"),
+        ((*LINK, *MODEL, "--adding", "nan"), "adding: must be a finite time of 0 or more, found nan"),
+        ((*LINK, *MODEL, "--adding", "-1"), "adding: must be a finite time of 0 or more, found -1"),
+        ((*LINK, *MODEL, "--latency=-1ms"), "latency: must be a finite time"),
         ((*LINK, *MODEL, "--matrix", "512"), "matrix must be of the form"),
         ((*LINK, *MODEL, "--matrix", "9999x9999"), "matrices: hold 99980001 numbers"),
         ((*LINK, *MODEL, "--convolutions", "12M"), "convolutions: must be 0 to 11700000"),

@@ -58,7 +58,7 @@ def test_schedules_by_hand():
     assert step_s(link, 2, step, cost, "parameter server") == pytest.approx(37e-3 + 160e-3)
     # Backward and encoding end a segment every 6 ms: the first leaves at 6, the four travel until 46.
     assert step_s(link, 2, step, cost, "layer-wise") == pytest.approx(1e-3 + 10e-3 + 46e-3 + 2e-3)
-    assert step_s(link, 2, step, cost, "pipelined") == pytest.approx(40e-3)
+    assert step_s(link, 2, step, cost, "pipelined") == pytest.approx(46e-3)
     # Ten times faster: then the last segment ends the backward pass at 24 and travels for 1 more.
     fast = Link(alpha_s=0.0, beta_s_per_byte=4e-6)
     assert step_s(fast, 2, step, cost, "layer-wise") == pytest.approx(1e-3 + 10e-3 + 25e-3 + 2e-3)
@@ -166,7 +166,7 @@ def test_hiding_communication_never_costs_time(link, workers, step):
         assert step_s(link, workers, step, cost, "layer-wise") == pytest.approx(synchronous)
         pipelined = step_s(link, workers, step, cost, "pipelined")
         compute = step.compute_s + cost.encode_s + cost.decode_s
-        assert compute <= pipelined <= synchronous
+        assert compute <= pipelined <= synchronous * (1 + 1e-12)
         assert pipelined >= synchronous / 2 * (1 - 1e-12)  # hiding at best halves
 
 

@@ -53,22 +53,23 @@ def test_costs_are_counted_by_hand() -> None:
     assert count_macs(CollageNet(tiles, 3, 32), (3, 96, 96)) == 9 * count_macs(tiles, (3, 32, 32))
 
 
-def test_more_blocks_and_larger_tiles_cost_more() -> None:
+def test_wider_blocks_and_larger_tiles_cost_more() -> None:
     plain = count_macs(TileNet(10, SMALL), (3, 32, 32))
-    assert count_macs(TileNet(10, SMALL, depths=(1, 2, 1)), (3, 32, 32)) > plain
+    assert count_macs(TileNet(10, (8, 16, 16)), (3, 32, 32)) > plain
     large = count_macs(TileNet(10, SMALL, side=64), (3, 64, 64))
-    assert plain < large < 4 * plain  # halved once more before the first stage
+    assert plain < large < 2 * plain  # halved once before the first block
+    assert count_macs(TileNet(10, SMALL, side=128), (3, 128, 128)) < 4 * plain  # and twice
 
 
 @pytest.mark.parametrize(
-    "make",
-    [Classifier, lambda: TileNet(10), lambda: TileNet(10, (16, 24, 40), (2, 1, 2))],
-    ids=["base", "tile", "deep"],
+    ("make", "side"),
+    [(Classifier, 32), (lambda: TileNet(10), 32), (lambda: TileNet(10, (16, 24, 40), 128), 128)],
+    ids=["base", "tile", "large tile"],
 )
-def test_folded_norms_compute_the_same(make: "type[torch.nn.Module]") -> None:
+def test_folded_norms_compute_the_same(make: "type[torch.nn.Module]", side: int) -> None:
     torch.manual_seed(1)
     network = trained_a_little(make())
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 3, side, side)
     folded = fold_norms(network)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     with torch.no_grad():

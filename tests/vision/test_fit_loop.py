@@ -44,7 +44,7 @@ def bank(path: Path, turned: int = 0) -> ViewBank:
 
 def network() -> TileNet:
     torch.manual_seed(0)
-    return TileNet(10, (8, 8, 16))
+    return TileNet(10, (16, 16, 32))
 
 
 def test_it_learns_what_the_classifier_says_not_what_is_true(tmp_path: Path) -> None:

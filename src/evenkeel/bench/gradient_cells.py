@@ -28,7 +28,8 @@ PIPE_WARM_SHARE = 0.1  # of the steps; gradients change fast in them
 PROGRESS = "@"  # begins rank 0's lines of progress: number of the cell, steps done
 _CODES = r"bf16|powersgd[1-9]\d*|thc[1-8]?(-no-ef)?|gradiveq(\+thc)?|lowrank[1-9]\d*(\+thc[1-8]?)?(-no-ef)?"
 _METHOD = re.compile(rf"fp32|pipe|(pipe\+)?({_CODES})")
-_PLAIN_METHODS = ("fp32", "bf16", "powersgd1", "powersgd4", "thc", "pipe", "pipe+thc")
+_METHODS = ("fp32", "bf16", "powersgd1", "powersgd4", "thc", "lowrank16+thc", "pipe", "pipe+thc", "pipe+lowrank16+thc")
+_CONVOLUTIONS = ("gradiveq", "gradiveq+thc", "pipe+gradiveq+thc")
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class TaskSettings:
 
 
 TASKS = {
-    "mlp": TaskSettings(150, 30, 128, _PLAIN_METHODS),
-    "convnet": TaskSettings(300, 40, 64, ("fp32", "bf16", "powersgd4", "thc", "gradiveq", "gradiveq+thc")),
-    "transformer": TaskSettings(200, 30, 64, ("fp32", "bf16", "thc", "pipe+thc")),
+    "mlp": TaskSettings(150, 30, 128, _METHODS),
+    "convnet": TaskSettings(300, 40, 64, (*_METHODS, *_CONVOLUTIONS)),
+    "transformer": TaskSettings(200, 30, 64, _METHODS),
 }
 
 

@@ -157,7 +157,7 @@ def _notes(means: Sequence[dict[str, Any]], tolerance: float) -> Iterator[str]:
         if row["reached"] < row["seeds"]:
             yield f"{row['method']}: {row['reached']} of {row['seeds']} seeds reached the target"
         elif row["method"] != BASELINE and row["speed_up"] is not None and row["speed_up"] < 1:
-            yield f"{row['method']} loses here: {1 / row['speed_up']:.2g} times the time of fp32"
+            yield f"{row['method']} loses here: {1 / row['speed_up']:.2f} times the time of fp32"
 
 
 def _tasks(text: str) -> list[str]:

@@ -1,11 +1,13 @@
-"""What every code demands of its group and of the numbers of its replies."""
+"""What every code demands of its settings, of its group and of the numbers of its replies."""
 
 from collections.abc import Iterable, Sequence
+from math import inf, isfinite
+from numbers import Integral, Real
 
 from evenkeel.coding.code import Array
 from evenkeel.errors import CodeError, ConfigurationError
 
-__all__ = ["at_least_one", "check_count", "check_group", "check_numbers"]
+__all__ = ["at_least_one", "check_count", "check_group", "check_numbers", "number", "whole"]
 
 
 def at_least_one(name: str, value: int) -> int:
@@ -38,3 +40,23 @@ def check_numbers(numbers: Iterable[int], tasks: int) -> None:
     for number in numbers:
         if not 0 <= number < tasks:
             raise CodeError(f"a reply to task {number}, but the group has tasks 0 to {tasks - 1} only")
+
+
+def whole(name: str, value: object, low: float = -inf, high: float = inf) -> int:
+    """`value`, when it is a whole number from `low` to `high`; otherwise ConfigurationError naming `name`."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high:
+        return int(value)
+    raise ConfigurationError(f"{name}: must be a whole number{_range(low, high)}, found {value!r}")
+
+
+def number(name: str, value: object, low: float = -inf) -> float:
+    """`value`, when it is a finite number of `low` or more; otherwise ConfigurationError naming `name`."""
+    if isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and low <= float(value):
+        return float(value)
+    raise ConfigurationError(f"{name}: must be a finite number{_range(low, inf)}, found {value!r}")
+
+
+def _range(low: float, high: float) -> str:
+    if high < inf:
+        return f" from {low} to {high}"
+    return f" of {low} or more" if low > -inf else ""

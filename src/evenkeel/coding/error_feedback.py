@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, Count, Place, SumCode, flat
-from evenkeel.errors import CodeError
+from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["ErrorFeedback"]
 
@@ -29,6 +29,8 @@ class ErrorFeedback(SumCode):
     def __init__(self, code: SumCode) -> None:
         if isinstance(code, ErrorFeedback):
             raise CodeError("error feedback around error feedback has nothing to remember: wrap once")
+        if not isinstance(code, SumCode):
+            raise ConfigurationError(f"code: must be a sum code such as THC(bits=4), found {code!r}")
         self.code = code
         self.granule = code.granule
         self.most_workers = code.most_workers

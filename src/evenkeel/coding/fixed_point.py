@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.block_scales import block_count, check_scales, inverse, spread, usable
+from evenkeel.coding.checks import whole
 from evenkeel.coding.packing import Lanes, pack_bits, unpack_bits
 from evenkeel.coding.sum_code import Count, Place, SumCode, count_per_granule, flat
 from evenkeel.errors import CodeError, ConfigurationError
@@ -30,13 +31,11 @@ class FixedPoint(SumCode):
     name: Final = "fixed_point"
 
     def __init__(self, bits: int = 8, block: int = 4096) -> None:
-        if not 2 <= bits <= 16:
-            raise ConfigurationError(f"bits: must be 2 to 16, found {bits}")
-        if block < 8 or block % 8:
+        self.bits = whole("bits", bits, 2, 16)
+        self.granule = whole("block", block)
+        if self.granule < 8 or self.granule % 8:
             raise ConfigurationError(f"block: must be a multiple of 8, found {block}")
-        self.bits = bits
-        self.granule = block
-        self._top = (1 << (bits - 1)) - 1
+        self._top = (1 << (self.bits - 1)) - 1
         self._lanes = Lanes(2 * self._top)
         self.most_workers = self._lanes.most_workers
 

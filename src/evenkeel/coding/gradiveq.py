@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.bucket_bases import Basis, BucketBases
+from evenkeel.coding.checks import number, whole
 from evenkeel.coding.projected import Projected, check_arrangement
 from evenkeel.coding.shared_basis import Moments, learn
 from evenkeel.coding.sum_code import Broadcast, Place, SumCode, flat
@@ -62,21 +63,15 @@ class GradiVeQ(Projected):
         longest_slice: int = 768,
     ) -> None:
         super().__init__(inner)
-        if not 0 < loss < 1:
+        self.loss = number("loss", loss)
+        if not 0 < self.loss < 1:
             raise ConfigurationError(f"loss: must be between 0 and 1, found {loss}")
-        if not ratio >= 1:
-            raise ConfigurationError(f"ratio: must be 1 or more, found {ratio}")
-        if sample_steps < _HOLD_OUT:
-            raise ConfigurationError(f"sample_steps: must be {_HOLD_OUT} or more, found {sample_steps}")
-        if code_steps < 1:
-            raise ConfigurationError(f"code_steps: must be 1 or more, found {code_steps}")
-        if longest_slice < ratio:
+        self.ratio = number("ratio", ratio, 1)
+        self.sample_steps = whole("sample_steps", sample_steps, _HOLD_OUT)
+        self.code_steps = whole("code_steps", code_steps, 1)
+        self.longest_slice = whole("longest_slice", longest_slice)
+        if self.longest_slice < self.ratio:
             raise ConfigurationError(f"longest_slice: must be at least the ratio {ratio}, found {longest_slice}")
-        self.loss = loss
-        self.ratio = ratio
-        self.sample_steps = sample_steps
-        self.code_steps = code_steps
-        self.longest_slice = longest_slice
         self._buckets: dict[int, _Bucket] = {}
 
     def __repr__(self) -> str:
@@ -103,11 +98,11 @@ class GradiVeQ(Projected):
             return
         bucket.rounds += 1
         if bucket.coding:
-            if bucket.rounds == self.code_steps:
+            if bucket.rounds >= self.code_steps:
                 bucket.turn([None] * len(bucket.vector.layers), [])
             return
         self._sample(bucket, mean)
-        if bucket.rounds == self.sample_steps:
+        if bucket.rounds >= self.sample_steps:
             learnt = self._learn(bucket) if place.rank == 0 else None
             bucket.turn(*_share(bucket.vector, learnt, mean.device, broadcast))
 
@@ -203,9 +198,9 @@ def _share(
     layers = vector.layers
     directions = torch.zeros(len(layers), dtype=torch.int64, device=device)
     lost = torch.zeros(len(layers), device=device)
-    for number, (basis, its_loss) in enumerate(learnt or []):
-        directions[number] = 0 if basis is None else basis.shape[1]
-        lost[number] = its_loss
+    for index, (basis, its_loss) in enumerate(learnt or []):
+        directions[index] = 0 if basis is None else basis.shape[1]
+        lost[index] = its_loss
     broadcast(directions)
     sizes = [layer.size * int(count) for layer, count in zip(layers, directions.tolist(), strict=True)]
     row = torch.zeros(len(layers) + sum(sizes), device=device)

@@ -12,10 +12,11 @@ from typing import Any, Final
 from torch import Tensor
 
 from evenkeel.coding.bucket_factors import BucketFactors
+from evenkeel.coding.checks import number, whole
 from evenkeel.coding.counter_hash import key
 from evenkeel.coding.projected import Projected, check_arrangement
 from evenkeel.coding.sum_code import Broadcast, Place, SumCode, flat
-from evenkeel.errors import CodeError, ConfigurationError
+from evenkeel.errors import CodeError
 
 __all__ = ["LowRank"]
 
@@ -48,13 +49,9 @@ class LowRank(Projected):
 
     def __init__(self, rank: int = 16, inner: SumCode | None = None, min_ratio: float = 2.0, seed: int = 0) -> None:
         super().__init__(inner)
-        if rank < 1:
-            raise ConfigurationError(f"rank: must be 1 or more, found {rank}")
-        if not min_ratio >= 1:
-            raise ConfigurationError(f"min_ratio: must be 1 or more, found {min_ratio}")
-        self.rank = rank
-        self.min_ratio = min_ratio
-        self.seed = seed
+        self.rank = whole("rank", rank, 1)
+        self.min_ratio = number("min_ratio", min_ratio, 1)
+        self.seed = whole("seed", seed)
         self._buckets: dict[int, BucketFactors] = {}
 
     def __repr__(self) -> str:

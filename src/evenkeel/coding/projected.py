@@ -54,7 +54,7 @@ class Projected(SumCode):
         inner: as given.
 
     Raises:
-        ConfigurationError: `inner` remembers vectors of earlier rounds.
+        ConfigurationError: `inner` is no sum code, or remembers vectors of earlier rounds.
     """
 
     def __init__(self, inner: SumCode | None) -> None:
@@ -63,6 +63,8 @@ class Projected(SumCode):
                 f"inner: must be a code without memory, as messages change their length, found {inner!r}: "
                 f"use ErrorFeedback({type(self).__name__}(...))"
             )
+        if not isinstance(inner, SumCode | None):
+            raise ConfigurationError(f"inner: must be a sum code such as THC(bits=4), or None, found {inner!r}")
         self.inner: SumCode = Plain() if inner is None else inner
         self.granule = self.inner.granule
         self.most_workers = self.inner.most_workers

@@ -264,7 +264,7 @@ def flat(vector: Tensor) -> Tensor:
         CodeError: sparse, not one row, or not floating point.
     """
     if vector.layout != torch.strided:
-        raise CodeError("sparse gradients cannot be coded: make them dense, or skip this parameter")
+        raise CodeError("sparse gradients cannot be coded: make them dense")
     if vector.dim() != 1:
         raise CodeError(f"a sum code takes one row of numbers, found shape {tuple(vector.shape)}: flatten it first")
     if not vector.is_floating_point():

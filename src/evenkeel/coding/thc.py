@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 
 from evenkeel.coding import thc_table
 from evenkeel.coding.block_scales import block_count, check_scales, inverse, spread, usable
+from evenkeel.coding.checks import number, whole
 from evenkeel.coding.counter_hash import Stream, key
 from evenkeel.coding.kernels import MOST_WORKERS, Kernels, fast
 from evenkeel.coding.kernels.coder import Coder, coder_of
@@ -77,18 +78,16 @@ class THC(SumCode):
         seed: int = 0,
     ) -> None:
         check_rounding(rounding)
-        if block < 8 or block & (block - 1):
+        self.bits = whole("bits", bits, 1, 8)
+        self.granule = whole("block", block)
+        if self.granule < 8 or self.granule & (self.granule - 1):
             raise ConfigurationError(f"block: must be a power of two from 8, found {block}")
-        if not 1 <= bits <= 8:
-            raise ConfigurationError(f"bits: must be 1 to 8, found {bits}")
-        default_granularity, default_p = _BEST[bits]
-        self.bits = bits
-        self.granularity = default_granularity if granularity is None else granularity
-        self.p = default_p if p is None else p
+        default_granularity, default_p = _BEST[self.bits]
+        self.granularity = default_granularity if granularity is None else whole("granularity", granularity)
+        self.p = default_p if p is None else number("p", p)
         self.rounding = rounding
-        self.granule = block
-        self.seed = seed
-        self.table = thc_table.table(bits, self.granularity, self.p)
+        self.seed = whole("seed", seed)
+        self.table = thc_table.table(self.bits, self.granularity, self.p)
         self._clip = thc_table.clip(self.p)
         self._lanes = Lanes(self.granularity)
         self.most_workers = self._lanes.most_workers

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["gradients"]
 
 _COLUMNS = 7
+_NAME_INCHES = 0.068  # of a letter
 
 
 def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
@@ -30,6 +31,8 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     Raises:
         EvenkeelError: there are no rows.
     """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     groups = list(dict.fromkeys((row["task"], row["rate"]) for row in rows))
     if not groups:
         raise EvenkeelError("there are no trainings to draw a figure of")
@@ -38,8 +41,12 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     legend = -(-len(methods) // _COLUMNS)
     top = 0.3 + 0.2 * legend
     with drawing(0.5 + top + 2.6 * len(groups), left=0.6, top=top) as figure:
-        panels = figure.subplots(len(groups), 3, squeeze=False)
+        # The third column holds the names of methods.
+        names = max(0.01, (_NAME_INCHES * max(map(len, methods)) - 0.85) / 2.5)
+        panels = figure.subplots(len(groups), 4, squeeze=False, width_ratios=(1, 1, names, 1))
         figure.subplots_adjust(wspace=0.22)
+        for panel in panels[:, 2]:
+            panel.set_axis_off()
         for line, (task, rate) in zip(panels, groups, strict=True):
             own = [row for row in rows if (row["task"], row["rate"]) == (task, rate)]
             line[0].set_title(f"{task} at {rate}", loc="left", fontsize=9, fontweight="bold", pad=3)
@@ -53,12 +60,16 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             first = np.array([row["curve"]["loss"][0] for row in own if "curve" in row])
             top_loss = 1.25 * first[np.isfinite(first)].max(initial=1.0)
             for panel, label in zip(line, ("step", "second"), strict=False):
-                panel.set_ylim(0, top_loss)
+                panel.set_yscale("log")
+                panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                panel.yaxis.set_major_formatter("{x:g}")
+                panel.yaxis.set_minor_locator(NullLocator())
+                panel.set_ylim(top=top_loss)
                 panel.set_xlim(left=0)
                 panel.set_xlabel(label)
             line[0].set_ylabel("training loss")
             line[1].tick_params(axis="y", labelleft=False)
-            _target_bars(line[2], [row for row in own if "curve" not in row], palette)
+            _target_bars(line[3], [row for row in own if "curve" not in row], palette)
         handles, labels = _first_of_each(panels[:, 0])
         figure.legend(handles, labels, loc="upper left", ncols=_COLUMNS, fontsize=8, handlelength=1.2)
     return figure

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from evenkeel.coding.checks import number
 from evenkeel.errors import ConfigurationError, ReducerError
 from evenkeel.reducers.collectives import Collectives, broadcast_sends, ring_bytes, swap_bytes
 
@@ -16,6 +17,9 @@ __all__ = ["GroupCollectives", "collectives_over"]
 
 # How often a GPU is asked whether an exchange is done: far below what one takes on a network worth compressing for.
 _POLL_S = 1e-4
+_LONGEST_S = 1e9  # thirty years; ten times as long overflows where torch counts nanoseconds
+# Shorter rows go directly, in one step instead of one for each rank.
+_RING_BYTES = 2**14
 
 
 class GroupCollectives(Collectives):
@@ -30,11 +34,19 @@ class GroupCollectives(Collectives):
     Args:
         group: over which to exchange.
         timeout_s: how long a peer may stay silent.
+
+    Raises:
+        ConfigurationError: a timeout that is none.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
-        if not timeout_s > 0:
-            raise ConfigurationError(f"timeout_s must be above zero, found {timeout_s!r}")
+        if not 0 < number("timeout_s", timeout_s) <= _LONGEST_S:
+            raise ConfigurationError(f"timeout_s must be above zero and at most {_LONGEST_S:g}, found {timeout_s!r}")
+        if group is not None and dist.is_initialized() and group is dist.group.WORLD:
+            raise ConfigurationError(
+                "group: this is the group that DistributedDataParallel exchanges buffers on, from another thread; give "
+                "one of its own, made with torch.distributed.new_group(), or none"
+            )
         self.sent_bytes = 0
         self.exchanged_s = 0.0
         self._given = group
@@ -73,6 +85,18 @@ class GroupCollectives(Collectives):
         self.sent_bytes += swap_bytes(parts, self.rank)
         return list(torch.split(received, list(sizes)))
 
+    def gather(self, row: Tensor, sizes: Sequence[int] | None = None) -> list[Tensor]:
+        """All ranks' rows; long ones along a ring, where nobody is sent to by all others at once."""
+        sizes = list(sizes or [row.numel()] * self.world)
+        longest = max(sizes)
+        if longest * row.element_size() < _RING_BYTES:
+            return super().gather(row, sizes)
+        padded = torch.nn.functional.pad(row, (0, longest - row.numel()))
+        rows = [padded.new_empty(longest) for _ in sizes]
+        self._run(lambda group: dist.all_gather(rows, padded, group=group, async_op=True), padded)
+        self.sent_bytes += (self.world - 1) * longest * row.element_size()
+        return [each[:size] for each, size in zip(rows, sizes, strict=True)]
+
     def broadcast(self, values: Tensor) -> None:
         """Overwrite `values` with those of rank 0."""
         root = 0 if self._given is None else dist.get_global_rank(self._given, 0)
@@ -86,6 +110,8 @@ class GroupCollectives(Collectives):
         self._broken = self._broken or "the reducer was closed"
         if self._given is None:
             self._drop()
+        # Threads of a group that is still referred to when the interpreter ends take the process down.
+        self._group = self._given = None
 
     def _all_reduce(self, values: Tensor, operation: Any) -> Tensor:
         reduced = values.clone(memory_format=torch.contiguous_format)

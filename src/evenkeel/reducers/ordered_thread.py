@@ -29,9 +29,10 @@ class OrderedThread:
     Args:
         name: of the thread.
         on_failure: called once, in the thread, after the first job that failed.
+        at_end: called once when the thread has ended: with `close`, with this object, or with the interpreter.
     """
 
-    def __init__(self, name: str, on_failure: Callable[[], None]) -> None:
+    def __init__(self, name: str, on_failure: Callable[[], None], at_end: Callable[[], None] = lambda: None) -> None:
         self._jobs: Jobs = queue.SimpleQueue()
         self._failure: BaseException | None = None
         self._on_failure = on_failure
@@ -39,7 +40,7 @@ class OrderedThread:
         thread = threading.Thread(target=_run, args=(self._jobs,), name=name, daemon=True)
         thread.start()
         # Also at the interpreter's end: a thread that is still within torch then would take the process down.
-        self._end = weakref.finalize(self, _end, self._jobs, thread)
+        self._end = weakref.finalize(self, _end, self._jobs, thread, at_end)
 
     def submit(self, job: Callable[[], Tensor], device: torch.device) -> "Future[Tensor]":
         """What `job` will give; its error, if it raises one.
@@ -95,10 +96,11 @@ def _fail(future: "Future[Tensor]", error: Any) -> None:
     future.set_exception(error)
 
 
-def _end(jobs: Jobs, thread: threading.Thread) -> None:
+def _end(jobs: Jobs, thread: threading.Thread, at_end: Callable[[], None]) -> None:
     jobs.put(None)
     if thread is not threading.current_thread():
         thread.join(_END_S)
+    at_end()
 
 
 def _run(jobs: Jobs) -> None:

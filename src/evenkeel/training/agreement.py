@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from evenkeel.errors import ConfigurationError
+from evenkeel.errors import ConfigurationError, ReducerError
 from evenkeel.reducers.collectives import Collectives
 
 __all__ = ["check_agreement"]
+
+_REMEDIES = {"step": "load every rank's own checkpoint of the same step"}
 
 
 def check_agreement(ranks: Collectives, fields: Mapping[str, object], device: torch.device) -> None:
@@ -17,10 +19,15 @@ def check_agreement(ranks: Collectives, fields: Mapping[str, object], device: to
 
     Raises:
         ConfigurationError: the same on every rank, naming the first field that differs and who has which value.
+        ReducerError: a peer is gone or silent, or has no hook.
     """
     text = json.dumps({name: str(value) for name, value in fields.items()}).encode()
     digest = torch.frombuffer(bytearray(hashlib.sha256(text).digest()), dtype=torch.uint8)
-    digests = ranks.gather(digest.to(device))
+    try:
+        digests = ranks.gather(digest.to(device))
+    except ReducerError as error:
+        # A rank without the hook never comes to this, the first exchange of all.
+        raise ReducerError(f"{error}; is the hook registered on every rank?") from error
     if all(torch.equal(each, digests[0]) for each in digests):
         return
     lengths = [int(row) for row in ranks.gather(torch.tensor([len(text)], device=device))]
@@ -33,4 +40,5 @@ def check_agreement(ranks: Collectives, fields: Mapping[str, object], device: to
             holders.setdefault(each.get(name, "absent"), []).append(rank)
         if len(holders) > 1:
             found = ", ".join(f"{value} on rank{'s' * (len(who) > 1)} {who}" for value, who in holders.items())
-            raise ConfigurationError(f"the ranks differ in {name}: {found}; start every rank with the same {name}")
+            remedy = _REMEDIES.get(name, f"start every rank with the same {name}")
+            raise ConfigurationError(f"the ranks differ in {name}: {found}; {remedy}")

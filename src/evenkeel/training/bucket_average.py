@@ -1,15 +1,16 @@
 """One bucket's round: from gradients to their average, in the communication thread."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from evenkeel.coding.error_feedback import ErrorFeedback
 from evenkeel.coding.sum_code import Place, SumCode
-from evenkeel.reducers.collectives import ring_bytes
+from evenkeel.reducers.collectives import Collectives, ring_bytes
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.training.stats import Meter, Stopwatch
 
@@ -17,6 +18,8 @@ __all__ = ["Plan", "Unit", "average_bucket"]
 
 # The error of a message costs another decoding to know.
 _STEPS_PER_SAMPLE = 16
+# Up to here the time of a meeting counts, and not the bytes: one exchange of all rows takes the place of two rings.
+_SMALL_BYTES = 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +59,60 @@ def average_bucket(buffer: Tensor, plan: Plan, code: SumCode | None, reducer: Re
     sent_before = ranks.sent_bytes
     watch = Stopwatch(buffer.device, lambda: ranks.exchanged_s)
     with torch.no_grad():
-        if plan.plain:
-            total = ranks.add(_joined(plan.plain).to(torch.float32))
-            _write(plan.plain, total / ranks.world)
+        coded = [_Coded.of(unit, plan, code, ranks) for unit in plan.units if code is not None]
+        plain = _joined(plan.plain).to(torch.float32) if plan.plain else buffer.new_empty(0, dtype=torch.float32)
+        total, stats = _shared(ranks, plain, [each.stats for each in coded])
+        _write(plan.plain, total / ranks.world)
         tally.encode(watch.lap())
-        for unit in plan.units:
-            assert code is not None
-            _average_unit(unit, plan, code, reducer, watch, tally)
-    if plan.metered:
+        for each, common in zip(coded, stats, strict=True):
+            _average_coded(replace(each, stats=common), plan, reducer, watch, tally)
+    if not plan.metered:
+        meter.plain(ranks.sent_bytes - sent_before, tally.communicate_s)
+    else:
         tally.sent_bytes = ranks.sent_bytes - sent_before
         tally.uncompressed_bytes = ring_bytes(buffer, ranks.world)
         meter.include(tally)
     return buffer
 
 
-def _average_unit(unit: Unit, plan: Plan, code: SumCode, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
-    ranks = reducer.ranks
-    place = Place(ranks.rank, ranks.world, plan.step, unit.number)
-    vector = _joined(unit.views).to(torch.float32)
-    if plan.loss_scale != 1:
-        # What codes remember must not depend on a scale that changes from step to step.
-        vector = vector / plan.loss_scale
-    stats = code.measure(vector, place)
-    if stats.numel():
-        stats = ranks.largest(stats)
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """A unit about to be coded: its vector, and the statistics of this rank's or, later, of all."""
+
+    views: list[Tensor]
+    code: SumCode
+    place: Place
+    vector: Tensor
+    stats: Tensor
+
+    @classmethod
+    def of(cls, unit: Unit, plan: Plan, code: SumCode, ranks: Collectives) -> Self:
+        place = Place(ranks.rank, ranks.world, plan.step, unit.number)
+        vector = _joined(unit.views).to(torch.float32)
+        if plan.loss_scale != 1:
+            # What codes remember must not depend on a scale that changes from step to step.
+            vector = vector / plan.loss_scale
+        return cls(unit.views, code, place, vector, code.measure(vector, place))
+
+
+def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The sum of all ranks' `plain`, and the largest of each of their statistics: together, where both are short."""
+    row = torch.cat([plain, *stats])
+    lengths = [each.numel() for each in stats]
+    added = plain.numel()
+    if row.numel() == 0:
+        return plain, list(stats)
+    if row.numel() * row.element_size() <= _SMALL_BYTES:
+        rows = torch.stack(ranks.gather(row))
+        total, largest = rows[:, :added].sum(0), rows[:, added:].amax(0)
+    else:
+        total = ranks.add(plain) if added else plain
+        largest = ranks.largest(row[added:]) if sum(lengths) else row[added:]
+    return total, list(torch.split(largest, lengths))
+
+
+def _average_coded(each: _Coded, plan: Plan, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
+    code, place, vector, stats = each.code, each.place, each.vector, each.stats
     packed = code.encode_packed(vector, stats, place)
     lanes = code.lanes(vector.numel(), place)
     tally.encode(watch.lap())
@@ -92,8 +125,8 @@ def _average_unit(unit: Unit, plan: Plan, code: SumCode, reducer: Reducer, watch
     if total.lost is not None:
         code.dropped(place, total.lost)
     mean = total.mean(code, stats, vector.numel(), place)
-    code.observe(mean, place, ranks.broadcast)
-    _write(unit.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
+    code.observe(mean, place, reducer.ranks.broadcast)
+    _write(each.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
     tally.coordinates += vector.numel()
     tally.decode(watch.lap())
 

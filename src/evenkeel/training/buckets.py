@@ -2,9 +2,12 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-__all__ = ["Bucket", "BucketCopy"]
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["Bucket", "BucketCopy", "check_dense"]
 
 
 class Bucket(Protocol):
@@ -70,3 +73,16 @@ class BucketCopy:
     def parameters(self) -> list[Tensor]:
         """The parameters that the gradients belong to."""
         return self._parameters
+
+
+def check_dense(buffer: Tensor) -> None:
+    """Refuse a bucket of sparse gradients.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    if buffer.layout != torch.strided:
+        raise ConfigurationError(
+            f"a parameter of shape {tuple(buffer.shape)} has sparse gradients, which cannot be added in lanes: use "
+            "torch.nn.Embedding(..., sparse=False)"
+        )

@@ -57,14 +57,19 @@ def training(
     from evenkeel.outputs import check_outputs
     from evenkeel.spec import read_duration_s, read_quantity, read_rate_bps
     from evenkeel.training.plan import Wanted, make_plan, on_a_group, read_code_times, read_matrix, show
-    from evenkeel.training.timing import Link, Step, ddp_segments
+    from evenkeel.training.timing import Link, Step, ddp_segments, require_time
+
+    def time_s(text: str, option: str) -> float:
+        seconds = read_duration_s(text, option)
+        require_time(option, seconds)
+        return seconds
 
     count = read_quantity(parameters, "parameters")
     wanted = Wanted(
         Step(
-            forward_s=read_duration_s(forward, "forward"),
-            backward_s=read_duration_s(backward, "backward"),
-            update_s=read_duration_s(update, "update"),
+            forward_s=time_s(forward, "forward"),
+            backward_s=time_s(backward, "backward"),
+            update_s=time_s(update, "update"),
             parameters=count,
             segments=ddp_segments(count) if segments is None else segments,
         ),
@@ -76,11 +81,12 @@ def training(
     if rate is not None:
         if workers is None:
             raise ConfigurationError("workers: say how many with --workers; the link is assumed, as --rate is given")
+        require_time("adding", adding)
         link = Link(
-            alpha_s=read_duration_s(latency, "latency"),
+            alpha_s=time_s(latency, "latency"),
             beta_s_per_byte=8 / read_rate_bps(rate, "rate"),
             gamma_s_per_byte=adding * 1e-9,
-            sync_s=read_duration_s(sync, "sync"),
+            sync_s=time_s(sync, "sync"),
         )
         plan = make_plan(link, workers, wanted)
     elif workers is not None:

@@ -17,10 +17,15 @@ def raise_failures_of(futures: Sequence["Future[Tensor]"], bucket: object) -> No
     """Let the running backward pass raise the own error of the first of `futures` that fails.
 
     DDP waits for futures in C++, where an error is only a text. A callback at the end of the backward pass, queued
-    before DDP queues its own, waits for them in Python. Nothing is done for a bucket that DDP did not make.
+    before DDP queues its own, waits for them in Python. Nothing is done for a bucket that DDP did not make. Ranks that
+    have run out of inputs (`join`) exchange without a backward pass: there it waits at once.
     """
-    if futures and isinstance(bucket, _GRAD_BUCKET):
+    if not futures or not isinstance(bucket, _GRAD_BUCKET):
+        return
+    try:
         torch.autograd.Variable._execution_engine.queue_callback(lambda: _wait_for(futures))
+    except RuntimeError:  # no backward pass is running
+        _wait_for(futures)
 
 
 def _wait_for(futures: Sequence["Future[Tensor]"]) -> None:

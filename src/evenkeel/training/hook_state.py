@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from evenkeel import __version__
+from evenkeel.coding.checks import whole
 from evenkeel.coding.error_feedback import ErrorFeedback
 from evenkeel.coding.sum_code import SumCode
 from evenkeel.errors import ConfigurationError
@@ -17,9 +19,11 @@ from evenkeel.reducers.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.agreement import check_agreement
+from evenkeel.training.arguments import check_kind, check_loss_scale
 from evenkeel.training.bucket_average import Plan, Unit, average_bucket
-from evenkeel.training.buckets import Bucket
+from evenkeel.training.buckets import Bucket, check_dense
 from evenkeel.training.parameter_book import ParameterBook, Units
+from evenkeel.training.saved_states import check_saved_state
 from evenkeel.training.skipping import Skip, few_dimensions, skip_rule
 from evenkeel.training.stats import HookStats, Meter
 from evenkeel.training.warm_up import warm_up
@@ -28,6 +32,7 @@ __all__ = ["HookState"]
 
 # Often enough to save most of a training, seldom enough to pass over a code's steps of learning.
 _STEPS_BETWEEN_ADVICE = 100
+_CHECKED_VALUES = 2**16
 
 
 class HookState:
@@ -38,7 +43,8 @@ class HookState:
 
     Make one for each DistributedDataParallel, with the same arguments on every rank: the first step compares them. All
     ranks get the same averages bit for bit. If a gradient of a bucket is not finite on any rank, its average is not on
-    any, and error feedback does not take it in.
+    any, and error feedback does not take it in. (Where GradScaler then skips the step, what other buckets had sent in
+    it is lost, as without compression.)
 
     Gradient accumulation (`no_sync`), AMP, `static_graph` and unused parameters work as without the hook. Gradients in
     half precision are coded in float32 and returned in their own type.
@@ -48,6 +54,7 @@ class HookState:
     Args:
         code: turns gradients into messages that add up; None for plain averages.
         error_feedback: what a message lost is added to the next step's gradient. Takes one more copy of the gradients.
+            A code that is an ErrorFeedback already is taken as it is.
         start_step: steps before this one are averaged uncompressed; at least 2, since DDP rebuilds its buckets after
             the first one.
         skip: what stays uncompressed. By default parameters of less than two dimensions: biases and norms. A list of
@@ -61,6 +68,7 @@ class HookState:
 
     Attributes:
         loss_scale: as given.
+        schedule: of what drives this state, such as a PipeSGD's settings; ranks compare it.
     """
 
     def __init__(
@@ -75,21 +83,28 @@ class HookState:
         timeout_s: float = 300.0,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
-        if code is not None and not isinstance(code, SumCode):
-            raise ConfigurationError(f"code must be a sum code such as THC(bits=4), or None, found {code!r}")
-        if start_step < 2:
+        check_kind("code", code, isinstance(code, SumCode), "a sum code such as THC(bits=4)")
+        if whole("start_step", start_step) < 2:
             raise ConfigurationError(
                 f"start_step must be 2 or more, found {start_step}: DDP rebuilds its buckets after the first step"
             )
         if reducer is not None and group is not None:
             raise ConfigurationError("give the group to the reducer itself, or give no reducer")
+        check_kind("reducer", reducer, isinstance(reducer, Reducer), "a reducer such as evenkeel.Sharded()")
+        of_this_rank = "a process group that this rank is in, as torch.distributed.new_group() makes it"
+        check_kind("group", group, isinstance(group, dist.ProcessGroup), of_this_rank)
+        check_loss_scale(loss_scale)
         self.loss_scale = loss_scale
-        self._code = ErrorFeedback(code) if code is not None and error_feedback else code
+        self.schedule = "as they come"
+        wrap = error_feedback and not isinstance(code, ErrorFeedback)
+        self._code = ErrorFeedback(code) if code is not None and wrap else code
         self._start_step = start_step
         self._skip = skip_rule(skip)
         self._skipped: dict[int, bool] = {}
         self._reducer = reducer if reducer is not None else Sharded(group, timeout_s=timeout_s)
-        self._thread = OrderedThread("evenkeel-gradients", self._reducer.close)
+        # A reducer of our own goes with the state; one that was given may serve another state later.
+        at_end = self._reducer.close if reducer is None else _nothing
+        self._thread = OrderedThread("evenkeel-gradients", self._reducer.close, at_end)
         self._book = ParameterBook()
         self._units = Units()
         self._meter = Meter()
@@ -106,11 +121,7 @@ class HookState:
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The future of the bucket's average, in its own buffer. For `comm_hook`."""
         buffer, parameters = bucket.buffer(), list(bucket.parameters())
-        if buffer.layout != torch.strided:
-            raise ConfigurationError(
-                f"a parameter of shape {tuple(buffer.shape)} has sparse gradients, which cannot be added in lanes: use "
-                "torch.nn.Embedding(..., sparse=False)"
-            )
+        check_dense(buffer)
         members = self._book.numbers(parameters)
         self._check_sizes(members)
         first_step = self._steps_here == 0
@@ -158,17 +169,24 @@ class HookState:
         """Go on where `state_dict` was taken; before the first step, on every rank with its own.
 
         With another number of ranks, or another rank's state, error feedback starts from nothing, with a warning.
+
+        Raises:
+            ConfigurationError: it is no state of a HookState. Nothing has been loaded then.
+            CodeError: it is the state of another code. Nothing has been loaded then.
         """
         if self._steps_here or self._begun:
             raise ConfigurationError("load_state_dict must be called before the first step")
-        ranks = self._reducer.ranks
-        self._step = state["step"]
-        self._sizes_before = list(state["sizes"])
-        self._units.load_state_dict(state["units"])
+        check_saved_state(state, "HookState")
+        ranks, theirs = self._reducer.ranks, (state["rank"], state["world"])
+        feedback = self._code if isinstance(self._code, ErrorFeedback) else None
+        moved = feedback is not None and (ranks.rank, ranks.world) != theirs
         if self._code is not None:
             self._code.load_state_dict(state["code"])
-        if isinstance(self._code, ErrorFeedback) and (ranks.rank, ranks.world) != (state["rank"], state["world"]):
-            self._code.reset()
+        self._units.load_state_dict(state["units"])
+        self._sizes_before = list(state["sizes"])
+        self._step = state["step"]
+        if feedback is not None and moved:
+            feedback.reset()
             warnings.warn(
                 f"the state of rank {state['rank']} of {state['world']} was loaded by rank {ranks.rank} of "
                 f"{ranks.world}: error feedback starts from nothing",
@@ -223,12 +241,12 @@ class HookState:
         if self._advised or self._compressed_steps % _STEPS_BETWEEN_ADVICE:
             return
         stats = self.stats()
-        if stats.achieved_bps > stats.break_even_bps:
+        if stats.plain_bps > stats.break_even_bps:
             self._advised = True
             warnings.warn(
-                f"compression costs more than it saves: gradients travelled at {stats.achieved_bps / 1e6:.0f} Mbit/s, "
-                f"and above {stats.break_even_bps / 1e6:.0f} Mbit/s {self._code!r} is a loss on this machine; "
-                "train without the hook on this network",
+                "compression costs more than it saves: gradients travelled uncompressed at "
+                f"{stats.plain_bps / 1e6:.0f} Mbit/s, and above {stats.break_even_bps / 1e6:.0f} Mbit/s {self._code!r} "
+                "is a loss on this machine; train without the hook on this network",
                 stacklevel=3,
             )
 
@@ -253,6 +271,18 @@ class HookState:
             "reducer": type(self._reducer).__name__,
             "loss_scale": "given" if self.loss_scale is not None else "not given",
             "step": self._step,
+            "schedule": self.schedule,
+            "weights (DDP on a subgroup of ranks needs group=)": _checksum(parameters),
             "parameters": [tuple(parameter.shape) for parameter in parameters],
             "skip": [number for number in self._book.numbers(parameters) if self._is_skipped(number)],
         }
+
+
+def _checksum(parameters: Sequence[Tensor]) -> int:
+    """Of the first values of the first parameter, which DDP has made equal on all ranks that share the model."""
+    values = parameters[0].detach().reshape(-1)[:_CHECKED_VALUES].to("cpu", torch.float32)
+    return crc32(values.numpy().tobytes())
+
+
+def _nothing() -> None:
+    pass

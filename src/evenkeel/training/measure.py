@@ -258,6 +258,11 @@ def group_from_environment(backend: str) -> Iterator[int]:
         raise ConfigurationError(f"{', '.join(missing)} must be set, as torchrun and `evenkeel lab run` do")
     torch = _torch()
     dist = torch.distributed
+    if backend == "nccl" and not (torch.cuda.is_available() and dist.is_nccl_available()):
+        raise ConfigurationError(
+            "backend: nccl needs a GPU and a torch that was built with CUDA and NCCL, which is not so here; "
+            "choose --backend gloo"
+        )
     try:
         if backend == "nccl":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

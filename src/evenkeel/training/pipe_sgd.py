@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 from torch.futures import Future
 
+from evenkeel.coding.checks import whole
 from evenkeel.errors import ConfigurationError
-from evenkeel.training.buckets import Bucket, BucketCopy
+from evenkeel.training.arguments import check_loss_scale
+from evenkeel.training.buckets import Bucket, BucketCopy, check_dense
 from evenkeel.training.ddp_hook import comm_hook
 from evenkeel.training.failures import raise_failures_of
 from evenkeel.training.hook_state import HookState
 from evenkeel.training.parameter_book import ParameterBook
+from evenkeel.training.saved_states import check_saved_state
+from evenkeel.training.stats import HookStats
 
 __all__ = ["PipeSGD"]
 
@@ -41,7 +45,9 @@ class PipeSGD:
 
     - The first pipelined step has nothing to apply: its gradients are zeros and `skip_step` is true. An optimizer that
       was attached does nothing then, not even weight decay or momentum; without `attach`, write
-      `if not pipe.skip_step: optimizer.step()`. Do the same around `scheduler.step()`.
+      `if not pipe.skip_step: optimizer.step()`. Do the same around `scheduler.step()`. With a GradScaler,
+      `scaler.unscale_`, `scaler.step` and `scaler.update()` all belong under `if not pipe.skip_step:`, unless the
+      optimizer is attached: a scaler cannot be updated without a step.
     - At the end one average is still unused: `if pipe.flush(): optimizer.step()`. Nothing needs flushing when the
       warm-up ends, as its steps apply their own averages.
     - A checkpoint holds the averages in flight: `state_dict` waits for them.
@@ -75,14 +81,13 @@ class PipeSGD:
     ) -> None:
         if width != 2:
             raise ConfigurationError(f"width must be 2, found {width!r}: a wider pipeline is not faster, only staler")
-        if warmup_steps < 0:
-            raise ConfigurationError(f"warmup_steps must not be negative, found {warmup_steps}")
         if state is None and hook is not comm_hook:
             raise ConfigurationError("hook was given without its state: pass the state that the hook expects")
+        check_loss_scale(loss_scale)
+        self._warmup_steps = whole("warmup_steps", warmup_steps, 0)
         self.skip_step = False
         self._state = HookState(None) if state is None else state
         self._hook = hook
-        self._warmup_steps = warmup_steps
         self._loss_scale = loss_scale or getattr(state, "loss_scale", None)
         self._scale = 1.0
         self._step = 0
@@ -95,6 +100,7 @@ class PipeSGD:
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The bucket's average of the step before. For `comm_hook`."""
+        check_dense(bucket.buffer())
         members = self._book.numbers(bucket.parameters())
         if not self._begun:
             self._begin_step(bucket)
@@ -148,6 +154,22 @@ class PipeSGD:
         self.skip_step = False
         return True
 
+    def stats(self) -> HookStats:
+        """What compression has cost and saved on this rank so far, as `state` counts it.
+
+        Raises:
+            ConfigurationError: `state` is another hook's, which counts nothing.
+        """
+        if not isinstance(self._state, HookState):
+            raise ConfigurationError(f"only a HookState counts costs, but the hook's state is {self._state!r}")
+        return self._state.stats()
+
+    def close(self) -> None:
+        """Close `state`, where it can be closed, after what is under way. Neither can be used any more."""
+        close = getattr(self._state, "close", None)
+        if close is not None:
+            close()
+
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs on this rank, in tensors and plain values; waits for the sums in flight."""
         if self._begun:
@@ -170,19 +192,29 @@ class PipeSGD:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; before the first step."""
-        inner = getattr(self._state, "load_state_dict", None)
-        if inner is not None:
-            inner(state["state"])
-        self._step = state["step"]
-        self._before = [
+        """Go on where `state_dict` was taken; before the first step.
+
+        Raises:
+            ConfigurationError: it is no state of a PipeSGD. Nothing has been loaded then.
+        """
+        check_saved_state(state, "PipeSGD")
+        before = [
             _Flight(tuple(flight["members"]), flight["sizes"], _done(flight["average"].clone()), flight["loss_scale"])
             for flight in state["flights"]
         ]
+        inner = getattr(self._state, "load_state_dict", None)
+        if inner is not None:
+            inner(state["state"])
+        self._step, self._before = state["step"], before
 
     def _begin_step(self, bucket: object) -> None:
         self._begun = True
         self._scale = self._scale_now()
+        if isinstance(self._state, HookState):
+            self._state.schedule = (
+                f"PipeSGD at step {self._step}, warmup_steps={self._warmup_steps}, "
+                f"{len(self._before)} buckets in flight"
+            )
         self.skip_step = self._step >= self._warmup_steps and not self._before
         raise_failures_of([flight.average for flight in self._before], bucket)
 

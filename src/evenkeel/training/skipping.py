@@ -40,18 +40,31 @@ def skip_rule(skip: Skip) -> Callable[[Tensor], bool]:
     """
     if skip is None:
         return lambda parameter: False
-    if callable(skip) and not isinstance(skip, nn.Module):
+    if callable(skip) and not isinstance(skip, nn.Module | type):
         return skip
+    # Texts, classes and some modules can be gone through too, but are one entry.
+    alone = isinstance(skip, nn.Module | Tensor | str | type)
+    entries: Iterable[object] = [skip] if alone or not isinstance(skip, Iterable) else skip
     listed: list[Tensor] = []
-    for entry in [skip] if isinstance(skip, nn.Module | Tensor) else skip:
+    for entry in entries:
         if isinstance(entry, nn.Module):
             listed += entry.parameters()
         elif isinstance(entry, Tensor):
             listed.append(entry)
         else:
-            raise ConfigurationError(
-                f"skip takes a rule, or modules and parameters, found {entry!r}; "
-                f"for names: skip=evenkeel.named(model, {entry!r})"
-            )
+            raise _no_rule(entry)
     chosen = {id(parameter): parameter for parameter in listed}  # kept, so that no other parameter gets their ids
     return lambda parameter: id(parameter) in chosen or few_dimensions(parameter)
+
+
+def _no_rule(entry: object) -> ConfigurationError:
+    if isinstance(entry, str):
+        remedy = f"for names: skip=evenkeel.named(model, {f'*{entry}*'!r})"
+    elif isinstance(entry, type):
+        name = entry.__name__
+        remedy = f"for all of a class: skip=[module for module in model.modules() if isinstance(module, {name})]"
+    else:
+        remedy = "such as skip=[model.embedding], or None to compress everything"
+    return ConfigurationError(
+        f"skip takes a rule (parameter -> bool), or modules and parameters, found {entry!r}; {remedy}"
+    )

@@ -27,7 +27,10 @@ class HookStats:
             and memory), squared; of every 16th step, None before there is one. The error of the mean is smaller, as
             the ranks' errors cancel out.
         break_even_bps: above this bandwidth of a rank's link the code costs more than it saves; 0 if it saves nothing.
-        achieved_bps: rate at which the exchanges went, a lower bound for the link's bandwidth.
+            Its cost is encoding, adding, decoding, and what its exchanges took beyond `plain_bps`: it meets more often.
+        plain_bps: the best rate of a bucket that was averaged uncompressed, before compression started: a lower bound
+            for the link's bandwidth. 0 where there was none.
+        achieved_bps: rate at which compressed exchanges went, waiting for slower ranks included.
     """
 
     steps: int
@@ -41,6 +44,7 @@ class HookStats:
     decode_s: float
     local_nmse: float | None
     break_even_bps: float
+    plain_bps: float
     achieved_bps: float
 
 
@@ -57,6 +61,12 @@ class Meter:
     decode_s: float = 0.0
     error_energy: float = 0.0
     energy: float = 0.0
+    plain_bps: float = 0.0
+
+    def plain(self, sent_bytes: int, seconds: float) -> None:
+        """Enter a bucket that travelled uncompressed."""
+        if seconds > 0:
+            self.plain_bps = max(self.plain_bps, 8 * sent_bytes / seconds)
 
     def encode(self, lap: tuple[float, float]) -> None:
         """Enter a lap of the stopwatch that ended with an encoded message."""
@@ -74,13 +84,17 @@ class Meter:
         self.communicate_s += lap[1]
 
     def include(self, other: "Meter") -> None:
-        """Add the sums of `other`."""
+        """Add the sums of `other`, a bucket's."""
         for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            if name != "plain_bps":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def stats(self, steps: int, compressed_steps: int) -> HookStats:
         """The figures so far."""
         saved = self.uncompressed_bytes - self.sent_bytes
+        work_s = self.encode_s + self.add_s + self.decode_s
+        if self.plain_bps:
+            work_s += max(0.0, self.communicate_s - 8 * self.sent_bytes / self.plain_bps)
         return HookStats(
             steps=steps,
             compressed_steps=compressed_steps,
@@ -92,7 +106,8 @@ class Meter:
             communicate_s=self.communicate_s,
             decode_s=self.decode_s,
             local_nmse=self.error_energy / self.energy if self.energy > 0 else None,
-            break_even_bps=break_even_bps(saved, self.encode_s + self.add_s + self.decode_s),
+            break_even_bps=break_even_bps(saved, work_s),
+            plain_bps=self.plain_bps,
             achieved_bps=8 * self.sent_bytes / self.communicate_s if self.communicate_s > 0 else 0.0,
         )
 

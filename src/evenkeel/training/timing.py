@@ -8,13 +8,14 @@ another `S` for its workers to meet. With `p` workers, `L` segments (DDP's bucke
     one server           l_comm  = 2 alpha + p (up + down) beta + (p-1) added gamma + S
     synchronous          T = l_up + l_for + l_back + l_enc + l_comm + l_dec
     layer-wise           T = l_up + l_for + max(l_b/L + L c, l_b + c) + l_dec
-    pipelined            T = max(l_up + l_for + l_back + l_enc + l_dec, L c)
+    pipelined            T = max(l_up + l_for + l_back, L c) + l_enc + l_dec
                          with l_b = l_back + l_enc, and c the l_comm of one segment
 
 The ring of fp32 numbers has up = down = 4 bytes a parameter, the textbook 2(p-1)/p n beta. Layer-wise is plain DDP: a
 segment's sum travels while the segments before it in the model are still computed. Decoding is counted in full, as if
 nothing hid it. Pipe-SGD (NeurIPS 2018) sends its pipelined sum in one piece (L = 1); our hook sends it bucket by
-bucket, so that a code keeps its shapes, and pays for L meetings.
+bucket, so that a code keeps its shapes, and pays for L meetings. It codes in the thread that communicates, on a core
+that the computation wants too, so coding is hidden behind neither.
 
 What this leaves out: encoding that slows the backward pass down by more than its own time, segments of unequal size,
 and links that are not all alike.
@@ -173,7 +174,7 @@ def step_s(link: Link, workers: int, step: Step, cost: CodeCost, schedule: Sched
         return compute_s + comm_s(link, workers, cost)
     whole_s = comm_s(link, workers, cost, step.segments)
     if schedule == "pipelined":
-        return max(compute_s, whole_s)
+        return max(step.compute_s, whole_s) + cost.encode_s + cost.decode_s
     last_s = whole_s / step.segments
     busy_s = step.backward_s + cost.encode_s
     tail_s = max(busy_s / step.segments + whole_s, busy_s + last_s)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evenkeel.vision.winograd import WinogradConv2d
 
-__all__ = ["Classifier", "CollageNet", "Served", "TileNet", "count_macs", "count_parameters", "halvings"]
+__all__ = ["Classifier", "CollageNet", "Served", "TileNet", "count_macs", "count_parameters"]
 
 
 class Classifier(nn.Module):
@@ -51,9 +51,7 @@ class Classifier(nn.Module):
 
 
 def _airbench_block(before: int, width: int) -> nn.Sequential:
-    first, second = _three_by_three(before, width), _three_by_three(width, width)
-    for convolution in (first, second):  # hands its input on at the start, which makes the first epoch count
-        nn.init.dirac_(convolution.weight[: convolution.in_channels])
+    first, second = _dirac(_three_by_three(before, width)), _dirac(_three_by_three(width, width))
     return nn.Sequential(first, nn.MaxPool2d(2), _biased_norm(width), nn.GELU(), second, _biased_norm(width), nn.GELU())
 
 
@@ -62,6 +60,12 @@ def _three_by_three(before: int, width: int) -> nn.Conv2d:
     if before >= 48:
         return WinogradConv2d(before, width)
     return nn.Conv2d(before, width, 3, padding=1, bias=False)
+
+
+def _dirac(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Hands its input on at the start, which makes the first epoch count."""
+    nn.init.dirac_(convolution.weight[: convolution.in_channels])
+    return convolution
 
 
 def _biased_norm(width: int) -> nn.BatchNorm2d:
@@ -73,52 +77,44 @@ def _biased_norm(width: int) -> nn.BatchNorm2d:
 class TileNet(nn.Module):
     """Scores `[n, classes]` of tiles `[n, 3, side, side]`: what a Collage-CNN does to each of its tiles.
 
-    Three stages of residual blocks at a half, a quarter and an eighth of 32 pixels (a larger tile is halved more often
-    first), then the mean over all places and a linear head. ReLU and plain 3x3 convolutions at low resolution: those
-    train fastest on a CPU, and ONNX Runtime runs every kind of convolution tried at the same rate per multiplication.
+    The classifier above, thinner: a 2x2 convolution at full resolution, three blocks of two 3x3 convolutions, the
+    maximum over all places, a linear head. With ReLU, on which ONNX Runtime spends a tenth less of a pass than on GELU.
+    A tile of 64 pixels or more is halved first, until it has less than 64. At equal training time this is a point
+    better than residual blocks at half the resolution with as many multiplications; and ONNX Runtime runs every kind of
+    convolution tried, depthwise too, at the same rate per multiplication.
 
     Args:
         classes: how many scores a tile gets.
-        widths: channels of the three stages.
-        depths: residual blocks in each of them.
-        side: pixels along one side of a tile, a multiple of 16 from 32.
+        widths: channels of the three blocks.
+        side: pixels along one side of a tile, 32 or more.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        widths: tuple[int, int, int] = (24, 72, 144),
-        depths: tuple[int, int, int] = (1, 1, 1),
-        side: int = 32,
-    ) -> None:
+    def __init__(self, classes: int, widths: tuple[int, int, int] = (24, 88, 128), side: int = 32) -> None:
         super().__init__()
-        fine, middle, coarse = widths
-        layers: list[nn.Module] = [_convolution(3, fine, side=4, stride=2)]
-        layers += [_convolution(fine, fine, stride=2) for _ in range(halvings(side) - 1)]
-        layers += [_Residual(fine) for _ in range(depths[0])]
-        layers += [_convolution(fine, middle, stride=2), *(_Residual(middle) for _ in range(depths[1]))]
-        layers += [_convolution(middle, coarse, stride=2), *(_Residual(coarse) for _ in range(depths[2]))]
+        halvings = max(0, side.bit_length() - 6)
+        before = widths[0]
+        layers: list[nn.Module] = [_stem(3, before, 2 if halvings else 1)]
+        layers += [_stem(before, before, 2) for _ in range(halvings - 1)]
+        for width in widths:
+            layers.append(_tile_block(before, width))
+            before = width
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(coarse, classes)
+        self.head = nn.Linear(before, classes)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Scores [n, classes]."""
-        return cast(Tensor, self.head(self.features(tiles).mean((2, 3))))
+        return cast(Tensor, self.head(self.features(tiles).amax((2, 3)))) / 3
 
 
-def halvings(side: int) -> int:
-    """How often a tile of `side` pixels is halved before the first stage, so that it holds 16 to 31 places there."""
-    return max(1, side.bit_length() - 5)
+def _stem(before: int, width: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, width, 2, stride, bias=False), nn.BatchNorm2d(width), nn.ReLU())
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = _convolution(width, width)
-        self.second = nn.Sequential(_three_by_three(width, width), nn.BatchNorm2d(width))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.relu(features + self.second(self.first(features)))
+def _tile_block(before: int, width: int) -> nn.Sequential:
+    first, second = _dirac(_three_by_three(before, width)), _dirac(_three_by_three(width, width))
+    pooled = nn.BatchNorm2d(width)
+    pooled.weight.requires_grad_(False)  # stays above zero, so that it can be folded through the pooling
+    return nn.Sequential(first, nn.MaxPool2d(2), pooled, nn.ReLU(), second, nn.BatchNorm2d(width), nn.ReLU())
 
 
 class CollageNet(nn.Module):
@@ -140,14 +136,6 @@ class CollageNet(nn.Module):
         tiles = rows.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, self.side, self.side)
         scores = self.tiles(tiles)
         return cast(Tensor, scores.reshape(-1, self.grid * self.grid, scores.shape[1]))
-
-
-def _convolution(before: int, width: int, side: int = 3, stride: int = 1) -> nn.Sequential:
-    if (side, stride) == (3, 1):
-        layer = _three_by_three(before, width)
-    else:
-        layer = nn.Conv2d(before, width, side, stride, padding=1, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(width), nn.ReLU())
 
 
 class Served(nn.Module):

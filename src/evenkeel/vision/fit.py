@@ -270,10 +270,7 @@ def _plan(out: Path, identity: dict[str, Any], classifier: BlackBox, options: Fi
 def _stored_plan(path: Path, identity: dict[str, Any]) -> _Plan:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        sizes = {
-            int(grid): Size(tuple(size["widths"]), tuple(size["depths"]), int(size["side"]))
-            for grid, size in raw["sizes"].items()
-        }
+        sizes = {int(grid): Size(tuple(size["widths"]), int(size["side"])) for grid, size in raw["sizes"].items()}
         epochs = {int(grid): float(value) for grid, value in raw["epochs"].items()}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}); give another --out") from error
@@ -332,7 +329,6 @@ def _train(
         "classifier": classifier.name,
         "classifier_sha256": classifier.sha256,
         "channels": list(size.widths),
-        "blocks": list(size.depths),
         "trained_on": f"{len(bank):,} images in {bank.views} views, scored by the classifier; no labels",
         "reach_pixels": bank.reach,
         "mirrored_views": bank.mirror,

@@ -174,7 +174,9 @@ def start_from(network: TileNet, folder: Path) -> None:
 def _optimisers(network: TileNet, recipe: FitRecipe) -> list[torch.optim.Optimizer]:
     convolutions = [module.weight for module in network.features.modules() if isinstance(module, nn.Conv2d)]
     filters, stem = convolutions[1:], convolutions[0]
-    norms = [parameter for parameter in network.features.parameters() if parameter.ndim == 1]
+    norms = [
+        parameter for parameter in network.features.parameters() if parameter.ndim == 1 and parameter.requires_grad
+    ]
     plain = [
         {"params": [stem, network.head.weight], "lr": recipe.other_rate, "weight_decay": recipe.decay},
         {"params": [*norms, network.head.bias], "lr": recipe.other_rate, "weight_decay": 0.0},

@@ -17,20 +17,20 @@ __all__ = ["Size", "choose_size", "sizes", "tile_sides"]
 
 _ROUNDS = 40
 _MARGIN = 0.96  # what is aimed at; the medians of two measurements differ by one or two per cent
+_WIDTHS = (24, 88, 128)
 _STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
 
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """Channels and residual blocks of the three stages of a tile network, and pixels along one side of its tile."""
+    """Channels of the three blocks of a tile network, and pixels along one side of its tile."""
 
     widths: tuple[int, int, int]
-    depths: tuple[int, int, int] = (1, 1, 1)
     side: int = 32
 
     def network(self, classes: int) -> TileNet:
         """A fresh network of this size."""
-        return TileNet(classes, self.widths, self.depths, self.side)
+        return TileNet(classes, self.widths, self.side)
 
 
 def sizes(side: int, widest: int = 128) -> list[Size]:
@@ -38,7 +38,7 @@ def sizes(side: int, widest: int = 128) -> list[Size]:
     found = []
     for tenth in range(4, 10 * widest // 24 + 1):
         scale = tenth / 10
-        widths = tuple(max(_STEP, _STEP * round(width * scale / _STEP)) for width in (24, 72, 144))
+        widths = tuple(max(_STEP, _STEP * round(width * scale / _STEP)) for width in _WIDTHS)
         size = Size((widths[0], widths[1], widths[2]), side=side)
         if size not in found:
             found.append(size)
@@ -56,7 +56,7 @@ def choose_size(
 ) -> tuple[Size, float]:
     """The largest size whose pass over a full collage costs at most `cost` passes of the classifier, and its cost.
 
-    The tile is as large as it can be while the network keeps at least (24, 72, 144) channels, then as small as need be.
+    The tile is as large as it can be while the network keeps at least (24, 88, 128) channels, then as small as need be.
 
     Args:
         classifier: runs one pass of the classifier on one thread.
@@ -78,7 +78,7 @@ def choose_size(
 
     sides = tile_sides(height, width)
     for side in sides:
-        least = Size((24, 72, 144), side=side)
+        least = Size(_WIDTHS, side=side)
         if measure(least) <= cost * _MARGIN or side == sides[-1]:
             break
     ladder = sizes(side)
