@@ -36,8 +36,8 @@ class Size:
 def sizes(side: int, widest: int = 128) -> list[Size]:
     """Sizes from small to large, each a little costlier than the one before, for tiles of `side` pixels."""
     found = []
-    for tenth in range(4, 10 * widest // 24 + 1):
-        scale = tenth / 10
+    for fiftieth in range(20, 50 * widest // _WIDTHS[0] + 1):
+        scale = fiftieth / 50
         widths = tuple(max(_STEP, _STEP * round(width * scale / _STEP)) for width in _WIDTHS)
         size = Size((widths[0], widths[1], widths[2]), side=side)
         if size not in found:
