@@ -160,13 +160,16 @@ def test_bits_of_factors() -> None:
 
 def test_bits_of_gradiveq_count_its_rounds_of_learning_and_its_bases() -> None:
     row = one("gradiveq", 4, 0.5, "low-rank", 1 << 13)
-    # 28 * 28 values are more than the longest slice, so 14 channels of 28 filters; an eighth of the directions at most.
+    # 28 * 28 values are more than the longest slice, so 14 channels of 28 filters; of 392 directions 37 at most, as
+    # some slices travel whole: one of 18 in the first turn.
     size, slices = 28 * 14, 18
-    directions = size // 8
-    coded = (LENGTH - 7056 + slices * directions) * 64 * 0.75
+    directions = 37
+    coded = (LENGTH - 7056 + (slices - 1) * directions + size) * 64 * 0.75
     learning = LENGTH * 64 * 0.75
     bases = 0.75 * (64 + 32 + size * directions * 32)
-    assert row["bits_per_coordinate"] == pytest.approx((480 * coded + 20 * learning + bases) / 500 / LENGTH, rel=1e-5)
+    assert row["bits_per_coordinate"] == pytest.approx(
+        (490 * coded + 10 * learning + 5 * bases) / 500 / LENGTH, rel=1e-5
+    )
     assert not measure([parse_code("gradiveq")], [made_setting("gaussian", 2, 0.0, LENGTH)], 1)
 
 

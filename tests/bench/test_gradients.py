@@ -230,7 +230,7 @@ def test_methods_that_are_codes():
     codes = {
         "thc": THC(),
         "thc2": THC(bits=2),
-        "gradiveq+thc": GradiVeQ(THC()),
+        "gradiveq+thc": GradiVeQ(THC(), ratio=2),
         "lowrank4": LowRank(4),
         "lowrank16+thc": LowRank(16, THC(bits=4, block=512)),
         "lowrank1+thc2": LowRank(1, THC(bits=2, block=512)),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any
 
 import torch
@@ -239,11 +239,12 @@ def _sum_traffic(code: SumCode, length: int, place: Place, scales: int) -> Traff
 
 
 def _with_learning(coding: Traffic, learning: Traffic, basis_bits: int, world: int) -> Traffic:
-    """The average over GradiVeQ's default turns: rounds to learn from, the bases sent around, and coded rounds."""
+    """The average over GradiVeQ's first rounds: those to learn from, coded ones, and the bases sent around at times."""
     usual = GradiVeQ()
-    rounds = usual.sample_steps + usual.code_steps
-    turn = usual.sample_steps * learning.bits + usual.code_steps * coding.bits + (world - 1) / world * basis_bits
-    return Traffic(coding.topology, turn / rounds)
+    coded = _ROUNDS - usual.sample_steps
+    bases_bits = ceil(coded / usual.code_steps) * (world - 1) / world * basis_bits
+    total = usual.sample_steps * learning.bits + coded * coding.bits + bases_bits
+    return Traffic(coding.topology, total / _ROUNDS)
 
 
 def _with_other_side(
@@ -342,6 +343,7 @@ def _power_of_two(text: str, field: str) -> int:
 
 _whole = read_count  # what the code's own constructor checks
 _LONGEST = 1 << 30
+_ROUNDS = 500  # of a training, over which the bits of a code that learns are averaged
 
 _REQUIRED = {
     **dict.fromkeys(("lowrank", "powersgd"), ("rank",)),

@@ -101,7 +101,9 @@ def _notes(rows: Sequence[dict[str, Any]], codes: Sequence[str], *, recorded: bo
             "one norm for the whole vector"
         )
     if "gradiveq" in names:
-        notes.append("gradiveq: bits are the average with its rounds of learning (20 of 500); NMSE is of coded rounds")
+        notes.append(
+            "gradiveq: bits are the average of the first 500 rounds, 10 to learn from; NMSE is of coded rounds"
+        )
     if "lowrank" in names:
         notes.append(
             "lowrank: bits are the average of a round and the next, of the other side; error feedback, without which "

@@ -109,7 +109,7 @@ def code_of(name: str) -> SumCode:
     if name == "gradiveq":
         return GradiVeQ()
     if name == "gradiveq+thc":
-        return GradiVeQ(inner=THC(bits=4))
+        return GradiVeQ(inner=THC(bits=4), ratio=2)
     if name.startswith("lowrank"):
         rank, coded, bits = name.removeprefix("lowrank").partition("+thc")
         return LowRank(int(rank), THC(bits=int(bits or 4), block=_FACTOR_BLOCK) if coded else None)

@@ -4,7 +4,8 @@ Source: Yu, Lin, Narra, Li, Li, Kim, Schwing, Annavaram, Avestimehr, "GradiVeQ: 
 Bandwidth-Efficient Gradient Aggregation in Distributed CNN Training" (NeurIPS 2018). Departures: the directions are
 learnt from all slices of the layer instead of the first, and counted by the energy of held-out steps; rank 0 learns
 them for all, since eigenvectors differ between machines; no mean is taken off, so zeros stay zeros; coefficients may
-travel in another code.
+travel in another code; in compressed rounds some slices travel whole, in turn, which bounds how old a gradient gets
+before it counts and teaches new directions, so that only the first rounds travel as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,26 +26,32 @@ __all__ = ["GradiVeQ"]
 
 _HOLD_OUT = 4  # every fourth sampled step
 _SAMPLES = 4  # slices learnt from, per value of a slice: more would hardly move the directions
+_KEPT = 0.5  # of what was learnt from before the latest directions
 
 
 class GradiVeQ(Projected):
-    """Coefficients of each slice in a basis that all slices of its layer share.
+    """Coefficients of each slice in a basis that all slices of its layer share, and some slices whole, in turn.
 
     `arrange` says which parts of a bucket are convolutions (parameters of three dimensions or more). Everything else,
-    and everything while sampling, travels in `inner` as it is. A bucket takes turns: `sample_steps` rounds whose means
-    are learnt from, then `code_steps` compressed rounds.
+    and everything in the first `sample_steps` rounds, travels in `inner` as it is; those rounds' means are learnt from.
+    In each round after them every `turns`-th slice of a layer travels whole, another one each round, and is learnt from
+    as well; the others as coefficients.
 
-    Stated error: the part of the mean outside of the basis, plus the inner code's error of the coefficients. On
-    held-out steps the part outside was the share `lost` of the squared norm. It stays away until the basis is learnt
-    anew, so wrap the code in ErrorFeedback. All ranks get the same bits if they multiply matrices alike (same library,
-    same processor).
+    Stated error: the part of the mean that is in other slices and outside of the basis, plus the inner code's error. On
+    held-out steps the share `lost` of a slice's squared norm was outside. Wrap the code in ErrorFeedback: then it
+    arrives in the slice's turn. All ranks get the same bits if they multiply matrices alike (same library, same
+    processor).
 
     Args:
         inner: codes the coefficients, e.g. THC. None: float32 as they are.
         loss: share of a layer's held-out energy that may be lost. Less: more coefficients.
-        ratio: each layer is compressed at least so much, whatever it loses.
-        sample_steps: rounds to learn from, 4 or more. Fewer: a higher ratio over all; a coarser choice of directions.
-        code_steps: rounds until directions are learnt anew. More: a higher ratio over all; staler directions.
+        ratio: each layer is compressed at least so much in a compressed round, on average over the turns.
+        sample_steps: first rounds, which are learnt from, 4 or more. Fewer: a higher ratio over all; a coarser choice
+            of directions to begin with.
+        code_steps: rounds until directions are learnt anew, from the slices that travelled whole. Fewer: more time and
+            bytes for directions.
+        turns: rounds until each slice has travelled whole, more than `ratio`. Fewer: less waits, and not so long; fewer
+            directions for the others. None: four times `ratio`, so that whole slices take a quarter of a round.
         longest_slice: most values of a slice; learning takes its square in memory and its cube in time, per layer.
 
     Raises:
@@ -58,8 +65,9 @@ class GradiVeQ(Projected):
         inner: SumCode | None = None,
         loss: float = 0.01,
         ratio: float = 8.0,
-        sample_steps: int = 20,
-        code_steps: int = 480,
+        sample_steps: int = 10,
+        code_steps: int = 100,
+        turns: int | None = None,
         longest_slice: int = 768,
     ) -> None:
         super().__init__(inner)
@@ -69,6 +77,9 @@ class GradiVeQ(Projected):
         self.ratio = number("ratio", ratio, 1)
         self.sample_steps = whole("sample_steps", sample_steps, _HOLD_OUT)
         self.code_steps = whole("code_steps", code_steps, 1)
+        self.turns = ceil(4 * self.ratio) if turns is None else whole("turns", turns, 2)
+        if self.turns <= self.ratio:
+            raise ConfigurationError(f"turns: must be more than the ratio {ratio}, found {turns}")
         self.longest_slice = whole("longest_slice", longest_slice)
         if self.longest_slice < self.ratio:
             raise ConfigurationError(f"longest_slice: must be at least the ratio {ratio}, found {longest_slice}")
@@ -77,13 +88,14 @@ class GradiVeQ(Projected):
     def __repr__(self) -> str:
         return (
             f"GradiVeQ(inner={self.inner!r}, loss={self.loss}, ratio={self.ratio}, sample_steps={self.sample_steps}, "
-            f"code_steps={self.code_steps}, longest_slice={self.longest_slice})"
+            f"code_steps={self.code_steps}, turns={self.turns}, longest_slice={self.longest_slice})"
         )
 
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
         """Which shapes make up a bucket's vector, in order."""
         shapes = [tuple(shape) for shape in shapes]
-        known = self._buckets.setdefault(bucket, _Bucket(BucketBases(shapes, self.longest_slice))).vector.shapes
+        new = _Bucket(BucketBases(shapes, self.longest_slice, self.turns))
+        known = self._buckets.setdefault(bucket, new).vector.shapes
         check_arrangement(bucket, known, shapes)
 
     def lost(self, bucket: int) -> list[float]:
@@ -91,20 +103,18 @@ class GradiVeQ(Projected):
         return list(self._buckets[bucket].lost)
 
     def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
-        """Samples the mean, or counts a compressed round; at the end of a phase, changes to the other one."""
+        """Learns from the mean's slices that travelled whole; at times, changes to the directions that they have."""
         self._checked(mean.numel(), place)
         bucket = self._buckets.get(place.bucket)
         if bucket is None or not bucket.vector.layers:
             return
         bucket.rounds += 1
-        if bucket.coding:
-            if bucket.rounds >= self.code_steps:
-                bucket.turn([None] * len(bucket.vector.layers), [])
-            return
         self._sample(bucket, mean)
-        if bucket.rounds >= self.sample_steps:
+        if bucket.coding:
+            bucket.vector.turn = (bucket.vector.turn + 1) % self.turns
+        if bucket.rounds >= (self.code_steps if bucket.coding else self.sample_steps):
             learnt = self._learn(bucket) if place.rank == 0 else None
-            bucket.turn(*_share(bucket.vector, learnt, mean.device, broadcast))
+            bucket.renew(*_share(bucket.vector, learnt, mean.device, broadcast))
 
     def state_dict(self) -> dict[str, Any]:
         """Each bucket's shapes, phase, bases and samples."""
@@ -117,7 +127,7 @@ class GradiVeQ(Projected):
             CodeError: it is the state of another code.
         """
         try:
-            self._buckets = {int(number): _Bucket.of(saved, self.longest_slice) for number, saved in state.items()}
+            self._buckets = {int(number): self._restored(saved) for number, saved in state.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise CodeError(f"this is not the state of a GradiVeQ code: {error!r}") from error
 
@@ -127,37 +137,44 @@ class GradiVeQ(Projected):
         mean = flat(mean)
         if not bucket.moments:
             bucket.moments = [Moments.none(layer.size, mean.device) for layer in bucket.vector.layers]
-        for layer, moments in zip(bucket.vector.layers, bucket.moments, strict=True):
+        vector = bucket.vector
+        for layer, basis, moments in zip(vector.layers, vector.bases, bucket.moments, strict=True):
             wanted = ceil(_SAMPLES * layer.size / self.sample_steps)
             stride = ceil(layer.count / wanted)
             # Another start each round, so that all slices get their turn.
-            slices = layer.cut(mean)[bucket.rounds % stride :: stride]
-            moments.add(slices, hold_out=bucket.rounds % _HOLD_OUT == 0)
+            start = bucket.rounds % stride
+            if basis is not None:
+                start, _, stride = vector.whole(layer)
+            moments.add(layer.cut(mean)[start::stride], hold_out=bucket.rounds % _HOLD_OUT == 0)
 
     def _learn(self, bucket: "_Bucket") -> list[tuple[Basis, float]]:
         learnt: list[tuple[Basis, float]] = []
         for moments in bucket.moments or []:
             size = len(moments.learnt)
-            most = int(size / self.ratio)
+            most = int(size * (1 / self.ratio - 1 / self.turns) / (1 - 1 / self.turns))
             basis, lost = learn(moments, self.loss, most) if most else (None, 0.0)
             # A layer that had no gradient tells no directions, and with as many as there are values nothing is saved.
             saves = basis is not None and lost < 1 and basis.shape[1] < size
             learnt.append((basis, lost) if saves else (None, 0.0))
         return learnt
 
+    def _restored(self, saved: Mapping[str, Any]) -> "_Bucket":
+        shapes = [tuple(shape) for shape in saved["shapes"]]
+        return _Bucket.of(saved, BucketBases(shapes, self.longest_slice, self.turns))
+
     def _projection(self, bucket: int) -> BucketBases | None:
         return self._buckets[bucket].vector if bucket in self._buckets else None
 
 
 class _Bucket:
-    """One bucket's turns.
+    """One bucket's state.
 
     Attributes:
         vector: its parts and their bases.
-        coding: true in compressed rounds, false while sampling.
-        rounds: of this phase, so far.
+        coding: true in compressed rounds, false in the first ones.
+        rounds: since the latest bases.
         lost: see `GradiVeQ.lost`.
-        moments: of each layer; empty while coding.
+        moments: of each layer.
     """
 
     def __init__(self, vector: BucketBases) -> None:
@@ -167,15 +184,17 @@ class _Bucket:
         self.lost: list[float] = []
         self.moments: list[Moments] = []
 
-    def turn(self, bases: list[Basis], lost: list[float]) -> None:
-        """Change to the other phase."""
+    def renew(self, bases: list[Basis], lost: list[float]) -> None:
+        """Tell slices in these bases from now on."""
         self.vector.bases, self.lost = bases, lost
-        self.coding, self.rounds, self.moments = not self.coding, 0, []
+        self.coding, self.rounds = True, 0
+        self.moments = [Moments(_KEPT * each.learnt, _KEPT * each.held_out) for each in self.moments]
 
     def state(self) -> dict[str, Any]:
         return {
             "shapes": self.vector.shapes,
             "bases": self.vector.bases,
+            "turn": self.vector.turn,
             "coding": self.coding,
             "rounds": self.rounds,
             "lost": self.lost,
@@ -183,9 +202,10 @@ class _Bucket:
         }
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], longest: int) -> "_Bucket":
-        bucket = cls(BucketBases([tuple(shape) for shape in state["shapes"]], longest))
-        bucket.vector.bases = list(state["bases"])
+    def of(cls, state: Mapping[str, Any], vector: BucketBases) -> "_Bucket":
+        bucket = cls(vector)
+        # With other settings there may be fewer turns.
+        vector.bases, vector.turn = list(state["bases"]), int(state["turn"]) % vector.turns
         bucket.coding, bucket.rounds, bucket.lost = bool(state["coding"]), int(state["rounds"]), list(state["lost"])
         bucket.moments = [Moments(learnt.clone(), held_out.clone()) for learnt, held_out in state["moments"]]
         return bucket
