@@ -313,7 +313,7 @@ def bench_codes(**arguments: Any) -> None:
 @bench.command(
     "gradients",
     epilog=_example(
-        "evenkeel bench gradients                        # two minutes: an MLP on made-up images, at 100 Mbit/s",
+        "evenkeel bench gradients                        # three minutes: an MLP on made-up images, at 100 Mbit/s",
         "evenkeel bench gradients --mnist train-images-idx3-ubyte.gz --rates 100mbit,1gbit --seeds 3 --records out/",
         "evenkeel bench gradients --tasks convnet --cifar cifar10.parquet --methods fp32,gradiveq,gradiveq+thc",
         "evenkeel bench gradients --rates unlimited --methods fp32,bf16,thc,pipe+thc --json rows.json",
@@ -321,7 +321,9 @@ def bench_codes(**arguments: Any) -> None:
 )
 @click.option("--tasks", default="mlp", show_default=True, metavar="TASK,TASK", help="mlp, convnet, transformer.")
 @click.option(
-    "--methods", metavar="METHOD,METHOD", help="fp32, bf16, powersgd4, thc, gradiveq+thc, pipe, pipe+thc, ..."
+    "--methods",
+    metavar="METHOD,METHOD",
+    help="fp32, bf16, powersgd4, thc, lowrank16+thc, gradiveq+thc, pipe, pipe+thc, ...",
 )
 @click.option("--rates", metavar="RATE,RATE", help="Of links: 100mbit, 1gbit (root), unlimited. 100mbit, if root.")
 @click.option("--workers", type=click.IntRange(2, 64), default=4, show_default=True)

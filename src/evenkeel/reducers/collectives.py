@@ -17,8 +17,8 @@ class Collectives(ABC):
     """Exchanges between the ranks of one group.
 
     Attributes:
-        sent_bytes: what this rank has sent so far, as the algorithm sends it (a ring for `largest` and `add`,
-            direct messages for `swap` and `gather`, a binomial tree for `broadcast`), without headers.
+        sent_bytes: what this rank has sent so far, as the algorithm sends it (a ring for `largest` and `add`, direct
+            messages for `swap`, either for `gather`, a binomial tree for `broadcast`), without headers.
         exchanged_s: time that exchanges have taken so far, waiting for slower ranks included.
     """
 

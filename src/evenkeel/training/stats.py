@@ -28,6 +28,7 @@ class HookStats:
             the ranks' errors cancel out.
         break_even_bps: above this bandwidth of a rank's link the code costs more than it saves; 0 if it saves nothing.
             Its cost is encoding, adding, decoding, and what its exchanges took beyond `plain_bps`: it meets more often.
+            Waiting for slower ranks is in it, so where they are slow by themselves the true rate is higher.
         plain_bps: the best rate of a bucket that was averaged uncompressed, before compression started: a lower bound
             for the link's bandwidth. 0 where there was none.
         achieved_bps: rate at which compressed exchanges went, waiting for slower ranks included.
