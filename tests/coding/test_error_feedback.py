@@ -143,9 +143,9 @@ def test_packed_rounds_are_the_plain_rounds_bit_for_bit(length: int, block: int,
         message, sent = plain.encode(vector, stats, place), packed.encode_packed(vector, stats, place)
         lanes = packed.lanes(length, place)
         with twins_only():
-            twin = by_hand.code.encode(vector + owed, stats[1:], place)
+            twin = by_hand.inner.encode(vector + owed, stats[1:], place)
             if stats[0] == 0:
-                owed = vector + owed - by_hand.code.decode(twin, stats[1:], 1, length, place)
+                owed = vector + owed - by_hand.inner.decode(twin, stats[1:], 1, length, place)
         for found in (message, packed.unpack(sent, lanes, place)):
             assert torch.equal(found, twin)
         assert torch.equal(packed.pack(message, place), sent)

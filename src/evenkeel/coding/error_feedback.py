@@ -7,13 +7,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from evenkeel.coding.carried import Carried
 from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, Count, Place, SumCode, flat
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["ErrorFeedback"]
 
 
-class ErrorFeedback(SumCode):
+class ErrorFeedback(Carried):
     """Another code with a memory for each bucket: it sends vector + memory, and keeps what its message does not say.
 
     Over time the sums miss nothing: what was decoded and what is in memory add up to all vectors given. A round in
@@ -31,51 +32,45 @@ class ErrorFeedback(SumCode):
             raise CodeError("error feedback around error feedback has nothing to remember: wrap once")
         if not isinstance(code, SumCode):
             raise ConfigurationError(f"code: must be a sum code such as THC(bits=4), found {code!r}")
-        self.code = code
-        self.granule = code.granule
-        self.most_workers = code.most_workers
+        super().__init__(code)
         self._memory: dict[int, Tensor] = {}
         self._sent: dict[int, _Sent] = {}
 
     def __repr__(self) -> str:
-        return f"ErrorFeedback({self.code!r})"
+        return f"ErrorFeedback({self.inner!r})"
 
     def measure(self, vector: Tensor, place: Place) -> Tensor:
         """Whether vector + memory is finite (0 or infinity), then what the code measures of it."""
         vector = flat(vector)
         memory = self._memory_of(vector, place)
-        stats = self.code.measure_owed(vector, memory, place)
+        stats = self.inner.measure_owed(vector, memory, place)
         finite = _are_finite(stats if stats.numel() else vector + memory)
         return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
 
     def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
         """The code's message for vector + memory. The memory becomes what the message does not say of it."""
         packed = self.encode_packed(vector, stats, place)
-        return self.code.unpack(packed, self.code.lanes(vector.numel(), place), place)
+        return self.inner.unpack(packed, self.inner.lanes(vector.numel(), place), place)
 
     def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
         """The same as bytes, which nobody may write into: they are kept in case they are lost."""
         vector = flat(vector)
         memory = self._memory_of(vector, place)
         if bool(stats[0].isfinite()):
-            packed = self.code.encode_owed(vector, memory, stats[1:], place)
+            packed = self.inner.encode_owed(vector, memory, stats[1:], place)
         else:
-            packed = self.code.encode_packed(vector + memory, stats[1:], place)
+            packed = self.inner.encode_packed(vector + memory, stats[1:], place)
         self._memory[place.bucket] = memory
         self._sent[place.bucket] = _Sent(place, packed, stats, vector.numel())
         return packed
 
     def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
         """What the code decodes."""
-        return self.code.decode(total, stats[1:], count, length, place)
+        return self.inner.decode(total, stats[1:], count, length, place)
 
     def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
         """What the code decodes."""
-        return self.code.decode_packed(packed, stats[1:], count, length, place)
-
-    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
-        """The code's sums."""
-        return self.code.add_packed(parts, lanes, place)
+        return self.inner.decode_packed(packed, stats[1:], count, length, place)
 
     def dropped(self, place: Place, lost: Tensor | None = None) -> None:
         """Puts back into memory what the last message of the bucket said, where it was lost. Once for each message.
@@ -88,9 +83,9 @@ class ErrorFeedback(SumCode):
             raise CodeError(
                 f"{place} has no message that could be lost: report each loss once, before the bucket's next round"
             )
-        message = self.code.unpack(sent.packed, self.code.lanes(sent.length, place), place)
+        message = self.inner.unpack(sent.packed, self.inner.lanes(sent.length, place), place)
         count = 1 if lost is None else lost.int()
-        told = self.code.decode(message, sent.stats[1:], count, sent.length, place)
+        told = self.inner.decode(message, sent.stats[1:], count, sent.length, place)
         told = torch.where(sent.stats[0].isfinite(), told, 0.0)  # otherwise nothing was taken out of memory
         self._memory[place.bucket] = self._memory[place.bucket] + told
 
@@ -109,7 +104,7 @@ class ErrorFeedback(SumCode):
     def state_dict(self) -> dict[str, Any]:
         """The memories by bucket, and the code's own state."""
         memory = {bucket: memory.clone() for bucket, memory in self._memory.items()}
-        return {"memory": memory, "code": self.code.state_dict()}
+        return {"memory": memory, "code": self.inner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over memories and the code's state.
@@ -119,41 +114,13 @@ class ErrorFeedback(SumCode):
         """
         if set(state) != {"memory", "code"}:
             raise CodeError(f"the state of error feedback holds memory and code, found {sorted(state)}")
-        self.code.load_state_dict(state["code"])
+        self.inner.load_state_dict(state["code"])
         self._memory = {bucket: memory.clone() for bucket, memory in state["memory"].items()}
         self._sent = {}
 
-    def lanes(self, length: int, place: Place) -> int:
-        """The code's."""
-        return self.code.lanes(length, place)
-
-    def up_width(self, place: Place) -> int:
-        """The code's."""
-        return self.code.up_width(place)
-
-    def down_width(self, place: Place) -> int:
-        """The code's."""
-        return self.code.down_width(place)
-
-    def pack(self, message: Tensor, place: Place) -> Tensor:
-        """The code's bytes."""
-        return self.code.pack(message, place)
-
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
-        """The code's lanes."""
-        return self.code.unpack(packed, lanes, place)
-
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
-        """The code's bytes."""
-        return self.code.pack_total(total, place)
-
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
-        """The code's sums."""
-        return self.code.unpack_total(packed, lanes, place)
-
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
         """Passed on."""
-        self.code.arrange(bucket, shapes)
+        self.inner.arrange(bucket, shapes)
 
     def prepare(self, world: int, device: torch.device) -> None:
         """Passed on, with a memory that is forgotten."""
@@ -162,7 +129,7 @@ class ErrorFeedback(SumCode):
 
     def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
         """Passed on."""
-        self.code.observe(mean, place, broadcast)
+        self.inner.observe(mean, place, broadcast)
 
     def _memory_of(self, vector: Tensor, place: Place) -> Tensor:
         memory = self._memory.get(place.bucket)

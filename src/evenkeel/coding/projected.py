@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evenkeel.coding.carried import Carried
 from evenkeel.coding.error_feedback import ErrorFeedback
 from evenkeel.coding.plain import Plain
 from evenkeel.coding.sum_code import Count, Place, SumCode, flat
@@ -42,7 +43,7 @@ class Projection(ABC):
         """The vector `[length]` that numbers stand for."""
 
 
-class Projected(SumCode):
+class Projected(Carried):
     """A code whose messages are those of `inner` for a vector's projection.
 
     A bucket that there is no projection for travels in `inner` as it is.
@@ -65,9 +66,7 @@ class Projected(SumCode):
             )
         if not isinstance(inner, SumCode | None):
             raise ConfigurationError(f"inner: must be a sum code such as THC(bits=4), or None, found {inner!r}")
-        self.inner: SumCode = Plain() if inner is None else inner
-        self.granule = self.inner.granule
-        self.most_workers = self.inner.most_workers
+        super().__init__(Plain() if inner is None else inner)
         self._measured: dict[int, _Measured] = {}
 
     @abstractmethod
@@ -109,37 +108,9 @@ class Projected(SumCode):
         coded = self.inner.decode_packed(packed, stats, count, self._coded_length(length, place), place)
         return self._expand(coded, place)
 
-    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
-        """The inner code's sums."""
-        return self.inner.add_packed(parts, lanes, place)
-
     def lanes(self, length: int, place: Place) -> int:
         """The inner code's, of as many numbers as a projection has in the bucket's next round."""
         return self.inner.lanes(self._coded_length(length, place), place)
-
-    def up_width(self, place: Place) -> int:
-        """The inner code's."""
-        return self.inner.up_width(place)
-
-    def down_width(self, place: Place) -> int:
-        """The inner code's."""
-        return self.inner.down_width(place)
-
-    def pack(self, message: Tensor, place: Place) -> Tensor:
-        """The inner code's bytes."""
-        return self.inner.pack(message, place)
-
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
-        """The inner code's lanes."""
-        return self.inner.unpack(packed, lanes, place)
-
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
-        """The inner code's bytes."""
-        return self.inner.pack_total(total, place)
-
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
-        """The inner code's sums."""
-        return self.inner.unpack_total(packed, lanes, place)
 
     def _checked(self, length: int, place: Place) -> Projection | None:
         projection = self._projection(place.bucket)

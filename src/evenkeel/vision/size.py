@@ -15,8 +15,8 @@ from evenkeel.vision.measure import Session, interleaved_latencies_ms
 
 __all__ = ["Size", "choose_size", "sizes", "tile_sides"]
 
-_ROUNDS = 40
-_MARGIN = 0.96  # what is aimed at; the medians of two measurements differ by one or two per cent
+_ROUNDS = 200  # two seconds each; with fewer, one disturbance halfway sent the search down by two sizes
+_MARGIN = 0.98  # what is aimed at; the medians of two measurements differ by one per cent
 _WIDTHS = (24, 88, 128)
 _STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
 
