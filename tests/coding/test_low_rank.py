@@ -181,7 +181,7 @@ def test_means_that_are_zero_or_not_finite_leave_the_directions(what: float) -> 
     ranks = Ranks(lambda: ErrorFeedback(LowRank(2)), 2)
     for _ in range(3):
         ranks.play([torch.randn(LENGTH, generator=generator) for _ in range(2)])
-    code = ranks.inners[0].code
+    code = ranks.codes[0].inner
     before = code.state_dict()["0"]
     code.observe(torch.full((LENGTH,), what), Place(0, 2, 3), lambda row: None)
     after = code.state_dict()["0"]
