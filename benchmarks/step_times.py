@@ -25,7 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 import evenkeel
 from evenkeel.coding.error_feedback import ErrorFeedback
 from evenkeel.training.code_costs import bf16
-from evenkeel.training.measure import group_from_environment, measure_code, measure_link, measure_step
+from evenkeel.training.measure import group_from_environment, measure_link, measure_step
+from evenkeel.training.measure_code import measure_code
 from evenkeel.training.timing import CodeCost, Schedule, Step, fp32, step_s
 
 _FIRST_STEPS = 5  # DDP makes its buckets anew after the first, hooks compress from the third on
@@ -112,7 +113,7 @@ def main(width: int, batch: int, steps: int, json_path: Path | None) -> None:
         compare(fp32(count), "synchronous", own, synchronous)
         half = conversion_ns(count)
         dist.barrier()
-        thc = measure_code(ErrorFeedback(evenkeel.THC(bits=4)), count, found.workers, name="thc")
+        thc = measure_code(ErrorFeedback(evenkeel.THC(bits=4)), count, found.link, name="thc")
         coded: list[tuple[CodeCost, Schedule, Callable[[], tuple[Any, Any] | None]]] = [
             (fp32(count), "layer-wise", lambda: None),
             (bf16(count, half, half), "layer-wise", lambda: (None, halved)),

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.training import measure
-from evenkeel.training.code_costs import thc
 from evenkeel.training.measure import fit_link, group_from_environment, measure_step
 from evenkeel.training.timing import CodeCost, Link, comm_s
 
@@ -174,23 +173,3 @@ def test_the_plan_of_one_rank_alone_is_refused():
     _, stderr = process.communicate(timeout=90)
     assert process.returncode == 2
     assert "the process group has one rank only" in stderr
-
-
-def test_a_code_costs_what_it_packs_and_takes():
-    torch = pytest.importorskip("torch", reason="needs torch")
-    from evenkeel.coding.sum_code import Place
-    from evenkeel.coding.thc import THC
-
-    torch.set_num_threads(1)
-    count, code = 100_000, THC(bits=4)
-    place = Place(rank=0, world=4)
-    found = measure.measure_code(code, count, 4, name="mine")
-    lanes, blocks = code.lanes(count, place), -(-count // 4096)
-    assert found.name == "mine"
-    assert found.up_bytes == lanes * 4 / 8 + 4 * blocks
-    assert found.down_bytes == lanes * code.down_width(place) / 8 + 4 * blocks
-    assert 0 < found.encode_s < 5
-    assert 0 < found.decode_s < 5
-    assert found.collectives == 2
-    # As the formulas have it for offline use, but for the padding of the last block.
-    assert found.sent_bytes(4) == pytest.approx(thc(count, 4).sent_bytes(4), rel=0.05)

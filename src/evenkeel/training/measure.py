@@ -13,18 +13,15 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
-from evenkeel.training.timing import CodeCost, Link, Step, ddp_segments
+from evenkeel.training.timing import Link, Step, ddp_segments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-    from evenkeel.coding.sum_code import SumCode
 
 __all__ = [
     "MeasuredLink",
     "fit_link",
     "group_from_environment",
-    "measure_code",
     "measure_link",
     "measure_step",
 ]
@@ -34,7 +31,6 @@ _REPEATS = 3
 _FIRST_BYTES, _MOST_BYTES = 2**16, 2**28
 _FEWEST_SIZES = 3
 _ADDED_BYTES = 2**22  # beyond most caches, as gradients are
-_CODED = 2**20  # coordinates on which a code is timed
 _TIMEOUT_S = 120.0  # for a peer to come or to answer
 
 
@@ -192,59 +188,6 @@ def measure_step(
     return Step(forward_s, backward_s, parameters, update_s=update_s, segments=segments)
 
 
-def measure_code(
-    code: "SumCode", parameters: int, workers: int, *, name: str | None = None, device: Any = "cpu"
-) -> CodeCost:
-    """What a gradient costs with a sum code, by the sharded reducer: bytes as the code packs them, times as measured.
-
-    To encode is to measure, encode and pack; to decode is to unpack and decode the sum, and this rank's share of the
-    adding. Start it on all ranks at the same time where they share a machine. The code is given vectors of noise, in a
-    bucket that no training uses, and told nothing of their sums.
-
-    Args:
-        code: any.
-        parameters: of the gradient.
-        workers: 2 or more.
-        name: for tables; the code's own by default.
-        device: where the gradients will be.
-    """
-    from evenkeel.coding.sum_code import Place
-
-    torch = _torch()
-    coordinates = min(parameters, _CODED)
-    place = Place(rank=0, world=workers, bucket=2**31 - 1)
-    vector = torch.randn(coordinates, generator=torch.Generator().manual_seed(0)).to(device)
-    lanes = code.lanes(coordinates, place)
-    share = min(lanes, -(-lanes // (workers * code.granule)) * code.granule)
-    encode_s, decode_s = [], []
-    for _ in range(_REPEATS + 1):
-        start = _moment(torch, vector)
-        stats = code.measure(vector, place)
-        packed = code.encode_packed(vector, stats, place)
-        encoded = _moment(torch, vector)
-        # Any lanes will do for the time: the same message from every worker.
-        own = packed[: code.packed_bytes(share, place)]
-        total = code.pack_total(code.add_packed([packed] * workers, lanes, place), place)
-        prepared = _moment(torch, vector)
-        code.pack_total(code.add_packed([own] * workers, share, place), place)
-        code.decode_packed(total, stats, workers, coordinates, place)
-        decode_s.append(_moment(torch, vector) - prepared)
-        encode_s.append(encoded - start)
-    whole = code.lanes(parameters, place)
-    scale = parameters / coordinates
-    stats_bytes = 4 * stats.numel() * scale
-    return CodeCost(
-        name or code.name,
-        up_bytes=code.packed_bytes(whole, place) + stats_bytes,
-        down_bytes=code.total_bytes(whole, place) + stats_bytes,
-        added_bytes=0.0,  # is in the time to decode
-        encode_s=statistics.median(encode_s[1:]) * scale,
-        decode_s=statistics.median(decode_s[1:]) * scale,
-        collectives=2 if stats_bytes else 1,
-        harm=2,
-    )
-
-
 @contextmanager
 def group_from_environment(backend: str) -> Iterator[int]:
     """A process group as torchrun's variables say, and this process's rank in it; ends with the context.
@@ -288,12 +231,6 @@ def _adding_s_per_byte(torch: Any, device: Any, settle: Callable[[], None]) -> f
         settle()
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:]) / _ADDED_BYTES
-
-
-def _moment(torch: Any, values: Any) -> float:
-    if values.is_cuda:
-        torch.cuda.synchronize(values.device)
-    return time.perf_counter()
 
 
 def _torch() -> Any:

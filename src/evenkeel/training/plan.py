@@ -13,7 +13,7 @@ from evenkeel.outputs import write_json
 from evenkeel.spec import read_number, unknown
 from evenkeel.training.advice import Recommendation, rate_text, recommend, time_text
 from evenkeel.training.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
-from evenkeel.training.measure import group_from_environment, measure_code, measure_link
+from evenkeel.training.measure import group_from_environment, measure_link
 from evenkeel.training.timing import CodeCost, Link, Prediction, Step, fp32, predict
 
 __all__ = ["Plan", "Wanted", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix", "show"]
@@ -77,9 +77,12 @@ def on_a_group(wanted: Wanted, backend: str, budget_s: float) -> Plan | None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if backend == "nccl" else "cpu"
         found = measure_link(device=device, budget_s=budget_s)
         if "thc" not in wanted.code_times_ns:
+            from evenkeel.coding.error_feedback import ErrorFeedback
             from evenkeel.coding.thc import THC
+            from evenkeel.training.measure_code import measure_code
 
-            cost = measure_code(THC(bits=4), wanted.step.parameters, found.workers, name="thc 4-bit", device=device)
+            code = ErrorFeedback(THC(bits=4))
+            cost = measure_code(code, wanted.step.parameters, found.link, name="thc 4-bit", device=device)
             wanted = replace(wanted, measured=(cost,))
     return make_plan(found.link, found.workers, wanted, measured=True) if rank == 0 else None
 

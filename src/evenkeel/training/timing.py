@@ -17,6 +17,9 @@ nothing hid it. Pipe-SGD (NeurIPS 2018) sends its pipelined sum in one piece (L 
 bucket, so that a code keeps its shapes, and pays for L meetings. It codes in the thread that communicates, on a core
 that the computation wants too, so coding is hidden behind neither.
 
+To both a code adds what its exchanges were measured to take beyond that, if they were: ranks wait for each other's
+coding, and direct messages do not go at a ring's rate.
+
 What this leaves out: encoding that slows the backward pass down by more than its own time, segments of unequal size,
 and links that are not all alike.
 """
@@ -108,6 +111,9 @@ class CodeCost:
     encode_s: float = 0.0  # l_enc
     decode_s: float = 0.0  # l_dec
     collectives: int = 1  # one after another for each segment, such as norms before the numbers they scale
+    excess_s: float = (
+        0.0  # that exchanges take beyond the formula, as measured: slower ranks, patterns other than rings
+    )
     harm: int = 0  # how far from plain fp32: the less, the better where times are alike
     pipelines: bool = True  # whether PipeSGD can carry it; not the hooks that torch brings
 
@@ -155,14 +161,16 @@ def comm_s(link: Link, workers: int, cost: CodeCost, segments: int = 1) -> float
     """A whole gradient's communication by ring or sharded, in `segments` pieces one after another."""
     meetings = segments * cost.collectives * (2 * (workers - 1) * link.alpha_s + link.sync_s)
     share = (workers - 1) / workers
-    return meetings + cost.sent_bytes(workers) * link.beta_s_per_byte + share * cost.added_bytes * link.gamma_s_per_byte
+    added_s = share * cost.added_bytes * link.gamma_s_per_byte
+    return meetings + cost.sent_bytes(workers) * link.beta_s_per_byte + added_s + cost.excess_s
 
 
 def server_comm_s(link: Link, workers: int, cost: CodeCost) -> float:
     """A whole gradient's communication through one server, whose own link carries what all the workers send."""
     meetings = cost.collectives * (2 * link.alpha_s + link.sync_s)
     carried = workers * (cost.up_bytes + cost.down_bytes)
-    return meetings + carried * link.beta_s_per_byte + (workers - 1) * cost.added_bytes * link.gamma_s_per_byte
+    added_s = (workers - 1) * cost.added_bytes * link.gamma_s_per_byte
+    return meetings + carried * link.beta_s_per_byte + added_s + cost.excess_s
 
 
 def step_s(link: Link, workers: int, step: Step, cost: CodeCost, schedule: Schedule) -> float:
