@@ -256,6 +256,8 @@ def test_time_to_target_lies_between_the_evaluations_around_it():
     assert plain["bytes_per_step"] == plain["steady_bytes_per_step"] == 100
     assert plain["encode_s"] == pytest.approx(0.1)
     assert plain["comm_share"] == pytest.approx(0.7)  # .1 computing, .1 encoding, .1 decoding
+    assert (plain["aggregate_s"], plain["aggregate_cut"]) == (pytest.approx(0.9), 1)
+    assert coded["aggregate_cut"] == pytest.approx(0.9 / 0.4)
 
 
 def test_each_seed_has_its_own_target_and_the_mean_its_interval():

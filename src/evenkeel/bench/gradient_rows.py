@@ -27,6 +27,8 @@ _AVERAGED = (
     "decode_s",
     "comm_share",
     "compute_s",
+    "aggregate_s",
+    "aggregate_cut",
     "seconds",
     "peak_bytes",
 )
@@ -55,7 +57,8 @@ def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, 
 
     `step_s` and `bytes_per_step` are means over all steps, those included that a method does not compress; `steady_`
     are medians. `comm_share` is the share of a step that neither computation nor the code's work explains: what of the
-    communication was not hidden. `speed_up` is the baseline's time to the target over this one's.
+    communication was not hidden. `aggregate_s` is what a mean step takes beyond computation, coding included, and
+    `aggregate_cut` the baseline's over this one's. `speed_up` is the baseline's time to the target over this one's.
     """
     steps = len(record["times_s"])
     times_s, sent = np.array([0.0, *record["times_s"]]), np.array([0.0, *record["sent_bytes"]])
@@ -67,6 +70,7 @@ def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, 
     }
     known_s = record["compute_s"] + sum(value or 0.0 for value in work_s.values())
     counted = record["counted_bytes"]
+    aggregate_s, reference_aggregate_s = _aggregate_s(record), _aggregate_s(baseline)
     return {
         **record["cell"],
         "workers": record["training"]["workers"],
@@ -87,6 +91,8 @@ def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, 
         **work_s,
         "compute_s": record["compute_s"],
         "comm_share": max(0.0, 1 - known_s / step_s),
+        "aggregate_s": aggregate_s,
+        "aggregate_cut": reference_aggregate_s / aggregate_s if aggregate_s else None,
         "local_nmse": record["local_nmse"],
         "peak_bytes": record["peak_bytes"],
         "link_bps": record["link"].get("there_bps"),
@@ -119,6 +125,12 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if len(rows) > 1:
             row |= {f"{key}_low": found.low, f"{key}_high": found.high}
     return row
+
+
+def _aggregate_s(record: Record) -> float:
+    """Of a mean step, what computation does not explain."""
+    times_s = record["times_s"]
+    return max(0.0, float(times_s[-1]) / len(times_s) - float(record["compute_s"]))
 
 
 def _seconds_to(record: Record, target: float) -> float | None:

@@ -28,11 +28,12 @@ _COLUMNS = (
     Column("speed_up", "faster", "times"),
     Column("final_accuracy", "accuracy", "%", 100.0),
     Column("step_s", "step", "ms", 1e3),
+    Column("aggregate_s", "aggregating", "ms", 1e3),
+    Column("aggregate_cut", "cut", "times"),
     Column("bytes_per_step", "sent", "MB", 1e-6),
     Column("encode_s", "encode", "ms", 1e3),
     Column("add_s", "add", "ms", 1e3),
     Column("decode_s", "decode", "ms", 1e3),
-    Column("comm_share", "waiting", "%", 100.0),
     Column("peak_bytes", "memory", "MB", 1e-6),
 )
 _LOOPBACK = "over loopback, without a rate"
@@ -147,12 +148,13 @@ def _notes(means: Sequence[dict[str, Any]], tolerance: float) -> Iterator[str]:
         f"target: the final accuracy of fp32 with the same seed, less {tolerance:g} points; "
         + (f"means over {seeds} seeds, intervals: 95 %" if seeds > 1 else "one seed: no intervals")
     )
-    yield "sent: by a rank in a step, as the kernel counts it; waiting: of a step, neither computing nor coding"
+    yield "aggregating: what a step takes beyond computation, coding included; cut: fp32's over this one's"
+    yield "sent: by a rank in a step, as the kernel counts it"
     methods = " ".join(row["method"] for row in means)
     if "pipe" in methods:
         yield f"pipe: after the first {PIPE_WARM_SHARE:.0%} of the steps each applies the average of the one before"
     if "powersgd" in methods:
-        yield "powersgd: torch's hook, compressing from the third step on; its own work is not told apart from waiting"
+        yield "powersgd: torch's hook, compressing from the third step on; its coding is not told apart"
     for row in means:
         if row["reached"] < row["seeds"]:
             yield f"{row['method']}: {row['reached']} of {row['seeds']} seeds reached the target"
