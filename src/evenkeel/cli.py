@@ -169,7 +169,7 @@ def worker(arguments: tuple[str, ...]) -> None:
     "--images",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder tree, Parquet, npz or IDX; labels are not needed, and only used to report accuracy.",
+    help="Folder tree, Parquet, npz or IDX; labels are not needed, and only used to report accuracy and to calibrate.",
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
 @click.option("--grid", default="3", show_default=True, metavar="N[,N...]", help="Tiles along one side of a collage.")
@@ -183,6 +183,7 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--reach", type=click.IntRange(0), help="Pixels a view is moved at most; a tenth of the side if unsaid.")
 @click.option("--mirror/--no-mirror", default=True, show_default=True, help="Whether views are mirrored too.")
 @click.option("--held-out", type=click.IntRange(100), help="Images kept for calibration; a twentieth if unsaid.")
+@click.option("--labels", default="auto", show_default=True, help="Where labels are: a column, array or file; none.")
 @click.option("--split", help="Of a Parquet file with a column `split`.")
 @click.option("--limit", type=click.IntRange(1), help="Images to read at most.")
 @click.option("--test-images", type=click.Path(path_type=Path), help="Measure on these instead of held-out ones.")

@@ -199,6 +199,13 @@ def test_overall_counts_what_is_lost_without_a_straggler():
     assert row["base_accuracy"] == 1.0
 
 
+def test_a_share_of_all_answers_stays_a_share():
+    truth = Truth(np.array([1, 1, 0]), np.ones(3, np.int64))
+    row = fill_fields(fills_of([1, 1, 0], np.full(3, 0.5)), None, truth)
+    assert row["overall_unavailable_5_low"] == 0
+    assert row["overall_unavailable_5_high"] == 1
+
+
 def test_equal_confidences_pass_the_gate_together():
     truth = Truth(np.ones(4, np.int64), np.ones(4, np.int64))
     row = fill_fields(fills_of(np.array([True, False, True, False]), np.full(4, 0.5)), None, truth)

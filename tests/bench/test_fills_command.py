@@ -179,6 +179,14 @@ def test_what_cannot_be_measured_is_refused(tiny, arguments, says):
     assert says in result.output.replace("\n", " ")
 
 
+def test_classes_in_another_order_are_told_apart(tiny):
+    made = json.loads((tiny / "base.json").read_text())
+    (tiny / "other.json").write_text(json.dumps(made | {"name": "other", "classes": ["red", "blue", "green"]}))
+    result = run(*on(tiny, "--cheap", f"{tiny / 'other.json'}:2"))
+    assert result.exit_code == 2
+    assert "they have 3 and 3, of which the first that differ are 'blue' and 'green'" in result.output
+
+
 def test_labels_that_the_classifier_does_not_know_are_refused(tiny):
     result = run("--classifier", tiny / "base.json", "--images", IMAGES, "--berrut", 2)
     assert result.exit_code == 2
@@ -191,3 +199,10 @@ def test_the_seed_alone_decides(tiny, tmp_path):
     assert rows_of(tmp_path, *arguments, "--seed", 1)[0] == first
     assert rows_of(tmp_path, *arguments, "--seed", 2)[0] != first
     assert "cost" not in first[0]
+
+
+def test_a_digit_that_is_no_number_is_refused(tiny):
+    for option in (("--cheap", f"{tiny / 'base.json'}:\N{SUPERSCRIPT TWO}"), ("--berrut", "\N{SUPERSCRIPT TWO}")):
+        result = run("--classifier", tiny / "base.json", "--images", tiny / "images.npz", *option)
+        assert result.exit_code == 2, result.output
+        assert "expected" in result.output

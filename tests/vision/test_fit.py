@@ -128,6 +128,14 @@ def test_test_images_are_measured_where_there_are_some(folder: Path, tmp_path: P
     assert card.accuracy.value < 0.2 < card.agreement.value
 
 
+def test_too_few_test_images_are_told_before_anything_is_scored(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", images=PIXELS[:8])
+    result = run(folder, tmp_path / "out", "--test-images", str(tmp_path / "test.npz"))
+    assert result.exit_code == 2
+    assert "8 test images are too few: one collage of grid 3 shows 9" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_shared_network_is_trained_once(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "out", "--grid", "2,4", "--shared", "--epochs", "1")
     assert result.exit_code == 0, result.output
@@ -263,6 +271,11 @@ def test_a_document_that_cannot_be_written_is_refused_before_anything_is_scored(
         (["--cost", "nan"], "cost: must be a number above zero"),
         (["--minutes", "-1"], "minutes: must be a number above zero"),
         (["--limit", "200"], "200 images are too few"),
+        (["--seed", str(2**31)], "seed: must be from 0 to 2147483647"),
+        (["--reach", "32"], "reach: must be below 32"),
+        (["--labels", "names"], "array 'names' is not there"),
+        (["--test-split", "test"], "test images would be among those to learn from"),
+        (["--split", "a", "--test-split", "a"], "test images would be among those to learn from"),
     ],
 )
 def test_what_cannot_be_done_is_told(folder: Path, tmp_path: Path, options: list[str], told: str) -> None:
@@ -293,3 +306,101 @@ def test_unreadable_images_are_named(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "1 could not be read" in result.output
     assert "broken.png" in result.output
+
+
+def test_resuming_with_another_normalisation_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The scores that are kept are those of the pixels as they were prepared at first."""
+    assert run(folder, tmp_path / "out", "--epochs", "0.1").exit_code == 0
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", "--resume", "--mean", "0.01", "0", "0")
+    assert result.exit_code == 2
+    assert "another classifier, other images or other options" in result.output
+
+
+def test_resuming_what_is_done_keeps_what_its_card_says(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "0.1").exit_code == 0
+    checkpoint = tmp_path / "out" / "3x3.checkpoint"
+    torch.save(torch.load(checkpoint) | {"seconds": 77.0}, checkpoint)
+    assert run(folder, tmp_path / "out", "--epochs", "0.1", "--resume").exit_code == 0
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["training_seconds"] == 77
+
+
+def test_a_folder_in_which_another_fit_is_at_work_is_refused(folder: Path, tmp_path: Path) -> None:
+    from evenkeel.vision.lock import locked
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out):
+        result = run(folder, out, "--epochs", "0.1")
+    assert result.exit_code == 2
+    assert f"{out} is in use by another fit" in result.output
+    assert run(folder, out, "--epochs", "0.1").exit_code == 0
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from evenkeel.vision import fit
+
+    def full(*arguments: object) -> float:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = fit.write_onnx
+    monkeypatch.setattr(fit, "write_onnx", full)
+    result = run(folder, tmp_path / "out", "--epochs", "0.1")
+    assert result.exit_code == 2
+    assert "No space left on device; free some space and go on with --resume" in result.output
+    monkeypatch.setattr(fit, "write_onnx", real)
+    monkeypatch.setattr("evenkeel.vision.fit_loop._step", None)  # nothing is trained again
+    assert run(folder, tmp_path / "out", "--epochs", "0.1", "--resume").exit_code == 0
+
+
+def test_labels_that_are_none_of_the_classifier_can_be_left_away(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "dates.npz", images=PIXELS, labels=np.arange(700) % 12)
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(tmp_path / "dates.npz")]
+    arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "0.1"]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "labels go from 0 to 11, but the classifier has 10 classes" in refused.output
+    assert "--labels none" in refused.output
+    result = CliRunner().invoke(main, [*arguments, "--labels", "none"])
+    assert result.exit_code == 0, result.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").accuracy is None
+
+
+def test_names_that_look_like_markup_or_yaml_are_only_names(folder: Path, tmp_path: Path) -> None:
+    import yaml
+    from PIL import Image
+
+    for number in range(520):
+        place = tmp_path / "photos[" / str(LABELS[number])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number]).save(place / f"{number}.png")
+    (tmp_path / "photos[" / "3" / "[").mkdir()
+    (tmp_path / "photos[" / "3" / "[" / "red]broken.png").write_bytes(b"no picture")
+    (tmp_path / "my: model #1.onnx").write_bytes((folder / "colours.onnx").read_bytes())
+    arguments = ["fit", "--classifier", str(tmp_path / "my: model #1.onnx"), "--images", str(tmp_path / "photos[")]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path), "--cost", "1e9", "--epochs", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert "3/[/red]broken.png: no image file" in result.output
+    settings = yaml.safe_load((tmp_path / "serve.yaml").read_text())
+    assert settings["model"] == "my: model #1.json"
+    assert settings["codes"][1] == "my: model #1-collage-3x3.json"
+
+
+def test_images_need_not_be_square(folder: Path, tmp_path: Path) -> None:
+    """A tile shows the middle of an image, in training as in serving."""
+    tall = np.zeros((600, 64, 32, 3), np.uint8)
+    tall[:, 16:48] = PIXELS[:600]
+    np.savez(tmp_path / "tall.npz", images=tall)
+    model = onnx.load(str(folder / "colours.onnx"))
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
+    onnx.save(model, str(tmp_path / "tall.onnx"))
+    arguments = ["fit", "--classifier", str(tmp_path / "tall.onnx"), "--images", str(tmp_path / "tall.npz")]
+    arguments += ["--scale", str(2 / 255), "--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "6"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "tall-collage-3x3.json")
+    assert card.agreement is not None
+    assert card.agreement.value > 0.3  # a tenth by chance

@@ -104,3 +104,11 @@ def test_tiles_are_shrunk_in_training_as_they_are_in_serving(side: int) -> None:
     trained = shrink(torch.from_numpy(image).permute(2, 0, 1)[None], side)[0].permute(1, 2, 0).numpy()
     served = Tile(side, side, Pixels(interpolation="bicubic"), crop=True).make(image)
     assert np.abs(trained.astype(int) - served.astype(int)).max() <= 2
+
+
+def test_what_is_done_already_is_told_once_with_its_time(tmp_path: Path) -> None:
+    views, recipe = bank(tmp_path / "scores.npy"), replace(RECIPE, epochs=0.2)
+    last = list(fit_tiles(network(), views, recipe, tmp_path / "c"))[-1]
+    again = network()
+    told = list(fit_tiles(again, views, recipe, tmp_path / "c"))
+    assert [(each.step, each.steps, each.seconds) for each in told] == [(last.step, last.steps, last.seconds)]

@@ -3,6 +3,7 @@
 import gzip
 import io
 import lzma
+import os
 import struct
 import sys
 import tempfile
@@ -139,6 +140,18 @@ def test_only_the_first_names_are_kept_but_all_are_counted(tmp_path: Path) -> No
     assert found.skipped_count == MOST_NAMES + 200
     assert len(found.skipped) == MOST_NAMES
     assert found.skipped[0][0] == "x.npz[1]"
+
+
+def test_a_pipe_and_a_file_beyond_all_measure_are_skipped(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["1.png", "2.png"], some_pixels(2))
+    os.mkfifo(tmp_path / "pipe.png")
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(1 << 40)
+    found = read(tmp_path)
+    assert len(found) == 2
+    assert [name for name, _ in found.skipped] == ["pipe.png", "sparse.png"]
+    assert found.skipped[0][1] == "not a regular file"
+    assert "at most 1,073,741,824 are taken" in found.skipped[1][1]
 
 
 def test_a_path_with_nothing_in_it_is_refused(tmp_path: Path) -> None:
@@ -387,6 +400,25 @@ def test_a_damaged_npz_is_refused(tmp_path: Path) -> None:
     assert "array 'images' cannot be read" in refusal(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize("change", ["version", "password", "method"])
+def test_an_npz_of_a_kind_that_cannot_be_unpacked_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, images=some_pixels(3))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # of the directory at the end
+    place, value = {"version": (6, 200), "password": (8, 1), "method": (10, 99)}[change]
+    content[entry + place] = value
+    if change == "password":
+        content[6] = value
+    path.write_bytes(content)
+    assert "cannot be read" in refusal(path) or "can be read" in refusal(path)
+
+
+def test_labels_of_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=some_pixels(2), labels=np.array([b"\xff\xfe", b"a"]))
+    assert "'labels' must be whole numbers or strings" in refusal(tmp_path / "x.npz")
+
+
 def test_splits_are_only_where_they_are(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", images=some_pixels(2))
     assert "has no splits" in refusal(tmp_path / "x.npz", split="train")
@@ -599,6 +631,19 @@ def test_parquet_that_does_not_fit_is_refused(tmp_path: Path, parquet: Any) -> N
     assert "both Parquet and image files" in refusal(tmp_path)
 
 
+def test_parquet_labels_that_are_none_are_refused(tmp_path: Path, parquet: Any) -> None:
+    import pyarrow
+
+    table = {"image": [packed(image) for image in some_pixels(2)], "lists": [["a"], ["b", "c"]]}
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table(table), path)
+    for column in table:
+        assert f"column '{column}' must be whole numbers or strings" in refusal(path, labels_from=column)
+    broken = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"a", b"\xbe"], pyarrow.binary()).buffers()[1:])
+    parquet.write_table(pyarrow.table({"image": table["image"], "label": broken}), path)
+    assert f"{path} is damaged" in refusal(path)
+
+
 def test_a_damaged_parquet_file_is_refused(tmp_path: Path, parquet: Any) -> None:
     noise = [packed(image) for image in some_pixels(40, 20, 20)]
     path = write_parquet(parquet, tmp_path / "x.parquet", {"img": noise}, group=10)
@@ -628,3 +673,10 @@ def test_held_out_images_are_never_trained_on() -> None:
     assert np.array_equal(held.pixels[:, 0, 0, 0], held.labels)
     again = ImageSet(pixels, np.arange(100)).hold_out(20, seed=3)[1].labels
     assert np.array_equal(again, held.labels)
+
+
+def test_labels_of_the_same_names_keep_their_numbers_though_a_name_is_there_twice() -> None:
+    """In ImageNet two classes are called crane, the bird and the machine."""
+    names = ("crane", "dog", "crane")
+    images = ImageSet(some_pixels(3), np.array([0, 1, 2]), names)
+    assert images.numbered_as(names, 3).labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]

@@ -87,3 +87,12 @@ def test_images_come_for_torch_with_their_labels() -> None:
     assert np.array_equal(found.pixels.numpy(), pixels.transpose(0, 3, 1, 2))
     with pytest.raises(ConfigurationError, match="labels are needed"):
         as_images(ImageSet(pixels))
+
+
+@pytest.mark.parametrize("shape", [(20, 36), (36, 20)])
+def test_images_that_are_not_square_keep_their_shape_when_they_are_moved(shape: tuple[int, int]) -> None:
+    images = torch.arange(40 * 3 * 20 * 36).reshape(40, 3, *shape)
+    moved = translate(images, 2, torch.Generator().manual_seed(1))
+    padded = torch.nn.functional.pad(images.double(), (2, 2, 2, 2), mode="reflect").long()
+    windows = [padded[:, :, y : y + shape[0], x : x + shape[1]] for y in range(5) for x in range(5)]
+    assert torch.stack([(window == moved).flatten(1).all(1) for window in windows]).any(0).all()

@@ -136,3 +136,27 @@ def test_scores_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be written"):
         make(tmp_path / "nowhere" / "scores.npy")
+
+
+def test_a_row_that_is_half_written_is_asked_for_again(tmp_path: Path) -> None:
+    bank = make(tmp_path / "scores.npy", views=2)
+    list(bank.fill(first_pixels))
+    stored = np.load(tmp_path / "scores.npy", mmap_mode="r+")
+    stored[1, 7, 5:] = np.nan
+    again = make(tmp_path / "scores.npy", views=2)
+    assert again.missing == 1
+    assert list(again.fill(first_pixels)) == [1]
+    assert not np.isnan(np.load(tmp_path / "scores.npy")).any()
+
+
+def test_a_stop_before_anything_is_scored_leaves_no_file_that_is_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np.lib.format, "write_array_header_1_0", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "scores.npy")
+    assert make(tmp_path / "scores.npy").missing == 1200

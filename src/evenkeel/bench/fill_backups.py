@@ -137,7 +137,7 @@ def parity_backup(spec: str, encoder: Encoder, classifier: Classifier) -> Backup
 def cheap_backup(spec: str, classifier: Classifier) -> Backup:
     """A small classifier run on each item; `spec` is `card:items`, the items of one pass."""
     text, _, count = spec.rpartition(":")
-    if not text or not count.isdigit() or int(count) < 1:
+    if not text or not count.isdecimal() or int(count) < 1:
         raise ConfigurationError(f"cheap: expected CARD:ITEMS, as in small.json:9, found {spec!r}")
     path, card = _read_card(text, "cheap", "classifier", classifier)
     _check_size(card, "cheap", classifier)
@@ -188,9 +188,14 @@ def _read_card(spec: str, option: str, kind: str, classifier: Classifier | None 
     if classifier is not None and (
         len(card.classes) != classifier.form.classes or classifier.classes not in (None, card.classes)
     ):
+        found = f"{len(card.classes)} and {classifier.form.classes}"
+        if len(card.classes) == classifier.form.classes and classifier.classes is not None:
+            own, others = next(
+                pair for pair in zip(card.classes, classifier.classes, strict=True) if pair[0] != pair[1]
+            )
+            found += f", of which the first that differ are {own!r} and {others!r}"
         raise ConfigurationError(
-            f"{option}: {card.name} and {classifier.name} must have the same classes; they have "
-            f"{len(card.classes)} and {classifier.form.classes}"
+            f"{option}: {card.name} and {classifier.name} must have the same classes; they have {found}"
         )
     return path, card
 

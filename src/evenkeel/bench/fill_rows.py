@@ -75,7 +75,10 @@ def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, A
         lost = percent / 100
         value = (1 - lost) * usual + lost * accuracy.value
         spread = ((1 - lost) * usual_of_image + lost * of_image)[asked]
-        row |= _estimate(f"overall_unavailable_{percent}", _around(value, spread))
+        overall = _around(value, spread)
+        # A share, though the interval of a mean does not know it.
+        bounded = Estimate(value, max(overall.low, 0.0), min(overall.high, 1.0))
+        row |= _estimate(f"overall_unavailable_{percent}", bounded)
     for percent in COVERAGES:
         row |= _gated(fills, right, percent)
     answered = fills.answers >= 0

@@ -235,7 +235,7 @@ def _backups(arguments: dict[str, Any], classifier: Classifier) -> list[Backup]:
 def _counts(text: str | None) -> list[int]:
     parts = [] if text is None else [part.strip() for part in text.split(",")]
     for part in parts:
-        if not part.isdigit() or int(part) < 1:
+        if not part.isdecimal() or int(part) < 1:
             raise ConfigurationError(f"berrut: expected numbers of items such as 4,8,9, found {text!r}")
     return [int(part) for part in parts]
 

@@ -50,17 +50,20 @@ def as_images(read: ImageSet) -> Images:
 
 
 def translate(tiles: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Each of `tiles` [n, 3, side, side] moved by up to `reach` pixels each way, edges filled by reflection."""
-    count, channels, side, _ = tiles.shape
+    """Each of `tiles` [n, 3, h, w] moved by up to `reach` pixels each way, edges filled by reflection."""
     # Pads by index, since reflection padding of uint8 is not offered on every backend.
+    shift = torch.randint(0, 2 * reach + 1, (2, len(tiles), 1), generator=generator)
+    rows, columns = (
+        _reflected(side, reach)[each + torch.arange(side)] for side, each in zip(tiles.shape[2:], shift, strict=True)
+    )
+    tiles = tiles.gather(2, rows[:, None, :, None].expand_as(tiles))
+    return tiles.gather(3, columns[:, None, None, :].expand_as(tiles))
+
+
+def _reflected(side: int, reach: int) -> Tensor:
+    """Where the pixels of a line of `side` stand, with `reach` more on both ends."""
     place = torch.arange(-reach, side + reach).abs()
-    place = torch.where(place >= side, 2 * (side - 1) - place, place)
-    shift = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator)
-    steps = torch.arange(side)
-    rows = place[shift[0] + steps]  # [n, side]
-    columns = place[shift[1] + steps]
-    tiles = tiles.gather(2, rows[:, None, :, None].expand(count, channels, side, side))
-    return tiles.gather(3, columns[:, None, None, :].expand(count, channels, side, side))
+    return torch.where(place >= side, 2 * (side - 1) - place, place)
 
 
 def random_flip(tiles: Tensor, generator: torch.Generator) -> Tensor:

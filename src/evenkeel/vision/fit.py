@@ -7,9 +7,10 @@ with its card. Every stage keeps what it has done in the output folder, so that 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from evenkeel.cards import ModelCard, save_card
 from evenkeel.coding.collage import Collage
+from evenkeel.coding.score_form import ScoreForm
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import CollageNet, TileNet, count_macs, count_parameters
 from evenkeel.vision.black_box import BlackBox
@@ -26,6 +28,7 @@ from evenkeel.vision.export import file_sha256, fold_norms, machine_name, write_
 from evenkeel.vision.fit_loop import MEAN, STD, FitRecipe, fit_tiles, soft_temperature, start_from
 from evenkeel.vision.fit_serving import write_serving
 from evenkeel.vision.images import ImageSet
+from evenkeel.vision.lock import locked
 from evenkeel.vision.measure import (
     Session,
     fit_temperature,
@@ -115,6 +118,8 @@ class FitOptions:
             raise ConfigurationError(f"rate: must be above 0 and at most 1, found {self.rate}")
         if self.views < 1:
             raise ConfigurationError(f"views: must be at least 1, found {self.views}")
+        if not 0 <= self.seed < 2**31:  # what is made of it must fit into 64 bits
+            raise ConfigurationError(f"seed: must be from 0 to {2**31 - 1}, found {self.seed}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigurationError(f"device: must be auto, cpu or cuda, found {self.device!r}")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -160,25 +165,38 @@ def fit(
 
     Raises:
         ConfigurationError: too few images, a classifier with one answer for all, a cost that cannot be met, an output
-            folder that holds another fit, a full disk.
+            folder that holds another fit or in which one is at work, a full disk.
     """
     watcher = Silent() if watcher is None else watcher
     torch.set_num_threads(options.threads)
     train, held = _split(images, options)
-    _prepare(out, options.resume)
+    _fill_a_collage(held, "held-out", options)
+    if test is not None:
+        _fill_a_collage(test, "test", options)
+    reach = _reach(options, classifier)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be made: {error.strerror or error}") from error
+    with locked(out):
+        if (out / _PLAN).is_file() and not options.resume:
+            raise ConfigurationError(f"{out} holds a fit already; go on with it with --resume, or give another --out")
+        return _fit(classifier, images, train, held, out, options, reach, watcher, test)
+
+
+def _fit(
+    classifier: BlackBox,
+    images: ImageSet,
+    train: ImageSet,
+    held: ImageSet,
+    out: Path,
+    options: FitOptions,
+    reach: int,
+    watcher: Watcher,
+    test: ImageSet | None,
+) -> list[ModelCard]:
     held_answers = _answers(classifier, held)
-    reach = (
-        options.reach if options.reach is not None else max(1, round(0.1 * min(classifier.height, classifier.width)))
-    )
-    identity = {
-        "classifier": classifier.sha256,
-        "images": hashlib.sha256(np.ascontiguousarray(images.pixels).data).hexdigest(),
-        "options": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in asdict(options).items()
-            if name not in ("resume", "device")
-        },
-    }
+    identity = _identity(classifier, images, options)
     plan = _plan(out, identity, classifier, options, watcher)
     bank = ViewBank(
         train.pixels,
@@ -210,7 +228,13 @@ def fit(
         if size not in networks:
             networks[size] = _train(size, bank, recipe, out, plan, grid, identity, options, watcher, classifier)
         network, notes = networks[size]
-        cards.append(_finish(network, notes, grid, size, classifier, held, held_answers, measured_on, out))
+        try:
+            cards.append(_finish(network, notes, grid, size, classifier, held, held_answers, measured_on, out))
+        except OSError as error:
+            raise ConfigurationError(
+                f"the {grid}x{grid} model cannot be written into {out}: {error.strerror or error}; free some space and "
+                "go on with --resume, the training is kept"
+            ) from error
         watcher.say(_told(cards[-1]))
     names = _class_names(classifier, held)
     configuration = write_serving(classifier, names, _own_temperature(classifier, held), cards, out)
@@ -230,6 +254,42 @@ def _split(images: ImageSet, options: FitOptions) -> tuple[ImageSet, ImageSet]:
     return images.hold_out(held_out, options.seed + 94)
 
 
+def _fill_a_collage(images: ImageSet, kind: str, options: FitOptions) -> None:
+    most = max(options.grids) ** 2
+    if len(images) < most:
+        raise ConfigurationError(
+            f"{len(images):,} {kind} images are too few: one collage of grid {max(options.grids)} shows {most}; give "
+            "more, or take a smaller grid"
+        )
+
+
+def _reach(options: FitOptions, classifier: BlackBox) -> int:
+    shorter = min(classifier.height, classifier.width)
+    if options.reach is None:
+        return max(1, round(0.1 * shorter))
+    if not 0 <= options.reach < shorter:
+        raise ConfigurationError(
+            f"reach: must be below {shorter}, the shorter side of the classifier's images, found {options.reach}"
+        )
+    return options.reach
+
+
+def _identity(classifier: BlackBox, images: ImageSet, options: FitOptions) -> dict[str, Any]:
+    """What a fit that is resumed must have in common with the one that was stopped."""
+    identity: dict[str, Any] = {
+        "classifier": classifier.sha256,
+        "images": hashlib.sha256(np.ascontiguousarray(images.pixels).data).hexdigest(),
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+            if name not in ("resume", "device")
+        },
+    }
+    if classifier.datatype == "FP32":  # its scores depend on what is done to the pixels before
+        identity["normalisation"] = asdict(classifier.normalisation)
+    return identity
+
+
 def _answers(classifier: BlackBox, images: ImageSet) -> NDArray[np.int64]:
     """The classifier's answers to the held-out images, asked first: they tell whether there is anything to learn."""
     answers: NDArray[np.int64] = classifier.scores(images.pixels).argmax(1)
@@ -239,15 +299,6 @@ def _answers(classifier: BlackBox, images: ImageSet) -> NDArray[np.int64]:
             "check that the images are of several classes, and prepared as it expects"
         )
     return answers
-
-
-def _prepare(out: Path, resume: bool) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{out} cannot be made: {error.strerror or error}") from error
-    if (out / _PLAN).is_file() and not resume:
-        raise ConfigurationError(f"{out} holds a fit already; go on with it with --resume, or give another --out")
 
 
 def _plan(out: Path, identity: dict[str, Any], classifier: BlackBox, options: FitOptions, watcher: Watcher) -> _Plan:
@@ -355,17 +406,12 @@ def _affordable_epochs(
     network, short = size.network(classes), replace(recipe, epochs=1.0)
     times = []
     began = time.monotonic()
-    for _ in _first(_TRIAL_STEPS, fit_tiles(network, bank, short, trial, size.side, options.torch_device)):
+    for _ in islice(fit_tiles(network, bank, short, trial, size.side, options.torch_device), _TRIAL_STEPS):
         times.append(time.monotonic() - began)
         began = time.monotonic()
     trial.unlink(missing_ok=True)
     per_step = float(np.median(times[1:] or times))
     return round(max(1.0, options.minutes * 60 / per_step * recipe.tiles / len(bank)), 2)
-
-
-def _first(count: int, things: Iterable[Any]) -> Iterator[Any]:
-    for _, thing in zip(range(count), things, strict=False):
-        yield thing
 
 
 def _finish(
@@ -405,7 +451,8 @@ def _finish(
     cells, scores = _collage_scores(session, card, held)
     truth = (held_answers if held.labels is None else held.labels)[cells]
     temperature = fit_temperature(scores, truth)
-    reliability = reliability_table(_top(scores, temperature), scores.argmax(1) == truth)
+    confidences = ScoreForm(classifier.classes, temperature).confidences(scores)
+    reliability = reliability_table(confidences, scores.argmax(1) == truth)
     shown = measured_on.images
     cells, scores = _collage_scores(session, card, shown)
     found, answers = scores.argmax(1), measured_on.answers[cells]
@@ -462,13 +509,6 @@ def _own_temperature(classifier: BlackBox, held: ImageSet) -> float:
     if held.labels is None:
         return 1.0
     return fit_temperature(classifier.log_probabilities(held.pixels), held.labels)
-
-
-def _top(scores: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    logits = scores.astype(np.float64) / temperature
-    logits -= logits.max(axis=1, keepdims=True)
-    top: NDArray[np.float64] = 1 / np.exp(logits).sum(axis=1)
-    return top
 
 
 def _told(card: ModelCard) -> str:

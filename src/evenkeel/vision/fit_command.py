@@ -38,7 +38,7 @@ class _Bars:
         self._console = console
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)  # names of files may hold brackets
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -80,6 +80,13 @@ def run_fit(arguments: dict[str, Any]) -> None:
         from evenkeel.vision.fit import FitOptions, fit
     except ImportError as error:
         raise MissingExtraError("torch or onnx", "train") from error
+    split, test_images, test_split = (arguments[name] for name in ("split", "test_images", "test_split"))
+    tested = test_images is not None or test_split is not None
+    if tested and test_images in (None, arguments["images"]) and (None in (split, test_split) or split == test_split):
+        raise ConfigurationError(
+            "test-split: the test images would be among those to learn from; give two different parts with --split and "
+            "--test-split, or other --test-images"
+        )
     options = FitOptions(
         grids=_grids(arguments["grid"]),
         **{
@@ -101,10 +108,11 @@ def run_fit(arguments: dict[str, Any]) -> None:
         threads=arguments["threads"],
         **{name: arguments[name] for name in ("side", "scale", "mean", "std") if arguments[name] is not None},
     )
-    images = _read(arguments["images"], arguments["split"], arguments["limit"], classifier, bars)
+    labels = arguments["labels"]
+    images = _read(arguments["images"], labels, split, arguments["limit"], classifier, bars)
     test = None
-    if arguments["test_images"] is not None or arguments["test_split"] is not None:
-        test = _read(arguments["test_images"] or arguments["images"], arguments["test_split"], None, classifier, bars)
+    if tested:
+        test = _read(test_images or arguments["images"], labels, test_split, None, classifier, bars)
     try:
         cards = fit(classifier, images, out, options, bars, test)
     except KeyboardInterrupt as error:
@@ -119,12 +127,19 @@ def run_fit(arguments: dict[str, Any]) -> None:
         write_json(json_path, json_document(given, [asdict(card) for card in cards]))
 
 
-def _read(path: Path, split: str | None, limit: int | None, classifier: BlackBox, bars: _Bars) -> ImageSet:
-    images = read_images(path, height=classifier.height, width=classifier.width, split=split, limit=limit).numbered_as(
-        classifier.class_names, classifier.classes
-    )
-    labels = "without labels" if images.labels is None else "with labels, used only to report accuracy"
+def _read(
+    path: Path, labels_from: str, split: str | None, limit: int | None, classifier: BlackBox, bars: _Bars
+) -> ImageSet:
+    images = read_images(
+        path, height=classifier.height, width=classifier.width, labels_from=labels_from, split=split, limit=limit
+    ).numbered_as(classifier.class_names, classifier.classes)
+    labels = "without labels" if images.labels is None else "with labels, used only to report accuracy and to calibrate"
     bars.say(f"{len(images):,} images {labels}")
+    if images.labels is not None and images.class_names is not None and images.class_names != classifier.class_names:
+        bars.say(
+            f"  whose names ({', '.join(images.class_names[:3])}, ...) are not known to be the classifier's: labels "
+            "are taken by their numbers; if that is wrong, --labels none"
+        )
     if images.skipped_count:
         bars.say(f"{images.skipped_count:,} could not be read and are left out:")
         for name, reason in images.skipped[:_NAMES_SHOWN]:

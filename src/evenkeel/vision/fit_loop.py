@@ -1,6 +1,7 @@
 """The training of a tile network from a bank of scored views: distillation in plain PyTorch, resumable bit for bit."""
 
 import copy
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -52,7 +53,10 @@ class FitRecipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come: steps done and wanted, the loss of the last one, seconds in all attempts."""
+    """How far a training has come: steps done and wanted, the loss of the last one, seconds in all attempts.
+
+    The loss is NaN where an earlier attempt has done the last step.
+    """
 
     step: int
     steps: int
@@ -98,6 +102,8 @@ def fit_tiles(
 ) -> Iterator[Progress]:
     """Trains `network` in place on the views in `bank`, shrunk to `side` pixels; gives the progress after each step.
 
+    Where the checkpoint says that all is done, it gives the progress once.
+
     In the end the averaged weights stand in `network`.
 
     What the classifier said of a view is also taught of the same view moved by a pixel or two, since it says nearly the
@@ -124,6 +130,8 @@ def fit_tiles(
     about = {"recipe": asdict(recipe), "images": len(bank), "views": bank.views}
     step, spent_s = _load(checkpoint, about, network, average, optimisers)
     began = saved = time.monotonic()
+    if step >= steps:
+        yield Progress(step, steps, math.nan, spent_s)  # what an earlier attempt has finished is told too
     network.train()
     while step < steps:
         epoch, place = divmod(step, per_epoch)

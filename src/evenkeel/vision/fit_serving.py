@@ -1,5 +1,6 @@
 """What `evenkeel serve` needs besides the fitted cards: a configuration, and a card for a bare classifier."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,14 +37,19 @@ def write_serving(
             model = classifier.name  # a shipped one
         else:
             model = _add_card(classifier, class_names, temperature, out)
-        lines = [f"model: {model}", "codes:", "  - replicate"]
-        lines += [f"  - {card.name}.json" for card in sorted(cards, key=lambda card: card.grid)]
+        lines = [f"model: {_quoted(model)}", "codes:", "  - replicate"]
+        lines += [f"  - {_quoted(f'{card.name}.json')}" for card in sorted(cards, key=lambda card: card.grid)]
         lines += ["replicas: 2", "backups: 1"]
         path = out / "serve.yaml"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(f"{out} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def _quoted(text: str) -> str:
+    """As YAML takes it whatever is in it: a colon, a hash, a bracket."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _add_card(classifier: BlackBox, class_names: tuple[str, ...], temperature: float, out: Path) -> str:

@@ -57,7 +57,8 @@ class ImageSet:
     def numbered_as(self, class_names: Sequence[str] | None, classes: int) -> "ImageSet":
         """The same images with labels numbered as a classifier numbers its `classes`.
 
-        Labels with the very names of the classifier's classes are renumbered by name; others are taken by number.
+        Labels with the very names of the classifier's classes in another order are renumbered by name; others are taken
+        by number.
 
         Raises:
             ConfigurationError: a label that the classifier cannot give.
@@ -67,6 +68,7 @@ class ImageSet:
             labels is not None
             and names is not None
             and class_names is not None
+            and names != tuple(class_names)  # a name may be there twice, as in ImageNet; then only the number tells
             and sorted(names) == sorted(class_names)
         ):
             labels = np.array([list(class_names).index(name) for name in names])[labels]
@@ -74,7 +76,7 @@ class ImageSet:
         if labels is not None and labels.size and not 0 <= labels.min() <= labels.max() < classes:
             raise ConfigurationError(
                 f"the images' labels go from {labels.min()} to {labels.max()}, but the classifier has {classes} "
-                "classes; leave the labels out, or give those of its classes"
+                "classes; read the images without labels (--labels none), or give those of its classes"
             )
         return ImageSet(self.pixels, labels, names, self.skipped, self.skipped_count)
 

@@ -23,7 +23,6 @@ __all__ = [
     "interleaved_latencies_ms",
     "interleaved_times_ms",
     "reliability_table",
-    "shuffled_collages",
     "shuffled_groups",
     "wilson",
 ]
@@ -151,8 +150,3 @@ def shuffled_groups(count: int, size: int, seed: int) -> NDArray[np.int64]:
     """
     order = np.random.default_rng(seed).permutation(count)
     return order[: count // size * size].reshape(-1, size)
-
-
-def shuffled_collages(count: int, grid: int, seed: int) -> NDArray[np.int64]:
-    """Which of `count` images each cell holds `[n, grid * grid]`; see `shuffled_groups`."""
-    return shuffled_groups(count, grid * grid, seed)

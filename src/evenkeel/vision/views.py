@@ -5,6 +5,7 @@ would cost several times the training itself, as the classifier is the larger ne
 scored beforehand, cost as much as a few passes over the data and serve every network that is fitted afterwards.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class ViewBank:
     @property
     def missing(self) -> int:
         """How many views have no scores yet."""
-        return int(np.isnan(self._scores[:, :, 0]).sum())
+        return sum(len(self._waiting(view)) for view in range(self.views))
 
     def fill(self, scorer: Scorer) -> Iterator[int]:
         """Asks the classifier for every view without scores; gives the number of views scored, part by part.
@@ -68,7 +69,7 @@ class ViewBank:
             ConfigurationError: the classifier gives scores that are not finite.
         """
         for view in range(self.views):
-            waiting = np.flatnonzero(np.isnan(self._scores[view, :, 0]))
+            waiting = self._waiting(view)
             for start in range(0, len(waiting), _AT_ONCE):
                 part = waiting[start : start + _AT_ONCE]
                 pixels = self.pixels(torch.from_numpy(part), torch.full((len(part),), view))
@@ -79,6 +80,10 @@ class ViewBank:
                 self._scores[view, part] = scores
                 yield len(part)
             self._scores.flush()  # type: ignore[attr-defined]
+
+    def _waiting(self, view: int) -> NDArray[np.int64]:
+        """Images that have no scores, or only some, of this view: where the power went, a row may be half written."""
+        return np.flatnonzero(np.isnan(self._scores[view]).any(axis=1))
 
     def pixels(self, images: Tensor, views: Tensor) -> Tensor:
         """uint8 [n, 3, h, w]: of each of `images` [n] the view numbered in `views` [n]."""
@@ -102,11 +107,22 @@ class ViewBank:
 
 def _make_room(path: Path, shape: tuple[int, ...]) -> None:
     """Writes a file full of NaN: the disk's blocks are taken here, where a full disk is an error that can be told."""
+    unfinished = path.with_suffix(".part")  # so that a file cut short is never taken for one of scores
+    form = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
     try:
-        np.save(path, np.full(shape, np.nan, np.float32), allow_pickle=False)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
+        with unfinished.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, form)
+            view = np.full(shape[1:], np.nan, np.float32).tobytes()
+            for _ in range(shape[0]):
+                file.write(view)
+        unfinished.replace(path)
+    except (OSError, MemoryError) as error:
+        unfinished.unlink(missing_ok=True)
+        why = getattr(error, "strerror", None) or error
+        raise ConfigurationError(
+            f"{path} cannot be written: {why}; {4 * math.prod(shape) / 1e9:,.3f} GB are needed for the scores of "
+            f"{shape[0]} views of {shape[1]:,} images"
+        ) from error
 
 
 def _open(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:

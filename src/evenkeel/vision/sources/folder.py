@@ -1,15 +1,18 @@
 """Images as files in a folder tree: each sub-folder a class."""
 
 import os
+import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from evenkeel.errors import ConfigurationError
+from evenkeel.errors import ConfigurationError, UnreadableImageError
 from evenkeel.vision.sources.source import AUTO, NONE, Entry, ImageSource, Indices
 
 __all__ = ["SUFFIXES", "FolderSource", "holds_images"]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+_MOST_BYTES = 1 << 30  # of one file; more than any image of `MOST_PIXELS` has
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
@@ -24,7 +27,7 @@ class FolderSource(ImageSource):
     def __init__(self, folder: Path, labels_from: str = AUTO, split: str | None = None) -> None:
         if labels_from not in (AUTO, NONE):
             raise ConfigurationError(
-                f"{folder}: labels of a folder are its sub-folders; labels_from must be 'auto' or 'none', "
+                f"{folder}: labels of a folder are its sub-folders; labels must be 'auto' or 'none', "
                 f"found {labels_from!r}"
             )
         if split is not None:
@@ -52,7 +55,16 @@ class FolderSource(ImageSource):
             path = self._files[number]
             inside = path.relative_to(self._folder)
             label = None if self._numbers is None else self._numbers[inside.parts[0]]
-            yield Entry(str(inside), label, path.read_bytes)
+            yield Entry(str(inside), label, partial(_content, path))
+
+
+def _content(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        raise UnreadableImageError("not a regular file")
+    if status.st_size > _MOST_BYTES:
+        raise UnreadableImageError(f"{status.st_size:,} bytes; at most {_MOST_BYTES:,} are taken")
+    return path.read_bytes()
 
 
 def holds_images(folder: Path) -> bool:
@@ -72,7 +84,7 @@ def _classes(folder: Path, files: list[Path]) -> dict[str, int] | None:
     if direct:
         raise ConfigurationError(
             f"{folder}: {direct:,} of {len(files):,} images lie outside the class folders and have no label; "
-            "move them, or read all without labels (labels_from='none')"
+            "move them, or read all without labels (--labels none)"
         )
     return {name: number for number, name in enumerate(names)}
 

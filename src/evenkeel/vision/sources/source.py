@@ -64,13 +64,18 @@ def numbered(values: NDArray[Any], what: str) -> tuple[Indices, tuple[str, ...] 
     if values.ndim != 1:
         raise ConfigurationError(f"{what} must be one number or name per image, found shape {list(values.shape)}")
     if values.dtype.kind in "US":
-        names, numbers = np.unique(values.astype(np.str_), return_inverse=True)
+        try:
+            names, numbers = np.unique(values.astype(np.str_), return_inverse=True)
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"{what} must be whole numbers or strings, found bytes that are no text"
+            ) from error
         return numbers.astype(np.int64).reshape(-1), tuple(names.tolist())
     if values.dtype.kind not in "iub":
         raise ConfigurationError(f"{what} must be whole numbers or strings, found {values.dtype}")
     if values.size and int(values.min()) < 0:
         raise ConfigurationError(
             f"{what}: label {values.min()} of image {int(values.argmin())} is below 0; "
-            "leave out images without label, or read all without labels (labels_from='none')"
+            "leave out images without label, or read all without labels (--labels none)"
         )
     return values.astype(np.int64), None
