@@ -9,12 +9,14 @@ once, for all trainings with the same --scores; start the second one when that i
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from evenkeel.errors import EvenkeelError
 from evenkeel.vision.architecture import Classifier, count_macs
 from evenkeel.vision.data import CLASSES, Images, as_images
 from evenkeel.vision.detector import widest_detector
@@ -129,4 +131,7 @@ def scored_views(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EvenkeelError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")

@@ -42,6 +42,8 @@ class Truth:
 def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, Any]:
     """All of a row that is about answers; figures against labels are None where there are no labels.
 
+    `drop` compares fills and the classifier on the same images: those that have fills.
+
     An item without an answer counts as wrong, and is the first that a confidence gate holds back. With a share f of the
     primaries unavailable, A = (1 - f) A_a + f A_d of all answers are right: A_a of the usual ones, which are the
     classifier's or, where a code is not systematic, its own with nothing lost; A_d of the fills.
@@ -66,7 +68,7 @@ def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, A
     base = truth.right.astype(np.float64)
     usual, usual_of_image = float(base.mean()), base
     row |= _estimate("accuracy", accuracy)
-    row |= _estimate("drop", _around(usual - accuracy.value, (base - of_image)[asked]))
+    row |= _estimate("drop", mean((base - of_image)[asked]))
     if unhurt is not None:
         kept = unhurt.answers == truth.labels[unhurt.images]
         row |= _estimate("accuracy_none_lost", _share(unhurt, kept))

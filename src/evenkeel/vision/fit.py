@@ -6,6 +6,7 @@ with its card. Every stage keeps what it has done in the output folder, so that 
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -118,6 +119,11 @@ class FitOptions:
             raise ConfigurationError(f"rate: must be above 0 and at most 1, found {self.rate}")
         if self.views < 1:
             raise ConfigurationError(f"views: must be at least 1, found {self.views}")
+        cores = os.cpu_count() or 1
+        if not 1 <= self.threads <= cores:
+            raise ConfigurationError(
+                f"threads: must be from 1 to {cores}, the cores of this machine, found {self.threads}"
+            )
         if not 0 <= self.seed < 2**31:  # what is made of it must fit into 64 bits
             raise ConfigurationError(f"seed: must be from 0 to {2**31 - 1}, found {self.seed}")
         if self.device not in ("auto", "cpu", "cuda"):
