@@ -341,17 +341,17 @@ def test_a_disk_that_is_full_at_the_end_loses_no_training(
 ) -> None:
     import errno
 
-    from evenkeel.vision import fit
+    from evenkeel.vision import fit_card
 
     def full(*arguments: object) -> float:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    real = fit.write_onnx
-    monkeypatch.setattr(fit, "write_onnx", full)
+    real = fit_card.write_onnx
+    monkeypatch.setattr(fit_card, "write_onnx", full)
     result = run(folder, tmp_path / "out", "--epochs", "0.1")
     assert result.exit_code == 2
     assert "No space left on device; free some space and go on with --resume" in result.output
-    monkeypatch.setattr(fit, "write_onnx", real)
+    monkeypatch.setattr(fit_card, "write_onnx", real)
     monkeypatch.setattr("evenkeel.vision.fit_loop._step", None)  # nothing is trained again
     assert run(folder, tmp_path / "out", "--epochs", "0.1", "--resume").exit_code == 0
 

@@ -77,7 +77,8 @@ def run_fit(arguments: dict[str, Any]) -> None:
         EvenkeelError: interrupted; the last checkpoint is kept.
     """
     try:
-        from evenkeel.vision.fit import FitOptions, fit
+        from evenkeel.vision.fit import fit
+        from evenkeel.vision.fit_options import FitOptions
     except ImportError as error:
         raise MissingExtraError("torch or onnx", "train") from error
     split, test_images, test_split = (arguments[name] for name in ("split", "test_images", "test_split"))

@@ -1,0 +1,104 @@
+"""What is wanted of a fit, and who looks on."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["FitOptions", "Silent", "Watcher"]
+
+
+class Watcher(Protocol):
+    """Whoever looks on."""
+
+    def say(self, line: str) -> None:
+        """One line of news."""
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A stage with `total` parts; call what it gives with the number of parts that are done."""
+
+
+class Silent:
+    """Nobody looks on."""
+
+    def say(self, line: str) -> None:
+        """Nothing is said."""
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """Nothing is shown."""
+        return nullcontext(lambda done: None)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What is wanted.
+
+    Attributes:
+        grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
+        cost: of one collage pass, in passes of the classifier, at most.
+        shared: one network reads every grid: the largest that the first grid can afford.
+        epochs: passes over the images; None: as many as `minutes` allow.
+        minutes: of training for each network, on this machine as it is now.
+        views: of each image that the classifier is asked about.
+        reach: pixels by which a view is moved at most; None: a tenth of the image's side.
+        mirror: whether views are also mirrored left to right.
+        rate: of learning, at the start; see `FitRecipe`. None: its default.
+        start: an earlier fit of a network of the same size, whose weights to start from: its output folder.
+        held_out: images that are not trained on, but calibrate the confidence; None: a twentieth, 200 to 2,000.
+        device: "cpu", "cuda", or "auto": a GPU where there is one.
+        resume: go on with what the output folder holds.
+    """
+
+    grids: tuple[int, ...] = (3,)
+    cost: float = 0.6
+    shared: bool = False
+    epochs: float | None = None
+    minutes: float = 60.0
+    views: int = 4
+    reach: int | None = None
+    mirror: bool = True
+    rate: float | None = None
+    start: Path | None = None
+    held_out: int | None = None
+    device: str = "auto"
+    threads: int = 1
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done."""
+        if not self.grids or len(set(self.grids)) < len(self.grids) or not all(2 <= grid <= 8 for grid in self.grids):
+            raise ConfigurationError(f"grid: expected different numbers from 2 to 8, found {list(self.grids)}")
+        for name in ("cost", "minutes"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{name}: must be a number above zero, found {getattr(self, name)}")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise ConfigurationError(f"epochs: must be a number above zero, found {self.epochs}")
+        if self.rate is not None and not 0 < self.rate <= 1:
+            raise ConfigurationError(f"rate: must be above 0 and at most 1, found {self.rate}")
+        if self.views < 1:
+            raise ConfigurationError(f"views: must be at least 1, found {self.views}")
+        cores = os.cpu_count() or 1
+        if not 1 <= self.threads <= cores:
+            raise ConfigurationError(
+                f"threads: must be from 1 to {cores}, the cores of this machine, found {self.threads}"
+            )
+        if not 0 <= self.seed < 2**31:  # what is made of it must fit into 64 bits
+            raise ConfigurationError(f"seed: must be from 0 to {2**31 - 1}, found {self.seed}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigurationError(f"device: must be auto, cpu or cuda, found {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigurationError("device: torch finds no CUDA device; take --device cpu")
+
+    @property
+    def torch_device(self) -> str:
+        """Where the networks are trained."""
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.device
