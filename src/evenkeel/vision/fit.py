@@ -58,6 +58,8 @@ def fit(
     if test is not None:
         _fill_a_collage(test, "test", options)
     reach = _reach(options, classifier)
+    if f"{classifier.name}.json" == PLAN:
+        raise ConfigurationError(f"classifier: its card would take the place of the fit's own {PLAN}; name it otherwise")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
