@@ -261,6 +261,13 @@ def test_a_document_that_cannot_be_written_is_refused_before_anything_is_scored(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_classifier_whose_card_would_be_the_plan_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.onnx").write_bytes((folder / "colours.onnx").read_bytes())
+    result = run(folder, tmp_path / "out", "--classifier", str(tmp_path / "plan.onnx"))
+    assert result.exit_code == 2
+    assert "its card would be plan.json" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -273,6 +280,7 @@ def test_a_document_that_cannot_be_written_is_refused_before_anything_is_scored(
         (["--limit", "200"], "200 images are too few"),
         (["--seed", str(2**31)], "seed: must be from 0 to 2147483647"),
         (["--reach", "32"], "reach: must be below 32"),
+        (["--threads", "100000"], "threads: must be from 1 to"),
         (["--labels", "names"], "array 'names' is not there"),
         (["--test-split", "test"], "test images would be among those to learn from"),
         (["--split", "a", "--test-split", "a"], "test images would be among those to learn from"),

@@ -59,7 +59,7 @@ def fit(
         _fill_a_collage(test, "test", options)
     reach = _reach(options, classifier)
     if f"{classifier.name}.json" == PLAN:
-        raise ConfigurationError(f"classifier: its card would take the place of the fit's own {PLAN}; name it otherwise")
+        raise ConfigurationError(f"classifier: its card would be {PLAN}, which a fit writes itself; name it otherwise")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
