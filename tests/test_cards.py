@@ -51,6 +51,8 @@ def test_a_card_without_the_newer_fields_is_still_read(tmp_path):
         (CLASSIFIER, {"group": 2}, "'group' must be 1 for a classifier"),
         (CLASSIFIER, {"grid": 2}, "'grid' must be 1 for a classifier"),
         (COLLAGE, {"group": 9}, "'group' must be 1 for a collage"),
+        (COLLAGE, {"mirrored": 1}, "'mirrored' must be true or false"),
+        (DETECTOR, {"mirrored": True}, "'mirrored' must be true or false, and false for all but a collage"),
         (DETECTOR, {"tile_side": 31}, "'tile_side' times grid must equal height and width"),
         (SUM, {"encoder": None}, "'encoder' must be one of sum, concat, found None"),
         (SUM, {"encoder": "xor"}, "'encoder' must be one of sum, concat, found 'xor'"),

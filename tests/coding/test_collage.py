@@ -52,6 +52,44 @@ def test_item_i_stands_in_box_i_and_the_rest_is_blank(grid: int, side: int, layo
             assert not box.any()
 
 
+@settings(max_examples=50, deadline=None)
+@given(grid=st.integers(1, 4), layout=st.sampled_from(["NHWC", "NCHW"]), data=st.data())
+def test_free_boxes_show_the_first_items_mirrored(grid: int, layout: str, data: st.DataObject) -> None:
+    side = 3
+    plain, code = (
+        Collage(grid, side, ScoreForm(2), pixels=Pixels(layout), mirrored=mirrored) for mirrored in (False, True)
+    )
+    count = data.draw(st.integers(1, grid * grid))
+    tiles = [noise(*code.pixels.shape(side, side), seed=number) for number in range(count)]
+    axis = 1 if layout == "NHWC" else 2
+    shown = tiles + [np.flip(tile, axis) for tile in tiles][: grid * grid - count]
+    (task,) = code.spares(tiles)
+    assert task.covers == tuple(range(count))
+    assert np.array_equal(task.inputs, plain.spares(shown)[0].inputs)
+
+
+def test_an_item_in_two_cells_is_answered_by_both() -> None:
+    code = Collage(2, 4, ScoreForm(2), mirrored=True)
+    cells = np.array([[[4.0, 0.0], [0.0, 2.0], [0.0, 1.0], [0.0, 6.0]]], np.float32)
+    assert [code.decode(2, {2: cells})[item].scores.tolist() for item in range(2)] == [[2.0, 0.5], [0.0, 4.0]]
+    assert [code.decode(3, {3: cells})[item].scores.tolist() for item in range(3)] == [
+        [2.0, 3.0],
+        [0.0, 2.0],
+        [0.0, 1.0],
+    ]
+    assert code.decode(4, {4: cells})[0].scores.tolist() == [4.0, 0.0]
+
+
+@pytest.mark.parametrize(("broken", "left"), [((), [2.0, 0.5]), ((0,), [0.0, 1.0]), ((2,), [4.0, 0.0]), ((0, 2), None)])
+def test_a_cell_that_is_not_there_leaves_the_answer_to_the_other(broken: tuple[int, ...], left: list[float]) -> None:
+    cells = np.array([[[4.0, 0.0], [0.0, 2.0], [0.0, 1.0], [0.0, 6.0]]], np.float32)
+    for cell, what in zip(broken, (np.inf, -np.inf), strict=False):
+        cells[0, cell] = what
+    found = Collage(2, 4, ScoreForm(2), mirrored=True).decode(2, {2: cells})
+    assert (found[0].scores.tolist() if 0 in found else None) == left
+    assert found[1].scores.tolist() == [0.0, 4.0]
+
+
 @pytest.mark.parametrize(("layout", "shape"), [("NHWC", (4, 4, 3)), ("NCHW", (3, 4, 4))])
 @pytest.mark.parametrize(("datatype", "dtype"), [("UINT8", np.uint8), ("FP32", np.float32)])
 def test_a_tile_is_kept_without_a_copy(layout: str, shape: tuple[int, ...], datatype: str, dtype: type) -> None:

@@ -109,6 +109,7 @@ CASES = [
     Case(Collage(1, SIDE, FORM), collage_model(1)),
     Case(Collage(2, SIDE, FORM), collage_model(2)),
     Case(Collage(3, 4, FORM), collage_model(3)),
+    Case(Collage(3, 4, FORM, mirrored=True), collage_model(3)),
     Case(Collage(3, 4, FORM, pixels=Pixels("NCHW", "FP32")), collage_model(3, channels=1), channels_first=True),
     Case(BoxCollage(Collage(2, SIDE, FORM)), detector(2)),
     Case(BoxCollage(Collage(3, 4, FORM)), detector(3)),

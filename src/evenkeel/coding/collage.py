@@ -2,7 +2,8 @@
 
 Source: Narra et al., Collage Inference, section 2. Item i stands in box i of a square grid, row by row. Where this
 departs from the paper: our Collage-CNN has one set of scores for each cell in place of predicted boxes, because the
-cells are known in advance (the paper's decoder is in `boxes.py`), and a group may hold fewer items than cells.
+cells are known in advance (the paper's decoder is in `boxes.py`); a group may hold fewer items than cells; and cells
+that it leaves free may show its first items once more, mirrored, for a second opinion that costs nothing.
 """
 
 from collections.abc import Hashable, Mapping, Sequence, Set
@@ -23,23 +24,33 @@ class Collage(Code):
     """One spare task for a group: a canvas `[1, side, side, 3]` (or `[1, 3, side, side]`) with item i in box i.
 
     The reply holds scores `[1, grid * grid, classes]`, cells row by row. An answer from it has source "collage" and
-    confidence max softmax(logits / temperature). A cell whose scores are not finite answers nothing.
+    confidence max softmax(logits / temperature). A cell whose scores are not finite answers nothing. An item in two
+    cells is answered by the mean of their scores.
 
     Args:
         grid: boxes along one side (the paper's square root of N).
         tile_side: pixels along one side of a box.
         scores: how the model's scores are to be read.
         pixels: how the model takes pixels.
+        mirrored: whether free boxes show items mirrored; else they are blank.
         model: name of the Collage-CNN.
     """
 
     def __init__(
-        self, grid: int, tile_side: int, scores: ScoreForm, *, pixels: Pixels | None = None, model: str = "collage"
+        self,
+        grid: int,
+        tile_side: int,
+        scores: ScoreForm,
+        *,
+        pixels: Pixels | None = None,
+        mirrored: bool = False,
+        model: str = "collage",
     ) -> None:
         self.grid = at_least_one("grid", grid)
         self.tile_side = at_least_one("tile_side", tile_side)
         self.scores = scores
         self.pixels = Pixels() if pixels is None else pixels
+        self.mirrored = mirrored
         self.model = model
         self.name = f"collage{grid}x{grid}"
         self.most_items = grid * grid
@@ -66,6 +77,7 @@ class Collage(Code):
             card.tile_side,
             ScoreForm.from_card(card),
             pixels=Pixels.from_card(card, item_layout),
+            mirrored=card.mirrored,
             model=card.name,
         )
 
@@ -90,10 +102,11 @@ class Collage(Code):
         return item.shape == self._tile.shape and item.dtype == self.pixels.dtype
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """One task: the canvas, unused boxes blank (0)."""
+        """One task: the canvas; boxes that show nothing are blank (0)."""
         count = len(prepared)
         check_count(count, self.most_items)
-        blank = np.empty if count == self.most_items else np.zeros
+        copies = self._copies(count)
+        blank = np.empty if count + copies == self.most_items else np.zeros
         canvas = blank(self._canvas_shape, self.pixels.dtype)
         image = canvas[0] if self.pixels.layout == "NHWC" else canvas[0].transpose(1, 2, 0)
         for number, tile in enumerate(prepared):
@@ -102,8 +115,10 @@ class Collage(Code):
                     f"item {number} is {tile.dtype} {list(tile.shape)}, expected a tile of {self.pixels.dtype} "
                     f"{list(self._tile.shape)}; prepare items before they are encoded"
                 )
-            rows, columns = self._boxes[number]
-            image[rows, columns] = tile if self.pixels.layout == "NHWC" else tile.transpose(1, 2, 0)
+            seen = tile if self.pixels.layout == "NHWC" else tile.transpose(1, 2, 0)
+            image[self._boxes[number]] = seen
+            if number < copies:
+                image[self._boxes[count + number]] = seen[:, ::-1]
         return [Task(canvas, tuple(range(count)))]
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
@@ -113,11 +128,27 @@ class Collage(Code):
         known: dict[int, Answer] = {}
         spare = replies.get(count)
         if spare is not None:
-            cells = self.scores.rows(count, spare, 1, self.most_items)[0, :count]
-            known = self.scores.answers(cells, "collage")
+            cells = self.scores.rows(count, spare, 1, self.most_items)[0]
+            known = self.scores.answers(self._opinions(cells, count), "collage")
         known.update(self.scores.exact_answers(count, replies))
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
         """Any loss of primaries as long as the collage is in."""
         return count not in lost or not any(number in lost for number in range(count))
+
+    def _copies(self, count: int) -> int:
+        """How many of the items, from the first on, stand in a second box: the first waits longest."""
+        return min(count, self.most_items - count) if self.mirrored else 0
+
+    def _opinions(self, cells: Array, count: int) -> Array:
+        """Scores of the items `[count, classes]`; two that are finite are averaged."""
+        copies = self._copies(count)
+        if not copies:
+            return cells[:count]
+        first, second = cells[:copies], cells[count : count + copies]
+        there, copied = (np.isfinite(each).all(axis=-1, keepdims=True) for each in (first, second))
+        with np.errstate(invalid="ignore"):  # infinities of cells that are not there
+            mean = first / 2 + second / 2
+        opinions = np.where(there & copied, mean, np.where(copied, second, first))
+        return np.concatenate([opinions, cells[copies:count]])

@@ -57,7 +57,7 @@ def write_model(
         classifier: whose answers it gives.
         held: images that it was not trained on, which its confidence is calibrated with.
         shown: images that accuracy and agreement are of.
-        notes: how it was trained.
+        notes: how it was trained; with `mirrored_views` the card lets free cells show items mirrored.
         out: a folder.
 
     Raises:
@@ -81,6 +81,7 @@ def write_model(
         grid=grid,
         tile_side=side,
         interpolation="bicubic",
+        mirrored=bool(notes["mirrored_views"]),
         macs=count_macs(folded, (3, length, length)),
         parameters=count_parameters(network),
         notes=notes,
