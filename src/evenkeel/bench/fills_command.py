@@ -180,7 +180,7 @@ def _answers(
 ) -> dict[str, Any]:
     most = backup.code.most_items
     full = [shuffled_groups(len(images), most, asked.seed + shuffle) for shuffle in range(asked.shuffles)]
-    some = [shuffled_groups(len(images), most, asked.seed)[:, :items] for items in range(1, most)]
+    some = [shuffled_groups(len(images), items, asked.seed) for items in range(1, most)]
     # A cheap model answers each item by itself, so it is the same in any group.
     some = some if asked.partly and not isinstance(backup.code, Cheap) else []
     same = [same_class_groups(truth.labels, most, asked.seed)] if asked.same_class and truth.labels is not None else []
