@@ -344,6 +344,38 @@ def test_a_folder_in_which_another_fit_is_at_work_is_refused(folder: Path, tmp_p
     assert run(folder, out, "--epochs", "0.1").exit_code == 0
 
 
+def test_free_cells_show_no_mirror_images_where_left_and_right_mean_something(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    sides = random.integers(0, 2, 700)
+    pixels = random.integers(0, 80, (700, 32, 32, 3))
+    pixels[:, :, :16] += np.where(sides, 150, 0)[:, None, None, None]
+    pixels[:, :, 16:] += np.where(sides, 0, 150)[:, None, None, None]
+    weight = np.repeat([[100.0, -100.0], [-100.0, 100.0]], 16, axis=0).astype(np.float32) / 32  # which half is brighter
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["columns"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["columns", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "halves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        str(tmp_path / "halves.onnx"),
+    )
+    np.savez(tmp_path / "images.npz", images=pixels.astype(np.uint8))
+    result = run(tmp_path, tmp_path / "out", "--classifier", str(tmp_path / "halves.onnx"), "--epochs", "3")
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "halves-collage-3x3.json")
+    assert card.agreement is not None
+    assert card.agreement.value > 0.9
+    assert card.notes["held_out_gain_of_a_mirrored_look"] < 0
+    assert not card.mirrored
+
+
 def test_a_disk_that_is_full_at_the_end_loses_no_training(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,8 @@ def measure_code(
     kept apart: direct messages go at another rate than a ring, and ranks wait for each other's coding.
 
     Args:
-        code: any; it is used up, so give one of its own.
+        code: any; it is used up, so give one of its own. One that learns (GradiVeQ, LowRank) is timed
+            as it is before it has learnt.
         parameters: of the gradient.
         link: as `measure_link` found it.
         reducer: who adds; the ranks themselves, each its share, unless another is given.

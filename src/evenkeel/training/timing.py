@@ -111,9 +111,7 @@ class CodeCost:
     encode_s: float = 0.0  # l_enc
     decode_s: float = 0.0  # l_dec
     collectives: int = 1  # one after another for each segment, such as norms before the numbers they scale
-    excess_s: float = (
-        0.0  # that exchanges take beyond the formula, as measured: slower ranks, patterns other than rings
-    )
+    excess_s: float = 0.0  # that exchanges take beyond the formula, as measured
     harm: int = 0  # how far from plain fp32: the less, the better where times are alike
     pipelines: bool = True  # whether PipeSGD can carry it; not the hooks that torch brings
 

@@ -37,6 +37,11 @@ class Asked:
     answers: NDArray[np.int64]
     kind: str
 
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """Labels, or the classifier's answers where there are none."""
+        return self.answers if self.images.labels is None else self.images.labels
+
 
 def write_model(
     network: TileNet,
@@ -57,7 +62,7 @@ def write_model(
         classifier: whose answers it gives.
         held: images that it was not trained on, which its confidence is calibrated with.
         shown: images that accuracy and agreement are of.
-        notes: how it was trained; with `mirrored_views` the card lets free cells show items mirrored.
+        notes: how it was trained; without `mirrored_views` free cells stay blank.
         out: a folder.
 
     Raises:
@@ -81,11 +86,11 @@ def write_model(
         grid=grid,
         tile_side=side,
         interpolation="bicubic",
-        mirrored=bool(notes["mirrored_views"]),
         macs=count_macs(folded, (3, length, length)),
         parameters=count_parameters(network),
         notes=notes,
     )
+    gain = _mirror_gain(session, card, held) if notes["mirrored_views"] else None
     canvas = np.random.default_rng(0).integers(0, 256, (1, length, length, 3), dtype=np.uint8)
     base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
     measured = {
@@ -95,12 +100,15 @@ def write_model(
         "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, CPU",
         "machine": machine_name(),
         "largest_difference_from_torch": difference,
+        "held_out_gain_of_a_mirrored_look": gain,
     }
     card = replace(
         card,
         latency_ms=round(pass_ms, 3),
         relative_cost=round(pass_ms / base_ms, 3),
         notes=notes | measured,
+        # Right and left may mean something, in digits for example: whether they do is measured, not assumed.
+        mirrored=gain is not None and gain >= 0,
         **_calibration(session, card, held),
         **_quality(session, card, shown),
     )
@@ -127,9 +135,18 @@ def told(card: ModelCard) -> str:
     )
 
 
+def _mirror_gain(session: Session, card: ModelCard, held: Asked) -> float:
+    """By how much more of the held-out images are right when a mirrored look is averaged with the plain one."""
+    cells, scores = _collage_scores(session, card, held.images)
+    _, looks = _collage_scores(session, card, replace(held.images, pixels=held.images.pixels[:, :, ::-1]))
+    truth = held.truth[cells]
+    both, alone = (float((each.argmax(1) == truth).mean()) for each in (scores + looks, scores))
+    return round(both - alone, 5)
+
+
 def _calibration(session: Session, card: ModelCard, held: Asked) -> dict[str, Any]:
     cells, scores = _collage_scores(session, card, held.images)
-    truth = (held.answers if held.images.labels is None else held.images.labels)[cells]
+    truth = held.truth[cells]
     temperature = fit_temperature(scores, truth)
     confidences = ScoreForm(len(card.classes), temperature).confidences(scores)
     return {
