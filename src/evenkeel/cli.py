@@ -174,6 +174,13 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
 @click.option("--grid", default="3", show_default=True, metavar="N[,N...]", help="Tiles along one side of a collage.")
 @click.option("--cost", type=float, default=0.6, show_default=True, help="Of a pass, in the classifier's, at most.")
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp32"]),
+    default="int8",
+    show_default=True,
+    help="Of the convolutions in the file.",
+)
 @click.option("--shared", is_flag=True, help="One network for all grids, as large as the first can afford.")
 @click.option("--minutes", type=float, default=60.0, show_default=True, help="Of training for each network.")
 @click.option("--epochs", type=float, help="Passes over the images, instead of minutes.")
@@ -186,6 +193,8 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--labels", default="auto", show_default=True, help="Where labels are: a column, array or file; none.")
 @click.option("--split", help="Of a Parquet file with a column `split`.")
 @click.option("--limit", type=click.IntRange(1), help="Images to read at most.")
+@click.option("--more-images", type=click.Path(path_type=Path), help="Learn from these too, of whatever they are.")
+@click.option("--more-split", help="Of --more-images.")
 @click.option("--test-images", type=click.Path(path_type=Path), help="Measure on these instead of held-out ones.")
 @click.option("--test-split", help="Of --test-images, or of --images.")
 @click.option("--side", type=click.IntRange(8), help="Pixels of the classifier's input, where the file leaves it open.")

@@ -76,6 +76,9 @@ def test_a_classifier_and_images_become_collage_models_that_codes_read(folder: P
         assert card.accuracy is not None
         assert card.reliability
         assert card.notes["calibrated_to"] == "labels"
+        assert card.mirrored
+        assert card.notes["precision"] == "int8"
+        assert abs(card.notes["held_out_lost_to_int8"]) <= 0.05
         code, model = Collage.from_card(card), load_model(str(path))
         items = list(PIXELS[: grid * grid])
         reply = model.run(code.spares([code.prepare(item) for item in items])[0].inputs)
@@ -103,6 +106,33 @@ def test_what_was_fitted_is_served_as_it_is(folder: Path, tmp_path: Path) -> Non
     model = load_model(str(out / "colours.json"))
     nchw = PIXELS[:5].transpose(0, 3, 1, 2).astype(np.float32)
     assert np.abs(model.run(nchw) - bare.scores(PIXELS[:5])).max() < 1e-2
+
+
+def test_networks_may_stay_in_floating_point(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", "--precision", "fp32")
+    assert result.exit_code == 0, result.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["held_out_lost_to_int8"] is None
+    graph = onnx.load(str(tmp_path / "out" / "colours-collage-3x3.onnx")).graph
+    assert not any(node.op_type == "QuantizeLinear" for node in graph.node)
+
+
+def test_more_images_are_learned_from_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    """They may be of no class: here noise, without labels."""
+    noise = np.random.default_rng(5).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=noise)
+    out, more = tmp_path / "out", ("--epochs", "4", "--more-images", str(tmp_path / "noise.npz"))
+    result = run(folder, out, *more)
+    assert result.exit_code == 0, result.output
+    card = load_card(out / "colours-collage-3x3.json")
+    assert card.notes["trained_on"] == "600 images and 300 more in 4 views, scored by the classifier; no labels"
+    assert card.accuracy is not None
+    assert card.accuracy.sample_size == 99
+    assert card.agreement is not None
+    assert card.agreement.value > 0.7
+    np.savez(tmp_path / "noise.npz", images=noise[::-1])
+    result = run(folder, out, *more, "--resume")
+    assert result.exit_code == 2
+    assert "other images" in result.output
 
 
 def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def macs(size: Size, grid: int = 1) -> int:
 @pytest.fixture
 def by_macs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cost counted in place of measured: 20 million multiply-accumulates are one pass of the classifier."""
-    monkeypatch.setattr(module, "_cost", lambda classifier, size, grid, classes: macs(size, grid) / 20e6)
+    monkeypatch.setattr(module, "_cost", lambda classifier, size, grid, *_: macs(size, grid) / 20e6)
 
 
 @pytest.mark.parametrize("side", [32, 64])
@@ -68,4 +68,5 @@ def test_cost_is_measured_against_the_classifier() -> None:
         for _ in range(10):
             burn @ burn
 
-    assert module._cost(classifier, small, 2, 10) < module._cost(classifier, large, 3, 10)
+    for precision in ("int8", "fp32"):
+        assert module._cost(classifier, small, 2, 10, precision) < module._cost(classifier, large, 3, 10, precision)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from evenkeel.cards import ModelCard, save_card
 from evenkeel.vision.architecture import Served, count_macs, count_parameters
 from evenkeel.vision.data import MEAN, STD, Images
+from evenkeel.vision.eight_bit import quantise_convolutions
 from evenkeel.vision.measure import Session, fit_temperature, interleaved_latencies_ms, wilson
 
 __all__ = [
@@ -63,6 +64,10 @@ def fold_norms(network: Network) -> Network:
             assert not between or (isinstance(between[0], nn.MaxPool2d) and bool((norm.weight > 0).all()))
             parent[before] = nn.utils.fusion.fuse_conv_bn_eval(convolution, norm)
             parent[place] = nn.Identity()
+            after = children[place + 1][1] if place + 1 < len(children) else None
+            if between and isinstance(after, nn.ReLU):
+                # Both orders give the same; only the rectifier right behind it is made one with the convolution.
+                parent[place - 1], parent[place + 1] = after, between[0]
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.ndim > 1:
@@ -71,13 +76,19 @@ def fold_norms(network: Network) -> Network:
 
 
 def write_onnx(
-    network: nn.Module, path: Path, side: int, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD
+    network: nn.Module,
+    path: Path,
+    side: int,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+    seen: Pixels | None = None,
 ) -> float:
     """The largest difference of a score from torch's, once the folded `network` is written to `path`.
 
-    The file takes uint8 images [n, side, side, 3], any n, and normalises them itself.
+    The file takes uint8 images [n, side, side, 3], any n, and normalises them itself. With some images that it has
+    `seen` its convolutions are of 8 bits, scaled by those.
     """
-    return write_served(Served(network, mean, std), example_images(side), path)
+    return write_served(Served(network, mean, std), example_images(side), path, seen)
 
 
 def example_images(side: int) -> Tensor:
@@ -85,11 +96,11 @@ def example_images(side: int) -> Tensor:
     return torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def write_served(model: nn.Module, example: Tensor, path: Path) -> float:
+def write_served(model: nn.Module, example: Tensor, path: Path, seen: Pixels | None = None) -> float:
     """The largest difference of an output from torch's, to two digits, once `model` is written to `path`.
 
     The file takes inputs like `example`, any number of rows, and gives `scores`. Weights that were rounded to half
-    precision are kept as such, at half the size.
+    precision are kept as such, at half the size. With `seen` images the convolutions are of 8 bits.
     """
     model.eval()
     with warnings.catch_warnings():
@@ -105,6 +116,8 @@ def write_served(model: nn.Module, example: Tensor, path: Path) -> float:
             opset_version=OPSET,
             dynamo=False,
         )
+    if seen is not None:
+        quantise_convolutions(path, seen)
     _halve(path)
     with torch.no_grad():
         difference = model(example).numpy() - Session.open(path)(example.numpy())

@@ -42,11 +42,13 @@ def fit(
     options: FitOptions,
     watcher: Watcher | None = None,
     test: ImageSet | None = None,
+    more: ImageSet | None = None,
 ) -> list[ModelCard]:
     """Collage-CNNs for `classifier`, one for each grid, in `out`: ONNX files and their cards.
 
     `images` are of the kind that the classifier is asked about; their labels, if any, only serve to calibrate and to
-    report accuracy. Accuracy and agreement are of `test`, or of the held-out images without it.
+    report accuracy. Accuracy and agreement are of `test`, or of the held-out images without it. `more` images are
+    learned from too, and nothing else: they may show things of no class, as the classifier is asked about them as well.
 
     Raises:
         ConfigurationError: too few images, a classifier with one answer for all, a cost that cannot be met, an output
@@ -67,10 +69,11 @@ def fit(
     with locked(out):
         if (out / PLAN).is_file() and not options.resume:
             raise ConfigurationError(f"{out} holds a fit already; go on with it with --resume, or give another --out")
-        run = _Run(classifier, out, options, watcher or Silent())
+        learned_from = f"{len(train):,} images" + ("" if more is None else f" and {len(more):,} more")
+        run = _Run(classifier, out, options, watcher or Silent(), learned_from)
         asked = Asked(held, _answers(classifier, held), "held-out")
-        plan = run.plan(identity_of(classifier, images, options))
-        bank = run.bank(train, reach)
+        plan = run.plan(identity_of(classifier, images, more, options))
+        bank = run.bank(train, more, reach)
         shown = asked if test is None else Asked(test, classifier.scores(test.pixels).argmax(1), "test")
         cards = run.models(plan, bank, asked, shown)
         run.serving(cards, held)
@@ -79,12 +82,13 @@ def fit(
 
 @dataclass(frozen=True)
 class _Run:
-    """One fit at work: whose, where, how, and who looks on."""
+    """One fit at work: whose, where, how, who looks on, and from how many images."""
 
     classifier: BlackBox
     out: Path
     options: FitOptions
     watcher: Watcher
+    learned_from: str
 
     def plan(self, identity: dict[str, Any]) -> FitPlan:
         """The plan in the folder, or a new one: sizes as large as the cost allows."""
@@ -95,7 +99,13 @@ class _Run:
         grids = list(options.grids[:1] if options.shared else options.grids)
         for grid in grids:
             size, cost = choose_size(
-                classifier.one_pass(), grid, options.cost, classifier.classes, classifier.height, classifier.width
+                classifier.one_pass(),
+                grid,
+                options.cost,
+                classifier.classes,
+                classifier.height,
+                classifier.width,
+                options.precision,
             )
             self.watcher.say(
                 f"{grid}x{grid}: channels {size.widths}, tiles of {size.side} pixels, cost {cost:.2f} measured"
@@ -105,11 +115,11 @@ class _Run:
         plan.save()
         return plan
 
-    def bank(self, train: ImageSet, reach: int) -> ViewBank:
+    def bank(self, train: ImageSet, more: ImageSet | None, reach: int) -> ViewBank:
         """Views of the images that are trained on, all of them scored."""
         options = self.options
         bank = ViewBank(
-            train.pixels,
+            train.pixels if more is None else np.concatenate([train.pixels, more.pixels]),
             self.classifier.classes,
             self.out / "scores.npy",
             views=options.views,
@@ -194,12 +204,13 @@ class _Run:
             "classifier": self.classifier.name,
             "classifier_sha256": self.classifier.sha256,
             "channels": list(size.widths),
-            "trained_on": f"{len(bank):,} images in {bank.views} views, scored by the classifier; no labels",
+            "trained_on": f"{self.learned_from} in {bank.views} views, scored by the classifier; no labels",
             "reach_pixels": bank.reach,
             "mirrored_views": bank.mirror,
             "epochs": round(recipe.epochs, 2),
             "tiles_per_step": recipe.tiles,
             "distillation_temperature": recipe.temperature,
+            "precision": options.precision,
             "rate": recipe.rate,
             "started_from_an_earlier_fit": options.start is not None,
             "seed": options.seed,

@@ -1,16 +1,19 @@
 """A fitted network's files: its ONNX file, what was measured of that file, and the card that says so."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from evenkeel.cards import ModelCard, save_card
 from evenkeel.coding.collage import Collage
 from evenkeel.coding.score_form import ScoreForm
-from evenkeel.vision.architecture import CollageNet, TileNet, count_macs, count_parameters
+from evenkeel.vision.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.export import file_sha256, fold_norms, machine_name, write_onnx
 from evenkeel.vision.fit_loop import MEAN, STD
@@ -27,6 +30,7 @@ from evenkeel.vision.measure import (
 __all__ = ["Asked", "class_names", "told", "write_model"]
 
 _LATENCY_ROUNDS = 200
+_SEEN = 100  # collages that set the scales of 8-bit convolutions
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,13 @@ def write_model(
         OSError: it cannot be written.
     """
     name, length = f"{classifier.name.removesuffix('-base')}-collage-{grid}x{grid}", grid * side
-    path = out / f"{name}.onnx"
+    path, eight_bit = out / f"{name}.onnx", notes["precision"] == "int8"
     folded = CollageNet(fold_norms(network), grid, side)
-    difference = write_onnx(folded, path, length, MEAN, STD)
-    session = Session.open(path)
     card = ModelCard(
         name=name,
         kind="collage",
         file=path.name,
-        sha256=file_sha256(path),
+        sha256="",
         classes=class_names(classifier, held.images),
         height=length,
         width=length,
@@ -90,6 +92,9 @@ def write_model(
         parameters=count_parameters(network),
         notes=notes,
     )
+    seen = np.concatenate(list(islice(_collages(card, held.images)[1], _SEEN))) if eight_bit else None
+    difference = write_onnx(folded, path, length, MEAN, STD, seen)
+    session = Session.open(path)
     gain = _mirror_gain(session, card, held) if notes["mirrored_views"] else None
     canvas = np.random.default_rng(0).integers(0, 256, (1, length, length, 3), dtype=np.uint8)
     base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
@@ -100,10 +105,12 @@ def write_model(
         "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, CPU",
         "machine": machine_name(),
         "largest_difference_from_torch": difference,
+        "held_out_lost_to_int8": _lost(session, folded, card, held) if eight_bit else None,
         "held_out_gain_of_a_mirrored_look": gain,
     }
     card = replace(
         card,
+        sha256=file_sha256(path),
         latency_ms=round(pass_ms, 3),
         relative_cost=round(pass_ms / base_ms, 3),
         notes=notes | measured,
@@ -133,6 +140,16 @@ def told(card: ModelCard) -> str:
         f"{card.name}: {accuracy}{agreement}cost {card.relative_cost:.2f} ({card.latency_ms:.2f} ms, "
         f"{card.macs / 1e6:.0f} million multiply-accumulates, {card.parameters:,} parameters)"
     )
+
+
+def _lost(session: Session, network: CollageNet, card: ModelCard, held: Asked) -> float:
+    """By how much fewer of the held-out images are right in 8 bits than in floating point."""
+    cells, scores = _collage_scores(session, card, held.images)
+    served, truth = Served(network, MEAN, STD), held.truth[cells]
+    with torch.no_grad():
+        exact = np.concatenate([served(torch.from_numpy(each))[0] for each in _collages(card, held.images)[1]])
+    right, right_exactly = ((each.argmax(1) == truth).mean() for each in (scores, exact))
+    return round(float(right_exactly - right), 5)
 
 
 def _mirror_gain(session: Session, card: ModelCard, held: Asked) -> float:
@@ -168,12 +185,14 @@ def _quality(session: Session, card: ModelCard, shown: Asked) -> dict[str, Any]:
 def _collage_scores(
     session: Session, card: ModelCard, images: ImageSet
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which images the cells held [n], and their scores [n, classes]: encoded as the gateway encodes them."""
+    """Which images the cells held [n], and their scores [n, classes]."""
+    cells, canvases = _collages(card, images)
+    return cells, np.concatenate([session(canvas)[0] for canvas in canvases])
+
+
+def _collages(card: ModelCard, images: ImageSet) -> tuple[NDArray[np.int64], Iterator[NDArray[np.uint8]]]:
+    """Which images the cells hold [n], and the collages [1, side, side, 3], one by one: encoded as the gateway does."""
     code = Collage.from_card(card)
     groups = shuffled_groups(len(images), card.cells, seed=card.grid)
-    prepared = [code.prepare(pixels) for pixels in images.pixels]
-    scores = []
-    for group in groups:
-        canvas = code.spares([prepared[item] for item in group])[0].inputs
-        scores.append(session(canvas)[0])
-    return groups.reshape(-1), np.concatenate(scores)
+    canvases = (code.spares([code.prepare(images.pixels[item]) for item in group])[0].inputs for group in groups)
+    return groups.reshape(-1), canvases

@@ -93,7 +93,7 @@ def run_fit(arguments: dict[str, Any]) -> None:
         **{
             name: arguments[name]
             for name in (
-                *("cost", "shared", "epochs", "minutes", "rate", "start", "views", "reach", "mirror"),
+                *("cost", "precision", "shared", "epochs", "minutes", "rate", "start", "views", "reach", "mirror"),
                 *("held_out", "device", "threads", "seed", "resume"),
             )
         },
@@ -114,8 +114,11 @@ def run_fit(arguments: dict[str, Any]) -> None:
     test = None
     if tested:
         test = _read(test_images or arguments["images"], labels, test_split, None, classifier, bars)
+    more = None
+    if arguments["more_images"] is not None:
+        more = _read(arguments["more_images"], "none", arguments["more_split"], None, classifier, bars)
     try:
-        cards = fit(classifier, images, out, options, bars, test)
+        cards = fit(classifier, images, out, options, bars, test, more)
     except KeyboardInterrupt as error:
         raise EvenkeelError(
             f"interrupted; what was done is kept in {out}: go on with the same command and --resume"

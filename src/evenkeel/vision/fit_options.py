@@ -42,6 +42,7 @@ class FitOptions:
     Attributes:
         grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
         cost: of one collage pass, in passes of the classifier, at most.
+        precision: of the convolutions in the file, "int8" or "fp32"; training is in floating point.
         shared: one network reads every grid: the largest that the first grid can afford.
         epochs: passes over the images; None: as many as `minutes` allow.
         minutes: of training for each network, on this machine as it is now.
@@ -57,6 +58,7 @@ class FitOptions:
 
     grids: tuple[int, ...] = (3,)
     cost: float = 0.6
+    precision: str = "int8"
     shared: bool = False
     epochs: float | None = None
     minutes: float = 60.0
@@ -78,6 +80,8 @@ class FitOptions:
         for name in ("cost", "minutes"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{name}: must be a number above zero, found {getattr(self, name)}")
+        if self.precision not in ("int8", "fp32"):
+            raise ConfigurationError(f"precision: must be int8 or fp32, found {self.precision!r}")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
             raise ConfigurationError(f"epochs: must be a number above zero, found {self.epochs}")
         if self.rate is not None and not 0 < self.rate <= 1:

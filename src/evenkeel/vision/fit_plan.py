@@ -69,17 +69,23 @@ class FitPlan:
             raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def identity_of(classifier: BlackBox, images: ImageSet, options: FitOptions) -> dict[str, Any]:
+def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, options: FitOptions) -> dict[str, Any]:
     """What decides a fit's outcome: the classifier, the images, the options."""
     identity: dict[str, Any] = {
         "classifier": classifier.sha256,
-        "images": hashlib.sha256(np.ascontiguousarray(images.pixels).data).hexdigest(),
+        "images": _digest(images),
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()
             if name not in ("resume", "device")
         },
     }
+    if more is not None:
+        identity["more"] = _digest(more)
     if classifier.datatype == "FP32":  # its scores depend on what is done to the pixels before
         identity["normalisation"] = asdict(classifier.normalisation)
     return identity
+
+
+def _digest(images: ImageSet) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images.pixels).data).hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import CollageNet, TileNet
@@ -52,7 +53,13 @@ def tile_sides(height: int, width: int) -> list[int]:
 
 
 def choose_size(
-    classifier: Callable[[], object], grid: int, cost: float, classes: int, height: int, width: int
+    classifier: Callable[[], object],
+    grid: int,
+    cost: float,
+    classes: int,
+    height: int,
+    width: int,
+    precision: str = "int8",
 ) -> tuple[Size, float]:
     """The largest size whose pass over a full collage costs at most `cost` passes of the classifier, and its cost.
 
@@ -65,6 +72,7 @@ def choose_size(
         classes: how many scores a tile gets.
         height: of the classifier's images, pixels.
         width: the same.
+        precision: of the network's convolutions: int8 or fp32.
 
     Raises:
         ConfigurationError: even the smallest network costs more.
@@ -73,7 +81,7 @@ def choose_size(
 
     def measure(size: Size) -> float:
         if size not in measured:
-            measured[size] = _cost(classifier, size, grid, classes)
+            measured[size] = _cost(classifier, size, grid, classes, precision)
         return measured[size]
 
     sides = tile_sides(height, width)
@@ -97,12 +105,15 @@ def choose_size(
     return ladder[low], measured[ladder[low]]
 
 
-def _cost(classifier: Callable[[], object], size: Size, grid: int, classes: int) -> float:
+def _cost(classifier: Callable[[], object], size: Size, grid: int, classes: int, precision: str) -> float:
+    side = grid * size.side
+    canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.onnx"
-        side = grid * size.side
-        write_onnx(CollageNet(fold_norms(size.network(classes)), grid, size.side), path, side, MEAN, STD)
+        network = CollageNet(fold_norms(size.network(classes)), grid, size.side)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)  # biases that are alike, as at the start, become one in the file
+        write_onnx(network, path, side, MEAN, STD, canvas if precision == "int8" else None)
         candidate = Session.open(path)
-    canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     base, collage = interleaved_latencies_ms([classifier, lambda: candidate(canvas)], _ROUNDS)
     return collage / base
