@@ -15,7 +15,7 @@ from numpy.typing import NDArray  # noqa: E402
 from evenkeel.coding.tiles import Pixels, Tile  # noqa: E402
 from evenkeel.errors import ConfigurationError  # noqa: E402
 from evenkeel.vision.architecture import TileNet  # noqa: E402
-from evenkeel.vision.fit_loop import FitRecipe, fit_tiles, shrink, soft_temperature, standardise  # noqa: E402
+from evenkeel.vision.fit_loop import FitRecipe, fit_tiles, shrink, soft_temperature, standardise, whiten  # noqa: E402
 from evenkeel.vision.views import ViewBank  # noqa: E402
 
 PIXELS, LABELS = easy_pixels(432, 0)
@@ -42,14 +42,17 @@ def bank(path: Path, turned: int = 0) -> ViewBank:
     return made
 
 
-def network() -> TileNet:
+def network(views: ViewBank) -> TileNet:
     torch.manual_seed(0)
-    return TileNet(10, (16, 16, 32))
+    made = TileNet(10, (16, 16, 32))
+    whiten(made, views, 32)
+    return made
 
 
 def test_it_learns_what_the_classifier_says_not_what_is_true(tmp_path: Path) -> None:
-    fitted = network()
-    losses = [step.loss for step in fit_tiles(fitted, bank(tmp_path / "s.npy", turned=1), RECIPE, tmp_path / "c")]
+    views = bank(tmp_path / "s.npy", turned=1)
+    fitted = network(views)
+    losses = [step.loss for step in fit_tiles(fitted, views, RECIPE, tmp_path / "c")]
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
         found = fitted(standardise(torch.from_numpy(PIXELS).permute(0, 3, 1, 2))).argmax(1).numpy()
@@ -60,13 +63,13 @@ def test_it_learns_what_the_classifier_says_not_what_is_true(tmp_path: Path) -> 
 def test_a_stopped_fit_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, stopped: int, monkeypatch) -> None:
     monkeypatch.setattr("evenkeel.vision.fit_loop._CHECKPOINT_EVERY_S", -1.0)  # at every step
     views = bank(tmp_path / "scores.npy")
-    whole, parts = network(), network()
+    whole, parts = network(views), network(views)
     steps = [step.step for step in fit_tiles(whole, views, RECIPE, tmp_path / "whole")]
     assert steps == list(range(1, 49))
     for progress in fit_tiles(parts, views, RECIPE, tmp_path / "parts"):
         if progress.step == stopped:
             break
-    resumed = network()
+    resumed = network(views)
     rest = [step.step for step in fit_tiles(resumed, views, RECIPE, tmp_path / "parts")]
     assert rest == list(range(stopped + 1, 49))
     for name, expected in whole.state_dict().items():
@@ -75,20 +78,22 @@ def test_a_stopped_fit_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, st
 
 def test_the_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
     views = bank(tmp_path / "scores.npy")
-    list(fit_tiles(network(), views, replace(RECIPE, epochs=0.2), tmp_path / "c"))
+    list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.2), tmp_path / "c"))
     with pytest.raises(ConfigurationError, match="give the same arguments"):
-        list(fit_tiles(network(), views, replace(RECIPE, epochs=0.2, rate=0.01), tmp_path / "c"))
+        list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.2, rate=0.01), tmp_path / "c"))
 
 
 def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     views = bank(tmp_path / "scores.npy")
     with pytest.raises(ConfigurationError, match="cannot be written"):
-        list(fit_tiles(network(), views, replace(RECIPE, epochs=0.1), tmp_path / "nowhere" / "c"))
+        list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.1), tmp_path / "nowhere" / "c"))
 
 
 def test_too_few_images_for_one_step_are_refused(tmp_path: Path) -> None:
+    views = bank(tmp_path / "s.npy")
+    steps = fit_tiles(network(views), views, replace(RECIPE, tiles=500), tmp_path / "c")
     with pytest.raises(ConfigurationError, match="too few"):
-        next(fit_tiles(network(), bank(tmp_path / "s.npy"), replace(RECIPE, tiles=500), tmp_path / "c"))
+        next(steps)
 
 
 def test_the_softening_temperature_is_found() -> None:
@@ -108,7 +113,7 @@ def test_tiles_are_shrunk_in_training_as_they_are_in_serving(side: int) -> None:
 
 def test_what_is_done_already_is_told_once_with_its_time(tmp_path: Path) -> None:
     views, recipe = bank(tmp_path / "scores.npy"), replace(RECIPE, epochs=0.2)
-    last = list(fit_tiles(network(), views, recipe, tmp_path / "c"))[-1]
-    again = network()
+    last = list(fit_tiles(network(views), views, recipe, tmp_path / "c"))[-1]
+    again = network(views)
     told = list(fit_tiles(again, views, recipe, tmp_path / "c"))
     assert [(each.step, each.steps, each.seconds) for each in told] == [(last.step, last.steps, last.seconds)]

@@ -34,7 +34,7 @@ def test_sizes_rise_in_cost(side: int) -> None:
 
 @pytest.mark.usefixtures("by_macs")
 @pytest.mark.parametrize("grid", [2, 3, 4])
-@pytest.mark.parametrize("allowed", [3.0, 8.0, 30.0])
+@pytest.mark.parametrize("allowed", [4.0, 8.0, 30.0])
 def test_the_largest_that_fits_is_taken(grid: int, allowed: float) -> None:
     chosen, cost = choose_size(lambda: None, grid, allowed, 10, 32, 32)
     assert cost <= allowed

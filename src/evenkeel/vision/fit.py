@@ -19,7 +19,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import TileNet
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.fit_card import Asked, class_names, told, write_model
-from evenkeel.vision.fit_loop import FitRecipe, fit_tiles, soft_temperature, start_from
+from evenkeel.vision.fit_loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
 from evenkeel.vision.fit_options import FitOptions, Silent, Watcher
 from evenkeel.vision.fit_plan import PLAN, FitPlan, identity_of
 from evenkeel.vision.fit_serving import write_serving
@@ -126,6 +126,7 @@ class _Run:
             reach=reach,
             mirror=options.mirror,
             seed=options.seed,
+            more=0 if more is None else len(more),
         )
         with self.watcher.stage("asking the classifier", bank.missing) as done:
             for scored in bank.fill(self.classifier.log_probabilities):
@@ -171,11 +172,13 @@ class _Run:
         recipe = replace(recipe, epochs=plan.epochs[grid])
         torch.manual_seed(options.seed)
         network = size.network(self.classifier.classes)
-        if options.start is not None:
+        if options.start is None:
+            whiten(network, bank, size.side)
+        else:
             start_from(network, options.start)
         name = f"{grid}x{grid}"
         checkpoint = self.out / f"{name}.checkpoint"
-        seconds, steps = 0.0, max(1, round(recipe.epochs * (len(bank) // recipe.tiles)))
+        seconds, steps = 0.0, max(1, round(recipe.epochs * (bank.per_epoch // recipe.tiles)))
         with self.watcher.stage(f"fitting {name}", steps) as done:
             reached = 0
             for progress in fit_tiles(network, bank, recipe, checkpoint, size.side, options.torch_device):
@@ -196,7 +199,7 @@ class _Run:
             began = time.monotonic()
         trial.unlink(missing_ok=True)
         per_step = float(np.median(times[1:] or times))
-        return round(max(1.0, self.options.minutes * 60 / per_step * recipe.tiles / len(bank)), 2)
+        return round(max(1.0, self.options.minutes * 60 / per_step * recipe.tiles / bank.per_epoch), 2)
 
     def _notes(self, size: Size, bank: ViewBank, recipe: FitRecipe, seconds: float) -> dict[str, Any]:
         options = self.options
@@ -225,7 +228,7 @@ def _recipe(bank: ViewBank, options: FitOptions) -> FitRecipe:
     taught = bank.scores(torch.arange(len(bank)), torch.zeros(len(bank), dtype=torch.long))
     recipe = FitRecipe(
         # With few images larger steps would be few, and an epoch over before anything is learned.
-        tiles=min(FitRecipe.tiles, max(36, len(bank) // 16)),
+        tiles=min(FitRecipe.tiles, max(36, bank.per_epoch // 16)),
         temperature=soft_temperature(taught[:5000]),
         jitter=round(0.7 * bank.reach),
         seed=options.seed,

@@ -28,12 +28,15 @@ __all__ = [
     "soft_temperature",
     "standardise",
     "start_from",
+    "whiten",
 ]
 
 # What `standardise` takes off and divides by, of pixel values in 0..1: one choice for whatever pictures come.
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 _CHECKPOINT_EVERY_S = 60.0
+_PART = 250  # tiles
+_WHITENED = 5000  # images whose 2x2 patches the first filters are made from
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,13 @@ class FitRecipe:
     """How a tile network is trained; what it is trained on stands in its `ViewBank`."""
 
     epochs: float = 40.0  # passes over the images, each time in one of their views
-    tiles: int = 288  # in a step: 72, 32 or 18 collages of four, nine or sixteen
-    rate: float = 0.18  # of Muon, radians a step at the start; falls along half a cosine to zero
-    other_rate: float = 0.05  # of norms, head and stem
-    decay: float = 5e-4  # of head and stem
-    average: float = 0.999  # of the weights, per step; nearer 1 is smoother and later
-    temperature: float = 2.0  # of both sides' scores in the loss
+    tiles: int = 500  # in a step
+    rate: float = 0.13  # of Muon, radians a step at the start; falls straight to zero, as the others do
+    bias_rate: float = 100.0  # of norm biases, for 1,000 tiles a step; they set how sparse the features are
+    head_rate: float = 0.415
+    decay: float = 4e-3  # what a step of 1,000 tiles takes from biases and head at the start
+    average: float = 0.99  # of the weights, per step; nearer 1 is smoother and later
+    temperature: float = 2.0  # of the classifier's scores
     jitter: int = 2  # pixels by which a view is moved once more when it is shown, and mirrored where views are
     seed: int = 0
 
@@ -104,7 +108,7 @@ def fit_tiles(
 
     Where the checkpoint says that all is done, it gives the progress once.
 
-    In the end the averaged weights stand in `network`.
+    In the end the averaged weights stand in `network`, and its scores are of the classifier's scale.
 
     What the classifier said of a view is also taught of the same view moved by a pixel or two, since it says nearly the
     same of that; with the scored views alone the network would come to know them by heart.
@@ -123,11 +127,11 @@ def fit_tiles(
     average = _Average(network, recipe.average)
     optimisers = _optimisers(network, recipe)
     peaks = [[float(group["lr"]) for group in optimiser.param_groups] for optimiser in optimisers]
-    per_epoch = len(bank) // recipe.tiles
+    per_epoch = bank.per_epoch // recipe.tiles
     if per_epoch == 0:
         raise ConfigurationError(f"{len(bank)} images are too few: one step shows {recipe.tiles} tiles")
     steps = max(1, round(recipe.epochs * per_epoch))
-    about = {"recipe": asdict(recipe), "images": len(bank), "views": bank.views}
+    about = {"recipe": asdict(recipe), "images": len(bank), "more": bank.more, "views": bank.views}
     step, spent_s = _load(checkpoint, about, network, average, optimisers)
     began = saved = time.monotonic()
     if step >= steps:
@@ -136,7 +140,7 @@ def fit_tiles(
     while step < steps:
         epoch, place = divmod(step, per_epoch)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(bank), generator=generator)
+        order = bank.order(generator)
         seen = torch.randint(0, bank.views, (len(bank),), generator=generator)
         for start in range(place * recipe.tiles, per_epoch * recipe.tiles, recipe.tiles):
             images = order[start : start + recipe.tiles]
@@ -147,7 +151,7 @@ def fit_tiles(
                 pixels = random_flip(pixels, shifts)
             pixels = shrink(pixels, side).to(device)
             loss = _step(network, pixels, bank.scores(images, views).to(device), recipe.temperature, optimisers)
-            share = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (step + 1) / steps)).item())
+            share = 1 - step / steps
             for optimiser, rates in zip(optimisers, peaks, strict=True):
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * share
@@ -161,7 +165,15 @@ def fit_tiles(
             if step == steps:
                 break
     network.load_state_dict(average.network.state_dict())
+    with torch.no_grad():
+        network.head.weight.mul_(recipe.temperature)  # scores as the classifier scales them
     network.eval()
+
+
+def whiten(network: TileNet, bank: ViewBank, side: int) -> None:
+    """Sets the first filters of `network` from the images in `bank`, shrunk to `side` pixels."""
+    chosen = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:_WHITENED]
+    network.set_whitening(standardise(shrink(bank.pixels(chosen, torch.zeros_like(chosen)), side)))
 
 
 def start_from(network: TileNet, folder: Path) -> None:
@@ -180,16 +192,10 @@ def start_from(network: TileNet, folder: Path) -> None:
 
 
 def _optimisers(network: TileNet, recipe: FitRecipe) -> list[torch.optim.Optimizer]:
-    convolutions = [module.weight for module in network.features.modules() if isinstance(module, nn.Conv2d)]
-    filters, stem = convolutions[1:], convolutions[0]
-    norms = [
-        parameter for parameter in network.features.parameters() if parameter.ndim == 1 and parameter.requires_grad
-    ]
-    plain = [
-        {"params": [stem, network.head.weight], "lr": recipe.other_rate, "weight_decay": recipe.decay},
-        {"params": [*norms, network.head.bias], "lr": recipe.other_rate, "weight_decay": 0.0},
-    ]
-    return [Muon(filters, recipe.rate), torch.optim.SGD(plain, momentum=0.9, nesterov=True)]
+    share = recipe.tiles / 1000
+    parts = ((network.biases, recipe.bias_rate * share), ([network.head.weight], recipe.head_rate))
+    plain = [{"params": part, "lr": rate, "weight_decay": recipe.decay * share / rate} for part, rate in parts]
+    return [Muon(network.filters, recipe.rate), torch.optim.SGD(plain, momentum=0.85, nesterov=True)]
 
 
 def _step(
@@ -199,16 +205,20 @@ def _step(
     temperature: float,
     optimisers: list[torch.optim.Optimizer],
 ) -> float:
-    inputs = standardise(pixels)
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
-        scores = network(inputs)
-    loss = teach(scores.float(), taught, temperature)
+    """One step on the mean loss of all tiles, part by part, so that what a part needs stays in a CPU's cache."""
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    parts = round(max(1, len(pixels) / _PART)) if pixels.device.type == "cpu" else 1
+    total = 0.0
+    for tiles, said in zip(pixels.chunk(parts), taught.chunk(parts), strict=True):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+            scores = network(standardise(tiles))
+        loss = teach(scores.float(), said, temperature) * (len(tiles) / len(pixels))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
     for optimiser in optimisers:
         optimiser.step()
-    return loss.item()
+    return total
 
 
 def shrink(pixels: Tensor, side: int) -> Tensor:
@@ -228,15 +238,13 @@ def standardise(pixels: Tensor) -> Tensor:
 
 
 def teach(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Divergence of `scores` from the classifier's, both softened, times temperature squared; mean over rows.
+    """Divergence of `scores` from the classifier's, which are softened; mean over rows.
 
-    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2.
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; but only the
+    classifier's scores are divided by the temperature, so that training is the same whatever their scale.
     """
-    return temperature**2 * nn.functional.kl_div(
-        (scores / temperature).log_softmax(1),
-        (taught / temperature).log_softmax(1),
-        reduction="batchmean",
-        log_target=True,
+    return nn.functional.kl_div(
+        scores.log_softmax(1), (taught / temperature).log_softmax(1), reduction="batchmean", log_target=True
     )
 
 

@@ -30,6 +30,7 @@ class ViewBank:
     `seed`, the image's number and the view's, so nothing about it is stored.
 
     Args:
+        more: how many of `images`, the last ones, are of no account in themselves, and only serve to learn from.
         path: the scores' file [views, n, classes] float32 (.npy); what it holds already is not asked for again.
 
     Raises:
@@ -46,9 +47,10 @@ class ViewBank:
         reach: int = 3,
         mirror: bool = True,
         seed: int = 0,
+        more: int = 0,
     ) -> None:
         self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        self.views, self.reach, self.mirror, self.seed = views, reach, mirror, seed
+        self.views, self.reach, self.mirror, self.seed, self.more = views, reach, mirror, seed, more
         shape = (views, len(images), classes)
         if not path.is_file():
             _make_room(path, shape)
@@ -84,6 +86,18 @@ class ViewBank:
     def _waiting(self, view: int) -> NDArray[np.int64]:
         """Images that have no scores, or only some, of this view: where the power went, a row may be half written."""
         return np.flatnonzero(np.isnan(self._scores[view]).any(axis=1))
+
+    @property
+    def per_epoch(self) -> int:
+        """Images that a pass shows: all, but of those that only serve to learn from half as many as of the others."""
+        return len(self) - self.more + min(self.more, (len(self) - self.more) // 2)
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """The images of one pass [per_epoch], shuffled."""
+        own = torch.randperm(len(self) - self.more, generator=generator)
+        others = torch.randperm(self.more, generator=generator)[: self.per_epoch - len(own)] + len(own)
+        shown = torch.cat([own, others])
+        return shown[torch.randperm(len(shown), generator=generator)] if self.more else own
 
     def pixels(self, images: Tensor, views: Tensor) -> Tensor:
         """uint8 [n, 3, h, w]: of each of `images` [n] the view numbered in `views` [n]."""
