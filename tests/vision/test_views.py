@@ -160,3 +160,12 @@ def test_a_stop_before_anything_is_scored_leaves_no_file_that_is_cut_short(
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "scores.npy")
     assert make(tmp_path / "scores.npy").missing == 1200
+
+
+def test_a_pass_shows_all_images_and_of_those_to_learn_from_half_as_many(tmp_path: Path) -> None:
+    images = np.zeros((100, 4, 4, 3), np.uint8)
+    for more, shown in ((0, 100), (20, 100), (60, 60)):
+        bank = ViewBank(images, 3, tmp_path / f"{more}.npy", views=1, more=more)
+        order = bank.order(torch.Generator().manual_seed(1))
+        assert len(order) == len(set(order.tolist())) == bank.per_epoch == shown
+        assert set(range(100 - more)) <= set(order.tolist())

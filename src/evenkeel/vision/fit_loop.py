@@ -36,6 +36,7 @@ MEAN = (0.5, 0.5, 0.5)
 STD = (0.25, 0.25, 0.25)
 _CHECKPOINT_EVERY_S = 60.0
 _PART = 250  # tiles
+_GATHERED = 10_000  # images that the norms' statistics are of in the end
 _WHITENED = 5000  # images whose 2x2 patches the first filters are made from
 
 
@@ -165,9 +166,23 @@ def fit_tiles(
             if step == steps:
                 break
     network.load_state_dict(average.network.state_dict())
+    _gather_statistics(network, bank, side, device)
     with torch.no_grad():
         network.head.weight.mul_(recipe.temperature)  # scores as the classifier scales them
     network.eval()
+
+
+@torch.no_grad()
+def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str) -> None:
+    """Statistics of the norms for the weights as they are now: those met on the way are of other weights."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all parts
+    network.train()
+    shown = bank.order(torch.Generator().manual_seed(0))[:_GATHERED]
+    for images in shown.split(_PART):
+        network(standardise(shrink(bank.pixels(images, images % bank.views), side).to(device)))
 
 
 def whiten(network: TileNet, bank: ViewBank, side: int) -> None:
