@@ -183,11 +183,9 @@ def train_parity(
 
 
 def _optimisers(network: Classifier, recipe: ParityRecipe) -> list[torch.optim.Optimizer]:
-    filters = [module.weight for module in network.blocks.modules() if isinstance(module, nn.Conv2d)]
-    norms = [module.bias for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    parts = [([network.whiten.bias, *norms], recipe.bias_rate), ([network.head.weight], recipe.head_rate)]
+    parts = [(network.biases, recipe.bias_rate), ([network.head.weight], recipe.head_rate)]
     groups = [{"params": part, "lr": rate, "weight_decay": recipe.decay / rate} for part, rate in parts]
-    return [torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=True), Muon(filters, recipe.rate)]
+    return [torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=True), Muon(network.filters, recipe.rate)]
 
 
 def _gradients(network: nn.Module, inputs: Tensor, targets: Tensor, group: int) -> float:

@@ -119,15 +119,13 @@ def train_classifier(
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    filters = [m.weight for m in network.blocks.modules() if isinstance(m, nn.Conv2d)]
-    biases = [network.whiten.bias, *(m.bias for m in network.modules() if isinstance(m, nn.BatchNorm2d))]
     bias_rate, head_rate = recipe.bias_rate * recipe.batch / 1000, recipe.head_rate * recipe.batch / 1000
     decay = recipe.decay * recipe.batch / 1000
     groups = [
-        {"params": biases, "lr": bias_rate, "weight_decay": decay / bias_rate},
+        {"params": network.biases, "lr": bias_rate, "weight_decay": decay / bias_rate},
         {"params": [network.head.weight], "lr": head_rate, "weight_decay": decay / head_rate},
     ]
-    optimisers = [torch.optim.SGD(groups, momentum=0.85, nesterov=True), Muon(filters, recipe.rate)]
+    optimisers = [torch.optim.SGD(groups, momentum=0.85, nesterov=True), Muon(network.filters, recipe.rate)]
     peaks = [float(group["lr"]) for optimiser in optimisers for group in optimiser.param_groups]
     step, spent_s = 0, 0.0
     if checkpoint is not None and checkpoint.is_file():
