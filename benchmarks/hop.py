@@ -34,7 +34,7 @@ from evenkeel.backends.worker_config import WorkerConfig
 from evenkeel.bench.load import Target
 from evenkeel.bench.load import drive as drive_open_loop
 from evenkeel.bench.server_process import ServerProcess
-from evenkeel.delays import parse_delay
+from evenkeel.delay_text import parse_delay
 from evenkeel.errors import EvenkeelError
 from evenkeel.oip import Tensor, write_request
 from evenkeel.serving.simulate import arrivals

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenkeel.delay_text import parse_delay
 from evenkeel.delays import (
     Constant,
     Delay,
@@ -20,7 +21,6 @@ from evenkeel.delays import (
     Trace,
     TwoMode,
     attempt_key,
-    parse_delay,
 )
 from evenkeel.errors import ConfigurationError
 
@@ -264,20 +264,6 @@ def test_the_first_attempt_is_the_piece_of_work_itself():
 )
 def test_a_text_names_a_law(text, law):
     assert parse_delay(text) == law
-
-
-def test_a_description_names_the_same_law(trace_file):
-    laws = [
-        *every_law(trace_file),
-        MarkovBursts(Pareto(seed=1), seed=2),
-        PersistentSlow(TwoMode()),
-        Scaled(FleetSlowdown(Trace(trace_file, order="in-turn"), to_s=3.5), 1 / 3),
-    ]
-    for law in laws:
-        assert parse_delay(law.describe()) == law
-    assert TwoMode(scale=0.3).describe() == "two-mode:scale=0.3"
-    assert parse_delay("markov:spell=2,seed=7").describe() == "markov:spell=2.0,seed=7"
-    assert Constant(0.0).describe() == "none"
 
 
 @pytest.mark.parametrize(

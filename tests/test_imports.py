@@ -9,7 +9,20 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "evenkeel"
 
-LEAVES = {"errors", "clock", "delays", "faults", "spec", "estimates", "records", "cards", "models", "outputs", "parent"}
+LEAVES = {
+    "errors",
+    "clock",
+    "delays",
+    "delay_text",
+    "faults",
+    "spec",
+    "estimates",
+    "records",
+    "cards",
+    "models",
+    "outputs",
+    "parent",
+}
 SHOWS = {"plots", "report", "tables"}
 
 # Room -> rooms it may import from, besides its own and those leaves that every room may use.

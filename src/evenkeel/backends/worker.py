@@ -16,7 +16,8 @@ import uvloop
 from evenkeel.backends.model import Model, load_model
 from evenkeel.backends.worker_config import WorkerConfig, config_from
 from evenkeel.backends.worker_server import serve
-from evenkeel.delays import Delay, parse_delay
+from evenkeel.delay_text import parse_delay
+from evenkeel.delays import Delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.parent import end_with_parent
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evenkeel.backends.address import parse_address
-from evenkeel.delays import parse_delay
+from evenkeel.delay_text import parse_delay
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["WorkerConfig", "add_arguments", "config_from", "to_arguments"]

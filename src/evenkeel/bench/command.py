@@ -13,7 +13,7 @@ from rich.console import Console
 
 from evenkeel.bench.bars import bars
 from evenkeel.bench.serving import Experiment, Run, check_faults, parse_contender, run_all
-from evenkeel.delays import parse_delay
+from evenkeel.delay_text import parse_delay
 from evenkeel.errors import ConfigurationError
 from evenkeel.faults import parse_fault
 from evenkeel.outputs import asked_for, check_outputs, write_json

@@ -16,7 +16,7 @@ from evenkeel.bench.load import Target, drive
 from evenkeel.bench.server_process import Counters, ServerProcess, read_counters
 from evenkeel.cards import load_card
 from evenkeel.coding.code import Array
-from evenkeel.delays import parse_delay
+from evenkeel.delay_text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.faults import Fault
 from evenkeel.records import RecordWriter, RequestRecord, summarise

@@ -16,7 +16,7 @@ import yaml.nodes
 from evenkeel import models
 from evenkeel.backends.address import parse_address
 from evenkeel.cards import ModelCard, load_card
-from evenkeel.delays import parse_delay
+from evenkeel.delay_text import parse_delay
 from evenkeel.errors import ConfigurationError
 from evenkeel.serving.health import HealthSettings
 from evenkeel.serving.policy import Policy, parse_trigger, preset
