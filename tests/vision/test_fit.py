@@ -396,7 +396,7 @@ def test_free_cells_show_no_mirror_images_where_left_and_right_mean_something(tm
         str(tmp_path / "halves.onnx"),
     )
     np.savez(tmp_path / "images.npz", images=pixels.astype(np.uint8))
-    result = run(tmp_path, tmp_path / "out", "--classifier", str(tmp_path / "halves.onnx"), "--epochs", "6")
+    result = run(tmp_path, tmp_path / "out", "--classifier", str(tmp_path / "halves.onnx"), "--epochs", "3")
     assert result.exit_code == 0, result.output
     card = load_card(tmp_path / "out" / "halves-collage-3x3.json")
     assert card.agreement is not None

@@ -13,7 +13,6 @@ from evenkeel.vision.data import (  # noqa: E402
     as_images,
     collage,
     random_blanks,
-    random_flip,
     translate,
 )
 from evenkeel.vision.images import ImageSet  # noqa: E402
@@ -70,14 +69,6 @@ def test_alternating_flips_show_both_ways_in_any_two_epochs() -> None:
     for early, late in itertools.pairwise(mirrored):
         assert torch.equal(early, ~late)
     assert 0.35 < mirrored[0].float().mean() < 0.65
-
-
-def test_a_random_flip_mirrors_about_half() -> None:
-    tiles = some_tiles(200)
-    flipped = random_flip(tiles, torch.Generator().manual_seed(0))
-    mirrored = (flipped == tiles.flip(3)).flatten(1).all(1)
-    assert torch.equal(flipped[~mirrored], tiles[~mirrored])
-    assert 0.35 < mirrored.float().mean() < 0.65
 
 
 def test_images_come_for_torch_with_their_labels() -> None:

@@ -17,7 +17,6 @@ __all__ = [
     "as_images",
     "collage",
     "random_blanks",
-    "random_flip",
     "translate",
 ]
 
@@ -64,11 +63,6 @@ def _reflected(side: int, reach: int) -> Tensor:
     """Where the pixels of a line of `side` stand, with `reach` more on both ends."""
     place = torch.arange(-reach, side + reach).abs()
     return torch.where(place >= side, 2 * (side - 1) - place, place)
-
-
-def random_flip(tiles: Tensor, generator: torch.Generator) -> Tensor:
-    """Each of `tiles` [n, 3, side, side] mirrored left to right with probability one half."""
-    return _flip_where(tiles, torch.rand(len(tiles), generator=generator) < 0.5)
 
 
 def alternating_flip(tiles: Tensor, indices: Tensor, epoch: int, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import TileNet
 from evenkeel.vision.checkpoint import load_checkpoint, save_checkpoint
-from evenkeel.vision.data import random_flip, translate
+from evenkeel.vision.data import translate
 from evenkeel.vision.muon import Muon
 from evenkeel.vision.views import ViewBank
 
@@ -52,7 +52,7 @@ class FitRecipe:
     decay: float = 4e-3  # what a step of 1,000 tiles takes from biases and head at the start
     average: float = 0.99  # of the weights, per step; nearer 1 is smoother and later
     temperature: float = 2.0  # of the classifier's scores
-    jitter: int = 2  # pixels by which a view is moved once more when it is shown, and mirrored where views are
+    jitter: int = 2  # pixels by which a view is moved once more when it is shown
     seed: int = 0
 
 
@@ -148,8 +148,6 @@ def fit_tiles(
             views = seen[images]
             shifts = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 500_000 + step)
             pixels = translate(bank.pixels(images, views), recipe.jitter, shifts)
-            if bank.mirror:
-                pixels = random_flip(pixels, shifts)
             pixels = shrink(pixels, side).to(device)
             loss = _step(network, pixels, bank.scores(images, views).to(device), recipe.temperature, optimisers)
             share = 1 - step / steps
