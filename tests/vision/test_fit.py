@@ -134,6 +134,16 @@ def test_more_images_are_learned_from_and_nothing_else(folder: Path, tmp_path: P
     assert "other images" in result.output
 
 
+def test_images_to_learn_from_that_hold_the_test_images_are_refused(folder: Path, tmp_path: Path) -> None:
+    same = str(folder / "unlabelled.npz")
+    result = run(folder, tmp_path / "out", "--test-images", same, "--more-images", same)
+    assert result.exit_code == 2
+    assert "more-images: the test images would be among" in result.output
+    result = run(folder, tmp_path / "out", "--more-split", "train")
+    assert result.exit_code == 2
+    assert "more-split" in result.output
+
+
 def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:
     document = tmp_path / "out" / "cards.json"  # in a folder that is not there yet
     result = run(folder, tmp_path / "out", "--epochs", "1", "--json", str(document), images="unlabelled.npz")

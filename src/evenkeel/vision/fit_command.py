@@ -88,6 +88,14 @@ def run_fit(arguments: dict[str, Any]) -> None:
             "test-split: the test images would be among those to learn from; give two different parts with --split and "
             "--test-split, or other --test-images"
         )
+    more_images, more_split = arguments["more_images"], arguments["more_split"]
+    if more_images is None and more_split is not None:
+        raise ConfigurationError("more-split: it names a part of --more-images, which is missing")
+    same = tested and more_images == (test_images or arguments["images"])
+    if same and (None in (more_split, test_split) or more_split == test_split):
+        raise ConfigurationError(
+            "more-images: the test images would be among those to learn from; name another part with --more-split"
+        )
     options = FitOptions(
         grids=_grids(arguments["grid"]),
         **{
@@ -115,8 +123,8 @@ def run_fit(arguments: dict[str, Any]) -> None:
     if tested:
         test = _read(test_images or arguments["images"], labels, test_split, None, classifier, bars)
     more = None
-    if arguments["more_images"] is not None:
-        more = _read(arguments["more_images"], "none", arguments["more_split"], None, classifier, bars)
+    if more_images is not None:
+        more = _read(more_images, "none", more_split, None, classifier, bars)
     try:
         cards = fit(classifier, images, out, options, bars, test, more)
     except KeyboardInterrupt as error:

@@ -37,7 +37,7 @@ STD = (0.25, 0.25, 0.25)
 _CHECKPOINT_EVERY_S = 60.0
 _PART = 250  # tiles
 _GATHERED = 10_000  # images that the norms' statistics are of in the end
-_WHITENED = 5000  # images whose 2x2 patches the first filters are made from
+_WHITENED = 1_000_000  # pixels whose 2x2 patches the first filters are made from: some 100 MB
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str)
 
 def whiten(network: TileNet, bank: ViewBank, side: int) -> None:
     """Sets the first filters of `network` from the images in `bank`, shrunk to `side` pixels."""
-    chosen = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:_WHITENED]
+    count = max(1, _WHITENED // side**2)
+    chosen = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:count]
     network.set_whitening(standardise(shrink(bank.pixels(chosen, torch.zeros_like(chosen)), side)))
 
 
