@@ -139,6 +139,9 @@ def test_images_to_learn_from_that_hold_the_test_images_are_refused(folder: Path
     result = run(folder, tmp_path / "out", "--test-images", same, "--more-images", same)
     assert result.exit_code == 2
     assert "more-images: the test images would be among" in result.output
+    result = run(folder, tmp_path / "out", "--more-images", str(folder / "images.npz"))
+    assert result.exit_code == 2
+    assert "more-images: they are among --images" in result.output
     result = run(folder, tmp_path / "out", "--more-split", "train")
     assert result.exit_code == 2
     assert "more-split" in result.output

@@ -81,18 +81,21 @@ def run_fit(arguments: dict[str, Any]) -> None:
         from evenkeel.vision.fit_options import FitOptions
     except ImportError as error:
         raise MissingExtraError("torch or onnx", "train") from error
-    split, test_images, test_split = (arguments[name] for name in ("split", "test_images", "test_split"))
+    images_path, split, test_images, test_split, more_images, more_split = (
+        arguments[name] for name in ("images", "split", "test_images", "test_split", "more_images", "more_split")
+    )
     tested = test_images is not None or test_split is not None
-    if tested and test_images in (None, arguments["images"]) and (None in (split, test_split) or split == test_split):
+    test_images = test_images or images_path
+    if tested and _overlap(images_path, split, test_images, test_split):
         raise ConfigurationError(
             "test-split: the test images would be among those to learn from; give two different parts with --split and "
             "--test-split, or other --test-images"
         )
-    more_images, more_split = arguments["more_images"], arguments["more_split"]
     if more_images is None and more_split is not None:
         raise ConfigurationError("more-split: it names a part of --more-images, which is missing")
-    same = tested and more_images == (test_images or arguments["images"])
-    if same and (None in (more_split, test_split) or more_split == test_split):
+    if _overlap(more_images, more_split, images_path, split):  # where the held-out images are
+        raise ConfigurationError("more-images: they are among --images; name another part with --more-split")
+    if tested and _overlap(more_images, more_split, test_images, test_split):
         raise ConfigurationError(
             "more-images: the test images would be among those to learn from; name another part with --more-split"
         )
@@ -118,10 +121,10 @@ def run_fit(arguments: dict[str, Any]) -> None:
         **{name: arguments[name] for name in ("side", "scale", "mean", "std") if arguments[name] is not None},
     )
     labels = arguments["labels"]
-    images = _read(arguments["images"], labels, split, arguments["limit"], classifier, bars)
+    images = _read(images_path, labels, split, arguments["limit"], classifier, bars)
     test = None
     if tested:
-        test = _read(test_images or arguments["images"], labels, test_split, None, classifier, bars)
+        test = _read(test_images, labels, test_split, None, classifier, bars)
     more = None
     if more_images is not None:
         more = _read(more_images, "none", more_split, None, classifier, bars)
@@ -137,6 +140,10 @@ def run_fit(arguments: dict[str, Any]) -> None:
     if json_path is not None:
         given = {name: value for name, value in arguments.items() if value is not None}
         write_json(json_path, json_document(given, [asdict(card) for card in cards]))
+
+
+def _overlap(path: Path | None, split: str | None, other: Path, other_split: str | None) -> bool:
+    return path == other and (None in (split, other_split) or split == other_split)
 
 
 def _read(
