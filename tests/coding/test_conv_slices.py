@@ -31,11 +31,15 @@ def test_neighbours_are_filters_then_channels_then_space() -> None:
     weights = torch.arange(4 * 2 * 3 * 2.0).view(4, 2, 3, 2)
     cut = ConvSlices(5, (4, 2, 3, 2), 8).cut(torch.cat((torch.zeros(5), weights.reshape(-1), torch.ones(3))))
     expected = [[float(weights[f, c, y, x]) for c in range(2) for f in range(4)] for y in range(3) for x in range(2)]
-    assert cut.tolist() == expected
+    assert cut.tolist() == [expected]
 
 
+@pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("shape", [(4, 2, 3, 2), (3, 5, 4), (2, 3, 2, 2, 2), (7, 1, 1, 1)])
-def test_joining_undoes_cutting(shape: tuple[int, ...]) -> None:
+def test_putting_undoes_cutting(shape: tuple[int, ...], layers: int) -> None:
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(0)).reshape(-1)
-    slices = ConvSlices(0, shape, 10)
-    assert torch.equal(slices.join(slices.cut(weights)), weights)
+    weights = torch.cat([weights + layer for layer in range(layers)])
+    vector, put = torch.cat((torch.ones(3), weights, torch.ones(2))), torch.ones(len(weights) + 5)
+    slices = ConvSlices(3, shape, 10, layers)
+    slices.put(slices.cut(vector), put)
+    assert torch.equal(put, vector)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evenkeel.coding.counter_hash import Stream, key, signs
 from evenkeel.coding.projected import Projection
+from evenkeel.coding.sum_code import are_finite
 
 __all__ = ["BucketFactors", "Factored"]
 
@@ -63,7 +64,7 @@ class Factored:
         """
         coded = mean.new_empty(self.coded_shape)
         self.project(mean, coded)
-        if not bool(coded.isfinite().all()) or not bool(coded.any()):
+        if not bool(are_finite(coded)) or not bool(coded.any()):
             return self
         return replace(self, turned=not self.turned, basis=_orthonormal(coded))
 

@@ -9,7 +9,7 @@ before it counts and teaches new directions, so that only the first rounds trave
 """
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, isqrt
 from typing import Any, Final
 
 import torch
@@ -19,13 +19,14 @@ from evenkeel.coding.bucket_bases import Basis, BucketBases
 from evenkeel.coding.checks import number, whole
 from evenkeel.coding.projected import Projected, check_arrangement
 from evenkeel.coding.shared_basis import Moments, learn
-from evenkeel.coding.sum_code import Broadcast, Place, SumCode, flat
+from evenkeel.coding.sum_code import Broadcast, Place, SumCode, are_finite, flat
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["GradiVeQ"]
 
 _HOLD_OUT = 4  # every fourth sampled step
 _SAMPLES = 4  # slices learnt from, per value of a slice: more would hardly move the directions
+_LONGEST, _TOLD = 768, 0.1  # see longest_slice
 _KEPT = 0.5  # of what was learnt from before the latest directions
 
 
@@ -53,6 +54,7 @@ class GradiVeQ(Projected):
         turns: rounds until each slice has travelled whole, more than `ratio`. Fewer: less waits, and not so long; fewer
             directions for the others. None: four times `ratio`, so that whole slices take a quarter of a round.
         longest_slice: most values of a slice; learning takes its square in memory and its cube in time, per layer.
+            None: 768, in small layers less, so that telling the directions takes a tenth of what telling slices does.
 
     Raises:
         ConfigurationError: a setting out of range.
@@ -68,7 +70,7 @@ class GradiVeQ(Projected):
         sample_steps: int = 10,
         code_steps: int = 100,
         turns: int | None = None,
-        longest_slice: int = 768,
+        longest_slice: int | None = None,
     ) -> None:
         super().__init__(inner)
         self.loss = number("loss", loss)
@@ -80,8 +82,8 @@ class GradiVeQ(Projected):
         self.turns = ceil(4 * self.ratio) if turns is None else whole("turns", turns, 2)
         if self.turns <= self.ratio:
             raise ConfigurationError(f"turns: must be more than the ratio {ratio}, found {turns}")
-        self.longest_slice = whole("longest_slice", longest_slice)
-        if self.longest_slice < self.ratio:
+        self.longest_slice = None if longest_slice is None else whole("longest_slice", longest_slice)
+        if self.longest_slice is not None and self.longest_slice < self.ratio:
             raise ConfigurationError(f"longest_slice: must be at least the ratio {ratio}, found {longest_slice}")
         self._buckets: dict[int, _Bucket] = {}
 
@@ -94,7 +96,7 @@ class GradiVeQ(Projected):
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
         """Which shapes make up a bucket's vector, in order."""
         shapes = [tuple(shape) for shape in shapes]
-        new = _Bucket(BucketBases(shapes, self.longest_slice, self.turns))
+        new = _Bucket(BucketBases(shapes, self._longest, self.turns))
         known = self._buckets.setdefault(bucket, new).vector.shapes
         check_arrangement(bucket, known, shapes)
 
@@ -106,7 +108,7 @@ class GradiVeQ(Projected):
         """Learns from the mean's slices that travelled whole; at times, changes to the directions that they have."""
         self._checked(mean.numel(), place)
         bucket = self._buckets.get(place.bucket)
-        if bucket is None or not bucket.vector.layers:
+        if bucket is None or not bucket.vector.convolutions:
             return
         bucket.rounds += 1
         self._sample(bucket, mean)
@@ -131,36 +133,44 @@ class GradiVeQ(Projected):
         except (KeyError, TypeError, ValueError) as error:
             raise CodeError(f"this is not the state of a GradiVeQ code: {error!r}") from error
 
+    def _longest(self, weights: int) -> int:
+        """Most values of a slice of a layer."""
+        if self.longest_slice is not None:
+            return self.longest_slice
+        # A direction is as long as a slice and told once; each slice has one number for it in every round until then.
+        return min(_LONGEST, isqrt(int(_TOLD * self.code_steps * weights)))
+
     def _sample(self, bucket: "_Bucket", mean: Tensor) -> None:
-        if not bool(mean.isfinite().all()):
+        if not bool(are_finite(mean)):
             return
         mean = flat(mean)
         if not bucket.moments:
-            bucket.moments = [Moments.none(layer.size, mean.device) for layer in bucket.vector.layers]
+            alike = bucket.vector.convolutions
+            bucket.moments = [Moments.none(each.layers, each.size, mean.device) for each in alike]
         vector = bucket.vector
-        for layer, basis, moments in zip(vector.layers, vector.bases, bucket.moments, strict=True):
-            wanted = ceil(_SAMPLES * layer.size / self.sample_steps)
-            stride = ceil(layer.count / wanted)
+        for each, basis, moments in zip(vector.convolutions, vector.bases, bucket.moments, strict=True):
+            wanted = ceil(_SAMPLES * each.size / self.sample_steps)
+            stride = ceil(each.count / wanted)
             # Another start each round, so that all slices get their turn.
             start = bucket.rounds % stride
             if basis is not None:
-                start, _, stride = vector.whole(layer)
-            moments.add(layer.cut(mean)[start::stride], hold_out=bucket.rounds % _HOLD_OUT == 0)
+                start, _, stride = vector.whole(each)
+            moments.add(each.cut(mean)[:, start::stride], hold_out=bucket.rounds % _HOLD_OUT == 0)
 
-    def _learn(self, bucket: "_Bucket") -> list[tuple[Basis, float]]:
-        learnt: list[tuple[Basis, float]] = []
+    def _learn(self, bucket: "_Bucket") -> list[tuple[Basis, Tensor]]:
+        learnt: list[tuple[Basis, Tensor]] = []
         for moments in bucket.moments or []:
-            size = len(moments.learnt)
+            layers, size, _ = moments.learnt.shape
             most = int(size * (1 / self.ratio - 1 / self.turns) / (1 - 1 / self.turns))
-            basis, lost = learn(moments, self.loss, most) if most else (None, 0.0)
-            # A layer that had no gradient tells no directions, and with as many as there are values nothing is saved.
-            saves = basis is not None and lost < 1 and basis.shape[1] < size
-            learnt.append((basis, lost) if saves else (None, 0.0))
+            basis, lost = learn(moments, self.loss, most) if most else (None, torch.zeros(layers))
+            # Layers that had no gradient tell no directions, and with as many as there are values nothing is saved.
+            saves = basis is not None and bool((lost < 1).any()) and basis.shape[2] < size
+            learnt.append((basis, lost) if saves else (None, torch.zeros(layers)))
         return learnt
 
     def _restored(self, saved: Mapping[str, Any]) -> "_Bucket":
         shapes = [tuple(shape) for shape in saved["shapes"]]
-        return _Bucket.of(saved, BucketBases(shapes, self.longest_slice, self.turns))
+        return _Bucket.of(saved, BucketBases(shapes, self._longest, self.turns))
 
     def _projection(self, bucket: int) -> BucketBases | None:
         return self._buckets[bucket].vector if bucket in self._buckets else None
@@ -212,21 +222,20 @@ class _Bucket:
 
 
 def _share(
-    vector: BucketBases, learnt: list[tuple[Basis, float]] | None, device: torch.device, broadcast: Broadcast
+    vector: BucketBases, learnt: list[tuple[Basis, Tensor]] | None, device: torch.device, broadcast: Broadcast
 ) -> tuple[list[Basis], list[float]]:
     """Rank 0's bases and losses, on every rank: first how many directions, then all numbers in one row."""
-    layers = vector.layers
-    directions = torch.zeros(len(layers), dtype=torch.int64, device=device)
-    lost = torch.zeros(len(layers), device=device)
-    for index, (basis, its_loss) in enumerate(learnt or []):
-        directions[index] = 0 if basis is None else basis.shape[1]
-        lost[index] = its_loss
+    convolutions = vector.convolutions
+    told = [0 if basis is None else basis.shape[2] for basis, _ in learnt or []] or [0] * len(convolutions)
+    directions = torch.tensor(told, device=device)
     broadcast(directions)
-    sizes = [layer.size * int(count) for layer, count in zip(layers, directions.tolist(), strict=True)]
-    row = torch.zeros(len(layers) + sum(sizes), device=device)
+    sizes = [each.layers * each.size * count for each, count in zip(convolutions, directions.tolist(), strict=True)]
+    layers = sum(each.layers for each in convolutions)
+    row = torch.zeros(layers + sum(sizes), device=device)
     if learnt:
-        row = torch.cat([lost, *(basis.reshape(-1) for basis, _ in learnt if basis is not None)])
+        losses = [lost.to(device) for _, lost in learnt]
+        row = torch.cat([*losses, *(basis.reshape(-1) for basis, _ in learnt if basis is not None)])
     broadcast(row)
-    parts = torch.split(row[len(layers) :], sizes)
-    bases = [part.view(layer.size, -1) if part.numel() else None for part, layer in zip(parts, layers, strict=True)]
-    return bases, row[: len(layers)].tolist()
+    parts = zip(convolutions, torch.split(row[layers:], sizes), strict=True)
+    bases = [part.view(each.layers, each.size, -1) if part.numel() else None for each, part in parts]
+    return bases, row[:layers].tolist()

@@ -11,7 +11,8 @@ __all__ = ["Moments", "learn"]
 
 
 class Moments:
-    """Second moments `[size, size]` of vectors of `size` numbers: those to learn from, and those held out to judge by.
+    """Second moments `[layers, size, size]` of vectors of `size` numbers: of those to learn from, and of those held out
+    to judge by.
 
     They are kept instead of the vectors, so the memory does not grow with the number of samples. Uncentred: the mean of
     gradients over steps is near zero, and where it is not it is a direction like any other. So zeros stay zeros.
@@ -22,38 +23,38 @@ class Moments:
         self.held_out = held_out
 
     @classmethod
-    def none(cls, size: int, device: torch.device) -> Self:
+    def none(cls, layers: int, size: int, device: torch.device) -> Self:
         """Those of no vectors yet."""
-        return cls(torch.zeros(size, size, device=device), torch.zeros(size, size, device=device))
+        return cls(*(torch.zeros(layers, size, size, device=device) for _ in range(2)))
 
     def add(self, vectors: Tensor, hold_out: bool) -> None:
-        """Takes in `vectors` `[count, size]`."""
-        products = vectors.T @ vectors
+        """Takes in `vectors` `[layers, count, size]`."""
         if hold_out:
-            self.held_out = self.held_out.to(vectors.device) + products
+            self.held_out = self.held_out.to(vectors.device).baddbmm_(vectors.mT, vectors)
         else:
-            self.learnt = self.learnt.to(vectors.device) + products
+            self.learnt = self.learnt.to(vectors.device).baddbmm_(vectors.mT, vectors)
 
 
-def learn(moments: Moments, loss: float, most: int) -> tuple[Tensor, float]:
-    """The smallest basis that keeps a share 1 - loss of the *held-out* energy, of at most `most` directions.
+def learn(moments: Moments, loss: float, most: int) -> tuple[Tensor, Tensor]:
+    """For each layer the smallest basis that keeps a share 1 - loss of the *held-out* energy, of at most `most`
+    directions; all have as many as the layer that needs most.
 
     Held out, because a basis keeps the energy of the samples that it was learnt from whatever they are: 100 samples
     never need more than 100 directions.
 
     Returns:
-        Orthonormal columns `[size, directions]`, strongest first, and the share of held-out energy they lose (1 where
-        there was no energy to judge by).
+        Orthonormal columns `[layers, size, directions]`, strongest first, and the share `[layers]` of held-out energy
+        that they lose (1 where there was no energy to judge by).
     """
-    size = len(moments.learnt)
+    size = moments.learnt.shape[-1]
     if not 1 <= most <= size:
         raise CodeError(f"a basis of vectors of {size} numbers has 1 to {size} directions, found {most}")
     _, vectors = torch.linalg.eigh(moments.learnt)  # weakest first
-    strongest = vectors[:, size - most :].flip(1)
-    energy = (strongest * (moments.held_out.to(strongest.device) @ strongest)).sum(dim=0)
-    total = float(moments.held_out.trace())
-    if not total > 0:
-        return strongest.contiguous(), 1.0
-    kept = energy.cumsum(0) / total
-    directions = min(most, int((kept < 1 - loss).sum()) + 1)
-    return strongest[:, :directions].contiguous(), max(0.0, 1 - float(kept[directions - 1]))
+    strongest = vectors[:, :, size - most :].flip(2)
+    energy = (strongest * (moments.held_out.to(strongest.device) @ strongest)).sum(dim=1)
+    total = moments.held_out.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+    kept = torch.where(total > 0, energy.cumsum(1) / total, 0.0)
+    needed = torch.where(total > 0, (kept < 1 - loss).sum(1, keepdim=True) + 1, 0)
+    # Layers without energy ask for nothing.
+    directions = min(most, int(needed.max())) or most
+    return strongest[:, :, :directions].contiguous(), (1 - kept[:, directions - 1]).clamp(min=0.0)
