@@ -35,6 +35,7 @@ from evenkeel.training.stats import HookStats
 _CODES: dict[str, Callable[[], SumCode]] = {
     "THC, 4 bits": lambda: evenkeel.THC(bits=4),
     "GradiVeQ": lambda: GradiVeQ(ratio=8),
+    "GradiVeQ, ratio 8, + THC": lambda: GradiVeQ(evenkeel.THC(bits=4), ratio=8),
     "GradiVeQ, ratio 4, + THC": lambda: GradiVeQ(evenkeel.THC(bits=4), ratio=4),
     "GradiVeQ, ratio 2, + THC": lambda: GradiVeQ(evenkeel.THC(bits=4), ratio=2),
     "low rank 16 + THC": lambda: LowRank(16, evenkeel.THC(bits=4, block=512)),

@@ -196,6 +196,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(arguments, says, no_ro
     [
         *("fp32", "bf16", "powersgd12", "thc", "thc8", "thc4-no-ef", "pipe", "pipe+gradiveq+thc"),
         *("lowrank4", "lowrank16+thc", "lowrank1+thc2-no-ef", "pipe+lowrank4+thc", "lowrank4-no-ef"),
+        *("gradiveq", "gradiveq4", "gradiveq16+thc"),
     ],
 )
 def test_methods_that_there_are(name):
@@ -211,6 +212,7 @@ def test_methods_that_there_are(name):
         "pipe+",
         "pipe+pipe",
         "gradiveq+bf16",
+        "gradiveq1",
         "fp32+thc",
         "lowrank",
         "lowrank0",
@@ -230,7 +232,10 @@ def test_methods_that_are_codes():
     codes = {
         "thc": THC(),
         "thc2": THC(bits=2),
+        "gradiveq": GradiVeQ(ratio=8),
+        "gradiveq4": GradiVeQ(ratio=4),
         "gradiveq+thc": GradiVeQ(THC(), ratio=2),
+        "gradiveq8+thc": GradiVeQ(THC(), ratio=8),
         "lowrank4": LowRank(4),
         "lowrank16+thc": LowRank(16, THC(bits=4, block=512)),
         "lowrank1+thc2": LowRank(1, THC(bits=2, block=512)),

@@ -105,11 +105,10 @@ class Averaging:
 
 
 def code_of(name: str) -> SumCode:
-    """The sum code that `thc2`, `gradiveq+thc` or `lowrank16+thc` names."""
-    if name == "gradiveq":
-        return GradiVeQ()
-    if name == "gradiveq+thc":
-        return GradiVeQ(inner=THC(bits=4), ratio=2)
+    """The sum code that `thc2`, `gradiveq4+thc` or `lowrank16+thc` names."""
+    if name.startswith("gradiveq"):
+        ratio, _, coded = name.removeprefix("gradiveq").partition("+")
+        return GradiVeQ(THC(bits=4) if coded else None, ratio=float(ratio or (2 if coded else 8)))
     if name.startswith("lowrank"):
         rank, coded, bits = name.removeprefix("lowrank").partition("+thc")
         return LowRank(int(rank), THC(bits=int(bits or 4), block=_FACTOR_BLOCK) if coded else None)
