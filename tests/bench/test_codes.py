@@ -160,11 +160,11 @@ def test_bits_of_factors() -> None:
 
 def test_bits_of_gradiveq_count_its_rounds_of_learning_and_its_bases() -> None:
     row = one("gradiveq", 4, 0.5, "low-rank", 1 << 13)
-    # 28 * 28 values are more than the longest slice, so 14 channels of 28 filters; of 392 directions 37 at most, as
-    # some slices travel whole: one of 18 in the first turn.
-    size, slices = 28 * 14, 18
-    directions = 37
-    coded = (LENGTH - 7056 + (slices - 1) * directions + size) * 64 * 0.75
+    # Directions of 265 values at most are told ten times as seldom as slices, so 7 channels of 28 filters; of 196
+    # directions 18 at most, as some slices travel whole: two of 36 in the first turn.
+    size, slices = 28 * 7, 36
+    directions = 18
+    coded = (LENGTH - 7056 + (slices - 2) * directions + 2 * size) * 64 * 0.75
     learning = LENGTH * 64 * 0.75
     bases = 0.75 * (64 + 32 + size * directions * 32)
     assert row["bits_per_coordinate"] == pytest.approx(
