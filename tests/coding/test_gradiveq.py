@@ -247,6 +247,20 @@ def test_a_resume_with_fewer_steps_and_turns_goes_on_with_those(rounds: int) -> 
     torch.testing.assert_close(mean[WEIGHTS], vector[WEIGHTS], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("rounds", [0, 2, 6])
+def test_a_state_learnt_from_slices_of_other_sizes_is_refused(rounds: int) -> None:
+    generator = torch.Generator().manual_seed(13)
+    before, alike, other = (small(longest_slice=None, code_steps=steps) for steps in (100, 100, 1))
+    before.arrange(0, SHAPES)
+    for step in range(rounds):
+        before.observe(gradient(generator), Place(0, 1, step), lambda row: None)
+    alike.load_state_dict(before.state_dict())
+    assert alike.lanes(LENGTH, Place(0, 1, rounds)) == before.lanes(LENGTH, Place(0, 1, rounds))
+    if rounds:
+        with pytest.raises(CodeError, match="slices of other sizes: load it into one with the same longest_slice"):
+            other.load_state_dict(before.state_dict())
+
+
 def test_other_shapes_and_lengths_are_refused() -> None:
     code = small()
     code.arrange(0, SHAPES)

@@ -170,7 +170,19 @@ class GradiVeQ(Projected):
 
     def _restored(self, saved: Mapping[str, Any]) -> "_Bucket":
         shapes = [tuple(shape) for shape in saved["shapes"]]
-        return _Bucket.of(saved, BucketBases(shapes, self._longest, self.turns))
+        bucket = _Bucket.of(saved, BucketBases(shapes, self._longest, self.turns))
+        sizes = [(each.layers, each.size) for each in bucket.vector.convolutions]
+        # Nothing has been learnt before the first round.
+        bases = [
+            size if basis is None else basis.shape[:2] for basis, size in zip(bucket.vector.bases, sizes, strict=True)
+        ]
+        moments = [tuple(each.learnt.shape[:2]) for each in bucket.moments] or sizes
+        if bases != sizes or moments != sizes:
+            raise CodeError(
+                "this state of a GradiVeQ code was learnt from slices of other sizes: load it into one with the same "
+                "longest_slice and, where that is None, the same code_steps"
+            )
+        return bucket
 
     def _projection(self, bucket: int) -> BucketBases | None:
         return self._buckets[bucket].vector if bucket in self._buckets else None
