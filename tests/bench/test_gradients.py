@@ -309,7 +309,7 @@ def test_images_with_tests_beside_them(tmp_path):
     data = read_data("mlp", {"mlp": tmp_path / "digits-train.npz"})
     assert data.inputs.shape == (30, 28, 28)
     assert len(data.test_inputs) == 20
-    assert (data.classes, data.source, data.synthetic) == (3, "digits-train.npz", False)
+    assert (data.classes, data.source, data.stand_in) == (3, "digits-train.npz", False)
     (tmp_path / "digits-test.npz").unlink()
     data = read_data("convnet", {"convnet": tmp_path / "digits-train.npz"})
     assert data.inputs.shape == (27, 32, 32, 3)
@@ -333,7 +333,7 @@ def test_text_is_cut_for_testing(tmp_path):
 
 def test_data_of_another_content_are_others(tmp_path):
     made = read_data("mlp", {})
-    assert made.synthetic
+    assert made.stand_in
     assert made.identity == read_data("mlp", {}).identity != read_data("convnet", {}).identity
 
 

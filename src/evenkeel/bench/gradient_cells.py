@@ -41,7 +41,7 @@ class TaskSettings:
 
     Attributes:
         steps: on data that were given.
-        quick_steps: on the synthetic stand-in, which is easier.
+        quick_steps: on the stand-in when no data were given.
         batch: examples a step, for each worker.
         methods: compared by default.
     """

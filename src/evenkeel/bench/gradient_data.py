@@ -15,7 +15,8 @@ from evenkeel.errors import ConfigurationError
 __all__ = ["ARRAYS", "TaskData", "read_data"]
 
 ARRAYS = ("inputs", "targets", "test_inputs", "test_targets")
-SYNTHETIC = "synthetic"
+_SYNTHETIC = "synthetic"
+_PYTHON = "source of Python's library"
 _SIDES = {"mlp": 28, "convnet": 32}
 _CHANNELS = {"mlp": 1, "convnet": 3}
 _MOST_TESTS = {"mlp": 10_000, "convnet": 5_000}  # accuracy is taken many times
@@ -52,7 +53,7 @@ class TaskData:
         test_inputs: to test with.
         test_targets: their labels.
         classes: how many labels or different characters there are.
-        source: `synthetic`, or the file's name.
+        source: the file's name; without one `synthetic`, or the text of Python's library.
     """
 
     inputs: NDArray[Any]
@@ -63,9 +64,9 @@ class TaskData:
     source: str
 
     @property
-    def synthetic(self) -> bool:
-        """Whether they are made up."""
-        return self.source == SYNTHETIC
+    def stand_in(self) -> bool:
+        """Whether no file was given."""
+        return self.source in (_SYNTHETIC, _PYTHON)
 
     @property
     def identity(self) -> str:
@@ -119,7 +120,7 @@ def _made_up(side: int, channels: int) -> TaskData:
     if channels == 1:
         images = images[..., 0]
     cut = slice(None, _MADE_UP), slice(_MADE_UP, None)
-    return TaskData(images[cut[0]], labels[cut[0]], images[cut[1]], labels[cut[1]], _CLASSES, SYNTHETIC)
+    return TaskData(images[cut[0]], labels[cut[0]], images[cut[1]], labels[cut[1]], _CLASSES, _SYNTHETIC)
 
 
 def _images(task: str, path: Path, side: int, channels: int) -> TaskData:
@@ -193,4 +194,4 @@ def _text(path: Path | None) -> TaskData:
     tokens = numbers.astype(np.int32)
     cut = len(tokens) - min(len(tokens) // _TEST_SHARE, _MOST_TEST_TEXT)
     none = np.empty(0, np.int64)
-    return TaskData(tokens[:cut], none, tokens[cut:], none, len(letters), SYNTHETIC if path is None else path.name)
+    return TaskData(tokens[:cut], none, tokens[cut:], none, len(letters), _PYTHON if path is None else path.name)

@@ -198,7 +198,7 @@ def _training(arguments: dict[str, Any], task: str, data: TaskData) -> Training:
     settings, workers = TASKS[task], arguments["workers"]
     batch = arguments["batch"] or settings.batch
     examples = len(data.inputs)
-    steps = arguments["steps"] or (settings.quick_steps if data.synthetic else settings.steps)
+    steps = arguments["steps"] or (settings.quick_steps if data.stand_in else settings.steps)
     if arguments["epochs"] is not None:
         if arguments["steps"] is not None:
             raise ConfigurationError("epochs: --steps and --epochs exclude each other")
