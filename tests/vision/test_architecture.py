@@ -21,10 +21,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@given(grid=st.integers(1, 5), side=st.sampled_from([32, 48, 64]), canvases=st.integers(1, 3))
+@given(grid=st.integers(1, 5), side=st.sampled_from([32, 48, 64]), coarse=st.booleans(), canvases=st.integers(1, 3))
 @settings(deadline=None, max_examples=15)
-def test_every_cell_of_any_grid_gets_the_scores_of_its_tile_alone(grid: int, side: int, canvases: int) -> None:
-    tiles = trained_a_little(TileNet(7, SMALL, side=side))
+def test_every_cell_of_any_grid_gets_the_scores_of_its_tile_alone(
+    grid: int, side: int, coarse: bool, canvases: int
+) -> None:
+    tiles = trained_a_little(TileNet(7, SMALL, side, coarse))
     network = CollageNet(tiles, grid, side)
     canvas = torch.randn(canvases, 3, grid * side, grid * side)
     with torch.no_grad():
@@ -59,6 +61,7 @@ def test_wider_blocks_and_larger_tiles_cost_more() -> None:
     large = count_macs(TileNet(10, SMALL, side=64), (3, 64, 64))
     assert plain < large < 2 * plain  # halved once before the first block
     assert count_macs(TileNet(10, SMALL, side=128), (3, 128, 128)) < 4 * plain  # and twice
+    assert count_macs(TileNet(10, SMALL, coarse=True), (3, 32, 32)) < plain / 2
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     from evenkeel.vision import size
 
     smallest = size.Size((16, 24, 32))
-    monkeypatch.setattr(size, "sizes", lambda side, widest=128: [smallest])
+    monkeypatch.setattr(size, "sizes", lambda side, coarse=False, widest=128: [smallest])
 
 
 def test_a_classifier_and_images_become_collage_models_that_codes_read(folder: Path, tmp_path: Path) -> None:

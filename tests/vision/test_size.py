@@ -26,8 +26,9 @@ def by_macs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("side", [32, 64])
-def test_sizes_rise_in_cost(side: int) -> None:
-    costs = [macs(size) for size in sizes(side, widest=64)]
+@pytest.mark.parametrize("coarse", [False, True])
+def test_sizes_rise_in_cost(side: int, coarse: bool) -> None:
+    costs = [macs(size) for size in sizes(side, coarse, widest=64)]
     assert costs == sorted(costs)
     assert len(set(costs)) == len(costs) > 10
 
@@ -38,14 +39,25 @@ def test_sizes_rise_in_cost(side: int) -> None:
 def test_the_largest_that_fits_is_taken(grid: int, allowed: float) -> None:
     chosen, cost = choose_size(lambda: None, grid, allowed, 10, 32, 32)
     assert cost <= allowed
-    larger = [size for size in sizes(32) if macs(size) > macs(chosen)]
+    larger = [size for size in sizes(32, chosen.coarse) if macs(size) > macs(chosen)]
     assert macs(larger[0], grid) / 20e6 > allowed * module._MARGIN
 
 
 @pytest.mark.usefixtures("by_macs")
 def test_large_images_get_large_tiles_only_where_they_can_be_afforded() -> None:
     assert choose_size(lambda: None, 3, 200.0, 10, 224, 224)[0].side == 224
-    assert 32 < choose_size(lambda: None, 3, 30.0, 10, 224, 224)[0].side < 224
+    assert 32 < choose_size(lambda: None, 3, 10.0, 10, 224, 224)[0].side < 224
+
+
+@pytest.mark.usefixtures("by_macs")
+def test_a_network_is_coarse_before_it_is_thin() -> None:
+    chosen, _ = choose_size(lambda: None, 3, 5.0, 10, 32, 32)
+    assert chosen.coarse
+    assert chosen.widths >= (24, 88, 128)
+    thin, _ = choose_size(lambda: None, 3, 1.0, 10, 32, 32)
+    assert thin.coarse
+    assert thin.widths < (24, 88, 128)
+    assert not choose_size(lambda: None, 3, 20.0, 10, 32, 32)[0].coarse
 
 
 @pytest.mark.usefixtures("by_macs")

@@ -207,6 +207,7 @@ class _Run:
             "classifier": self.classifier.name,
             "classifier_sha256": self.classifier.sha256,
             "channels": list(size.widths),
+            "coarse": size.coarse,
             "trained_on": f"{self.learned_from} in {bank.views} views, scored by the classifier; no labels",
             "reach_pixels": bank.reach,
             "mirrored_views": bank.mirror,

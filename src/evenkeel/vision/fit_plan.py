@@ -45,7 +45,10 @@ class FitPlan:
         path = folder / PLAN
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            sizes = {int(grid): Size(tuple(size["widths"]), int(size["side"])) for grid, size in raw["sizes"].items()}
+            sizes = {
+                int(grid): Size(tuple(size["widths"]), int(size["side"]), bool(size.get("coarse", False)))
+                for grid, size in raw["sizes"].items()
+            }
             epochs = {int(grid): float(value) for grid, value in raw["epochs"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}); give another --out") from error
