@@ -66,8 +66,13 @@ def test_wider_blocks_and_larger_tiles_cost_more() -> None:
 
 @pytest.mark.parametrize(
     ("make", "side"),
-    [(Classifier, 32), (lambda: TileNet(10), 32), (lambda: TileNet(10, (16, 24, 40), 128), 128)],
-    ids=["base", "tile", "large tile"],
+    [
+        (Classifier, 32),
+        (lambda: TileNet(10), 32),
+        (lambda: TileNet(10, coarse=True), 32),
+        (lambda: TileNet(10, (16, 24, 40), 128), 128),
+    ],
+    ids=["base", "tile", "coarse tile", "large tile"],
 )
 def test_folded_norms_compute_the_same(make: "type[torch.nn.Module]", side: int) -> None:
     torch.manual_seed(1)

@@ -20,10 +20,10 @@ from evenkeel.vision.train_classifier import ClassifierRecipe, normalise, train_
 BRIEF = ClassifierRecipe(epochs=12, batch=48, widths=(16, 24, 32), workers=2)
 
 
-@pytest.mark.parametrize(("grid", "side"), [(1, 32), (2, 32), (3, 48)])
-def test_the_file_computes_what_torch_computes(grid: int, side: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("grid", "side", "coarse"), [(1, 32, False), (2, 32, False), (3, 48, False), (3, 32, True)])
+def test_the_file_computes_what_torch_computes(grid: int, side: int, coarse: bool, tmp_path: Path) -> None:
     torch.manual_seed(2)
-    network = CollageNet(fold_norms(trained_a_little(TileNet(10, (8, 16, 24), side=side))), grid, side)
+    network = CollageNet(fold_norms(trained_a_little(TileNet(10, (8, 16, 24), side, coarse))), grid, side)
     whole = grid * side
     assert write_onnx(network, tmp_path / "model.onnx", whole) < 1e-3
     session = Session.open(tmp_path / "model.onnx")

@@ -15,7 +15,15 @@ from numpy.typing import NDArray  # noqa: E402
 from evenkeel.coding.tiles import Pixels, Tile  # noqa: E402
 from evenkeel.errors import ConfigurationError  # noqa: E402
 from evenkeel.vision.architecture import TileNet  # noqa: E402
-from evenkeel.vision.fit_loop import FitRecipe, fit_tiles, shrink, soft_temperature, standardise, whiten  # noqa: E402
+from evenkeel.vision.fit_loop import (  # noqa: E402
+    FitRecipe,
+    fit_tiles,
+    shrink,
+    soft_temperature,
+    standardise,
+    start_from,
+    whiten,
+)
 from evenkeel.vision.views import ViewBank  # noqa: E402
 
 PIXELS, LABELS = easy_pixels(432, 0)
@@ -117,3 +125,12 @@ def test_what_is_done_already_is_told_once_with_its_time(tmp_path: Path) -> None
     again = network(views)
     told = list(fit_tiles(again, views, recipe, tmp_path / "c"))
     assert [(each.step, each.steps, each.seconds) for each in told] == [(last.step, last.steps, last.seconds)]
+
+
+def test_weights_of_a_coarse_network_are_no_start_for_a_fine_one(tmp_path: Path) -> None:
+    """They have the same shapes, but know maps of another scale."""
+    views = bank(tmp_path / "s.npy")
+    list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.1), tmp_path / "3x3.checkpoint"))
+    start_from(network(views), tmp_path)
+    with pytest.raises(ConfigurationError, match="no checkpoint of a network of this size"):
+        start_from(TileNet(10, (16, 16, 32), coarse=True), tmp_path)

@@ -53,7 +53,8 @@ class TaskData:
         test_inputs: to test with.
         test_targets: their labels.
         classes: how many labels or different characters there are.
-        source: the file's name; without one `synthetic`, or the text of Python's library.
+        source: the file's name, or what stands in for one.
+        stand_in: whether no file was given.
     """
 
     inputs: NDArray[Any]
@@ -62,11 +63,7 @@ class TaskData:
     test_targets: NDArray[np.int64]
     classes: int
     source: str
-
-    @property
-    def stand_in(self) -> bool:
-        """Whether no file was given."""
-        return self.source in (_SYNTHETIC, _PYTHON)
+    stand_in: bool = False
 
     @property
     def identity(self) -> str:
@@ -120,7 +117,7 @@ def _made_up(side: int, channels: int) -> TaskData:
     if channels == 1:
         images = images[..., 0]
     cut = slice(None, _MADE_UP), slice(_MADE_UP, None)
-    return TaskData(images[cut[0]], labels[cut[0]], images[cut[1]], labels[cut[1]], _CLASSES, _SYNTHETIC)
+    return TaskData(images[cut[0]], labels[cut[0]], images[cut[1]], labels[cut[1]], _CLASSES, _SYNTHETIC, True)
 
 
 def _images(task: str, path: Path, side: int, channels: int) -> TaskData:
@@ -194,4 +191,5 @@ def _text(path: Path | None) -> TaskData:
     tokens = numbers.astype(np.int32)
     cut = len(tokens) - min(len(tokens) // _TEST_SHARE, _MOST_TEST_TEXT)
     none = np.empty(0, np.int64)
-    return TaskData(tokens[:cut], none, tokens[cut:], none, len(letters), _PYTHON if path is None else path.name)
+    source = _PYTHON if path is None else path.name
+    return TaskData(tokens[:cut], none, tokens[cut:], none, len(letters), source, path is None)

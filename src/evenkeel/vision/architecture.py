@@ -88,6 +88,7 @@ class TileNet(Classifier):
     ) -> None:
         halvings = max(0, side.bit_length() - 6) + coarse
         super().__init__(classes, widths, 2 if halvings else 1)
+        self.halvings = halvings  # of the tile before the first block: not to be told from the weights alone
         self.blocks = nn.Sequential(*(_halving(24) for _ in range(halvings - 1)), *self.blocks)
 
 

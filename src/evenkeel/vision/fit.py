@@ -108,7 +108,8 @@ class _Run:
                 options.precision,
             )
             self.watcher.say(
-                f"{grid}x{grid}: channels {size.widths}, tiles of {size.side} pixels, cost {cost:.2f} measured"
+                f"{grid}x{grid}: channels {size.widths}, {'coarse ' if size.coarse else ''}tiles of {size.side} "
+                f"pixels, cost {cost:.2f} measured"
             )
             chosen[grid] = size
         plan = FitPlan(self.out, identity, {grid: chosen.get(grid, chosen[grids[0]]) for grid in options.grids})

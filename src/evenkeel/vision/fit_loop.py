@@ -132,7 +132,13 @@ def fit_tiles(
     if per_epoch == 0:
         raise ConfigurationError(f"{len(bank)} images are too few: one step shows {recipe.tiles} tiles")
     steps = max(1, round(recipe.epochs * per_epoch))
-    about = {"recipe": asdict(recipe), "images": len(bank), "more": bank.more, "views": bank.views}
+    about = {
+        "recipe": asdict(recipe),
+        "images": len(bank),
+        "more": bank.more,
+        "views": bank.views,
+        "halvings": network.halvings,
+    }
     step, spent_s = _load(checkpoint, about, network, average, optimisers)
     began = saved = time.monotonic()
     if step >= steps:
@@ -198,8 +204,10 @@ def start_from(network: TileNet, folder: Path) -> None:
     """
     wanted = {name: value.shape for name, value in network.state_dict().items()}
     for path in sorted(folder.glob("*.checkpoint")):
-        weights = load_checkpoint(path, "average")["average"]
-        if {name: value.shape for name, value in weights.items()} == wanted:
+        state = load_checkpoint(path, "about", "average")
+        weights = state["average"]
+        alike = {name: value.shape for name, value in weights.items()} == wanted
+        if alike and state["about"].get("halvings") == network.halvings:
             network.load_state_dict(weights)
             return
     raise ConfigurationError(f"start: {folder} holds no checkpoint of a network of this size; give the folder of a fit")
