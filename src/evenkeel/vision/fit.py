@@ -228,9 +228,10 @@ class _Run:
 
 def _recipe(bank: ViewBank, options: FitOptions) -> FitRecipe:
     taught = bank.scores(torch.arange(len(bank)), torch.zeros(len(bank), dtype=torch.long))
+    # With few images larger steps would be few, and an epoch over before anything is learned.
+    few = min(FitRecipe.tiles, max(36, bank.per_epoch // 16))
     recipe = FitRecipe(
-        # With few images larger steps would be few, and an epoch over before anything is learned.
-        tiles=min(FitRecipe.tiles, max(36, bank.per_epoch // 16)),
+        tiles=few if options.tiles is None else options.tiles,
         temperature=soft_temperature(taught[:5000]),
         jitter=round(0.7 * bank.reach),
         seed=options.seed,

@@ -104,8 +104,8 @@ def run_fit(arguments: dict[str, Any]) -> None:
         **{
             name: arguments[name]
             for name in (
-                *("cost", "precision", "shared", "epochs", "minutes", "rate", "start", "views", "reach", "mirror"),
-                *("held_out", "device", "threads", "seed", "resume"),
+                *("cost", "precision", "shared", "epochs", "minutes", "rate", "tiles", "start", "views", "reach"),
+                *("mirror", "held_out", "device", "threads", "seed", "resume"),
             )
         },
     )

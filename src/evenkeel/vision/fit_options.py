@@ -50,6 +50,7 @@ class FitOptions:
         reach: pixels by which a view is moved at most; None: a tenth of the image's side.
         mirror: whether views are also mirrored left to right.
         rate: of learning, at the start; see `FitRecipe`. None: its default.
+        tiles: in a step of training. None: `FitRecipe`'s, fewer where the images are few.
         start: an earlier fit of a network of the same size, whose weights to start from: its output folder.
         held_out: images that are not trained on, but calibrate the confidence; None: a twentieth, 200 to 2,000.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
@@ -66,6 +67,7 @@ class FitOptions:
     reach: int | None = None
     mirror: bool = True
     rate: float | None = None
+    tiles: int | None = None
     start: Path | None = None
     held_out: int | None = None
     device: str = "auto"
@@ -86,6 +88,8 @@ class FitOptions:
             raise ConfigurationError(f"epochs: must be a number above zero, found {self.epochs}")
         if self.rate is not None and not 0 < self.rate <= 1:
             raise ConfigurationError(f"rate: must be above 0 and at most 1, found {self.rate}")
+        if self.tiles is not None and not 16 <= self.tiles <= 10_000:
+            raise ConfigurationError(f"tiles: must be from 16 to 10000, found {self.tiles}")
         if self.views < 1:
             raise ConfigurationError(f"views: must be at least 1, found {self.views}")
         cores = os.cpu_count() or 1
