@@ -57,8 +57,10 @@ def run(folder: Path, out: Path, *more: str, images: str = "images.npz") -> "obj
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ladder of sizes ends at its smallest step, since anything fits the cost of a classifier this cheap."""
-    from evenkeel.vision import size
+    from evenkeel.vision import fit_card, size
 
+    monkeypatch.setattr(size, "_ROUNDS", 5)
+    monkeypatch.setattr(fit_card, "_LATENCY_ROUNDS", 5)
     smallest = size.Size((16, 24, 32))
     monkeypatch.setattr(size, "sizes", lambda side, coarse=False, widest=128: [smallest])
 
