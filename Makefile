@@ -15,8 +15,8 @@ demo: $(BASE)  ## five policies compared on real workers, in a minute and a half
 test: $(DEV)  ## the test suite
 	$(BIN)/python -m pytest
 
-test-train: $(TRAIN)  ## the tests that need torch
-	$(BIN)/python -m pytest tests/vision tests/coding tests/laws tests/reducers tests/training tests/bench
+test-train: $(TRAIN)  ## the tests that need torch, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/vision tests/coding tests/laws tests/reducers tests/training tests/bench
 
 check: $(DEV)  ## lint, types, import directions
 	$(BIN)/ruff check .
