@@ -123,6 +123,9 @@ def main() -> None:
     else:
         images = as_images(read)
         tests = as_images(read_images(arguments.images, height=side, width=side, split=arguments.test_split))
+    if len(images) < BATCH:
+        parser.error(f"{len(images)} images are too few; {BATCH} are shown at once")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     network = ResNet18(1 + int(images.labels.max())).to(memory_format=torch.channels_last)
     train(network, images, arguments.epochs, arguments.rate, arguments.out.with_suffix(".checkpoint"))
     print(f"right: {100 * accuracy(network, tests):.1f} % of {len(tests):,} test images")

@@ -185,7 +185,9 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--minutes", type=float, default=60.0, show_default=True, help="Of training for each network.")
 @click.option("--epochs", type=float, help="Passes over the images, instead of minutes.")
 @click.option("--rate", type=float, help="Of learning, at the start; lower for longer training and with --start.")
-@click.option("--tiles", type=int, help="In a step of training, 500 if unsaid; fewer for brief ones of many classes.")
+@click.option(
+    "--tiles", type=int, help="Shown in one step of training, up to 500 if unsaid; fewer learn faster at first."
+)
 @click.option("--start", type=click.Path(file_okay=False, path_type=Path), help="Go on from the weights of that fit.")
 @click.option("--views", type=int, default=4, show_default=True, help="Of each image, scored by the classifier.")
 @click.option("--reach", type=click.IntRange(0), help="Pixels a view is moved at most; a tenth of the side if unsaid.")

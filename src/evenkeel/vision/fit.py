@@ -56,6 +56,10 @@ def fit(
     """
     torch.set_num_threads(options.threads)
     train, held = _split(images, options)
+    if options.tiles is not None and options.tiles > len(train):
+        raise ConfigurationError(
+            f"tiles: one step would show {options.tiles:,}, and there are {len(train):,} images to train on; give fewer"
+        )
     _fill_a_collage(held, "held-out", options)
     if test is not None:
         _fill_a_collage(test, "test", options)
@@ -229,9 +233,9 @@ class _Run:
 def _recipe(bank: ViewBank, options: FitOptions) -> FitRecipe:
     taught = bank.scores(torch.arange(len(bank)), torch.zeros(len(bank), dtype=torch.long))
     # With few images larger steps would be few, and an epoch over before anything is learned.
-    few = min(FitRecipe.tiles, max(36, bank.per_epoch // 16))
+    usual = min(FitRecipe.tiles, max(36, bank.per_epoch // 16))
     recipe = FitRecipe(
-        tiles=few if options.tiles is None else options.tiles,
+        tiles=usual if options.tiles is None else options.tiles,
         temperature=soft_temperature(taught[:5000]),
         jitter=round(0.7 * bank.reach),
         seed=options.seed,

@@ -197,7 +197,7 @@ def whiten(network: TileNet, bank: ViewBank, side: int) -> None:
 
 
 def start_from(network: TileNet, folder: Path) -> None:
-    """Gives `network` the averaged weights of an earlier fit: of the checkpoint in `folder` that is of its size.
+    """Gives `network` the averaged weights of an earlier fit: of the checkpoint in `folder` of its size.
 
     Raises:
         ConfigurationError: there is none, or a damaged one.
