@@ -59,7 +59,9 @@ class ResNet18(nn.Module):
         return self.layers((images - 0.45) / 0.25)
 
 
-def train(network: nn.Module, images: Images, epochs: float, rate: float, checkpoint: Path) -> None:
+def train(
+    network: nn.Module, images: Images, epochs: float, rate: float, checkpoint: Path, bfloat16: bool = False
+) -> None:
     """SGD with momentum; the rate rises for a tenth of the time and falls to zero."""
     plain = [parameter for parameter in network.parameters() if parameter.ndim == 1]
     decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
@@ -82,8 +84,10 @@ def train(network: nn.Module, images: Images, epochs: float, rate: float, checkp
         pixels = translate(pixels, reach, torch.Generator().manual_seed(1_000_000 + step))
         for group in optimiser.param_groups:
             group["lr"] = rate * min(10 * (step + 1) / steps, (1 - step / steps) / 0.9)
-        scores = network((pixels.float() / 255).contiguous(memory_format=torch.channels_last))
-        loss = cross_entropy(scores, images.labels[chosen], label_smoothing=0.1)
+        pixels = (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            scores = network(pixels)
+        loss = cross_entropy(scores.float(), images.labels[chosen], label_smoothing=0.1)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -110,6 +114,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64, help="of the images, pixels")
     parser.add_argument("--epochs", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=0.2, help="of learning, the highest")
+    parser.add_argument("--bfloat16", action="store_true", help="faster on a processor with AVX-512 BF16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, required=True, help="ONNX file")
     arguments = parser.parse_args()
@@ -127,7 +132,8 @@ def main() -> None:
         parser.error(f"{len(images)} images are too few; {BATCH} are shown at once")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     network = ResNet18(1 + int(images.labels.max())).to(memory_format=torch.channels_last)
-    train(network, images, arguments.epochs, arguments.rate, arguments.out.with_suffix(".checkpoint"))
+    checkpoint = arguments.out.with_suffix(".checkpoint")
+    train(network, images, arguments.epochs, arguments.rate, checkpoint, arguments.bfloat16)
     print(f"right: {100 * accuracy(network, tests):.1f} % of {len(tests):,} test images")
     torch.onnx.export(
         network.eval(),
