@@ -57,7 +57,11 @@ def network(views: ViewBank) -> TileNet:
     return made
 
 
-def test_it_learns_what_the_classifier_says_not_what_is_true(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_it_learns_what_the_classifier_says_not_what_is_true(
+    bfloat16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evenkeel.vision.fit_loop.bfloat16_is_fast", lambda device: bfloat16)
     views = bank(tmp_path / "s.npy", turned=1)
     fitted = network(views)
     losses = [step.loss for step in fit_tiles(fitted, views, RECIPE, tmp_path / "c")]

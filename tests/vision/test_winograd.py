@@ -24,10 +24,18 @@ def test_it_agrees_with_the_plain_convolution(shape: tuple[int, int, int, int], 
         assert (fast - slow).abs().max() < 1e-4 * slow.abs().max()
 
 
-def test_the_layer_is_plain_outside_training() -> None:
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_layer_is_plain_outside_training_and_where_that_is_faster(
+    faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evenkeel.vision.winograd.winograd_is_fast", lambda: faster)
     torch.manual_seed(0)
     layer = WinogradConv2d(4, 6)
     images = torch.randn(2, 4, 8, 8)
     plain = torch.nn.functional.conv2d(images, layer.weight, padding=1)
     assert torch.equal(layer.eval()(images), plain)
-    assert (layer.train()(images) - plain).abs().max() < 1e-4
+    trained = layer.train()(images)
+    assert (trained - plain).abs().max() < 1e-4
+    assert ("_Winograd" in type(trained.grad_fn).__name__) == faster
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(images).dtype == torch.bfloat16

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import TileNet
+from evenkeel.vision.arithmetic import bfloat16_is_fast
 from evenkeel.vision.checkpoint import load_checkpoint, save_checkpoint
 from evenkeel.vision.data import translate
 from evenkeel.vision.muon import Muon
@@ -115,8 +116,8 @@ def fit_tiles(
     same of that; with the scored views alone the network would come to know them by heart.
 
     A training that was stopped goes on from `checkpoint`, and ends with the very weights that it would have had:
-    which tiles a step shows follows from the seed and the step's number alone. On a GPU it computes in bfloat16 where
-    that is safe, and is repeatable as far as the GPU's kernels are.
+    which tiles a step shows follows from the seed and the step's number alone. Where the machine is fast in bfloat16 it
+    computes in that as far as it is safe: weights are another machine's bit for bit only if their arithmetic is alike.
 
     Raises:
         ConfigurationError: the checkpoint is of another network or recipe, is damaged, or cannot be written.
@@ -185,7 +186,7 @@ def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str)
         norm.momentum = None  # the plain mean of all parts
     network.train()
     shown = bank.order(torch.Generator().manual_seed(0))[:_GATHERED]
-    for images in shown.split(_PART):
+    for images in torch.split(shown, _PART):
         network(standardise(shrink(bank.pixels(images, images % bank.views), side).to(device)))
 
 
@@ -233,7 +234,7 @@ def _step(
     parts = round(max(1, len(pixels) / _PART)) if pixels.device.type == "cpu" else 1
     total = 0.0
     for tiles, said in zip(pixels.chunk(parts), taught.chunk(parts), strict=True):
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16_is_fast(pixels.device.type)):
             scores = network(standardise(tiles))
         loss = teach(scores.float(), said, temperature) * (len(tiles) / len(pixels))
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A 3x3 convolution that trains about twice as fast on a CPU, as it multiplies four times less.
+"""A 3x3 convolution that trains about twice as fast on a CPU with AVX2, as it multiplies four times less.
 
 The map is cut into tiles of 4x4 results; each is computed as products of 6x6 transformed values, which turns the
 convolution into 36 matrix products. The plain twin is `torch.nn.functional.conv2d`; they agree to about 1e-5.
@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from evenkeel.vision.arithmetic import winograd_is_fast
 
 __all__ = ["WinogradConv2d", "winograd_conv2d"]
 
@@ -99,13 +101,14 @@ def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution with padding 1 and without bias: the fast form in training, the plain one otherwise."""
+    """A 3x3 convolution with padding 1 and without bias: the fast form in training in float32 where that is faster."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__(before, after, 3, padding=1, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[n, before, h, w]` to `[n, after, h, w]`."""
-        if self.training and images.device.type == "cpu":
+        plain = not self.training or images.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+        if not plain and winograd_is_fast():
             return winograd_conv2d(images, self.weight)
         return super().forward(images)
