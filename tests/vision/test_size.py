@@ -61,6 +61,13 @@ def test_a_network_is_coarse_before_it_is_thin() -> None:
 
 
 @pytest.mark.usefixtures("by_macs")
+@pytest.mark.parametrize("allowed", [8.0, 30.0, 300.0])
+def test_large_tiles_are_coarse(allowed: float) -> None:
+    chosen, _ = choose_size(lambda: None, 3, allowed, 100, 128, 128)
+    assert chosen.coarse == (chosen.side >= 64)
+
+
+@pytest.mark.usefixtures("by_macs")
 def test_a_cost_that_nothing_meets_is_told() -> None:
     with pytest.raises(ConfigurationError, match=r"smallest network costs .* 0.01 is allowed"):
         choose_size(lambda: None, 3, 0.01, 10, 32, 32)
