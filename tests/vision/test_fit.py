@@ -80,6 +80,7 @@ def test_a_classifier_and_images_become_collage_models_that_codes_read(folder: P
         assert card.notes["calibrated_to"] == "labels"
         assert card.mirrored
         assert card.notes["precision"] == "int8"
+        assert card.notes["arithmetic"] in ("bfloat16", "float32")
         assert card.notes["held_out_lost_to_int8"] <= 0.05
         code, model = Collage.from_card(card), load_model(str(path))
         items = list(PIXELS[: grid * grid])

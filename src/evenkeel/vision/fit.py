@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from evenkeel.cards import ModelCard
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.architecture import TileNet
+from evenkeel.vision.arithmetic import bfloat16_is_fast
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.fit_card import Asked, class_names, told, write_model
 from evenkeel.vision.fit_loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
@@ -225,6 +226,7 @@ class _Run:
             "seed": options.seed,
             "training_seconds": round(seconds),
             "device": options.torch_device,
+            "arithmetic": "bfloat16" if bfloat16_is_fast(options.torch_device) else "float32",
             "threads": options.threads,
             "torch": str(torch.__version__),
         }
