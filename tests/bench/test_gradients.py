@@ -15,6 +15,7 @@ from evenkeel.bench.gradient_rows import rows_of
 from evenkeel.bench.socket_bytes import sent_bytes
 from evenkeel.cli import main
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.plots import gradients as gradients_figure
 
 FIXED = (
     *("task", "method", "rate", "seed", "seconds_to_target", "final_accuracy"),
@@ -278,6 +279,14 @@ def test_each_seed_has_its_own_target_and_the_mean_its_interval():
     assert plain["final_accuracy"] == pytest.approx(0.85)
     assert plain["final_accuracy_low"] < 0.8 < 0.9 < plain["final_accuracy_high"]
     assert coded["accuracy_change"] == pytest.approx(-0.05)
+
+
+def test_the_figure_says_how_many_seeds_reached_the_target():
+    finals = {"fp32": (0.9, 0.8), "thc": (0.9, 0.7), "bf16": (0.6, 0.6)}
+    found = [record(name, seed, final=final) for name, pair in finals.items() for seed, final in enumerate(pair)]
+    drawn = gradients_figure(rows_of(found, tolerance=0.01))
+    said = [text.get_text() for text in drawn.findobj(lambda artist: hasattr(artist, "get_text"))]
+    assert (said.count("by 1 of 2 seeds"), said.count("not reached")) == (1, 1)
 
 
 def test_a_loss_that_is_not_finite_is_no_number():

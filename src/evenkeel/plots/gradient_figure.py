@@ -80,7 +80,8 @@ def _target_bars(panel: "Axes", means: Sequence[Mapping[str, Any]], palette: Map
     for place, row in zip(places, means, strict=True):
         value = row["seconds_to_target"]
         if value is None:
-            panel.annotate("not reached", (0, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
+            said = f"by {row['reached']} of {row['seeds']} seeds" if row["reached"] else "not reached"
+            panel.annotate(said, (0, place), (3, 0), textcoords="offset points", va="center", fontsize=8)
             continue
         low, high = row.get("seconds_to_target_low"), row.get("seconds_to_target_high")
         error = None if low is None or high is None else [[value - max(0.0, low)], [high - value]]
