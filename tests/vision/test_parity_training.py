@@ -167,24 +167,27 @@ def test_training_brings_the_sum_of_scores_nearer(
     kind: EncoderName, group: int, from_base: bool, images: Images, base: Classifier
 ) -> None:
     views, held = Mirrored(some_images(384, seed=4), base), some_images(48, seed=5)
-    recipe = ParityRecipe(kind, group, epochs=4, batch=8, seed=1)
-    encoder = parity_encoder(kind, group, 32)
-    inputs = encode_groups(encoder, held.pixels)
+    inputs = encode_groups(parity_encoder(kind, group, 32), held.pixels)
     with torch.no_grad():
         targets = base(normalise(held.pixels)).unflatten(0, (-1, group)).sum(1)
+    spread = float((targets - targets.mean(0)).square().mean())
 
-        def error(network: Classifier) -> float:
-            return float((network.eval()(inputs) - targets).square().mean())
+    @torch.no_grad()
+    def error(network: Classifier) -> float:
+        return float((network.eval()(inputs) - targets).square().mean())
 
+    # So short a training ends anywhere: the middle one of three is what it comes to.
+    found = []
+    for seed in (1, 2, 3):
+        recipe = ParityRecipe(kind, group, epochs=8, batch=8, rate=0.03, seed=seed)
         before = error(parity_network(base, recipe, views, from_base))
-        spread = float((targets - targets.mean(0)).square().mean())
-    network, notes = train_parity(base, views, held, recipe, from_base, report=lambda line: None)
-    with torch.no_grad():
-        after = error(network)
+        network, notes = train_parity(base, views, held, recipe, from_base, report=lambda line: None)
+        found.append((error(network), before))
+    after, before = sorted(found)[1]
     assert after < before
     assert after < 0.9 * spread  # better than the best that can be said without a look at the parity
     assert notes["weights_from_base"] is from_base
-    assert notes["epochs"] == pytest.approx(4, abs=0.3)
+    assert notes["epochs"] == pytest.approx(8, abs=0.3)
 
 
 def test_targets_are_of_the_views_that_made_the_parity(images: Images, base: Classifier) -> None:
