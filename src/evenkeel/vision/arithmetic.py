@@ -25,6 +25,6 @@ def bfloat16_is_fast(device: str) -> bool:
 def winograd_is_fast() -> bool:
     """Whether `WinogradConv2d` trains faster on this CPU than PyTorch's own convolution: twice as fast with AVX2.
 
-    With AVX-512 PyTorch's own is 1.2 to 1.6 times as fast (the same networks).
+    With AVX-512 PyTorch's own is 1.2 to 1.6 times as fast (the same networks, on one kind of processor: AMD's).
     """
     return torch.backends.cpu.get_cpu_capability() != "AVX512"
