@@ -225,7 +225,7 @@ def test_a_state_of_another_model_is_refused() -> None:
         ({"model": 1, "hook": 2}, r"no state of a HookState but a dictionary of \['hook', 'model'\]"),
         (None, "no state of a HookState but NoneType"),
         (
-            {"step": 4, "flights": [], "state": {}},
+            {"step": 4, "flights": [], "look_ahead": {}, "state": {}},
             "the state of a PipeSGD, not of a HookState: load it with PipeSGD.load_state_dict",
         ),
         ({"step": 4, "rank": 0, "world": 1, "sizes": [], "units": {}, "code": {"bases": 1}}, "memory and code"),

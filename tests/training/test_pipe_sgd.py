@@ -240,7 +240,8 @@ def test_what_is_no_state_of_it_is_refused_before_anything_is_loaded() -> None:
     for wrong, message in (
         ({}, "no state of a PipeSGD but a dictionary of nothing"),
         (state.state_dict(), "the state of a HookState, not of a PipeSGD: load it with HookState.load_state_dict"),
-        ({"step": 3, "flights": [], "state": {}}, "no state of a HookState"),
+        ({"step": 3, "flights": [], "look_ahead": {}, "state": {}}, "no state of a LookAhead"),
+        ({**before, "state": {}}, "no state of a HookState"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             pipe.load_state_dict(wrong)

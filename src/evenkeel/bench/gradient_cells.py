@@ -30,7 +30,7 @@ _CODES = (
     r"bf16|powersgd[1-9]\d*|thc[1-8]?(-no-ef)?|gradiveq([2-9]|[1-9]\d+)?(\+thc)?|"
     r"lowrank[1-9]\d*(\+thc[1-8]?)?(-no-ef)?"
 )
-_METHOD = re.compile(rf"fp32|pipe|(pipe\+)?({_CODES})")
+_METHOD = re.compile(rf"fp32|pipe(-ahead)?|(pipe(-ahead)?\+)?({_CODES})")
 _METHODS = ("fp32", "bf16", "powersgd1", "powersgd4", "thc", "lowrank16+thc", "pipe", "pipe+thc", "pipe+lowrank16+thc")
 _CONVOLUTIONS = ("gradiveq", "gradiveq+thc", "pipe+gradiveq+thc")
 
@@ -145,5 +145,6 @@ def check_method(name: str) -> None:
         raise ConfigurationError(
             f"methods: there is no {name!r}; there are fp32, bf16, powersgd1 (any rank), thc (thc2: 2 bits), gradiveq "
             "(gradiveq4: ratio 4), gradiveq+thc, lowrank4 (any rank), lowrank4+thc (lowrank4+thc2: 2 bits), pipe, "
-            "pipe+ before any of them but fp32, and -no-ef (without error feedback) after thc and lowrank"
+            "pipe-ahead, pipe+ or pipe-ahead+ before any of them but fp32, and -no-ef (without error feedback) after "
+            "thc and lowrank"
         )

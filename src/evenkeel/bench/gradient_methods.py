@@ -47,12 +47,12 @@ class Averaging:
         self._casts: _Casts | None = None
         self._state: HookState | None = None
         self._thread: OrderedThread | None = None
-        piped, code = name.split("+", 1)[0] == "pipe", name.removeprefix("pipe").removeprefix("+")
+        schedule, _, code = name.partition("+") if name.startswith("pipe") else ("", "", name)
         state, hook = self._hook(code)
-        if piped:
+        if schedule:
             hooks = {} if state is None else {"hook": hook}
             self._pipe = PipeSGD(state, warmup_steps=unpiped_steps, **hooks)
-            self._pipe.attach(optimizer)
+            self._pipe.attach(optimizer, look_ahead=ddp if schedule == "pipe-ahead" else None)
             ddp.register_comm_hook(self._pipe, comm_hook)
         elif state is not None:
             ddp.register_comm_hook(state, hook)

@@ -22,6 +22,7 @@ _AVERAGED = (
     "steady_step_s",
     "bytes_per_step",
     "steady_bytes_per_step",
+    "resent_bytes_per_step",
     "encode_s",
     "add_s",
     "decode_s",
@@ -56,9 +57,10 @@ def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, 
     """The row of one training, beside the baseline's with the same seed.
 
     `step_s` and `bytes_per_step` are means over all steps, those included that a method does not compress; `steady_`
-    are medians. `comm_share` is the share of a step that neither computation nor the code's work explains: what of the
-    communication was not hidden. `aggregate_s` is what a mean step takes beyond computation, coding included, and
-    `aggregate_cut` the baseline's over this one's. `speed_up` is the baseline's time to the target over this one's.
+    are medians. Both count what TCP had to send again, which is `resent_bytes_per_step`. `comm_share` is the share of a
+    step that neither computation nor the code's work explains: what of the communication was not hidden. `aggregate_s`
+    is what a mean step takes beyond computation, coding included, and `aggregate_cut` the baseline's over this one's.
+    `speed_up` is the baseline's time to the target over this one's.
     """
     steps = len(record["times_s"])
     times_s, sent = np.array([0.0, *record["times_s"]]), np.array([0.0, *record["sent_bytes"]])
@@ -70,6 +72,7 @@ def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, 
     }
     known_s = record["compute_s"] + sum(value or 0.0 for value in work_s.values())
     counted = record["counted_bytes"]
+    resent = record.get("resent_bytes")  # unknown in records of versions that did not count it
     aggregate_s, reference_aggregate_s = _aggregate_s(record), _aggregate_s(baseline)
     return {
         **record["cell"],
@@ -87,6 +90,7 @@ def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, 
         "steady_step_s": float(np.median(np.diff(times_s))),
         "bytes_per_step": float(sent[-1] / steps),
         "steady_bytes_per_step": float(np.median(np.diff(sent))),
+        "resent_bytes_per_step": None if resent is None else resent / steps,
         "counted_bytes_per_step": None if counted is None else counted / steps,
         **work_s,
         "compute_s": record["compute_s"],

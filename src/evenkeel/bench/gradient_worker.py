@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from evenkeel.bench.gradient_cells import PIPE_WARM_SHARE, PROGRESS
 from evenkeel.bench.gradient_methods import Averaging, average_nothing
 from evenkeel.bench.gradient_tasks import Task, open_task
-from evenkeel.bench.socket_bytes import sent_bytes
+from evenkeel.bench.socket_bytes import socket_bytes
 from evenkeel.parent import end_with_parent
 
 __all__ = ["main"]
@@ -140,14 +140,14 @@ class _Trainee:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._task.rate_factor(step, steps))
         told_s = 0.0
         dist.barrier()
-        sent_before, begin = sent_bytes(), time.perf_counter()
+        before, begin = socket_bytes(), time.perf_counter()
         for step in range(1, steps + 1):
             loss = self._step(ddp, optimizer, step - 1)
             if step == steps and averaging.flush():
                 optimizer.step()
             times_s.append(time.perf_counter())
             losses.append(float(loss))
-            sent.append(sent_bytes() - sent_before)
+            sent.append(socket_bytes().sent - before.sent)
             scheduler.step()
             if step in kept and kept[step] % self._world == rank:
                 _weights(ddp.module).tofile(f"{stem}-{step}")
@@ -155,6 +155,7 @@ class _Trainee:
                 told_s = times_s[-1]
                 print(PROGRESS, self._cell["number"], step, flush=True)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        resent_bytes = socket_bytes().resent - before.resent
         costs = averaging.costs()
         dist.barrier()  # before connections are closed
         averaging.close()
@@ -163,6 +164,7 @@ class _Trainee:
             "begin": begin,  # of a clock that all processes of a machine share
             "times": times_s,
             "sent_bytes": sent,
+            "resent_bytes": resent_bytes,
             "evaluations": self._evaluate(
                 ddp.module, stem, [step for step in kept if kept[step] % self._world == rank]
             ),

@@ -181,6 +181,7 @@ def _together(cell: Cell, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "losses": np.mean([part["losses"] for part in parts], axis=0).tolist(),
         "times_s": (np.max([part["times"] for part in parts], axis=0) - begin).tolist(),
         "sent_bytes": sent.tolist(),
+        "resent_bytes": _mean(parts, "resent_bytes"),
         "evaluations": sorted(tuple(found) for part in parts for found in part["evaluations"]),
         "compute_s": _mean(parts, "compute_s"),
         "encode_s": _mean(parts, "encode_s"),

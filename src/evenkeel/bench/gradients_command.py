@@ -153,6 +153,8 @@ def _notes(means: Sequence[dict[str, Any]], tolerance: float) -> Iterator[str]:
     methods = " ".join(row["method"] for row in means)
     if "pipe" in methods:
         yield f"pipe: after the first {PIPE_WARM_SHARE:.0%} of the steps each applies the average of the one before"
+    if "pipe-ahead" in methods:
+        yield "pipe-ahead: as pipe, but a rank's gradients are of the weights where its own one before would lead"
     if "powersgd" in methods:
         yield "powersgd: torch's hook, compressing from the third step on; its coding is not told apart"
     for row in means:

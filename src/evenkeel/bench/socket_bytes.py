@@ -3,23 +3,35 @@
 import os
 import socket
 import struct
+from typing import NamedTuple
 
 from evenkeel.errors import EvenkeelError
 
-__all__ = ["sent_bytes"]
+__all__ = ["SocketBytes", "socket_bytes"]
 
-_BYTES_SENT_AT = 200  # tcpi_bytes_sent of Linux's struct tcp_info, from 4.19 on
+_COUNTS_AT = 200  # tcpi_bytes_sent and tcpi_bytes_retrans of Linux's struct tcp_info, from 4.19 on
+_COUNTS = struct.Struct("QQ")
 
 
-def sent_bytes() -> int:
-    """Payload of all TCP connections that are open now, retransmissions included, headers not.
+class SocketBytes(NamedTuple):
+    """Payload of TCP connections, headers not counted; `sent` includes what was `resent`.
+
+    What the machine's own full queue refuses is in `sent` twice, and not in `resent`: TCP does not call it lost.
+    """
+
+    sent: int
+    resent: int
+
+
+def socket_bytes() -> SocketBytes:
+    """What all TCP connections that are open now have carried.
 
     Unlike an interface's counters it tells the processes of one machine apart, and needs no rights.
 
     Raises:
         EvenkeelError: the kernel does not count.
     """
-    total = 0
+    sent = resent = 0
     for name in os.listdir("/proc/self/fd"):
         try:
             if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
@@ -30,7 +42,8 @@ def sent_bytes() -> int:
         with connection:
             if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
                 information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                if len(information) < _BYTES_SENT_AT + 8:
+                if len(information) < _COUNTS_AT + _COUNTS.size:
                     raise EvenkeelError("bytes on the wire cannot be counted: that needs Linux 4.19 or newer")
-                total += struct.unpack_from("Q", information, _BYTES_SENT_AT)[0]
-    return total
+                counts = _COUNTS.unpack_from(information, _COUNTS_AT)
+                sent, resent = sent + counts[0], resent + counts[1]
+    return SocketBytes(sent, resent)

@@ -69,6 +69,8 @@ class HookState:
     Attributes:
         loss_scale: as given.
         schedule: of what drives this state, such as a PipeSGD's settings; ranks compare it.
+        shared_weights: parameter -> the weights that ranks compare; what drives this state may have moved the
+            parameter's own for a moment.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class HookState:
         check_loss_scale(loss_scale)
         self.loss_scale = loss_scale
         self.schedule = "as they come"
+        self.shared_weights: Callable[[Tensor], Tensor] = Tensor.detach
         wrap = error_feedback and not isinstance(code, ErrorFeedback)
         self._code = ErrorFeedback(code) if code is not None and wrap else code
         self._start_step = start_step
@@ -272,15 +275,15 @@ class HookState:
             "loss_scale": "given" if self.loss_scale is not None else "not given",
             "step": self._step,
             "schedule": self.schedule,
-            "weights (DDP on a subgroup of ranks needs group=)": _checksum(parameters),
+            "weights (DDP on a subgroup of ranks needs group=)": _checksum(self.shared_weights(parameters[0])),
             "parameters": [tuple(parameter.shape) for parameter in parameters],
             "skip": [number for number in self._book.numbers(parameters) if self._is_skipped(number)],
         }
 
 
-def _checksum(parameters: Sequence[Tensor]) -> int:
-    """Of the first values of the first parameter, which DDP has made equal on all ranks that share the model."""
-    values = parameters[0].detach().reshape(-1)[:_CHECKED_VALUES].to("cpu", torch.float32)
+def _checksum(weights: Tensor) -> int:
+    """Of the first values of a parameter, which DDP has made equal on all ranks that share the model."""
+    values = weights.detach().reshape(-1)[:_CHECKED_VALUES].to("cpu", torch.float32)
     return crc32(values.numpy().tobytes())
 
 

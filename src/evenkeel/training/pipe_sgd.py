@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.futures import Future
 
 from evenkeel.coding.checks import whole
@@ -16,11 +16,24 @@ from evenkeel.training.buckets import Bucket, BucketCopy, check_dense
 from evenkeel.training.ddp_hook import comm_hook
 from evenkeel.training.failures import raise_failures_of
 from evenkeel.training.hook_state import HookState
+from evenkeel.training.look_ahead import LookAhead
 from evenkeel.training.parameter_book import ParameterBook
 from evenkeel.training.saved_states import check_saved_state
 from evenkeel.training.stats import HookStats
 
 __all__ = ["PipeSGD"]
+
+
+class Attachment:
+    """What `attach` has put on an optimizer and a model."""
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take it off again."""
+        for handle in self._handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,9 @@ class PipeSGD:
         self._before: list[_Flight] = []
         self._now: list[_Flight] = []
         self._landed: dict[int, Tensor] = {}
+        self._ahead = LookAhead()
+        if isinstance(self._state, HookState):
+            self._state.shared_weights = self._ahead.true_weights
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The bucket's average of the step before. For `comm_hook`."""
@@ -115,12 +131,27 @@ class PipeSGD:
             sizes = [view.numel() for view in bucket.gradients()]
             self._now.append(_Flight(members, sizes, average, self._scale))
             answer = self._of_step_before(members, original)
+            self._ahead.keep(bucket.parameters(), bucket.gradients(), answer)
         if last:
             self._end_step()
         return answer
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> Any:
-        """Let `optimizer` do nothing in steps that have no gradients yet; returns a handle whose `remove` undoes it."""
+    def attach(self, optimizer: torch.optim.Optimizer, *, look_ahead: nn.Module | None = None) -> "Attachment":
+        """Let `optimizer` do nothing in steps that have no gradients yet.
+
+        Args:
+            optimizer: of the model.
+            look_ahead: the DDP model. Its passes in training then see the weights as they would be if the average under
+                way were this rank's own gradient, so that gradients fit the weights that they are applied to. From the
+                end of each backward pass to the next forward pass in training the weights are the true ones, which are
+                the same on all ranks. Costs a step of the optimizer and a copy of weights, gradients and its state.
+
+        Returns:
+            A handle whose `remove` undoes it.
+
+        Raises:
+            ConfigurationError: an optimizer whose steps cannot be tried.
+        """
         pipe = weakref.ref(self)
 
         def without_gradients(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -131,7 +162,8 @@ class PipeSGD:
                     for parameter in group["params"]:
                         parameter.grad = None
 
-        return optimizer.register_step_pre_hook(without_gradients)
+        handles = [] if look_ahead is None else self._ahead.attach(look_ahead, optimizer)
+        return Attachment([*handles, optimizer.register_step_pre_hook(without_gradients)])
 
     def flush(self) -> bool:
         """Put the averages still unused into the parameters' `grad`; False when there are none.
@@ -151,6 +183,7 @@ class PipeSGD:
             size, stride = self._geometry[number]
             self._book.parameter(number).grad = average.clone().as_strided(size, stride)
         self._before, self._landed = [], {}
+        self._ahead.empty()
         self.skip_step = False
         return True
 
@@ -188,6 +221,7 @@ class PipeSGD:
                 }
                 for flight in self._before
             ],
+            "look_ahead": self._ahead.state_dict(),
             "state": inner() if inner is not None else {},
         }
 
@@ -198,6 +232,7 @@ class PipeSGD:
             ConfigurationError: it is no state of a PipeSGD. Nothing has been loaded then.
         """
         check_saved_state(state, "PipeSGD")
+        check_saved_state(state["look_ahead"], "LookAhead")
         before = [
             _Flight(tuple(flight["members"]), flight["sizes"], _done(flight["average"].clone()), flight["loss_scale"])
             for flight in state["flights"]
@@ -205,6 +240,7 @@ class PipeSGD:
         inner = getattr(self._state, "load_state_dict", None)
         if inner is not None:
             inner(state["state"])
+        self._ahead.load_state_dict(state["look_ahead"])
         self._step, self._before = state["step"], before
 
     def _begin_step(self, bucket: object) -> None:
@@ -213,14 +249,16 @@ class PipeSGD:
         if isinstance(self._state, HookState):
             self._state.schedule = (
                 f"PipeSGD at step {self._step}, warmup_steps={self._warmup_steps}, "
-                f"{len(self._before)} buckets in flight"
+                f"{len(self._before)} buckets in flight{', looking ahead' if self._ahead.attached else ''}"
             )
         self.skip_step = self._step >= self._warmup_steps and not self._before
         raise_failures_of([flight.average for flight in self._before], bucket)
+        self._ahead.begin_step()
 
     def _end_step(self) -> None:
         self._book.close()
         self._begun = False
+        self._ahead.end_step()
         self._step += 1
         self._before, self._now, self._landed = self._now, [], {}
 

@@ -8,7 +8,8 @@ __all__ = ["check_saved_state"]
 
 _HOLDS = {
     "HookState": {"step", "rank", "world", "sizes", "units", "code"},
-    "PipeSGD": {"step", "flights", "state"},
+    "PipeSGD": {"step", "flights", "look_ahead", "state"},
+    "LookAhead": {"own", "scale"},
 }
 
 
