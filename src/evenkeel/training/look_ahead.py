@@ -30,7 +30,8 @@ class LookAhead:
     The trial gradient is scaled as the user scaled the latest average before the optimizer applied it (clipping by
     norm, a GradScaler's `unscale_`), told by their norms.
 
-    Source: ours. The prediction of weights for pipelines is Chen et al.'s (SpecTrain, 2018), from momentum alone.
+    Source: weights are predicted against a pipeline's delay in SpecTrain (Chen, Yang and Cheng, 2018; from momentum
+    alone) and SAPipe (Chen et al., NeurIPS 2022). That any optimizer takes a trial step, scaled so, is ours.
     """
 
     def __init__(self) -> None:
