@@ -47,7 +47,7 @@ def recommend(predictions: Sequence[Prediction]) -> Recommendation:
     if math.isfinite(chosen.break_even_bps):
         sentence += f" On links above {rate_text(chosen.break_even_bps)} it would lose."
     if chosen.schedule == "pipelined":
-        sentence += " Its steps use the gradient of the step before: check the accuracy."
+        sentence += " Its steps use the gradient of the step before: attach it with look_ahead, and check the accuracy."
     return Recommendation(chosen, sentence)
 
 
