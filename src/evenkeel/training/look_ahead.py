@@ -145,7 +145,7 @@ class LookAhead:
         ]
         state = optimizer.state
         self._true = [parameter.detach().clone() for parameter in parameters]
-        optimizer.state = defaultdict(dict, {key: copy.deepcopy(value) for key, value in state.items()})
+        optimizer.state = defaultdict(dict, {parameter: _copied(values) for parameter, values in state.items()})
         try:
             for group, setting in zip(optimizer.param_groups, settings, strict=True):
                 group.update(copy.deepcopy(setting))
@@ -172,6 +172,12 @@ class LookAhead:
         applied = _norm(parameter.grad for parameter in self._parameters() if parameter.grad is not None)
         if given > 0 and math.isfinite(applied / given):
             self._scale = applied / given
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for name, value in values.items()
+    }
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
