@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["gradients"]
 
 _COLUMNS = 7
+_STROKES = ("-", "--", ":")  # where colours do not suffice
 _NAME_INCHES = 0.068  # of a letter
 
 
@@ -37,7 +38,9 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     if not groups:
         raise EvenkeelError("there are no trainings to draw a figure of")
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    palette = dict(zip(methods, cycle((GREY, *PALETTE)), strict=False))
+    looks = dict(
+        zip(methods, cycle((colour, stroke) for stroke in _STROKES for colour in (GREY, *PALETTE)), strict=False)
+    )
     legend = -(-len(methods) // _COLUMNS)
     top = 0.3 + 0.2 * legend
     with drawing(0.5 + top + 2.6 * len(groups), left=0.6, top=top) as figure:
@@ -55,7 +58,8 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
                 losses = np.mean([curve["loss"] for curve in curves], axis=0)
                 for panel, axis in zip(line, ("step", "second"), strict=False):
                     places = np.mean([curve[axis] for curve in curves], axis=0)
-                    panel.plot(places, losses, color=palette[method], linewidth=1.3, label=method)
+                    colour, stroke = looks[method]
+                    panel.plot(places, losses, color=colour, linestyle=stroke, linewidth=1.3, label=method)
             # A training that went astray must not squeeze the others.
             first = np.array([row["curve"]["loss"][0] for row in own if "curve" in row])
             top_loss = 1.25 * first[np.isfinite(first)].max(initial=1.0)
@@ -69,13 +73,13 @@ def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
                 panel.set_xlabel(label)
             line[0].set_ylabel("training loss")
             line[1].tick_params(axis="y", labelleft=False)
-            _target_bars(line[3], [row for row in own if "curve" not in row], palette)
+            _target_bars(line[3], [row for row in own if "curve" not in row], looks)
         handles, labels = _first_of_each(panels[:, 0])
-        figure.legend(handles, labels, loc="upper left", ncols=_COLUMNS, fontsize=8, handlelength=1.2)
+        figure.legend(handles, labels, loc="upper left", ncols=_COLUMNS, fontsize=8, handlelength=1.8)
     return figure
 
 
-def _target_bars(panel: "Axes", means: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -> None:
+def _target_bars(panel: "Axes", means: Sequence[Mapping[str, Any]], looks: Mapping[str, tuple[str, str]]) -> None:
     places = np.arange(len(means))
     for place, row in zip(places, means, strict=True):
         value = row["seconds_to_target"]
@@ -85,7 +89,7 @@ def _target_bars(panel: "Axes", means: Sequence[Mapping[str, Any]], palette: Map
             continue
         low, high = row.get("seconds_to_target_low"), row.get("seconds_to_target_high")
         error = None if low is None or high is None else [[value - max(0.0, low)], [high - value]]
-        panel.barh(place, value, height=0.62, color=palette[row["method"]], xerr=error, ecolor=INK)
+        panel.barh(place, value, height=0.62, color=looks[row["method"]][0], xerr=error, ecolor=INK)
     panel.set_yticks(places, [row["method"] for row in means], fontsize=8)
     panel.set_ylim(len(means) - 0.5, -0.5)
     panel.set_xlim(left=0)
