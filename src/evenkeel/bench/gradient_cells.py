@@ -31,7 +31,18 @@ _CODES = (
     r"lowrank[1-9]\d*(\+thc[1-8]?)?(-no-ef)?"
 )
 _METHOD = re.compile(rf"fp32|pipe(-ahead)?|(pipe(-ahead)?\+)?({_CODES})")
-_METHODS = ("fp32", "bf16", "powersgd1", "powersgd4", "thc", "lowrank16+thc", "pipe", "pipe+thc", "pipe+lowrank16+thc")
+_METHODS = (
+    "fp32",
+    "bf16",
+    "powersgd1",
+    "powersgd4",
+    "thc",
+    "lowrank16+thc",
+    "pipe",
+    "pipe+thc",
+    "pipe-ahead+thc",
+    "pipe+lowrank16+thc",
+)
 _CONVOLUTIONS = ("gradiveq", "gradiveq+thc", "pipe+gradiveq+thc")
 
 

@@ -38,7 +38,7 @@ __all__ = ["main"]
 
 _TELL_S = 0.5
 _WARM_STEPS = 4  # buckets are rebuilt after one, compression begins after two
-_COMPUTE_STEPS, _FIRST_STEPS = 8, 3
+_COMPUTE_STEPS, _FIRST_STEPS = 23, 3
 _SILENCE_S = 120.0  # of a peer
 
 
