@@ -204,6 +204,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(arguments, says, no_ro
     "name",
     [
         *("fp32", "bf16", "powersgd12", "thc", "thc8", "thc4-no-ef", "pipe", "pipe+gradiveq+thc"),
+        *("pipe-ahead", "pipe-ahead+bf16", "pipe-ahead+lowrank16+thc"),
         *("lowrank4", "lowrank16+thc", "lowrank1+thc2-no-ef", "pipe+lowrank4+thc", "lowrank4-no-ef"),
         *("gradiveq", "gradiveq4", "gradiveq16+thc"),
     ],
@@ -219,7 +220,9 @@ def test_methods_that_there_are(name):
         "thc9",
         "powersgd0",
         "pipe+",
+        "pipe-ahead+",
         "pipe+pipe",
+        "pipe-ahead+fp32",
         "gradiveq+bf16",
         "gradiveq1",
         "fp32+thc",
