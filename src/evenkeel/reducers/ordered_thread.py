@@ -1,5 +1,6 @@
 """One thread that does what it is given in the order it was given."""
 
+import atexit
 import queue
 import threading
 import weakref
@@ -17,6 +18,7 @@ __all__ = ["OrderedThread"]
 _CUDA: Any = torch.cuda
 _END_S = 5.0
 Jobs = queue.SimpleQueue[Callable[[], None] | None]
+_RUNNING: "weakref.WeakKeyDictionary[threading.Thread, Jobs]" = weakref.WeakKeyDictionary()
 
 
 class OrderedThread:
@@ -39,6 +41,7 @@ class OrderedThread:
         self._streams: dict[torch.device, Any] = {}
         thread = threading.Thread(target=_run, args=(self._jobs,), name=name, daemon=True)
         thread.start()
+        _RUNNING[thread] = self._jobs
         # Also at the interpreter's end: a thread that is still within torch then would take the process down.
         self._end = weakref.finalize(self, _end, self._jobs, thread, at_end)
 
@@ -101,6 +104,18 @@ def _end(jobs: Jobs, thread: threading.Thread, at_end: Callable[[], None]) -> No
     if thread is not threading.current_thread():
         thread.join(_END_S)
     at_end()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Wait for every thread at the interpreter's end.
+
+    Those too whose object is gone: a job may have held the last reference to it, so that the end came in the thread
+    itself, which nobody waited for.
+    """
+    for thread, jobs in list(_RUNNING.items()):
+        jobs.put(None)
+        thread.join(_END_S)
 
 
 def _run(jobs: Jobs) -> None:
