@@ -1,6 +1,8 @@
 """The thread that keeps the ranks' exchanges in order."""
 
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -67,3 +69,24 @@ def test_what_it_held_is_let_go_once_with_the_thread_or_with_the_object() -> Non
     OrderedThread("ordered", lambda: None, lambda: let_go.append(0))
     gc.collect()
     assert let_go == [before - 1, 0]
+
+
+LAST_REFERENCE = """
+import threading
+import torch
+from evenkeel.reducers.ordered_thread import OrderedThread
+
+go_on, ending = threading.Event(), threading.Event()
+thread = OrderedThread("late", lambda: None, lambda: (ending.set(), print(sum(range(60_000_000)), flush=True)))
+thread.submit(lambda kept=thread: torch.ones(int(go_on.wait())), torch.device("cpu"))
+del thread
+go_on.set()
+ending.wait()
+"""
+
+
+def test_the_interpreter_waits_for_a_thread_whose_job_held_the_last_reference() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LAST_REFERENCE], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert int(ended.stdout) == sum(range(60_000_000))
