@@ -25,9 +25,9 @@ from output import show, write_json
 from torch import Tensor
 
 import evenkeel
-from evenkeel.coding.gradiveq import GradiVeQ
-from evenkeel.coding.low_rank import LowRank
 from evenkeel.coding.sum_code import SumCode
+from evenkeel.coding.sums.gradiveq import GradiVeQ
+from evenkeel.coding.sums.low_rank import LowRank
 from evenkeel.reducers.collectives import ring_bytes
 from evenkeel.training.measure import group_from_environment
 from evenkeel.training.stats import HookStats

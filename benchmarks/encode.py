@@ -20,7 +20,7 @@ import numpy as np
 
 import evenkeel
 from evenkeel.cards import Layout
-from evenkeel.coding import Collage, Pixels, ScoreForm
+from evenkeel.coding.answers import Collage, Pixels, ScoreForm
 
 LAYOUTS: tuple[Layout, Layout] = ("NHWC", "NCHW")
 

@@ -17,9 +17,9 @@ import click
 import torch
 from output import show, write_json
 
-from evenkeel.coding.kernels import twins_only
 from evenkeel.coding.sum_code import Place
-from evenkeel.coding.thc import THC
+from evenkeel.coding.sums.kernels import twins_only
+from evenkeel.coding.sums.thc import THC
 
 
 def least_s(work: Callable[[], object], repeats: int, device: torch.device) -> tuple[float, float]:

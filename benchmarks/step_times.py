@@ -23,7 +23,7 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 import evenkeel
-from evenkeel.coding.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.training.code_costs import bf16
 from evenkeel.training.measure import group_from_environment, measure_link, measure_step
 from evenkeel.training.measure_code import measure_code

@@ -21,7 +21,7 @@ def test_a_name_that_is_not_there() -> None:
 
 
 def test_without_torch_the_error_is_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.split(".")[0] == "torch" or name == "evenkeel.coding.thc"]:
+    for module in [name for name in sys.modules if name.split(".")[0] == "torch" or name == "evenkeel.coding.sums.thc"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'evenkeel\[train\]'"):

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from evenkeel.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from evenkeel.coding.error_feedback import ErrorFeedback
-    from evenkeel.coding.fixed_point import FixedPoint
-    from evenkeel.coding.gradiveq import GradiVeQ
-    from evenkeel.coding.low_rank import LowRank
-    from evenkeel.coding.thc import THC
+    from evenkeel.coding.sums.error_feedback import ErrorFeedback
+    from evenkeel.coding.sums.fixed_point import FixedPoint
+    from evenkeel.coding.sums.gradiveq import GradiVeQ
+    from evenkeel.coding.sums.low_rank import LowRank
+    from evenkeel.coding.sums.thc import THC
     from evenkeel.reducers.process_group import ProcessGroup
     from evenkeel.reducers.sharded import Sharded
     from evenkeel.training.ddp_hook import comm_hook
@@ -36,15 +36,15 @@ __version__ = "0.1.0"
 
 # Loaded on first use: they bring torch, which serving does without.
 _HOMES = {
-    "ErrorFeedback": "evenkeel.coding.error_feedback",
-    "FixedPoint": "evenkeel.coding.fixed_point",
-    "GradiVeQ": "evenkeel.coding.gradiveq",
+    "ErrorFeedback": "evenkeel.coding.sums.error_feedback",
+    "FixedPoint": "evenkeel.coding.sums.fixed_point",
+    "GradiVeQ": "evenkeel.coding.sums.gradiveq",
     "HookState": "evenkeel.training.hook_state",
-    "LowRank": "evenkeel.coding.low_rank",
+    "LowRank": "evenkeel.coding.sums.low_rank",
     "PipeSGD": "evenkeel.training.pipe_sgd",
     "ProcessGroup": "evenkeel.reducers.process_group",
     "Sharded": "evenkeel.reducers.sharded",
-    "THC": "evenkeel.coding.thc",
+    "THC": "evenkeel.coding.sums.thc",
     "comm_hook": "evenkeel.training.ddp_hook",
     "named": "evenkeel.training.skipping",
 }

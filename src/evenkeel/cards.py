@@ -39,8 +39,9 @@ class ModelCard:
 
     A `classifier` takes one image a row and gives scores `[n, classes]`. A `collage` takes one canvas of
     `grid` x `grid` tiles a row, side `grid * tile_side`, and gives scores `[n, grid * grid, classes]`, cells row by
-    row. A `detector` takes the same canvas and gives boxes `[n, boxes, 5 + classes]` (`coding/boxes.py`). A `parity`
-    takes the parity item of up to `group` items a row and gives the sum of their scores `[n, classes]`.
+    row. A `detector` takes the same canvas and gives boxes `[n, boxes, 5 + classes]`
+    (`coding/answers/boxes.py`). A `parity` takes the parity item of up to `group` items a row and gives the sum of
+    their scores `[n, classes]`.
     """
 
     name: str

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from evenkeel.bench.fill_rows import Truth, cost_fields, fill_fields, partial_fields
 from evenkeel.bench.fills import NO_ANSWER, Backup, Fills, collect, from_scores, same_class_groups
-from evenkeel.coding.berrut import Berrut
-from evenkeel.coding.boxes import BoxCollage
-from evenkeel.coding.cheap import Cheap
-from evenkeel.coding.collage import Collage
-from evenkeel.coding.parity import Parity, SumEncoder
-from evenkeel.coding.score_form import ScoreForm
-from evenkeel.coding.tiles import Pixels
+from evenkeel.coding.answers.berrut import Berrut
+from evenkeel.coding.answers.boxes import BoxCollage
+from evenkeel.coding.answers.cheap import Cheap
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.parity import Parity, SumEncoder
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import ConfigurationError
 from evenkeel.estimates import share
 from evenkeel.vision.measure import shuffled_groups

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evenkeel.coding import (
+from evenkeel.coding.answers import (
     Answer,
     Berrut,
     BoxCollage,

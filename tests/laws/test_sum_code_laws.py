@@ -11,14 +11,14 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from evenkeel.coding.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.fixed_point import FixedPoint  # noqa: E402
-from evenkeel.coding.gradiveq import GradiVeQ  # noqa: E402
-from evenkeel.coding.low_rank import LowRank  # noqa: E402
-from evenkeel.coding.plain import Plain  # noqa: E402
 from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
-from evenkeel.coding.thc import THC  # noqa: E402
-from evenkeel.coding.thc_table import clip  # noqa: E402
+from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
+from evenkeel.coding.sums.fixed_point import FixedPoint  # noqa: E402
+from evenkeel.coding.sums.float32 import Plain  # noqa: E402
+from evenkeel.coding.sums.gradiveq import GradiVeQ  # noqa: E402
+from evenkeel.coding.sums.low_rank import LowRank  # noqa: E402
+from evenkeel.coding.sums.thc import THC  # noqa: E402
+from evenkeel.coding.sums.thc_table import clip  # noqa: E402
 from evenkeel.errors import CodeError, ConfigurationError  # noqa: E402
 
 CONV = (4, 4, 3, 3)

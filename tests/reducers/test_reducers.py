@@ -13,10 +13,10 @@ torch = pytest.importorskip("torch", reason="reducers need evenkeel[train]")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from evenkeel.coding.fixed_point import FixedPoint  # noqa: E402
-from evenkeel.coding.plain import Plain  # noqa: E402
 from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
-from evenkeel.coding.thc import THC  # noqa: E402
+from evenkeel.coding.sums.fixed_point import FixedPoint  # noqa: E402
+from evenkeel.coding.sums.float32 import Plain  # noqa: E402
+from evenkeel.coding.sums.thc import THC  # noqa: E402
 from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
 from evenkeel.reducers.collectives import Collectives  # noqa: E402
 from evenkeel.reducers.fake import FakeReducer  # noqa: E402

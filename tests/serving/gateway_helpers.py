@@ -5,9 +5,9 @@ import numpy as np
 from evenkeel.backends.delayed import Delayed
 from evenkeel.backends.fake import FakeBackend
 from evenkeel.clock import VirtualClock
-from evenkeel.coding.collage import Collage
-from evenkeel.coding.replicate import Replicate
-from evenkeel.coding.score_form import ScoreForm
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.replicate import Replicate
+from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.delays import Constant
 from evenkeel.serving.gateway import Gateway, Options
 from evenkeel.serving.health import HealthSettings

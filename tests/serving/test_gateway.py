@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evenkeel.backends.fake import FakeBackend
-from evenkeel.coding.berrut import Berrut
+from evenkeel.coding.answers.berrut import Berrut
+from evenkeel.coding.answers.replicate import Replicate
+from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.code import Code
-from evenkeel.coding.replicate import Replicate
-from evenkeel.coding.score_form import ScoreForm
 from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, OverloadedError, TooLargeError
 from evenkeel.serving.gateway import Gateway
 from evenkeel.serving.health import HealthSettings

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evenkeel.clock import VirtualClock
-from evenkeel.coding.collage import Collage
-from evenkeel.coding.parity import Parity, SumEncoder
-from evenkeel.coding.replicate import Replicate
-from evenkeel.coding.tiles import Pixels
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.parity import Parity, SumEncoder
+from evenkeel.coding.answers.replicate import Replicate
+from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import CodeError, ConfigurationError
 from evenkeel.serving.groups import Group, Waiting
 from evenkeel.serving.item import Item

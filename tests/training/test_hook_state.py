@@ -24,11 +24,11 @@ from training_helpers import (  # noqa: E402
 )
 
 import evenkeel  # noqa: E402
-from evenkeel.coding import thc_table  # noqa: E402
-from evenkeel.coding.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.kernels import twins_only  # noqa: E402
-from evenkeel.coding.plain import Plain  # noqa: E402
 from evenkeel.coding.sum_code import Broadcast, Place, SumCode  # noqa: E402
+from evenkeel.coding.sums import thc_table  # noqa: E402
+from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
+from evenkeel.coding.sums.float32 import Plain  # noqa: E402
+from evenkeel.coding.sums.kernels import twins_only  # noqa: E402
 from evenkeel.errors import CodeError, ConfigurationError, ReducerError  # noqa: E402
 from evenkeel.reducers.collectives import Collectives  # noqa: E402
 from evenkeel.reducers.fake import FakeReducer  # noqa: E402

@@ -6,9 +6,9 @@ torch = pytest.importorskip("torch", reason="needs torch")
 
 from training_helpers import in_threads  # noqa: E402
 
-from evenkeel.coding.error_feedback import ErrorFeedback  # noqa: E402
 from evenkeel.coding.sum_code import Place  # noqa: E402
-from evenkeel.coding.thc import THC  # noqa: E402
+from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
+from evenkeel.coding.sums.thc import THC  # noqa: E402
 from evenkeel.reducers.sharded import Sharded  # noqa: E402
 from evenkeel.training.code_costs import thc  # noqa: E402
 from evenkeel.training.measure_code import measure_code  # noqa: E402

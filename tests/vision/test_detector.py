@@ -11,10 +11,10 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the m
 pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
 from evenkeel.cards import load_card  # noqa: E402
-from evenkeel.coding.boxes import BoxCollage, cell_boxes  # noqa: E402
-from evenkeel.coding.collage import Collage  # noqa: E402
-from evenkeel.coding.score_form import ScoreForm  # noqa: E402
-from evenkeel.coding.tiles import Pixels  # noqa: E402
+from evenkeel.coding.answers.boxes import BoxCollage, cell_boxes  # noqa: E402
+from evenkeel.coding.answers.collage import Collage  # noqa: E402
+from evenkeel.coding.answers.scores import ScoreForm  # noqa: E402
+from evenkeel.coding.answers.tiles import Pixels  # noqa: E402
 from evenkeel.vision.architecture import count_macs  # noqa: E402
 from evenkeel.vision.data import Images, collage  # noqa: E402
 from evenkeel.vision.detector import Boxes, Detector, detector_loss, widest_detector  # noqa: E402

@@ -12,7 +12,7 @@ pytest.importorskip("PIL", reason="tiles are shrunk by Pillow")
 from fit_helpers import easy_pixels  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
-from evenkeel.coding.tiles import Pixels, Tile  # noqa: E402
+from evenkeel.coding.answers.tiles import Pixels, Tile  # noqa: E402
 from evenkeel.errors import ConfigurationError  # noqa: E402
 from evenkeel.vision.architecture import TileNet  # noqa: E402
 from evenkeel.vision.fit_loop import (  # noqa: E402

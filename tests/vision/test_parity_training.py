@@ -11,9 +11,9 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the m
 pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
 from evenkeel.cards import load_card  # noqa: E402
-from evenkeel.coding.parity import ConcatEncoder, Parity, ParityEncoder, SumEncoder  # noqa: E402
-from evenkeel.coding.score_form import ScoreForm  # noqa: E402
-from evenkeel.coding.tiles import Pixels  # noqa: E402
+from evenkeel.coding.answers.parity import ConcatEncoder, Parity, ParityEncoder, SumEncoder  # noqa: E402
+from evenkeel.coding.answers.scores import ScoreForm  # noqa: E402
+from evenkeel.coding.answers.tiles import Pixels  # noqa: E402
 from evenkeel.errors import EvenkeelError  # noqa: E402
 from evenkeel.vision.architecture import Classifier  # noqa: E402
 from evenkeel.vision.data import MEAN, STD, Images  # noqa: E402

@@ -157,7 +157,7 @@ def _load_onnx(path: str, threads: int) -> Model:
         )
     session = _session(content, file, threads)
     one_by_one = _check_graph(session, card, path)
-    # Items come as pixels; what a code makes of them in FP32 it has normalised already (`coding/tiles.py`).
+    # Items come as pixels; what a code makes of them in FP32 it has normalised already (`coding/answers/tiles.py`).
     normalised = card.normalisation_inside or (card.kind != "classifier" and card.datatype == "FP32")
     normalise = _no_change if normalised else _normaliser(card)
     names, input_name = [card.output_name], card.input_name

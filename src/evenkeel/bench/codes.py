@@ -26,11 +26,11 @@ from evenkeel.bench.gradient_peers import (
 from evenkeel.bench.recorded_gradients import Recorded
 from evenkeel.bench.traffic import Traffic, sharded
 from evenkeel.bench.vectors import Gradients, check_made, correlation_of, made
-from evenkeel.coding.fixed_point import FixedPoint
-from evenkeel.coding.gradiveq import GradiVeQ
-from evenkeel.coding.low_rank import LowRank
 from evenkeel.coding.sum_code import Broadcast, Place, SumCode
-from evenkeel.coding.thc import THC
+from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.coding.sums.gradiveq import GradiVeQ
+from evenkeel.coding.sums.low_rank import LowRank
+from evenkeel.coding.sums.thc import THC
 from evenkeel.errors import ConfigurationError
 from evenkeel.estimates import mean
 from evenkeel.spec import read_count, split_spec, unknown

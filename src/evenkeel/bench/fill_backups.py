@@ -19,14 +19,14 @@ from evenkeel.backends.model import load_model
 from evenkeel.bench.fills import Backup
 from evenkeel.bench.float_input import with_float_input
 from evenkeel.cards import Encoder, ModelCard, load_card, save_card
-from evenkeel.coding.berrut import Berrut
-from evenkeel.coding.boxes import BoxCollage
-from evenkeel.coding.cheap import Cheap
+from evenkeel.coding.answers.berrut import Berrut
+from evenkeel.coding.answers.boxes import BoxCollage
+from evenkeel.coding.answers.cheap import Cheap
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.parity import ConcatEncoder, Parity, SumEncoder
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.coding.code import Array
-from evenkeel.coding.collage import Collage
-from evenkeel.coding.parity import ConcatEncoder, Parity, SumEncoder
-from evenkeel.coding.score_form import ScoreForm
-from evenkeel.coding.tiles import Pixels
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.black_box import BlackBox
 

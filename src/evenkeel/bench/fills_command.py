@@ -23,7 +23,7 @@ from evenkeel.bench.fill_backups import (
 )
 from evenkeel.bench.fill_rows import Truth, cost_fields, fill_fields, partial_fields, same_class_fields
 from evenkeel.bench.fills import Backup, Fills, collect, from_scores, same_class_groups, spare_tasks
-from evenkeel.coding.cheap import Cheap
+from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.outputs import asked_for, check_outputs, write, write_json

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from evenkeel.coding.gradiveq import GradiVeQ
-from evenkeel.coding.low_rank import LowRank
 from evenkeel.coding.sum_code import SumCode
-from evenkeel.coding.thc import THC
+from evenkeel.coding.sums.gradiveq import GradiVeQ
+from evenkeel.coding.sums.low_rank import LowRank
+from evenkeel.coding.sums.thc import THC
 from evenkeel.reducers.ordered_thread import OrderedThread
 from evenkeel.training.buckets import Bucket
 from evenkeel.training.ddp_hook import comm_hook

@@ -17,10 +17,10 @@ from torch.nn.functional import pad
 from evenkeel.bench.lloyd_max import lloyd_max
 from evenkeel.bench.traffic import Traffic, gathered, ring, sharded
 from evenkeel.bench.vectors import Gradients
-from evenkeel.coding.block_scales import block_count, inverse, spread
-from evenkeel.coding.counter_hash import counters, key, mix, uniform
-from evenkeel.coding.rotation import padded_length, rotate, rotate_back
-from evenkeel.coding.thc_table import clip
+from evenkeel.coding.sums.block_scales import block_count, inverse, spread
+from evenkeel.coding.sums.counter_hash import counters, key, mix, uniform
+from evenkeel.coding.sums.rotation import padded_length, rotate, rotate_back
+from evenkeel.coding.sums.thc_table import clip
 
 __all__ = [
     "Measured",

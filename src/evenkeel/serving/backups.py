@@ -11,8 +11,8 @@ from typing import Any
 
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock
+from evenkeel.coding.answers.elastic import Elastic
 from evenkeel.coding.code import Array, Code
-from evenkeel.coding.elastic import Elastic
 from evenkeel.errors import CodeError
 from evenkeel.serving.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.item import Item

@@ -19,8 +19,8 @@ import numpy as np
 
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock, Timer
+from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.code import Answer, Array, Code, Source
-from evenkeel.coding.score_form import ScoreForm
 from evenkeel.delays import attempt_key
 from evenkeel.errors import (
     BackendError,

@@ -19,14 +19,14 @@ from evenkeel.backends.session import ClientOptions
 from evenkeel.backends.worker_config import WorkerConfig
 from evenkeel.cards import ModelCard, load_card
 from evenkeel.clock import LoopClock
-from evenkeel.coding.berrut import Berrut
-from evenkeel.coding.cheap import Cheap
+from evenkeel.coding.answers.berrut import Berrut
+from evenkeel.coding.answers.cheap import Cheap
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.parity import ConcatEncoder, Parity, SumEncoder
+from evenkeel.coding.answers.replicate import Replicate
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.coding.code import Array, Code
-from evenkeel.coding.collage import Collage
-from evenkeel.coding.parity import ConcatEncoder, Parity, SumEncoder
-from evenkeel.coding.replicate import Replicate
-from evenkeel.coding.score_form import ScoreForm
-from evenkeel.coding.tiles import Pixels
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
 from evenkeel.serving.gateway import Gateway

@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from evenkeel.coding.error_feedback import ErrorFeedback
 from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.reducers.collectives import Collectives, ring_bytes
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.training.stats import Meter, Stopwatch

@@ -12,8 +12,8 @@ from torch.futures import Future
 
 from evenkeel import __version__
 from evenkeel.coding.checks import whole
-from evenkeel.coding.error_feedback import ErrorFeedback
 from evenkeel.coding.sum_code import SumCode
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.errors import ConfigurationError
 from evenkeel.reducers.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer

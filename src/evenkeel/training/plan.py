@@ -77,8 +77,8 @@ def on_a_group(wanted: Wanted, backend: str, budget_s: float) -> Plan | None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if backend == "nccl" else "cpu"
         found = measure_link(device=device, budget_s=budget_s)
         if "thc" not in wanted.code_times_ns:
-            from evenkeel.coding.error_feedback import ErrorFeedback
-            from evenkeel.coding.thc import THC
+            from evenkeel.coding.sums.error_feedback import ErrorFeedback
+            from evenkeel.coding.sums.thc import THC
             from evenkeel.training.measure_code import measure_code
 
             code = ErrorFeedback(THC(bits=4))

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from evenkeel.coding.kernels import fast
 from evenkeel.coding.sum_code import SumCode
+from evenkeel.coding.sums.kernels import fast
 from evenkeel.errors import ConfigurationError
 from evenkeel.reducers.collectives import Collectives
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenkeel.coding.boxes import decode_boxes
+from evenkeel.coding.answers.boxes import decode_boxes
 from evenkeel.vision.data import Images, collage, random_blanks
 from evenkeel.vision.detector import Boxes, Detector, detector_loss
 from evenkeel.vision.muon import Muon

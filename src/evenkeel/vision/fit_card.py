@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from evenkeel.cards import ModelCard, save_card
-from evenkeel.coding.collage import Collage
-from evenkeel.coding.score_form import ScoreForm
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.vision.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.export import file_sha256, fold_norms, machine_name, write_onnx

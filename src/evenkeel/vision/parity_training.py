@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evenkeel.coding.parity import ConcatEncoder, ParityEncoder, SumEncoder
-from evenkeel.coding.tiles import Pixels
+from evenkeel.coding.answers.parity import ConcatEncoder, ParityEncoder, SumEncoder
+from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.vision.architecture import Classifier
 from evenkeel.vision.data import MEAN, STD, Images
 from evenkeel.vision.muon import Muon

@@ -1,0 +1,50 @@
+"""Cheap: a small model run on the items themselves, the obvious rival of every coded backup."""
+
+from collections.abc import Mapping, Sequence, Set
+
+import numpy as np
+
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
+from evenkeel.coding.code import Answer, Array, Code, Task
+
+__all__ = ["Cheap"]
+
+
+class Cheap(Code):
+    """One spare task for a group: the items as a batch of `count` rows for a small model.
+
+    The reply holds scores `[count, classes]`; answers have source "decoded". It costs one pass of the small model for
+    each item, where a collage costs one pass for the group. Source: the approximate-backup baseline of ParM.
+
+    Args:
+        most_items: how many items one group may hold.
+        scores: how the small model's scores are to be read.
+        model: name of the small model, which takes items as the replicas do.
+    """
+
+    def __init__(self, most_items: int, scores: ScoreForm, *, model: str = "cheap") -> None:
+        self.most_items = at_least_one("most_items", most_items)
+        self.scores = scores
+        self.model = model
+        self.name = "cheap"
+
+    def spares(self, prepared: Sequence[Array]) -> list[Task]:
+        """One task with a row for each item."""
+        check_group(prepared, self.most_items)
+        return [Task(np.stack(prepared), tuple(range(len(prepared))))]
+
+    def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
+        """Exact answers where a primary is in, the small model's elsewhere."""
+        check_count(count, self.most_items)
+        check_numbers(replies, count + 1)
+        known: dict[int, Answer] = {}
+        spare = replies.get(count)
+        if spare is not None:
+            known = self.scores.answers(self.scores.rows(count, spare, count), "decoded")
+        known.update(self.scores.exact_answers(count, replies))
+        return known
+
+    def survives(self, count: int, lost: Set[int]) -> bool:
+        """Any loss of primaries as long as the small model's reply is in."""
+        return count not in lost or not any(number in lost for number in range(count))

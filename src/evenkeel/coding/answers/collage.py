@@ -1,0 +1,154 @@
+"""Collage: up to grid x grid items pasted into one canvas, classified in one pass.
+
+Source: Narra et al., Collage Inference, section 2. Item i stands in box i of a square grid, row by row. Where this
+departs from the paper: our Collage-CNN has one set of scores for each cell in place of predicted boxes, because the
+cells are known in advance (the paper's decoder is in `boxes.py`); a group may hold fewer items than cells; and cells
+that it leaves free may show its first items once more, mirrored, for a second opinion that costs nothing.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence, Set
+
+import numpy as np
+
+from evenkeel.cards import Layout, ModelCard
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.answers.tiles import Pixels, Tile
+from evenkeel.coding.checks import at_least_one, check_count, check_numbers
+from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.errors import CodeError, ConfigurationError
+
+__all__ = ["Collage"]
+
+
+class Collage(Code):
+    """One spare task for a group: a canvas `[1, side, side, 3]` (or `[1, 3, side, side]`) with item i in box i.
+
+    The reply holds scores `[1, grid * grid, classes]`, cells row by row. An answer from it has source "collage" and
+    confidence max softmax(logits / temperature). A cell whose scores are not finite answers nothing. An item in two
+    cells is answered by the mean of their scores.
+
+    Args:
+        grid: boxes along one side (the paper's square root of N).
+        tile_side: pixels along one side of a box.
+        scores: how the model's scores are to be read.
+        pixels: how the model takes pixels.
+        mirrored: whether free boxes show items mirrored; else they are blank.
+        model: name of the Collage-CNN.
+    """
+
+    def __init__(
+        self,
+        grid: int,
+        tile_side: int,
+        scores: ScoreForm,
+        *,
+        pixels: Pixels | None = None,
+        mirrored: bool = False,
+        model: str = "collage",
+    ) -> None:
+        self.grid = at_least_one("grid", grid)
+        self.tile_side = at_least_one("tile_side", tile_side)
+        self.scores = scores
+        self.pixels = Pixels() if pixels is None else pixels
+        self.mirrored = mirrored
+        self.model = model
+        self.name = f"collage{grid}x{grid}"
+        self.most_items = grid * grid
+        self._tile = Tile(tile_side, tile_side, self.pixels, crop=True)
+        side = grid * tile_side
+        self._canvas_shape = (1, *self.pixels.shape(side, side))
+        # Rows and columns of each box, so that encoding is slice copies and nothing else.
+        self._boxes = [
+            (
+                slice(row * tile_side, (row + 1) * tile_side),
+                slice(column * tile_side, (column + 1) * tile_side),
+            )
+            for row in range(grid)
+            for column in range(grid)
+        ]
+
+    @classmethod
+    def from_card(cls, card: ModelCard, item_layout: Layout | None = None) -> "Collage":
+        """The code of a Collage-CNN as its card tells it; `item_layout` where items come in another layout."""
+        if card.kind != "collage":
+            raise ConfigurationError(f"model {card.name!r} is a {card.kind}; a collage needs a card of kind 'collage'")
+        return cls(
+            card.grid,
+            card.tile_side,
+            ScoreForm.from_card(card),
+            pixels=Pixels.from_card(card, item_layout),
+            mirrored=card.mirrored,
+            model=card.name,
+        )
+
+    def prepare(self, item: Array) -> Array:
+        """The item's tile; the item itself, not a copy, when it already is one.
+
+        An item that is not square is cropped to its central square first, as the authors' public code did with its
+        central crop (which also cut a margin off square items; we keep it).
+
+        Raises:
+            CodeError: not a picture with three channels, or pixels that are not finite.
+        """
+        return self._tile.make(item)
+
+    @property
+    def form(self) -> Hashable:
+        """The tile: grids whose tiles are alike share them."""
+        return self._tile
+
+    def is_prepared(self, item: Array) -> bool:
+        """True when the item is a tile already."""
+        return item.shape == self._tile.shape and item.dtype == self.pixels.dtype
+
+    def spares(self, prepared: Sequence[Array]) -> list[Task]:
+        """One task: the canvas; boxes that show nothing are blank (0)."""
+        count = len(prepared)
+        check_count(count, self.most_items)
+        copies = self._copies(count)
+        blank = np.empty if count + copies == self.most_items else np.zeros
+        canvas = blank(self._canvas_shape, self.pixels.dtype)
+        image = canvas[0] if self.pixels.layout == "NHWC" else canvas[0].transpose(1, 2, 0)
+        for number, tile in enumerate(prepared):
+            if tile.shape != self._tile.shape or tile.dtype != self.pixels.dtype:
+                raise CodeError(
+                    f"item {number} is {tile.dtype} {list(tile.shape)}, expected a tile of {self.pixels.dtype} "
+                    f"{list(self._tile.shape)}; prepare items before they are encoded"
+                )
+            seen = tile if self.pixels.layout == "NHWC" else tile.transpose(1, 2, 0)
+            image[self._boxes[number]] = seen
+            if number < copies:
+                image[self._boxes[count + number]] = seen[:, ::-1]
+        return [Task(canvas, tuple(range(count)))]
+
+    def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
+        """Exact answers where a primary is in, cells of the collage elsewhere."""
+        check_count(count, self.most_items)
+        check_numbers(replies, count + 1)
+        known: dict[int, Answer] = {}
+        spare = replies.get(count)
+        if spare is not None:
+            cells = self.scores.rows(count, spare, 1, self.most_items)[0]
+            known = self.scores.answers(self._opinions(cells, count), "collage")
+        known.update(self.scores.exact_answers(count, replies))
+        return known
+
+    def survives(self, count: int, lost: Set[int]) -> bool:
+        """Any loss of primaries as long as the collage is in."""
+        return count not in lost or not any(number in lost for number in range(count))
+
+    def _copies(self, count: int) -> int:
+        """How many of the items, from the first on, stand in a second box: the first waits longest."""
+        return min(count, self.most_items - count) if self.mirrored else 0
+
+    def _opinions(self, cells: Array, count: int) -> Array:
+        """Scores of the items `[count, classes]`; two that are finite are averaged."""
+        copies = self._copies(count)
+        if not copies:
+            return cells[:count]
+        first, second = cells[:copies], cells[count : count + copies]
+        there, copied = (np.isfinite(each).all(axis=-1, keepdims=True) for each in (first, second))
+        with np.errstate(invalid="ignore"):  # infinities of cells that are not there
+            mean = first / 2 + second / 2
+        opinions = np.where(there & copied, mean, np.where(copied, second, first))
+        return np.concatenate([opinions, cells[copies:count]])

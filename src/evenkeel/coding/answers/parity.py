@@ -1,0 +1,175 @@
+"""Parity models (ParM): one parity item, one parity model, answers by subtraction.
+
+Source: Kosaian, Rashmi, Venkataraman, Parity Models, SOSP 2019. The parity model is trained so that its output for the
+parity of a group is the sum of the base model's scores of the group's items; with all but one of those at hand, the
+difference is the missing one. Where this departs from ParM: a group may hold fewer than k items (the parity then is of
+those, and the sum is over those, so train with partial groups too), and concatenation also has a 3x3 form.
+
+Which values are added or pasted is told once, by `Pixels`: raw pixel values 0..255 where the parity model normalises
+inside, otherwise each item is normalised by itself first, as in ParM. Only for full groups do the two differ by a mere
+constant.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.answers.tiles import Pixels, Tile
+from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
+from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["ConcatEncoder", "Parity", "ParityEncoder", "SumEncoder"]
+
+_CONCATENATIONS = {2: (1, 2), 4: (2, 2), 9: (3, 3)}  # items -> rows and columns of cells
+
+
+class ParityEncoder(ABC):
+    """Makes one parity item from a group.
+
+    Attributes:
+        name: short name for tables.
+        most_items: ParM's k.
+    """
+
+    name: str
+    most_items: int
+
+    @abstractmethod
+    def prepare(self, item: Array) -> Array:
+        """What is kept of an item."""
+
+    @abstractmethod
+    def combine(self, prepared: Sequence[Array]) -> Array:
+        """The parity item of 1..most_items prepared items, all of one shape."""
+
+
+@dataclass(frozen=True)
+class SumEncoder(ParityEncoder):
+    """The sum of the items, pixel by pixel, in float32 (sums leave the range of uint8)."""
+
+    most_items: int
+    pixels: Pixels = field(default_factory=lambda: Pixels(datatype="FP32"))
+    name = "parity_sum"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot hold a sum."""
+        at_least_one("most_items", self.most_items)
+        if self.pixels.datatype != "FP32":
+            raise ConfigurationError(
+                "a sum parity needs a parity model of datatype FP32: sums leave the range of uint8"
+            )
+
+    def prepare(self, item: Array) -> Array:
+        """The item as the parity model takes pixels, in float32."""
+        return self.pixels.finish(self.pixels.upright(item))
+
+    def combine(self, prepared: Sequence[Array]) -> Array:
+        """The sum."""
+        return np.asarray(np.stack(prepared).sum(axis=0, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class ConcatEncoder(ParityEncoder):
+    """The items squeezed and pasted into a picture of the original input size.
+
+    Two items become halves side by side, four become quadrants, nine a 3x3 grid; item i is cell i, row by row. Cells
+    are `height // rows` x `width // columns` pixels; a remainder at the right and bottom, and unused cells, stay blank.
+    """
+
+    most_items: int
+    height: int  # of the parity model's input, pixels
+    width: int
+    pixels: Pixels = field(default_factory=Pixels)
+    name = "parity_concat"
+
+    def __post_init__(self) -> None:
+        """Refuse what ParM has no picture for."""
+        if self.most_items not in _CONCATENATIONS:
+            raise ConfigurationError(f"concatenation takes 2, 4 or 9 items, found {self.most_items!r}")
+        rows, columns = _CONCATENATIONS[self.most_items]
+        if self.height < rows or self.width < columns:
+            raise ConfigurationError(f"{self.most_items} items do not fit into {self.height} x {self.width} pixels")
+
+    @property
+    def _tile(self) -> Tile:
+        rows, columns = _CONCATENATIONS[self.most_items]
+        return Tile(self.height // rows, self.width // columns, self.pixels, crop=False)
+
+    def prepare(self, item: Array) -> Array:
+        """The item squeezed to one cell."""
+        return self._tile.make(item)
+
+    def combine(self, prepared: Sequence[Array]) -> Array:
+        """The picture of all cells."""
+        tile, columns = self._tile, _CONCATENATIONS[self.most_items][1]
+        picture = np.zeros(self.pixels.shape(self.height, self.width), self.pixels.dtype)
+        image = picture if self.pixels.layout == "NHWC" else picture.transpose(1, 2, 0)
+        for number, item in enumerate(prepared):
+            top, left = number // columns * tile.height, number % columns * tile.width
+            cell = item if self.pixels.layout == "NHWC" else item.transpose(1, 2, 0)
+            image[top : top + tile.height, left : left + tile.width] = cell
+        return picture
+
+
+class Parity(Code):
+    """One spare task for a group: its parity item, `[1, ...]`.
+
+    The reply holds the sum of the group's scores, `[1, classes]`. As soon as exactly one primary is missing, that item
+    is answered with the difference, source "decoded".
+
+    Args:
+        encoder: how the parity item is made.
+        scores: how scores are to be read, the parity model's and the replicas' alike.
+        model: name of the parity model.
+    """
+
+    uses_primaries = True
+
+    def __init__(self, encoder: ParityEncoder, scores: ScoreForm, *, model: str = "parity") -> None:
+        self.encoder = encoder
+        self.scores = scores
+        self.model = model
+        self.name = f"{encoder.name}{encoder.most_items}"
+        self.most_items = encoder.most_items
+
+    def prepare(self, item: Array) -> Array:
+        """What the encoder keeps of an item."""
+        return self.encoder.prepare(item)
+
+    def is_prepared(self, item: Array) -> bool:
+        """False: encoders squeeze, normalise or widen."""
+        return False
+
+    def spares(self, prepared: Sequence[Array]) -> list[Task]:
+        """One task with the parity item."""
+        check_group(prepared, self.most_items)
+        return [Task(self.encoder.combine(prepared)[None], tuple(range(len(prepared))))]
+
+    def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
+        """Exact answers where a primary is in; the last missing one by subtraction."""
+        check_count(count, self.most_items)
+        check_numbers(replies, count + 1)
+        known = self.scores.exact_answers(count, replies)
+        spare = replies.get(count)
+        if spare is None:
+            return known
+        parity = self.scores.rows(count, spare, 1)
+        if len(known) == count - 1:
+            missing = next(item for item in range(count) if item not in known)
+            # In float64 and in the items' order, so that the order of replies cannot show in the last digit.
+            rest = parity.astype(np.float64)
+            for item in sorted(known):
+                rest -= known[item].scores
+            decoded = self.scores.answers(rest, "decoded")
+            if decoded:
+                known[missing] = decoded[0]
+        return known
+
+    def survives(self, count: int, lost: Set[int]) -> bool:
+        """The loss of one primary as long as the parity is in."""
+        primaries = sum(number in lost for number in range(count))
+        return primaries == 0 or (primaries == 1 and count not in lost)

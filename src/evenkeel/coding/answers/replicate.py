@@ -1,0 +1,52 @@
+"""Replicate: spare tasks are further copies of the items, run by the user's own model."""
+
+from collections.abc import Mapping, Sequence, Set
+
+import numpy as np
+
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
+from evenkeel.coding.code import Answer, Array, Code, Task
+
+__all__ = ["Replicate"]
+
+
+class Replicate(Code):
+    """`copies` further tasks for each item, so every answer is exact.
+
+    Copy c of item i is task `count * (1 + c) + i`. With `most_items=1` and one copy it is the 1x1 pass of an elastic
+    backup that holds the replicas' own model.
+
+    Args:
+        scores: how the model's scores are to be read.
+        model: name of the user's own model.
+        copies: spare tasks for each item.
+        most_items: how many items one group may hold.
+    """
+
+    def __init__(self, scores: ScoreForm, *, model: str = "classifier", copies: int = 1, most_items: int = 1) -> None:
+        self.scores = scores
+        self.model = model
+        self.copies = at_least_one("copies", copies)
+        self.most_items = at_least_one("most_items", most_items)
+        self.name = "replicate" if copies == 1 else f"replicate{copies}"
+
+    def spares(self, prepared: Sequence[Array]) -> list[Task]:
+        """`copies` tasks of one item for each item."""
+        check_group(prepared, self.most_items)
+        return [Task(item[None], (number,)) for _ in range(self.copies) for number, item in enumerate(prepared)]
+
+    def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
+        """For each item the lowest-numbered copy that is in."""
+        check_count(count, self.most_items)
+        check_numbers(replies, count * (1 + self.copies))
+        known: dict[int, Answer] = {}
+        for number in sorted(replies):
+            scores = self.scores.rows(number, replies[number], 1)[0]
+            if number % count not in known and np.isfinite(scores).all():
+                known[number % count] = self.scores.answer(scores)
+        return known
+
+    def survives(self, count: int, lost: Set[int]) -> bool:
+        """Every item keeps one copy."""
+        return all(any(item + count * copy not in lost for copy in range(1 + self.copies)) for item in range(count))

@@ -1,0 +1,153 @@
+"""What a code loses of a gradient is kept, and added to the next one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, Count, Place, SumCode, are_finite, flat
+from evenkeel.coding.sums.carried import Carried
+from evenkeel.errors import CodeError, ConfigurationError
+
+__all__ = ["ErrorFeedback"]
+
+
+class ErrorFeedback(Carried):
+    """Another code with a memory for each bucket: it sends vector + memory, and keeps what its message does not say.
+
+    Over time the sums miss nothing: what was decoded and what is in memory add up to all vectors given. A round in
+    which some rank's vector is not finite leaves every memory as it was. What `dropped` is told to have been left out
+    of the sum goes back into memory whole.
+
+    Args:
+        code: what codes vector + memory. Shared by nobody else if it keeps a state of its own.
+    """
+
+    name: Final = "error_feedback"
+
+    def __init__(self, code: SumCode) -> None:
+        if isinstance(code, ErrorFeedback):
+            raise CodeError("error feedback around error feedback has nothing to remember: wrap once")
+        if not isinstance(code, SumCode):
+            raise ConfigurationError(f"code: must be a sum code such as THC(bits=4), found {code!r}")
+        super().__init__(code)
+        self._memory: dict[int, Tensor] = {}
+        self._sent: dict[int, _Sent] = {}
+
+    def __repr__(self) -> str:
+        return f"ErrorFeedback({self.inner!r})"
+
+    def measure(self, vector: Tensor, place: Place) -> Tensor:
+        """Whether vector + memory is finite (0 or infinity), then what the code measures of it."""
+        vector = flat(vector)
+        memory = self._memory_of(vector, place)
+        stats = self.inner.measure_owed(vector, memory, place)
+        finite = are_finite(stats if stats.numel() else vector + memory)
+        return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
+
+    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The code's message for vector + memory. The memory becomes what the message does not say of it."""
+        packed = self.encode_packed(vector, stats, place)
+        return self.inner.unpack(packed, self.inner.lanes(vector.numel(), place), place)
+
+    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The same as bytes, which nobody may write into: they are kept in case they are lost."""
+        vector = flat(vector)
+        memory = self._memory_of(vector, place)
+        if bool(stats[0].isfinite()):
+            packed = self.inner.encode_owed(vector, memory, stats[1:], place)
+        else:
+            packed = self.inner.encode_packed(vector + memory, stats[1:], place)
+        self._memory[place.bucket] = memory
+        self._sent[place.bucket] = _Sent(place, packed, stats, vector.numel())
+        return packed
+
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """What the code decodes."""
+        return self.inner.decode(total, stats[1:], count, length, place)
+
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """What the code decodes."""
+        return self.inner.decode_packed(packed, stats[1:], count, length, place)
+
+    def dropped(self, place: Place, lost: Tensor | None = None) -> None:
+        """Puts back into memory what the last message of the bucket said, where it was lost. Once for each message.
+
+        Raises:
+            CodeError: the last message was of another round, or has been reported already.
+        """
+        sent = self._sent.pop(place.bucket, None)
+        if sent is None or sent.place != place:
+            raise CodeError(
+                f"{place} has no message that could be lost: report each loss once, before the bucket's next round"
+            )
+        message = self.inner.unpack(sent.packed, self.inner.lanes(sent.length, place), place)
+        count = 1 if lost is None else lost.int()
+        told = self.inner.decode(message, sent.stats[1:], count, sent.length, place)
+        told = torch.where(sent.stats[0].isfinite(), told, 0.0)  # otherwise nothing was taken out of memory
+        self._memory[place.bucket] = self._memory[place.bucket] + told
+
+    def memory(self, bucket: int) -> Tensor | None:
+        """What is owed in `bucket`, `[length]`, until its next round changes it; None before its first round."""
+        return self._memory.get(bucket)
+
+    def reset(self, bucket: int | None = None) -> None:
+        """Forgets what is owed in `bucket`, or in all: after buckets were rebuilt, or with another world size."""
+        for memory in (self._memory, self._sent):
+            if bucket is None:
+                memory.clear()
+            else:
+                memory.pop(bucket, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The memories by bucket, and the code's own state."""
+        memory = {bucket: memory.clone() for bucket, memory in self._memory.items()}
+        return {"memory": memory, "code": self.inner.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over memories and the code's state.
+
+        Raises:
+            CodeError: it is the state of another code.
+        """
+        if set(state) != {"memory", "code"}:
+            raise CodeError(f"the state of error feedback holds memory and code, found {sorted(state)}")
+        self.inner.load_state_dict(state["code"])
+        self._memory = {bucket: memory.clone() for bucket, memory in state["memory"].items()}
+        self._sent = {}
+
+    def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Passed on."""
+        self.inner.arrange(bucket, shapes)
+
+    def prepare(self, world: int, device: torch.device) -> None:
+        """Passed on, with a memory that is forgotten."""
+        super().prepare(world, device)
+        self.reset(UNUSED_BUCKET)
+
+    def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
+        """Passed on."""
+        self.inner.observe(mean, place, broadcast)
+
+    def _memory_of(self, vector: Tensor, place: Place) -> Tensor:
+        memory = self._memory.get(place.bucket)
+        if memory is None:
+            return torch.zeros_like(vector)
+        if memory.shape != vector.shape:
+            raise CodeError(
+                f"bucket {place.bucket} has {vector.numel()} coordinates, but its memory has {memory.numel()}: "
+                f"if the buckets were rebuilt, call reset({place.bucket})"
+            )
+        return memory.to(vector.device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """The last message of a bucket, kept until the next one in case it is lost."""
+
+    place: Place
+    packed: Tensor
+    stats: Tensor
+    length: int

@@ -1,0 +1,186 @@
+"""What codes have in common that turn a vector into fewer numbers, which then travel in another code."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evenkeel.coding.sum_code import Count, Place, SumCode, flat
+from evenkeel.coding.sums.carried import Carried
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.float32 import Plain
+from evenkeel.errors import CodeError, ConfigurationError
+
+__all__ = ["Projected", "Projection", "Shapes", "check_arrangement"]
+
+Shapes = list[tuple[int, ...]]
+
+
+class Projection(ABC):
+    """A linear way from a bucket's vectors to fewer numbers, and back to vectors near them.
+
+    Attributes:
+        shapes: of the parameters that make up a vector, in order.
+        length: coordinates of a vector.
+    """
+
+    shapes: Shapes
+    length: int
+
+    @property
+    @abstractmethod
+    def coded_length(self) -> int:
+        """Numbers of a projected vector."""
+
+    @abstractmethod
+    def project(self, vector: Tensor) -> Tensor:
+        """The numbers `[coded_length]` for a vector, contiguous float32 `[length]`."""
+
+    @abstractmethod
+    def expand(self, coded: Tensor) -> Tensor:
+        """The vector `[length]` that numbers stand for."""
+
+
+class Projected(Carried):
+    """A code whose messages are those of `inner` for a vector's projection.
+
+    A bucket that there is no projection for travels in `inner` as it is.
+
+    Args:
+        inner: codes what is projected. None: float32 as it is.
+
+    Attributes:
+        inner: as given.
+
+    Raises:
+        ConfigurationError: `inner` is no sum code, or remembers vectors of earlier rounds.
+    """
+
+    def __init__(self, inner: SumCode | None) -> None:
+        if isinstance(inner, ErrorFeedback | Projected):
+            raise ConfigurationError(
+                f"inner: must be a code without memory, as messages change their length, found {inner!r}: "
+                f"use ErrorFeedback({type(self).__name__}(...))"
+            )
+        if not isinstance(inner, SumCode | None):
+            raise ConfigurationError(f"inner: must be a sum code such as THC(bits=4), or None, found {inner!r}")
+        super().__init__(Plain() if inner is None else inner)
+        self._measured: dict[int, _Measured] = {}
+
+    @abstractmethod
+    def _projection(self, bucket: int) -> Projection | None:
+        """The bucket's, in its next round; None where the bucket was not arranged."""
+
+    def measure(self, vector: Tensor, place: Place) -> Tensor:
+        """What the inner code measures of the projection."""
+        return self.inner.measure(self._project(vector, None, place).coded, place)
+
+    def measure_owed(self, vector: Tensor, memory: Tensor, place: Place) -> Tensor:
+        """The same of vector + memory."""
+        return self.inner.measure(self._project(vector, memory, place).coded, place)
+
+    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The inner code's message for the projection."""
+        return self.inner.encode(self._projected(vector, None, place).coded, stats, place)
+
+    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The inner code's message for the projection, as bytes."""
+        return self.inner.encode_packed(self._projected(vector, None, place).coded, stats, place)
+
+    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, place: Place) -> Tensor:
+        """The same of vector + memory, projected once for both `measure_owed` and this."""
+        projected = self._projected(vector, memory, place)
+        packed = self.inner.encode_packed(projected.coded, stats, place)
+        message = self.inner.unpack(packed, self.inner.lanes(projected.coded.numel(), place), place)
+        told = self.decode(message, stats, 1, projected.owed.numel(), place)
+        torch.sub(projected.owed, told, out=memory)
+        return packed
+
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """The vector that the mean projection stands for."""
+        coded = self.inner.decode(total, stats, count, self._coded_length(length, place), place)
+        return self._expand(coded, place)
+
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+        """The vector that the mean projection stands for."""
+        coded = self.inner.decode_packed(packed, stats, count, self._coded_length(length, place), place)
+        return self._expand(coded, place)
+
+    def lanes(self, length: int, place: Place) -> int:
+        """The inner code's, of as many numbers as a projection has in the bucket's next round."""
+        return self.inner.lanes(self._coded_length(length, place), place)
+
+    def _checked(self, length: int, place: Place) -> Projection | None:
+        projection = self._projection(place.bucket)
+        if projection is not None and length != projection.length:
+            raise CodeError(
+                f"the bucket was arranged with {projection.length} coordinates, but its vector has {length}"
+            )
+        return projection
+
+    def _coded_length(self, length: int, place: Place) -> int:
+        projection = self._checked(length, place)
+        return length if projection is None else projection.coded_length
+
+    def _expand(self, coded: Tensor, place: Place) -> Tensor:
+        projection = self._projection(place.bucket)
+        return coded if projection is None else projection.expand(coded)
+
+    def _project(self, vector: Tensor, memory: Tensor | None, place: Place) -> "_Measured":
+        owed = flat(vector) if memory is None else flat(vector) + memory
+        projection = self._checked(owed.numel(), place)
+        coded = owed if projection is None else projection.project(owed)
+        measured = _Measured(place, _contents(vector), _contents(memory), (vector, memory), owed, coded)
+        self._measured[place.bucket] = measured
+        return measured
+
+    def _projected(self, vector: Tensor, memory: Tensor | None, place: Place) -> "_Measured":
+        """What the measurement before has projected, if it was of the same numbers; kept no longer."""
+        found = self._measured.pop(place.bucket, None)
+        if found is None or (found.place, found.vector, found.memory) != (place, _contents(vector), _contents(memory)):
+            found = self._project(vector, memory, place)
+            del self._measured[place.bucket]
+        return found
+
+
+_Contents = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What was measured in a round, for its encoding.
+
+    Attributes:
+        place: the round's.
+        vector: tells whether a vector is the one measured.
+        memory: likewise.
+        alive: both, so that their addresses are nobody else's.
+        owed: their sum.
+        coded: its projection.
+    """
+
+    place: Place
+    vector: _Contents
+    memory: _Contents
+    alive: tuple[Tensor, Tensor | None]
+    owed: Tensor
+    coded: Tensor
+
+
+def _contents(tensor: Tensor | None) -> _Contents:
+    """What differs between tensors that are another or have been written to since."""
+    if tensor is None:
+        return ()
+    version = -1 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version, tensor.shape, tensor.stride(), tensor.dtype
+
+
+def check_arrangement(bucket: int, known: Sequence[tuple[int, ...]], shapes: Sequence[tuple[int, ...]]) -> None:
+    """CodeError unless a bucket is arranged as it was before."""
+    if list(known) != list(shapes):
+        raise CodeError(
+            f"bucket {bucket} was arranged as {list(known)} before and now as {list(shapes)}: "
+            "arrange buckets once they are final, with a new code"
+        )

@@ -1,0 +1,322 @@
+"""Kernels against their plain torch twins, bit for bit."""
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
+pytest.importorskip("numba", reason="the CPU kernels need evenkeel[train]")
+
+from hypothesis import Phase, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
+from evenkeel.coding.sums import kernels  # noqa: E402
+from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
+from evenkeel.coding.sums.fixed_point import FixedPoint  # noqa: E402
+from evenkeel.coding.sums.kernels import MOST_WORKERS, cpu, fast, threads, twins_only  # noqa: E402
+from evenkeel.coding.sums.packing import pack_bits, unpack_bits  # noqa: E402
+from evenkeel.coding.sums.rounding import Rounding  # noqa: E402
+from evenkeel.coding.sums.thc import THC  # noqa: E402
+
+TABLES = [(1, 1), (1, 7), (2, 3), (3, 7), (4, 15), (4, 17), (4, 30), (4, 60), (5, 31), (6, 80), (7, 127), (8, 255)]
+PECULIAR = ["zeros", "infinite", "nan", "huge", "tiny", "one_hot"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one test encodes, adds and decodes."""
+
+    code: THC
+    place: Place
+    length: int
+    messages: int
+    scale: float
+    peculiar: dict[int, str]
+    seed: int
+
+    def vector(self, rank: int, device: str) -> Tensor:
+        generator = torch.Generator().manual_seed(1000 * self.seed + rank)
+        vector = torch.randn(self.length, generator=generator) * self.scale
+        for block, how in self.peculiar.items():
+            part = vector[block * self.code.granule : (block + 1) * self.code.granule]
+            if how == "one_hot":
+                part[1:] = 0
+            elif part.numel():
+                part.mul_({"huge": 3e38, "tiny": 1e-44}.get(how, 1.0))
+                part[rank % len(part)] = {"infinite": torch.inf, "nan": torch.nan}.get(how, 1.0)
+                part.mul_(0.0 if how == "zeros" else 1.0)
+        return vector.to(device)
+
+
+@st.composite
+def rounds(draw: st.DrawFn, tables: list[tuple[int, int]] = TABLES) -> Round:
+    bits, granularity = draw(st.sampled_from(tables))
+    block = 2 ** draw(st.sampled_from([3, 4, 5, 6, 9, 10, 12]))
+    rounding: Rounding = draw(st.sampled_from(["correlated", "correlated", "stochastic", "nearest"]))
+    world = draw(st.sampled_from([1, 2, 3, 4, 8, 15, 16, 100, MOST_WORKERS]))
+    return Round(
+        code=THC(bits, granularity, None, rounding, block, seed=draw(st.integers(0, 2**40))),
+        place=Place(draw(st.integers(0, min(world, 100) - 1)), world, draw(st.integers(0, 9)), draw(st.integers(0, 3))),
+        length=draw(st.integers(0, 9) | st.integers(0, 3 * block) | st.sampled_from([block - 1, block, block + 1])),
+        messages=min(world, draw(st.integers(1, 4))),
+        scale=10.0 ** draw(st.sampled_from([0, 0, 0, -42, -30, 30, 36])),
+        peculiar=draw(st.dictionaries(st.integers(0, 3), st.sampled_from(PECULIAR), max_size=2)),
+        seed=draw(st.integers(0, 999)),
+    )
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """Same type, same bits; NaN where there is a NaN."""
+    assert found.dtype == expected.dtype
+    if found.is_floating_point():
+        assert torch.equal(found.isnan(), expected.isnan())
+        found, expected = (numbers.nan_to_num(0.0).view(torch.int32) for numbers in (found, expected))
+    assert torch.equal(found, expected)
+
+
+def assert_agrees(case: Round, device: str = "cpu") -> None:
+    code, place = case.code, case.place
+    ranks = [Place((place.rank + k) % place.world, place.world, place.step, place.bucket) for k in range(case.messages)]
+    vectors = [case.vector(rank.rank, device) for rank in ranks]
+    memory = case.vector(place.rank + 1000, device).flip(0) / 3
+    left = memory.clone()
+    with twins_only():
+        owed_stats = code.measure_owed(vectors[0], memory, place)
+        owed_packed = code.encode_owed(vectors[0], left, owed_stats, place)
+        own = [code.measure(vector, rank) for vector, rank in zip(vectors, ranks, strict=True)]
+        stats = torch.stack(own).amax(0)
+        message = code.encode(vectors[0], stats, place)
+        parts = [code.encode_packed(vector, stats, rank) for vector, rank in zip(vectors, ranks, strict=True)]
+        total = code.add_packed(parts, message.numel(), place)
+        packed = code.pack_total(total, place)
+        unpacked = code.unpack_total(packed, message.numel(), place)
+        generator = torch.Generator().manual_seed(case.seed)
+        counts = torch.randint(0, min(place.world, 5) + 1, stats.shape, generator=generator).to(device)
+        means = [code.decode(total, stats, count, case.length, place) for count in (case.messages, counts)]
+    torch.testing.assert_close(code.measure(vectors[0], place), own[0], rtol=2**-23, atol=0, equal_nan=True)
+    assert_same(code.encode(vectors[0], stats, place), message)
+    assert_same(code.encode_packed(vectors[0], stats, place), parts[0])
+    assert_same(code.pack(message, place), parts[0])
+    assert_same(code.unpack(parts[0], message.numel(), place), message)
+    found = code.measure_owed(vectors[0], memory, place)
+    torch.testing.assert_close(found, owed_stats, rtol=2**-23, atol=0, equal_nan=True)
+    assert_same(code.encode_owed(vectors[0], memory, owed_stats, place), owed_packed)
+    assert_same(memory, left)
+    assert_same(code.add_packed(parts, message.numel(), place), total)
+    assert_same(code.pack_total(total, place), packed)
+    assert_same(code.unpack_total(packed, message.numel(), place), unpacked)
+    for count, mean in zip((case.messages, counts), means, strict=True):
+        assert_same(code.decode(total, stats, count, case.length, place), mean)
+        assert_same(code.decode_packed(packed, stats, count, case.length, place), mean)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(case=rounds())
+def test_the_cpu_agrees_with_the_twins(case: Round) -> None:
+    assert_agrees(case)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[None]:
+    """Triton's kernels, for CPU tensors, statement by statement in Python."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: the kernels are tested there")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        pytest.importorskip("triton", reason="Triton is not installed")
+        gpu = import_module("evenkeel.coding.sums.kernels.gpu")
+        patch.setattr(kernels, "_of_device", lambda kind: gpu)
+        yield
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinity times zero
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])  # too slow to shrink
+@given(case=rounds())
+def test_the_interpreted_gpu_agrees_with_the_twins(case: Round) -> None:
+    assert_agrees(case)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(case=rounds())
+def test_the_gpu_agrees_with_the_twins(case: Round) -> None:
+    assert fast(torch.zeros(1, device="cuda")) is not None, "Triton is missing"
+    assert_agrees(case, "cuda")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), width=st.integers(1, 31), length=st.integers(1, 40) | st.integers(500, 1100))
+def test_bits_of_any_width_agree(data: st.DataObject, width: int, length: int) -> None:
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
+    numbers = torch.randint(0, 2**width, (length,), generator=generator, dtype=torch.int32)
+    with twins_only():
+        packed = pack_bits(numbers, width)
+    assert_same(pack_bits(numbers, width), packed)
+    assert_same(unpack_bits(packed, width, length), numbers.to(torch.uint8 if width <= 8 else torch.int32))
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the loops that ran."""
+    names: list[str] = []
+
+    def share_out(kernel: Any, *arguments: Any) -> None:
+        names.append(kernel.__name__)
+        threads.share_out(kernel, *arguments)
+
+    monkeypatch.setattr(cpu, "share_out", share_out)
+    return names
+
+
+def one_round(code: SumCode, vector: Tensor, place: Place) -> Tensor:
+    stats = code.measure(vector, place)
+    packed = code.encode_packed(vector, stats, place)
+    lanes = code.lanes(len(vector), place)
+    total = code.pack_total(code.add_packed([packed, packed], lanes, place), place)
+    return code.decode_packed(total, stats, 2, len(vector), place)
+
+
+def test_ordinary_tensors_take_the_kernels_in_the_fewest_passes(used: list[str]) -> None:
+    one_round(THC(), torch.randn(5000), Place(0, 4))
+    assert used == ["squares", "encode_packed", "add_parts", "pack", "decode_packed"]
+
+
+def test_error_feedback_takes_no_pass_of_its_own(used: list[str]) -> None:
+    code, place = ErrorFeedback(THC()), Place(0, 4)
+    for _ in range(2):
+        used.clear()
+        one_round(code, torch.randn(5000), place)
+        assert used == ["squares", "encode_owed", "add_parts", "pack", "decode_packed"]
+
+
+def test_unpacking_looks_numbers_up_in_the_kernel(used: list[str]) -> None:
+    packed = torch.arange(200, dtype=torch.uint8)
+    found = THC().unpack(packed, 400, Place(0, 4))
+    assert used == ["add_parts"]
+    with twins_only():
+        assert_same(found, THC().unpack(packed, 400, Place(0, 4)))
+
+
+@pytest.mark.parametrize("memory", [torch.ones(300, dtype=torch.float64), torch.ones(600)[::2]])
+def test_a_memory_that_the_kernels_cannot_read_takes_the_twin(used: list[str], memory: Tensor) -> None:
+    code, place, vector = THC(block=64), Place(1, 4), torch.randn(300)
+    kept, left = memory.float().contiguous(), memory.clone()
+    stats = code.measure_owed(vector, kept, place)
+    packed = code.encode_owed(vector, kept, stats, place)
+    assert "encode_owed" in used
+    used.clear()
+    with twins_only():
+        code.measure_owed(vector, memory, place)
+    assert_same(code.encode_owed(vector, memory, stats, place), packed)
+    assert "encode_owed" not in used
+    torch.testing.assert_close(memory.float(), kept)
+    assert not torch.equal(memory, left)
+
+
+def test_threads_change_nothing_of_what_is_left_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, place, vector = THC(bits=3), Place(2, 4), torch.randn(5 * 2**16 + 77)
+    stats, left = code.measure(2 * vector, place), []
+    for count in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        memory = vector.clone()
+        code.encode_owed(vector, memory, stats, place)
+        left.append(memory)
+    assert_same(*left)
+
+
+def test_what_the_kernels_cannot_read_takes_the_twin_and_gives_the_same(used: list[str]) -> None:
+    code, place, vector = THC(block=64), Place(1, 4), torch.randn(300, dtype=torch.float64)
+    stats = code.measure(vector, place)
+    message = code.encode(vector, stats, place)
+    mean = code.decode(message, stats, 1, 300, place)
+    used.clear()
+    assert_same(code.decode(message.long(), stats, 1, 300, place), mean)
+    assert_same(code.decode(message.repeat_interleave(2)[::2], stats, 1, 300, place), mean)
+    assert_same(code.encode(vector, stats.double(), place), message)
+    assert_same(code.encode(vector[:0], stats[:0], place), message[:0])
+    crowd = Place(0, MOST_WORKERS + 1)
+    code.encode(vector, stats, crowd)
+    with twins_only():
+        one_round(code, vector, place)
+    assert used == []
+
+
+def test_without_numba_the_twins_do_the_work(monkeypatch: pytest.MonkeyPatch, used: list[str]) -> None:
+    vector, place = torch.randn(300), Place(1, 4)
+    expected = one_round(THC(), vector, place)
+    used.clear()
+    monkeypatch.setitem(sys.modules, "numba", None)
+    kernels._of_device.cache_clear()
+    try:
+        assert fast(vector) is None
+        assert_same(one_round(THC(), vector, place), expected)
+    finally:
+        kernels._of_device.cache_clear()
+    assert used == []
+
+
+@pytest.mark.parametrize("code", [THC(), THC(bits=3, block=64), FixedPoint(bits=5), ErrorFeedback(THC(bits=5))])
+def test_wire_forms_may_be_cut_at_granules(code: SumCode) -> None:
+    place, vector = Place(1, 4), torch.randn(3 * code.granule + 100)
+    stats = code.measure(vector, place)
+    lanes = code.lanes(len(vector), place)
+    message, packed = code.encode(vector, stats, place), code.encode_packed(vector, stats, place)
+    if isinstance(code, ErrorFeedback):  # which by now owes something
+        message = code.unpack(packed, lanes, place)
+    shares = [2 * code.granule, lanes - 2 * code.granule]
+    cut = packed.split([code.packed_bytes(share, place) for share in shares])
+    for share, part, numbers in zip(shares, cut, message.split(shares), strict=True):
+        assert_same(part, code.pack(numbers, place))
+        assert_same(code.add_packed([part], share, place), numbers)
+    total = torch.cat([code.pack_total(numbers, place) for numbers in message.split(shares)])
+    mean = code.decode_packed(total, stats, 1, len(vector), place)
+    assert_same(mean, code.decode(message, stats, 1, len(vector), place))
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, place, vector = THC(bits=3), Place(2, 4), torch.randn(5 * 2**16 + 77)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = one_round(code, vector, place)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert_same(one_round(code, vector, place), alone)
+
+
+def test_several_python_threads_may_code_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    code, vector = THC(), torch.randn(2**17 + 5)
+    places = [Place(1, 4, step) for step in range(8)]
+    expected = [one_round(code, vector, place) for place in places]
+    with ThreadPoolExecutor(4) as pool:
+        for found, mean in zip(pool.map(lambda place: one_round(code, vector, place), places), expected, strict=True):
+            assert_same(found, mean)
+
+
+def test_all_parts_are_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for parts, lanes in ((0, 4096), (1, 4096), (100, 4096), (7, 2**20)):
+        done: list[int] = []
+        threads.share_out(lambda first, last, out: out.extend(range(first, last)), parts, lanes, done)
+        assert sorted(done) == list(range(parts))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of threads, which is what is tested
+def test_a_forked_process_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    done: list[int] = []
+    work = (lambda first, last: done.extend(range(first, last))), 2, 2**20
+    threads.share_out(*work)
+    child = os.fork()
+    if not child:
+        threads.share_out(*work)
+        os._exit(0 if sorted(done) == [0, 0, 1, 1] else 1)
+    assert os.waitpid(child, 0)[1] == 0
