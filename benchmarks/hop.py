@@ -31,10 +31,10 @@ from trivial_server import NAME, trivial_config
 from evenkeel.backends.backend import Reply
 from evenkeel.backends.process import ProcessBackend
 from evenkeel.backends.worker_config import WorkerConfig
-from evenkeel.bench.load import Target
-from evenkeel.bench.load import drive as drive_open_loop
-from evenkeel.bench.server_process import ServerProcess
-from evenkeel.delay_text import parse_delay
+from evenkeel.bench.serving.load import Target
+from evenkeel.bench.serving.load import drive as drive_open_loop
+from evenkeel.bench.serving.server_process import ServerProcess
+from evenkeel.delays.text import parse_delay
 from evenkeel.errors import EvenkeelError
 from evenkeel.oip import Tensor, write_request
 from evenkeel.serving.simulate import arrivals

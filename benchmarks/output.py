@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from evenkeel.records import json_document
+from evenkeel.figures.records import json_document
 
 __all__ = ["show", "write_json"]
 

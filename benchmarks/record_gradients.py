@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from evenkeel.bench.gradient_data import read_data
-from evenkeel.bench.gradient_tasks import Task, open_task
-from evenkeel.bench.recorded_gradients import Moment, Recorded, write_gradients
-from evenkeel.bench.vectors import correlation_of
+from evenkeel.bench.codes.recorded import Moment, Recorded, write_gradients
+from evenkeel.bench.codes.vectors import correlation_of
+from evenkeel.bench.gradients.data import read_data
+from evenkeel.bench.gradients.tasks import Task, open_task
 
 
 def gradient_of(model: nn.Module, task: Task, seed: int, step: int, rank: int, world: int, batch: int) -> torch.Tensor:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from output import show, write_json
 
-from evenkeel.bench.serving import Experiment, Run, parse_contender, run_all
-from evenkeel.estimates import Estimate, quantile_ratio, sd_ratio
+from evenkeel.bench.serving.measure import Experiment, Run, parse_contender, run_all
+from evenkeel.figures.estimates import Estimate, quantile_ratio, sd_ratio
 
 BEST = "collage+hedge"
 COLUMNS = {

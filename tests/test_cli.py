@@ -127,7 +127,7 @@ def test_a_simulated_bench_writes_rows_records_and_a_report(tmp_path: Path) -> N
 
 
 def test_wrong_outputs_are_found_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evenkeel.bench.command.run_all", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("evenkeel.bench.serving.command.run_all", lambda *_, **__: pytest.fail("it was measured"))
     assert run("bench", "serving", "--simulated", "--json", str(tmp_path / "no" / "rows.json")).exit_code == 2
     assert run("demo", "--figure", str(tmp_path / "x.pdf")).exit_code == 2
 

@@ -9,21 +9,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "evenkeel"
 
-LEAVES = {
-    "errors",
-    "clock",
-    "delays",
-    "delay_text",
-    "faults",
-    "spec",
-    "estimates",
-    "records",
-    "cards",
-    "models",
-    "outputs",
-    "parent",
-}
-SHOWS = {"plots", "report", "tables"}
+LEAVES = {"errors", "clock", "delays", "text_values", "figures", "cards", "models", "processes"}
 
 # Room -> rooms it may import from, besides its own and those leaves that every room may use.
 ALLOWED = {
@@ -31,15 +17,12 @@ ALLOWED = {
     "oip": set(),
     "backends": {"coding", "oip"},
     "serving": {"backends", "oip", "coding"},
-    "vision": {"coding", "tables"},
-    "bench": {"serving", "backends", "oip", "coding", "reducers", "training", "lab", "vision", *SHOWS},
+    "vision": {"coding"},
+    "bench": {"serving", "backends", "oip", "coding", "reducers", "training", "lab", "vision"},
     "reducers": {"coding"},
-    "training": {"reducers", "coding", "tables"},
+    "training": {"reducers", "coding"},
     "lab": set(),
     "cli": {"serving", "backends", "bench", "vision", "lab", "training"},
-    "report": SHOWS,
-    "tables": SHOWS,
-    "plots": SHOWS,
     "__main__": {"cli"},
     "__init__": {"coding", "reducers", "training"},  # on first use only
     **{leaf: set() for leaf in LEAVES},
@@ -106,7 +89,7 @@ def test_modules_say_what_they_export() -> None:
     ("module", "heavy"),
     [
         ("evenkeel.serving.service", {"torch", "matplotlib", "rich", "pyarrow", "onnx", "onnxruntime"}),
-        ("evenkeel.bench.fills_command", {"torch", "pyarrow", "onnx"}),
+        ("evenkeel.bench.fills.command", {"torch", "pyarrow", "onnx"}),
         ("evenkeel.backends.worker", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client"}),
         ("evenkeel", {"torch", "numpy"}),
         ("evenkeel.cli", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "numpy", "onnxruntime"}),

@@ -13,7 +13,7 @@ import click
 from evenkeel import __version__
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.lab.command import lab
-from evenkeel.parent import end_with_parent
+from evenkeel.processes import end_with_parent
 from evenkeel.training.command import training
 
 __all__ = ["main"]
@@ -249,7 +249,7 @@ def bench() -> None:
 )
 def bench_serving(**arguments: Any) -> None:
     """Compare policies under the same arrivals and the same delays."""
-    from evenkeel.bench.command import run_bench
+    from evenkeel.bench.serving.command import run_bench
 
     run_bench(arguments)
 
@@ -284,7 +284,7 @@ def bench_serving(**arguments: Any) -> None:
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the table there, for a page.")
 def bench_fills(**arguments: Any) -> None:
     """Compare what backups answer when replicas are late: accuracy of fills, cost, calibration."""
-    from evenkeel.bench.fills_command import run_fills
+    from evenkeel.bench.fills.command import run_fills
 
     run_fills(arguments)
 
@@ -318,7 +318,7 @@ def bench_fills(**arguments: Any) -> None:
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
 def bench_codes(**arguments: Any) -> None:
     """Compare codes of gradients: error of the mean against the bits that it takes."""
-    from evenkeel.bench.codes_command import run_codes
+    from evenkeel.bench.codes.command import run_codes
 
     run_codes(arguments)
 
@@ -358,7 +358,7 @@ def bench_codes(**arguments: Any) -> None:
 @click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
 def bench_gradients(**arguments: Any) -> None:
     """Compare ways to average gradients: time to accuracy, bytes, and what encoding costs, on real trainings."""
-    from evenkeel.bench.gradients_command import run_gradients
+    from evenkeel.bench.gradients.command import run_gradients
 
     run_gradients(arguments)
 
@@ -374,6 +374,6 @@ def bench_gradients(**arguments: Any) -> None:
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 def demo(**arguments: Any) -> None:
     """Nine replicas, one backup, real images: five policies compared in a minute and a half."""
-    from evenkeel.bench.command import run_demo
+    from evenkeel.bench.serving.command import run_demo
 
     run_demo(**arguments)

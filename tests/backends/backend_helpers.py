@@ -16,7 +16,7 @@ from evenkeel.backends.frames import Frame, FrameReader, Kind
 from evenkeel.backends.model import Model
 from evenkeel.backends.session import ClientOptions
 from evenkeel.backends.worker_server import serve
-from evenkeel.delays import Delay
+from evenkeel.delays.laws import Delay
 
 # Short, so that a test of a lost worker does not wait; frozen workers are waited for only where a test says so.
 OPTIONS = ClientOptions(start_timeout_s=20.0, heartbeat_s=0.05, frozen_after_s=20.0, first_pause_s=0.01)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from evenkeel.backends.delayed import Delayed
 from evenkeel.backends.fake import FakeBackend
 from evenkeel.clock import VirtualClock
-from evenkeel.delays import Constant, MarkovBursts, attempt_key
+from evenkeel.delays.laws import Constant, MarkovBursts, attempt_key
 from evenkeel.errors import BackendError, BackendLostError
 
 ROW = np.ones((1, 2), np.float32)

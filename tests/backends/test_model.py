@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evenkeel.backends.model import load_model
-from evenkeel.bench.float_input import with_float_input
+from evenkeel.bench.fills.float_input import with_float_input
 from evenkeel.cards import load_card, save_card
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import IMAGES, card_path, model_path

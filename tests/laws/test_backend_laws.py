@@ -18,7 +18,7 @@ from evenkeel.backends.backend import Backend, Reply
 from evenkeel.backends.model import Model
 from evenkeel.backends.remote import WorkerBackend
 from evenkeel.backends.worker_server import serve
-from evenkeel.delays import Delay
+from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError, BackendLostError
 
 ROWS = np.arange(12, dtype=np.float32).reshape(2, 6)

@@ -8,7 +8,7 @@ from evenkeel.clock import VirtualClock
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.replicate import Replicate
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.delays import Constant
+from evenkeel.delays.laws import Constant
 from evenkeel.serving.gateway import Gateway, Options
 from evenkeel.serving.health import HealthSettings
 from evenkeel.serving.policy import Policy, Trigger, preset

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evenkeel.delays import Pareto, ShiftedExponential, TwoMode
+from evenkeel.delays.laws import Pareto, ShiftedExponential, TwoMode
 from evenkeel.serving.health import Health, HealthSettings
 
 

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from evenkeel.delays import Constant, FleetSlowdown, MarkovBursts, Pareto, PersistentSlow, TwoMode
+from evenkeel.delays.laws import Constant, FleetSlowdown, MarkovBursts, Pareto, PersistentSlow, TwoMode
 from evenkeel.serving.policy import preset
 from evenkeel.serving.simulate import Fleet, arrivals, simulate
 

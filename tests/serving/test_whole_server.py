@@ -11,13 +11,14 @@ import aiohttp
 import numpy as np
 import pytest
 
-from evenkeel import faults, models
-from evenkeel.bench.faults_live import worker_pids
-from evenkeel.bench.load import Target, drive
-from evenkeel.bench.server_process import Counters, ServerProcess, read_counters
+from evenkeel import models
+from evenkeel.bench.serving.faults_live import worker_pids
+from evenkeel.bench.serving.load import Target, drive
+from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
 from evenkeel.coding.code import Array
+from evenkeel.delays import faults
 from evenkeel.errors import EvenkeelError
-from evenkeel.records import RequestRecord
+from evenkeel.figures.records import RequestRecord
 
 pytestmark = pytest.mark.timeout(180)
 

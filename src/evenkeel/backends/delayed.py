@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.clock import Clock, Timer
 from evenkeel.coding.code import Array
-from evenkeel.delays import Delay
+from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError, BackendLostError
 
 __all__ = ["Delayed"]

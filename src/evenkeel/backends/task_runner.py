@@ -8,7 +8,7 @@ from typing import Protocol
 from evenkeel.backends.model import Model
 from evenkeel.clock import Clock
 from evenkeel.coding.code import Array
-from evenkeel.delays import Delay
+from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError
 
 __all__ = ["Owner", "TaskRunner"]

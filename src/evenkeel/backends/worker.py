@@ -16,10 +16,10 @@ import uvloop
 from evenkeel.backends.model import Model, load_model
 from evenkeel.backends.worker_config import WorkerConfig, config_from
 from evenkeel.backends.worker_server import serve
-from evenkeel.delay_text import parse_delay
-from evenkeel.delays import Delay
+from evenkeel.delays.laws import Delay
+from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.parent import end_with_parent
+from evenkeel.processes import end_with_parent
 
 __all__ = ["main", "run_worker"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evenkeel.backends.address import parse_address
-from evenkeel.delay_text import parse_delay
+from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["WorkerConfig", "add_arguments", "config_from", "to_arguments"]
@@ -26,7 +26,7 @@ class WorkerConfig:
         listen: `unix:/path`, `tcp://host:port`, or `fd:N`: one connection already open, whose end ends the worker.
         threads: that one pass may use.
         most_queued: more waiting tasks are refused; higher hides overload longer.
-        delay: an injected law of task times as `evenkeel.delays.parse_delay` takes it, or "".
+        delay: an injected law of task times as `evenkeel.delays.laws.parse_delay` takes it, or "".
         delay_cost: multiplies every draw; None: each model's own `relative_cost`, as its card says, does.
         delay_epoch_s: when the experiment began, by `time.monotonic()`; None: when the worker did.
         worker_number: given to the delay, so that some workers can be the slow ones.

@@ -17,7 +17,7 @@ from evenkeel.backends.shared_memory import SharedMemoryError, SlotReader
 from evenkeel.backends.task_runner import TaskRunner
 from evenkeel.clock import LoopClock
 from evenkeel.coding.code import Array
-from evenkeel.delays import Delay
+from evenkeel.delays.laws import Delay
 from evenkeel.errors import ConfigurationError, ProtocolError
 
 __all__ = ["serve"]

@@ -62,11 +62,11 @@ def run(
 
     Exit code 0 if it ended well on all, 1 if not.
     """
+    from evenkeel.figures.outputs import check_outputs
     from evenkeel.lab.cluster import Lab, check_program
     from evenkeel.lab.environment import read_cpus
     from evenkeel.lab.topology import Topology
-    from evenkeel.outputs import check_outputs
-    from evenkeel.spec import read_duration_s, read_rate_bps, read_share
+    from evenkeel.text_values import read_duration_s, read_rate_bps, read_share
 
     topology = Topology(
         hosts,
@@ -104,8 +104,8 @@ def run(
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the names there.")
 def clean(everything: bool, json_path: Path | None) -> None:
     """Remove what crashed labs left behind: their network namespaces, and every process in them."""
+    from evenkeel.figures.outputs import check_outputs, write_json
     from evenkeel.lab.cluster import clean as remove
-    from evenkeel.outputs import check_outputs, write_json
 
     check_outputs(json=json_path)
     removed = remove(everything=everything)
@@ -134,8 +134,8 @@ def _stopping_is_an_interrupt() -> Iterator[None]:
 def _write(path: Path, arguments: dict[str, Any], exits: list["HostExit"], checked: "RateCheck | None") -> None:
     from dataclasses import asdict
 
-    from evenkeel.outputs import write_json
-    from evenkeel.records import json_document
+    from evenkeel.figures.outputs import write_json
+    from evenkeel.figures.records import json_document
 
     rate = (
         {}

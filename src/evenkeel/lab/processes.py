@@ -15,7 +15,7 @@ from types import FrameType
 from typing import IO
 
 from evenkeel.errors import ConfigurationError, LabError
-from evenkeel.parent import end_with_parent
+from evenkeel.processes import end_with_parent
 
 __all__ = ["HostExit", "Launch", "run_all"]
 

@@ -16,11 +16,11 @@ import yaml.nodes
 from evenkeel import models
 from evenkeel.backends.address import parse_address
 from evenkeel.cards import ModelCard, load_card
-from evenkeel.delay_text import parse_delay
+from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
 from evenkeel.serving.health import HealthSettings
 from evenkeel.serving.policy import Policy, parse_trigger, preset
-from evenkeel.spec import read_duration_s
+from evenkeel.text_values import read_duration_s
 
 __all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
 

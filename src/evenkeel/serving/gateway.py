@@ -21,7 +21,7 @@ from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock, Timer
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.code import Answer, Array, Code, Source
-from evenkeel.delays import attempt_key
+from evenkeel.delays.laws import attempt_key
 from evenkeel.errors import (
     BackendError,
     ConfigurationError,

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, fields, replace
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.spec import read_duration_s
+from evenkeel.text_values import read_duration_s
 
 __all__ = ["POLICIES", "Policy", "Trigger", "parse_trigger", "preset"]
 

@@ -17,9 +17,9 @@ from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.replicate import Replicate
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.code import Array, Code
-from evenkeel.delays import Delay
+from evenkeel.delays.laws import Delay
 from evenkeel.errors import OverloadedError
-from evenkeel.records import RequestRecord
+from evenkeel.figures.records import RequestRecord
 from evenkeel.serving.gateway import Gateway
 from evenkeel.serving.health import HealthSettings
 from evenkeel.serving.item import Outcome

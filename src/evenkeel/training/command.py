@@ -54,8 +54,8 @@ def training(
     Under torchrun or `evenkeel lab run` the link is measured on the group itself; with --rate it is assumed.
     """
     from evenkeel.errors import ConfigurationError
-    from evenkeel.outputs import check_outputs
-    from evenkeel.spec import read_duration_s, read_quantity, read_rate_bps
+    from evenkeel.figures.outputs import check_outputs
+    from evenkeel.text_values import read_duration_s, read_quantity, read_rate_bps
     from evenkeel.training.plan import Wanted, make_plan, on_a_group, read_code_times, read_matrix, show
     from evenkeel.training.timing import Link, Step, ddp_segments, require_time
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.outputs import write_json
-from evenkeel.spec import read_number, unknown
+from evenkeel.figures.outputs import write_json
+from evenkeel.text_values import read_number, unknown
 from evenkeel.training.advice import Recommendation, rate_text, recommend, time_text
 from evenkeel.training.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
 from evenkeel.training.measure import group_from_environment, measure_link
@@ -91,7 +91,7 @@ def show(plan: Plan, arguments: Mapping[str, Any], json_path: Path | None) -> No
     """Print the table and the advice, and write the rows if there is a path for them."""
     from rich.console import Console
 
-    from evenkeel.tables import Column, table
+    from evenkeel.figures.tables import Column, table
 
     console = Console()
     console.print("\n".join(_about(plan)), highlight=False, soft_wrap=True)
@@ -168,7 +168,7 @@ def _lines(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, plan: Plan, arguments: Mapping[str, Any]) -> None:
-    from evenkeel.records import json_document
+    from evenkeel.figures.records import json_document
 
     shared = {"workers": plan.workers, **asdict(plan.link), "measured": plan.measured}
     rows = [

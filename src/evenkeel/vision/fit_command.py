@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evenkeel.cards import ModelCard
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
-from evenkeel.outputs import check_outputs, write_json
-from evenkeel.records import json_document
-from evenkeel.tables import Column, table
+from evenkeel.figures.outputs import check_outputs, write_json
+from evenkeel.figures.records import json_document
+from evenkeel.figures.tables import Column, table
 from evenkeel.vision.black_box import BlackBox
 from evenkeel.vision.images import ImageSet, read_images
 

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from evenkeel.cards import Measured
-from evenkeel.estimates import share
+from evenkeel.figures.estimates import share
 
 __all__ = [
     "Session",

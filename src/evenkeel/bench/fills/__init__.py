@@ -1,0 +1,1 @@
+"""`evenkeel bench fills`: how good answers from backups are."""

@@ -1,0 +1,160 @@
+"""Figures of fills: how often they are right, how well they know it, and what that makes of all answers together.
+
+**Intervals are over images.** An image that is asked several times (several shuffles, or every worker lost in turn) is
+no new evidence, so shares have Wilson's interval at the effective sample size (`estimates.grouped_share`). That fills
+of one group share a spare's reply is not allowed for.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evenkeel.bench.fills.measure import Fills
+from evenkeel.coding.code import Array
+from evenkeel.figures.estimates import Estimate, grouped_share, mean, quantile, quantile_ratio, share
+from evenkeel.vision.measure import calibration_error, reliability_table
+
+__all__ = ["COVERAGES", "UNAVAILABLE", "Truth", "cost_fields", "fill_fields", "partial_fields", "same_class_fields"]
+
+COVERAGES = (100, 95, 90, 80, 70)  # percent of the fills that the confidence gate lets through
+UNAVAILABLE = (2, 5, 10)  # percent of the primaries that do not answer
+
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What fills are held against: the classifier's own answers `[images]` and, where known, the labels `[images]`."""
+
+    answers: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+
+    @property
+    def right(self) -> NDArray[np.bool_] | None:
+        """Which images the classifier gets right `[images]`."""
+        return None if self.labels is None else self.answers == self.labels
+
+
+def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, Any]:
+    """All of a row that is about answers; figures against labels are None where there are no labels.
+
+    `drop` compares fills and the classifier on the same images: those that have fills.
+
+    An item without an answer counts as wrong, and is the first that a confidence gate holds back. With a share f of the
+    primaries unavailable, A = (1 - f) A_a + f A_d of all answers are right: A_a of the usual ones, which are the
+    classifier's or, where a code is not systematic, its own with nothing lost; A_d of the fills.
+
+    Args:
+        fills: of full groups, one task lost each.
+        unhurt: answers with nothing lost, where they are not the classifier's own.
+        truth: what is right.
+    """
+    row: dict[str, Any] = {
+        "fills": len(fills),
+        "images": len(np.unique(fills.images)),
+        "unanswered": float((fills.answers < 0).mean()),
+        **_estimate("agreement", _share(fills, fills.answers == truth.answers[fills.images])),
+        **_estimate("base_accuracy", None if truth.right is None else share(int(truth.right.sum()), len(truth.right))),
+    }
+    if truth.labels is None or truth.right is None:
+        return row | _estimate("accuracy", None)
+    right = fills.answers == truth.labels[fills.images]
+    accuracy = _share(fills, right)
+    of_image, asked = _by_image(fills, right, len(truth.labels))
+    base = truth.right.astype(np.float64)
+    usual, usual_of_image = float(base.mean()), base
+    row |= _estimate("accuracy", accuracy)
+    row |= _estimate("drop", mean((base - of_image)[asked]))
+    if unhurt is not None:
+        kept = unhurt.answers == truth.labels[unhurt.images]
+        row |= _estimate("accuracy_none_lost", _share(unhurt, kept))
+        usual, usual_of_image = float(kept.mean()), _by_image(unhurt, kept, len(truth.labels))[0]
+    for percent in UNAVAILABLE:
+        lost = percent / 100
+        value = (1 - lost) * usual + lost * accuracy.value
+        spread = ((1 - lost) * usual_of_image + lost * of_image)[asked]
+        overall = _around(value, spread)
+        # A share, though the interval of a mean does not know it.
+        bounded = Estimate(value, max(overall.low, 0.0), min(overall.high, 1.0))
+        row |= _estimate(f"overall_unavailable_{percent}", bounded)
+    for percent in COVERAGES:
+        row |= _gated(fills, right, percent)
+    answered = fills.answers >= 0
+    return row | {
+        "calibration_error": _known(calibration_error(fills.confidences[answered], right[answered])),
+        "reliability": [list(step) for step in reliability_table(fills.confidences[answered], right[answered])],
+    }
+
+
+def partial_fields(by_items: Sequence[tuple[int, Fills]], truth: Truth) -> dict[str, Any]:
+    """`by_items`: accuracy and agreement of groups of so many items."""
+    entries = []
+    for items, fills in by_items:
+        entry: dict[str, Any] = {"items": items, "fills": len(fills)}
+        if truth.labels is not None:
+            entry |= _estimate("accuracy", _share(fills, fills.answers == truth.labels[fills.images]))
+        entries.append(entry | _estimate("agreement", _share(fills, fills.answers == truth.answers[fills.images])))
+    return {"by_items": entries}
+
+
+def same_class_fields(fills: Fills, truth: Truth) -> dict[str, Any]:
+    """`accuracy_same_class`: of groups whose items are all of one class, an ablation and nothing to go by."""
+    assert truth.labels is not None
+    return _estimate("accuracy_same_class", _share(fills, fills.answers == truth.labels[fills.images]))
+
+
+def cost_fields(times_ms: Array, place: int) -> dict[str, Any]:
+    """`latency_ms` and `cost`, relative to the classifier's pass.
+
+    Args:
+        times_ms: `[rounds, passes]`, measured in turn; pass 0 is the classifier's.
+        place: of this row's passes.
+    """
+    own, base = times_ms[:, place], times_ms[:, 0]
+    cost = Estimate(1.0, 1.0, 1.0) if place == 0 else quantile_ratio(own, base, 0.5, paired=True)
+    return _estimate("cost", cost) | _estimate("latency_ms", quantile(own, 0.5))
+
+
+def _gated(fills: Fills, right: NDArray[np.bool_], percent: int) -> dict[str, Any]:
+    """Accuracy of the surest `percent` of the fills; the others would be hedged."""
+    # An item without an answer never passes, whatever its place among the confidences.
+    order = np.where(fills.answers < 0, -1.0, fills.confidences)
+    last = max(1, math.ceil(percent / 100 * len(fills) - 1e-9))
+    threshold = float(np.partition(order, len(order) - last)[len(order) - last])
+    let_through = order >= threshold
+    passed = _share(fills, right, let_through)
+    return _estimate(f"accuracy_coverage_{percent}", passed) | {
+        f"min_confidence_coverage_{percent}": round(max(threshold, 0.0), 6)
+    }
+
+
+def _share(fills: Fills, right: NDArray[np.bool_], some: NDArray[np.bool_] | None = None) -> Estimate:
+    images, right = (fills.images, right) if some is None else (fills.images[some], right[some])
+    return grouped_share(np.bincount(images, weights=right), np.bincount(images))
+
+
+def _by_image(fills: Fills, right: NDArray[np.bool_], images: int) -> tuple[_Floats, NDArray[np.bool_]]:
+    """For every image the share of its fills that is right, and whether it has any."""
+    hits = np.bincount(fills.images, weights=right, minlength=images)
+    counts = np.bincount(fills.images, minlength=images)
+    return hits / np.maximum(counts, 1), counts > 0
+
+
+def _around(value: float, samples: _Floats) -> Estimate:
+    """The value with the interval of the mean of samples, one for each image."""
+    found = mean(samples)
+    return Estimate(value, value - (found.value - found.low), value + (found.high - found.value))
+
+
+def _estimate(key: str, estimate: Estimate | None) -> dict[str, float | None]:
+    if estimate is None:
+        return {key: None, f"{key}_low": None, f"{key}_high": None}
+    return {key: _known(estimate.value), f"{key}_low": _known(estimate.low), f"{key}_high": _known(estimate.high)}
+
+
+def _known(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None

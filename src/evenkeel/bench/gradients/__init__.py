@@ -1,0 +1,1 @@
+"""`evenkeel bench gradients`: time to accuracy with compressed gradients."""

@@ -1,0 +1,1 @@
+"""What a measurement shows and leaves behind: estimates, tables, drawings, files."""

@@ -1,0 +1,307 @@
+"""What a measurement leaves behind: one JSON line per event, a row of figures, and the document around the rows."""
+
+import math
+import os
+import platform
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import metadata
+from io import BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import orjson
+
+from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.figures.estimates import Estimate, mean, quantile, rate, sd, share
+
+__all__ = [
+    "FILLS",
+    "RecordWriter",
+    "RequestRecord",
+    "commit",
+    "count_sources",
+    "json_document",
+    "machine",
+    "read_records",
+    "read_requests",
+    "summarise",
+]
+
+FILLS = frozenset({"collage", "decoded", "edge"})  # sources of answers that a spare gave
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request as its sender saw it. Times are seconds on the sender's clock, since the experiment began.
+
+    Latency counts from the intended time, not from the time at which the sender came round to it: otherwise a server
+    that holds up its senders would look faster than it is (coordinated omission).
+    """
+
+    number: int
+    intended_s: float
+    sent_s: float
+    done_s: float
+    status: int  # of HTTP; 0 when no answer came
+    source: str = ""  # how the answer is known; empty without one
+    confidence: float | None = None
+    label: int | None = None  # the class that was answered
+    truth: int | None = None
+    error: str | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """From the intended time to the answer."""
+        return (self.done_s - self.intended_s) * 1e3
+
+    @property
+    def answered(self) -> bool:
+        """True when an answer came."""
+        return self.status == 200 and self.error is None
+
+    def as_event(self) -> dict[str, Any]:
+        """All fields and the latency, for a JSON line."""
+        return {each.name: getattr(self, each.name) for each in fields(self)} | {"latency_ms": self.latency_ms}
+
+
+class RecordWriter:
+    """Writes one JSON line per event to a file, for use in a `with` block; leaving it flushes and closes.
+
+    Raises:
+        ConfigurationError: the file cannot be opened.
+        EvenkeelError: a line cannot be written, e.g. because the disk is full.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        try:
+            self._file: BufferedWriter = self._path.open("wb")
+        except OSError as error:
+            raise ConfigurationError(
+                f"records cannot be written to {path}: {error.strerror or error}; choose another file"
+            ) from error
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except EvenkeelError:
+            if error is None:  # else the error of the block is the one to be told
+                raise
+
+    def write(self, event: Mapping[str, Any] | RequestRecord) -> None:
+        """Add one line. Lines are buffered until `flush` or `close`; NaN becomes null."""
+        if isinstance(event, RequestRecord):
+            event = event.as_event()
+        try:
+            line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError as error:
+            raise EvenkeelError(f"an event cannot be written as JSON: {error}") from error
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def flush(self) -> None:
+        """Hand all lines to the operating system."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        """Flush and close; more than once does nothing."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> EvenkeelError:
+        return EvenkeelError(
+            f"records could not be written to {self._path}: {error.strerror or error}; "
+            "what was written so far may end in the middle of a line"
+        )
+
+
+def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The events of a file that `RecordWriter` wrote, one by one.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a line is not a JSON object (the message names the line).
+    """
+    try:
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    event = orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise ConfigurationError(f"{path}, line {number} is not JSON: {error}") from error
+                if not isinstance(event, dict):
+                    raise ConfigurationError(f"{path}, line {number} must be a JSON object")
+                yield event
+    except OSError as error:
+        raise ConfigurationError(f"records {path} cannot be read: {error.strerror or error}") from error
+
+
+def read_requests(path: str | Path) -> list[RequestRecord]:
+    """The requests of a file that holds nothing else.
+
+    Raises:
+        ConfigurationError: as `read_records`, or a line lacks a field, has an unknown one, or one of a wrong type.
+    """
+    requests = []
+    for number, event in enumerate(read_records(path), start=1):
+        event.pop("latency_ms", None)
+        try:
+            request = RequestRecord(**event)
+        except TypeError as error:
+            reason = str(error).partition(") ")[2] or str(error)
+            raise ConfigurationError(f"{path}, line {number} is not a request: {reason}") from error
+        for name in ("number", "intended_s", "sent_s", "done_s", "status"):
+            value = getattr(request, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigurationError(f"{path}, line {number}: field {name!r} must be a number, found {value!r}")
+        requests.append(request)
+    return requests
+
+
+def count_sources(requests: Iterable[RequestRecord]) -> dict[str, int]:
+    """How many requests were answered from which source; those without an answer count as `failed`."""
+    return dict(Counter(request.source if request.answered else "failed" for request in requests))
+
+
+def summarise(
+    requests: Sequence[RequestRecord],
+    *,
+    policy: str,
+    delay: str,
+    load: float | None,
+    rate_per_s: float | None,
+    extra_tasks: float,
+    primary_tasks: float,
+    exact_fills: int = 0,
+) -> dict[str, Any]:
+    """The row of figures for one run of a policy, with the keys that every `bench serving` has.
+
+    Latencies are of the requests that were answered; `failed` is the share of the others, to be read beside them.
+    Accuracies are of the answers whose truth is known. A figure or bound that the sample is too small for is None.
+
+    Args:
+        requests: all requests of the run.
+        policy: its name.
+        delay: the law of task times, as text.
+        load: share of the replicas' time that the requests ask for, where it is known.
+        rate_per_s: how many requests a second were meant to be sent.
+        extra_tasks: tasks beyond the primary ones (hedges, replicas, passes of backups), from the gateway's counters.
+        primary_tasks: tasks sent for the items themselves.
+        exact_fills: answers that a backup gave by a pass of the user's own model; they count as filled, and as exact.
+    """
+    answered = [request for request in requests if request.answered]
+    latencies_ms = [request.latency_ms for request in answered]
+    filled = [request for request in answered if request.source in FILLS]
+    figures: dict[str, Estimate] = {
+        "mean_ms": mean(latencies_ms),
+        "sd_ms": sd(latencies_ms),
+        "p50_ms": quantile(latencies_ms, 0.5),
+        "p95_ms": quantile(latencies_ms, 0.95),
+        "p99_ms": quantile(latencies_ms, 0.99),
+        "p999_ms": quantile(latencies_ms, 0.999),
+        "extra_load": rate(extra_tasks, primary_tasks),
+        "filled": share(min(len(filled) + exact_fills, len(answered)), len(answered)),
+        "fill_accuracy": _accuracy(filled),
+        "accuracy": _accuracy(answered),
+        "failed": share(len(requests) - len(answered), len(requests)),
+    }
+    row: dict[str, Any] = {
+        "policy": policy,
+        "delay": delay,
+        "load": load,
+        "rate_per_s": rate_per_s,
+        "requests": len(requests),
+    }
+    for name, estimate in figures.items():
+        row[name] = _known(estimate.value)
+        row[f"{name}_low"] = _known(estimate.low)
+        row[f"{name}_high"] = _known(estimate.high)
+    return row
+
+
+def json_document(arguments: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `--json` writes: the rows, and all that is needed to get them again."""
+    from evenkeel import __version__  # not at the top: the package's public names may come to need this module
+
+    return {
+        "evenkeel": __version__,
+        "commit": commit(),
+        "machine": machine(),
+        "arguments": dict(arguments),
+        "rows": [dict(row) for row in rows],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on: processor, cores, memory, versions. Nothing that names the machine or its folders."""
+    release = re.match(r"[\d.]*", platform.release())
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "platform": f"{platform.system()} {release[0] if release else ''} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": _version("numpy"),
+        "onnxruntime": _version("onnxruntime"),
+    }
+
+
+def commit(folder: Path = Path(__file__).parent) -> str | None:
+    """The git commit of the code in `folder`, with `-dirty` behind it when files differ; None outside a checkout."""
+    git = ["git", "-C", str(folder)]
+    try:
+        # An installed package may lie in a folder that some other repository ignores: then it has no commit.
+        tracked = subprocess.run([*git, "ls-files", "."], capture_output=True, timeout=5, check=True)
+        if not tracked.stdout:
+            return None
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            timeout=5,
+            check=True,
+            text=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None
+
+
+def _accuracy(requests: Sequence[RequestRecord]) -> Estimate:
+    known = [request for request in requests if request.truth is not None]
+    return share(sum(request.label == request.truth for request in known), len(known))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _cpu_model() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
