@@ -5,7 +5,7 @@ import sys
 
 import uvloop
 
-from evenkeel.serving.http_protocol import Exchange, HttpLimits, HttpServer
+from evenkeel.serving.http.protocol import Exchange, HttpLimits, HttpServer
 
 __all__ = ["Echo"]
 

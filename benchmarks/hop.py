@@ -29,8 +29,8 @@ from raw_client import Connection, Load, drive, request_bytes
 from trivial_server import NAME, trivial_config
 
 from evenkeel.backends.backend import Reply
-from evenkeel.backends.process import ProcessBackend
-from evenkeel.backends.worker_config import WorkerConfig
+from evenkeel.backends.worker.config import WorkerConfig
+from evenkeel.backends.worker.process import ProcessBackend
 from evenkeel.bench.serving.load import Target
 from evenkeel.bench.serving.load import drive as drive_open_loop
 from evenkeel.bench.serving.server_process import ServerProcess

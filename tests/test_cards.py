@@ -7,7 +7,7 @@ import pytest
 
 from evenkeel.cards import Measured, ModelCard, load_card, save_card
 from evenkeel.errors import ConfigurationError
-from evenkeel.models import NAMES, card_path
+from evenkeel.models.shipped import NAMES, card_path
 
 CLASSIFIER = ModelCard(
     name="net", kind="classifier", file="net.onnx", sha256="0" * 64, classes=("cat", "dog"), height=32, width=32

@@ -9,7 +9,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "evenkeel"
 
-LEAVES = {"errors", "clock", "delays", "text_values", "figures", "cards", "models", "processes"}
+LEAVES = {"errors", "clock", "delays", "text_values", "figures", "images", "models", "processes"}
 
 # Room -> rooms it may import from, besides its own and those leaves that every room may use.
 ALLOWED = {
@@ -17,7 +17,7 @@ ALLOWED = {
     "oip": set(),
     "backends": {"coding", "oip"},
     "serving": {"backends", "oip", "coding"},
-    "vision": {"coding"},
+    "vision": {"coding", "images"},
     "bench": {"serving", "backends", "oip", "coding", "reducers", "training", "lab", "vision"},
     "reducers": {"coding"},
     "training": {"reducers", "coding"},
@@ -90,7 +90,7 @@ def test_modules_say_what_they_export() -> None:
     [
         ("evenkeel.serving.service", {"torch", "matplotlib", "rich", "pyarrow", "onnx", "onnxruntime"}),
         ("evenkeel.bench.fills.command", {"torch", "pyarrow", "onnx"}),
-        ("evenkeel.backends.worker", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client"}),
+        ("evenkeel.backends.worker.main", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client"}),
         ("evenkeel", {"torch", "numpy"}),
         ("evenkeel.cli", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "numpy", "onnxruntime"}),
     ],

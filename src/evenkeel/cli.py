@@ -152,7 +152,7 @@ def _run_server(settings: Any) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def worker(arguments: tuple[str, ...]) -> None:
     """Run one worker that a gateway reaches by address."""
-    from evenkeel.backends.worker import main as run
+    from evenkeel.backends.worker.main import main as run
 
     sys.exit(run(list(arguments)))
 

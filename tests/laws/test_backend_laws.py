@@ -15,9 +15,9 @@ import pytest
 import uvloop
 
 from evenkeel.backends.backend import Backend, Reply
-from evenkeel.backends.model import Model
-from evenkeel.backends.remote import WorkerBackend
-from evenkeel.backends.worker_server import serve
+from evenkeel.backends.worker.model import Model
+from evenkeel.backends.worker.remote import WorkerBackend
+from evenkeel.backends.worker.server import serve
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError, BackendLostError
 

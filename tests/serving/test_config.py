@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evenkeel import models
 from evenkeel.errors import ConfigurationError
+from evenkeel.models import shipped
 from evenkeel.serving.config import NodesConfig, ServeConfig, load_raw, read_config
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
@@ -22,7 +22,7 @@ def test_nothing_said_is_the_embedded_pair() -> None:
 
 
 def test_another_classifier_has_no_collages_of_its_own() -> None:
-    config = read_config({"model": str(models.card_path("cifar10-base"))})
+    config = read_config({"model": str(shipped.card_path("cifar10-base"))})
     assert [code.kind for code in config.codes] == ["replicate"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from evenkeel.delays.laws import Constant, FleetSlowdown, MarkovBursts, Pareto, PersistentSlow, TwoMode
-from evenkeel.serving.policy import preset
+from evenkeel.serving.gateway.policy import preset
 from evenkeel.serving.simulate import Fleet, arrivals, simulate
 
 TWO_MODE = TwoMode(seed=1)

@@ -11,7 +11,6 @@ import aiohttp
 import numpy as np
 import pytest
 
-from evenkeel import models
 from evenkeel.bench.serving.faults_live import worker_pids
 from evenkeel.bench.serving.load import Target, drive
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
@@ -19,6 +18,7 @@ from evenkeel.coding.code import Array
 from evenkeel.delays import faults
 from evenkeel.errors import EvenkeelError
 from evenkeel.figures.records import RequestRecord
+from evenkeel.models import shipped
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -28,8 +28,8 @@ BACKUP = 3  # its worker number
 
 
 def target(url: str) -> Target:
-    with np.load(models.IMAGES, allow_pickle=False) as shipped:
-        return Target(url, "cifar10-base", "images", shipped["images"], shipped["labels"])
+    with np.load(shipped.IMAGES, allow_pickle=False) as arrays:
+        return Target(url, "cifar10-base", "images", arrays["images"], arrays["labels"])
 
 
 def evenly(rate_per_s: float, seconds: float) -> Array:
@@ -182,7 +182,7 @@ def test_a_node_that_is_down_does_not_keep_the_gateway_from_starting_and_joins_l
             assert all_answered(await drive(target(server.url), evenly(10, 1)))
             assert (await read_counters(server.url))["backend_up[replica-1]"] == 0
             worker = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "evenkeel", "worker", "--model", str(models.card_path("cifar10-base"))),
+                *(sys.executable, "-m", "evenkeel", "worker", "--model", str(shipped.card_path("cifar10-base"))),
                 *("--listen", f"unix:{elsewhere}"),
                 stdout=asyncio.subprocess.DEVNULL,
             )
@@ -197,7 +197,7 @@ def test_a_node_that_is_down_does_not_keep_the_gateway_from_starting_and_joins_l
 
 
 def test_a_worker_that_cannot_start_is_told_in_one_line(tmp_path: Path) -> None:
-    card = models.card_path("cifar10-base").read_text()
+    card = shipped.card_path("cifar10-base").read_text()
     (tmp_path / "card.json").write_text(card.replace("cifar10-base.onnx", "missing.onnx"))
 
     async def run() -> None:

@@ -9,6 +9,17 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 
+import evenkeel  # noqa: E402
+from evenkeel.coding.sum_code import Broadcast, Place, SumCode  # noqa: E402
+from evenkeel.coding.sums import thc_table  # noqa: E402
+from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
+from evenkeel.coding.sums.float32 import Plain  # noqa: E402
+from evenkeel.coding.sums.kernels import twins_only  # noqa: E402
+from evenkeel.errors import CodeError, ConfigurationError, ReducerError  # noqa: E402
+from evenkeel.reducers.collectives import Collectives  # noqa: E402
+from evenkeel.reducers.fake import FakeReducer  # noqa: E402
+from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
+from evenkeel.training import stats as stats_module  # noqa: E402
 from training_helpers import (  # noqa: E402
     GIANT,
     SHAPES,
@@ -22,18 +33,6 @@ from training_helpers import (  # noqa: E402
     nmse,
     run,
 )
-
-import evenkeel  # noqa: E402
-from evenkeel.coding.sum_code import Broadcast, Place, SumCode  # noqa: E402
-from evenkeel.coding.sums import thc_table  # noqa: E402
-from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.sums.float32 import Plain  # noqa: E402
-from evenkeel.coding.sums.kernels import twins_only  # noqa: E402
-from evenkeel.errors import CodeError, ConfigurationError, ReducerError  # noqa: E402
-from evenkeel.reducers.collectives import Collectives  # noqa: E402
-from evenkeel.reducers.fake import FakeReducer  # noqa: E402
-from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
-from evenkeel.training import stats as stats_module  # noqa: E402
 
 THC, FixedPoint, HookState = evenkeel.THC, evenkeel.FixedPoint, evenkeel.HookState
 MATRICES = [0, 2]  # numbers in SHAPES of what is compressed by default

@@ -4,8 +4,6 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs torch")
 
-from training_helpers import in_threads  # noqa: E402
-
 from evenkeel.coding.sum_code import Place  # noqa: E402
 from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
 from evenkeel.coding.sums.thc import THC  # noqa: E402
@@ -13,6 +11,7 @@ from evenkeel.reducers.sharded import Sharded  # noqa: E402
 from evenkeel.training.code_costs import thc  # noqa: E402
 from evenkeel.training.measure_code import measure_code  # noqa: E402
 from evenkeel.training.timing import CodeCost, Link, comm_s  # noqa: E402
+from training_helpers import in_threads  # noqa: E402
 
 COUNT, WORLD = 100_000, 4
 

@@ -8,6 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 
+import evenkeel  # noqa: E402
+from evenkeel.coding.sum_code import SumCode  # noqa: E402
+from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
+from evenkeel.reducers.collectives import Collectives  # noqa: E402
+from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
 from training_helpers import (  # noqa: E402
     GIANT,
     SHAPES,
@@ -19,12 +24,6 @@ from training_helpers import (  # noqa: E402
     nmse,
     run,
 )
-
-import evenkeel  # noqa: E402
-from evenkeel.coding.sum_code import SumCode  # noqa: E402
-from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
-from evenkeel.reducers.collectives import Collectives  # noqa: E402
-from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
 
 
 def thc() -> SumCode:

@@ -9,14 +9,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 numba = pytest.importorskip("numba", reason="there are no kernels to compile without it")
 
-from training_helpers import SHAPES, Model, in_threads, run  # noqa: E402
-
 import evenkeel  # noqa: E402
 from evenkeel.coding.sum_code import SumCode  # noqa: E402
 from evenkeel.coding.sums.kernels import cpu, threads, twins_only  # noqa: E402
 from evenkeel.reducers.collectives import Collectives  # noqa: E402
 from evenkeel.reducers.thread_collectives import thread_collectives  # noqa: E402
 from evenkeel.training import warm_up as warming  # noqa: E402
+from training_helpers import SHAPES, Model, in_threads, run  # noqa: E402
 
 
 @pytest.fixture

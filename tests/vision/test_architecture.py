@@ -6,12 +6,12 @@ torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
-from fit_helpers import trained_a_little  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from evenkeel.vision.architecture import Classifier, CollageNet, TileNet, count_macs, count_parameters  # noqa: E402
 from evenkeel.vision.export import fold_norms  # noqa: E402
+from fit_helpers import trained_a_little  # noqa: E402
 
 SMALL = (8, 8, 16)
 

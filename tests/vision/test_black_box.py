@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from evenkeel.cards import ModelCard, save_card  # noqa: E402
 from evenkeel.errors import ConfigurationError, EvenkeelError  # noqa: E402
-from evenkeel.models import IMAGES, card_path, model_path  # noqa: E402
+from evenkeel.models.shipped import IMAGES, card_path, model_path  # noqa: E402
 from evenkeel.vision.black_box import BlackBox, log_softmax  # noqa: E402
 from evenkeel.vision.onnx_costs import count_costs  # noqa: E402
 

@@ -11,7 +11,7 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the classifier")
 
 from evenkeel.cards import load_card
 from evenkeel.errors import ConfigurationError
-from evenkeel.models import IMAGES, card_path, model_path
+from evenkeel.models.shipped import IMAGES, card_path, model_path
 from evenkeel.vision.black_box import BlackBox
 
 

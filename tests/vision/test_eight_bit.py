@@ -9,11 +9,10 @@ torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 onnx = pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
-from fit_helpers import trained_a_little  # noqa: E402
-
 from evenkeel.vision.architecture import CollageNet, TileNet  # noqa: E402
 from evenkeel.vision.export import fold_norms, write_onnx  # noqa: E402
 from evenkeel.vision.measure import Session  # noqa: E402
+from fit_helpers import trained_a_little  # noqa: E402
 
 
 def smooth_images(count: int, side: int, seed: int) -> np.ndarray:

@@ -9,13 +9,12 @@ torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
-from fit_helpers import easy_images, trained_a_little  # noqa: E402
-
 from evenkeel.cards import load_card  # noqa: E402
 from evenkeel.vision.architecture import Classifier, CollageNet, TileNet  # noqa: E402
 from evenkeel.vision.export import export_classifier, fold_norms, write_onnx  # noqa: E402
 from evenkeel.vision.measure import Session  # noqa: E402
 from evenkeel.vision.train_classifier import ClassifierRecipe, normalise, train_classifier  # noqa: E402
+from fit_helpers import easy_images, trained_a_little  # noqa: E402
 
 BRIEF = ClassifierRecipe(epochs=12, batch=48, widths=(16, 24, 32), workers=2)
 

@@ -11,13 +11,13 @@ torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 onnx = pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 
-from fit_helpers import easy_pixels  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from evenkeel.backends.model import load_model  # noqa: E402
+from evenkeel.backends.worker.model import load_model  # noqa: E402
 from evenkeel.cards import load_card  # noqa: E402
 from evenkeel.cli import main  # noqa: E402
 from evenkeel.coding.answers.collage import Collage  # noqa: E402
+from fit_helpers import easy_pixels  # noqa: E402
 
 PIXELS, LABELS = easy_pixels(700, 0)
 MEANS = np.stack([PIXELS[label == LABELS].mean((0, 1, 2)) for label in range(10)])

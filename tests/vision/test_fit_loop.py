@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
 pytest.importorskip("PIL", reason="tiles are shrunk by Pillow")
 
-from fit_helpers import easy_pixels  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from evenkeel.coding.answers.tiles import Pixels, Tile  # noqa: E402
@@ -25,6 +24,7 @@ from evenkeel.vision.fit_loop import (  # noqa: E402
     whiten,
 )
 from evenkeel.vision.views import ViewBank  # noqa: E402
+from fit_helpers import easy_pixels  # noqa: E402
 
 PIXELS, LABELS = easy_pixels(432, 0)
 RECIPE = FitRecipe(epochs=4, tiles=36, average=0.9)

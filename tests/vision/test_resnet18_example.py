@@ -11,9 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="training needs evenkeel[train]")
 pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
-from fit_helpers import easy_pixels
-
 from evenkeel.vision.black_box import BlackBox
+from fit_helpers import easy_pixels
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "resnet18.py"
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from evenkeel.cards import load_card
 from evenkeel.errors import ConfigurationError
-from evenkeel.models import IMAGES, NAMES, card_path, model_path
+from evenkeel.models.shipped import IMAGES, NAMES, card_path, model_path
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 

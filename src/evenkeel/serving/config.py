@@ -13,19 +13,19 @@ from typing import Any
 import yaml
 import yaml.nodes
 
-from evenkeel import models
-from evenkeel.backends.address import parse_address
+from evenkeel.backends.worker.address import parse_address
 from evenkeel.cards import ModelCard, load_card
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
-from evenkeel.serving.health import HealthSettings
-from evenkeel.serving.policy import Policy, parse_trigger, preset
+from evenkeel.models import shipped
+from evenkeel.serving.gateway.health import HealthSettings
+from evenkeel.serving.gateway.policy import Policy, parse_trigger, preset
 from evenkeel.text_values import read_duration_s
 
 __all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
 
-_BASE = models.card_path("cifar10-base")
-_COLLAGES = (models.card_path("cifar10-collage-2x2"), models.card_path("cifar10-collage-3x3"))
+_BASE = shipped.card_path("cifar10-base")
+_COLLAGES = (shipped.card_path("cifar10-collage-2x2"), shipped.card_path("cifar10-collage-3x3"))
 _HTTP = ("http://", "https://")
 _CODES = ("replicate", "collage", "parity", "concat-parity", "cheap", "berrut")
 
@@ -297,12 +297,12 @@ def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:
 
 
 def _card_path(text: str, folder: Path, name: str) -> Path:
-    if text in models.NAMES:
-        return models.card_path(text)
+    if text in shipped.NAMES:
+        return shipped.card_path(text)
     path = folder / text
     if path.suffix != ".json":
         raise ConfigurationError(
-            f"{name}: expected a model card (.json) or one of {', '.join(models.NAMES)}, found {text!r}"
+            f"{name}: expected a model card (.json) or one of {', '.join(shipped.NAMES)}, found {text!r}"
         )
     return path
 

@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from evenkeel.serving.gateway import Gateway
+from evenkeel.serving.gateway.gateway import Gateway
 
 __all__ = ["Metrics"]
 

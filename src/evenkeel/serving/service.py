@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from evenkeel.backends.backend import Backend, Reply
-from evenkeel.backends.oip import OipBackend
-from evenkeel.backends.process import ProcessBackend
-from evenkeel.backends.remote import WorkerBackend
-from evenkeel.backends.session import ClientOptions
-from evenkeel.backends.worker_config import WorkerConfig
+from evenkeel.backends.oip.backend import OipBackend
+from evenkeel.backends.worker.config import WorkerConfig
+from evenkeel.backends.worker.process import ProcessBackend
+from evenkeel.backends.worker.remote import WorkerBackend
+from evenkeel.backends.worker.session import ClientOptions
 from evenkeel.cards import ModelCard, load_card
 from evenkeel.clock import LoopClock
 from evenkeel.coding.answers.berrut import Berrut
@@ -29,10 +29,10 @@ from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.coding.code import Array, Code
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
-from evenkeel.serving.gateway import Gateway
-from evenkeel.serving.http import App
+from evenkeel.serving.gateway.gateway import Gateway
+from evenkeel.serving.http.app import App
+from evenkeel.serving.http.server import run_server
 from evenkeel.serving.metrics import Metrics
-from evenkeel.serving.server import run_server
 
 __all__ = ["build_codes", "serve"]
 

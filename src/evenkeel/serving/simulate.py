@@ -20,11 +20,11 @@ from evenkeel.coding.code import Array, Code
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import OverloadedError
 from evenkeel.figures.records import RequestRecord
-from evenkeel.serving.gateway import Gateway
-from evenkeel.serving.health import HealthSettings
-from evenkeel.serving.item import Outcome
-from evenkeel.serving.policy import Policy
-from evenkeel.serving.stats import Stats
+from evenkeel.serving.gateway.gateway import Gateway
+from evenkeel.serving.gateway.health import HealthSettings
+from evenkeel.serving.gateway.item import Outcome
+from evenkeel.serving.gateway.policy import Policy
+from evenkeel.serving.gateway.stats import Stats
 
 __all__ = ["Fleet", "arrivals", "simulate"]
 

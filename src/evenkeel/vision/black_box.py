@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evenkeel.cards import ModelCard, load_card
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.models import NAMES, card_path
+from evenkeel.models.shipped import NAMES, card_path
 from evenkeel.vision.classifier_form import ACCEPTED, InputForm, Normalisation, input_form, output_name
 from evenkeel.vision.measure import interleaved_latencies_ms
 from evenkeel.vision.onnx_costs import count_costs

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from onnx_bytes import FLOAT, UINT8, boxes_model, linear_model
 
 from evenkeel.cards import ModelCard, save_card
 from evenkeel.cli import main
-from evenkeel.models import IMAGES, NAMES, card_path
+from evenkeel.models.shipped import IMAGES, NAMES, card_path
+from onnx_bytes import FLOAT, UINT8, boxes_model, linear_model
 
 FIXED = ("method", "images_per_backup", "cost", "macs", "parameters", "latency_ms", "accuracy", "agreement")
 LABELS = ("red", "green", "blue")

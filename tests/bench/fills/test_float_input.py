@@ -1,11 +1,11 @@
 import numpy as np
 import onnxruntime
 import pytest
-from onnx_bytes import FLOAT, UINT8, linear_model
 
 from evenkeel.bench.fills.float_input import with_float_input
 from evenkeel.errors import ConfigurationError
-from evenkeel.models import model_path
+from evenkeel.models.shipped import model_path
+from onnx_bytes import FLOAT, UINT8, linear_model
 
 WEIGHTS = np.arange(6.0).reshape(3, 2)
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evenkeel import models
-from evenkeel.backends.model import load_model
+from evenkeel.backends.worker.model import load_model
 from evenkeel.bench.fills.float_input import with_float_input
 from evenkeel.bench.fills.measure import Backup
 from evenkeel.cards import Encoder, ModelCard, load_card, save_card
@@ -28,6 +27,7 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError
+from evenkeel.models import shipped
 from evenkeel.vision.black_box import BlackBox
 
 __all__ = [
@@ -178,9 +178,9 @@ def with_clear_names(backups: Sequence[Backup]) -> list[Backup]:
 
 
 def _read_card(spec: str, option: str, kind: str, classifier: Classifier | None = None) -> tuple[Path, ModelCard]:
-    path = models.card_path(spec) if spec in models.NAMES else Path(spec)
+    path = shipped.card_path(spec) if spec in shipped.NAMES else Path(spec)
     if path.suffix != ".json":
-        known = ", ".join(models.NAMES)
+        known = ", ".join(shipped.NAMES)
         raise ConfigurationError(f"{option}: expected a model card (.json) or one of {known}, found {spec!r}")
     card = load_card(path)
     if card.kind != kind:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from evenkeel import models
 from evenkeel.bench.fills.backups import (
     Classifier,
     berrut_backup,
@@ -31,6 +30,7 @@ from evenkeel.figures.outputs import asked_for, check_outputs, write, write_json
 from evenkeel.figures.progress import bars
 from evenkeel.figures.records import json_document
 from evenkeel.figures.tables import Column, markdown, table
+from evenkeel.models import shipped
 from evenkeel.vision.measure import interleaved_times_ms, shuffled_groups
 
 __all__ = ["Asked", "measure", "run_fills"]
@@ -222,8 +222,8 @@ def _backups(arguments: dict[str, Any], classifier: Classifier) -> list[Backup]:
     backups += [parity_backup(spec, "concat", classifier) for spec in arguments["parity_concats"]]
     backups += [cheap_backup(spec, classifier) for spec in arguments["cheaps"]]
     backups += [berrut_backup(items, classifier) for items in _counts(arguments["berrut"])]
-    if not backups and arguments["classifier"] == models.NAMES[0]:
-        backups = [collage_backup(name, classifier) for name in models.NAMES[1:]]
+    if not backups and arguments["classifier"] == shipped.NAMES[0]:
+        backups = [collage_backup(name, classifier) for name in shipped.NAMES[1:]]
         backups += [berrut_backup(items, classifier) for items in (4, 9)]
     if not backups:
         raise ConfigurationError(
@@ -246,7 +246,7 @@ def _images(
     """The images in the classifier's size, and their labels as the classifier numbers them."""
     path = arguments["images"]
     if path is None:
-        path = models.IMAGES
+        path = shipped.IMAGES
         if arguments["split"] is not None:
             raise ConfigurationError("split: the shipped images have none; give --images")
     from evenkeel.vision.images import read_images

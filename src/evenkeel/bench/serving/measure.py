@@ -10,7 +10,6 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from evenkeel import models
 from evenkeel.bench.serving.faults_live import make_faults
 from evenkeel.bench.serving.load import Target, drive
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
@@ -20,8 +19,9 @@ from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.figures.records import RecordWriter, RequestRecord, summarise
+from evenkeel.models import shipped
 from evenkeel.serving.config import read_config
-from evenkeel.serving.policy import preset
+from evenkeel.serving.gateway.policy import preset
 from evenkeel.serving.simulate import Fleet, arrivals, simulate
 
 __all__ = ["Contender", "Experiment", "Run", "check_faults", "parse_contender", "run_all"]
@@ -227,9 +227,9 @@ async def _measure(
 
 
 async def _target(url: str, experiment: Experiment) -> Target:
-    card = load_card(models.card_path(experiment.model))
-    with np.load(models.IMAGES, allow_pickle=False) as shipped:
-        images, labels = shipped["images"], shipped["labels"]
+    card = load_card(shipped.card_path(experiment.model))
+    with np.load(shipped.IMAGES, allow_pickle=False) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
     try:
         async with aiohttp.ClientSession() as session, session.get(f"{url}/v2/models/{card.name}") as response:
             if response.status != 200:
@@ -243,7 +243,7 @@ async def _target(url: str, experiment: Experiment) -> Target:
 def _simulate(experiment: Experiment, contender: Contender) -> tuple[list[RequestRecord], Counters]:
     config = read_config(server_config(experiment, contender))
     costs = tuple(
-        1.0 if grid == 1 else load_card(models.card_path(f"cifar10-collage-{grid}x{grid}")).relative_cost
+        1.0 if grid == 1 else load_card(shipped.card_path(f"cifar10-collage-{grid}x{grid}")).relative_cost
         for grid in experiment.grids
     )
     fleet = Fleet(contender.replicas, contender.backups, experiment.grids, costs)

@@ -1,0 +1,1 @@
+"""Replicas behind any Open Inference Protocol server."""

@@ -1,0 +1,314 @@
+"""Replicas behind any Open Inference Protocol server: Triton, KServe, MLServer, another evenkeel."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+
+from evenkeel.backends.backend import Backend, OnReply, Reply
+from evenkeel.backends.oip.contract import Contract, agree
+from evenkeel.cards import ModelCard
+from evenkeel.coding.code import Array
+from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.oip import HEADER_LENGTH
+
+__all__ = ["OipBackend"]
+
+_log = logging.getLogger(__name__)
+
+_MOST_REPLY_BYTES = 64 << 20
+_IDLE_S = 4.0  # below the five seconds after which common servers close idle connections
+
+
+class _Call:
+    """One task on its way."""
+
+    __slots__ = ("given_up", "inputs", "on_reply", "since_s", "task", "ticket")
+
+    def __init__(self, ticket: int, inputs: Array, on_reply: OnReply) -> None:
+        self.ticket, self.inputs, self.on_reply = ticket, inputs, on_reply
+        self.task: asyncio.Task[Array] | None = None
+        self.given_up = False
+        self.since_s = time.monotonic()
+
+
+class OipBackend(Backend):
+    """Sends tasks to one model of a remote server over HTTP.
+
+    Args:
+        name: unique in a gateway.
+        url: of the server, e.g. `http://10.0.0.7:8000`.
+        model: what the server calls the model.
+        card: what the model expects and gives; checked against the server's own word when it is reached.
+        version: of the model; empty for the server's choice.
+        connections: requests that are open at the server at once; more tasks wait here.
+        timeout_s: for one task, from the moment it is sent.
+        poll_s: how often readiness is asked for.
+        poll_timeout_s: a server that has not said by then that it is ready is not.
+        start_timeout_s: how long `start` waits until the server is ready.
+
+    After `cancel` a task that was sent runs on, and its slot stays taken, unless the server says that it gives up
+    requests whose connection is closed (evenkeel does).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        model: str,
+        card: ModelCard,
+        *,
+        version: str = "",
+        connections: int = 8,
+        timeout_s: float = 30.0,
+        poll_s: float = 1.0,
+        poll_timeout_s: float = 2.0,
+        start_timeout_s: float = 30.0,
+    ) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"{name}: url must begin with http:// or https://, found {url!r}")
+        self.name = name
+        self.serial = connections == 1
+        self._card = card
+        self._server_url = url.rstrip("/") + "/v2"
+        self._model_url = f"{self._server_url}/models/{quote(model, safe='')}"
+        if version:
+            self._model_url += f"/versions/{quote(version, safe='')}"
+        self._connections = connections
+        self._timeout_s = timeout_s
+        self._poll_s = poll_s
+        self._poll_timeout_s = poll_timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self._poller: asyncio.Task[None] | None = None
+        self._contract: Contract | None = None
+        self._ready = False
+        self._why_not = "it was never reached"
+        self._poll_now = asyncio.Event()
+        self._became_ready = asyncio.Event()
+        self._next_ticket = 0
+        self._waiting: dict[int, _Call] = {}
+        self._open: dict[int, _Call] = {}
+
+    @property
+    def ready(self) -> bool:
+        """The server said so when it was last asked, and no connection to it was lost since."""
+        return self._ready
+
+    async def start(self) -> None:
+        """Reach the server and wait until its model is ready.
+
+        Raises:
+            BackendError: it was not within `start_timeout_s`; the backend goes on trying until it is closed.
+        """
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            headers={"accept-encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=True,
+        )
+        self._poller = asyncio.create_task(self._poll())
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await self._became_ready.wait()
+        except TimeoutError:
+            raise BackendError(
+                f"{self.name}: {self._model_url} was not ready within {self._start_timeout_s:g} s: {self._why_not}"
+            ) from None
+
+    def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
+        """Send one task; its inputs must stay unchanged until the reply."""
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        call = _Call(ticket, inputs, on_reply)
+        if model != self._card.name:
+            self._reply_soon(call, BackendError(f"{self.name} runs {self._card.name!r}, not {model!r}"))
+        elif self._session is None or self._contract is None:
+            self._reply_soon(call, BackendLostError(f"{self.name}: not connected: {self._why_not}"))
+        else:
+            self._waiting[ticket] = call
+            self._send_waiting()
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Give the task up; see the class for what that means once it was sent."""
+        call = self._waiting.pop(ticket, None)
+        if call is not None:
+            self._reply_soon(call, BackendError(f"{self.name}: cancelled"), cancelled=True)
+            return
+        call = self._open.get(ticket)
+        if call is not None and call.task is not None and self._contract is not None and self._contract.gives_up:
+            call.given_up = True
+            call.task.cancel()
+
+    def suspect(self) -> None:
+        """Ask for readiness now."""
+        self._poll_now.set()
+
+    async def close(self) -> None:
+        """Close all connections; open tasks get a BackendLostError."""
+        session, self._session = self._session, None
+        self._why_not = "it was closed"
+        waiting, self._waiting = self._waiting, {}
+        for call in waiting.values():
+            self._reply_soon(call, BackendLostError(f"{self.name} was closed"))
+        tasks = [call.task for call in self._open.values() if call.task is not None]
+        if self._poller is not None:
+            tasks.append(self._poller)  # type: ignore[arg-type]
+            self._poller = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if session is not None:
+            await session.close()
+        self._set_ready(False)
+
+    def _reply_soon(self, call: _Call, error: BackendError, cancelled: bool = False) -> None:
+        asyncio.get_running_loop().call_soon(call.on_reply, Reply(error=error, cancelled=cancelled))
+
+    def _send_waiting(self) -> None:
+        while self._waiting and len(self._open) < self._connections:
+            ticket = next(iter(self._waiting))
+            call = self._open[ticket] = self._waiting.pop(ticket)
+            call.task = asyncio.get_running_loop().create_task(self._ask(call.inputs))
+            call.task.add_done_callback(partial(self._finish, call))
+
+    def _finish(self, call: _Call, task: "asyncio.Task[Array]") -> None:
+        # A callback rather than the task itself: a task that is cancelled before its first step never runs.
+        del self._open[call.ticket]
+        if task.cancelled():
+            if call.given_up:
+                # How long it had taken is news: the live quantiles must not forget the stragglers that were stopped.
+                seconds = time.monotonic() - call.since_s
+                reply = Reply(error=BackendError(f"{self.name}: cancelled"), cancelled=True, service_s=seconds)
+            else:
+                reply = Reply(error=BackendLostError(f"{self.name} was closed"))
+        else:
+            error = task.exception()
+            if error is None:
+                reply = Reply(outputs=task.result())
+            elif isinstance(error, BackendError):
+                reply = Reply(error=error)
+            else:
+                _log.error("%s: unexpected error", self.name, exc_info=error)
+                reply = Reply(error=BackendError(f"{self.name}: {type(error).__name__}: {error}"))
+            if isinstance(error, BackendLostError):
+                self._why_not = str(error)
+                self._set_ready(False)
+                self._poll_now.set()
+        if self._session is not None:
+            self._send_waiting()
+        call.on_reply(reply)
+
+    async def _ask(self, inputs: Array) -> Array:
+        contract = self._contract
+        assert contract is not None
+        body, header_length = contract.write(inputs)
+        headers = {"content-type": "application/json"}
+        if header_length is not None:
+            headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
+        try:
+            try:
+                reply, given = await self._request("POST", self._model_url + "/infer", body, headers)
+            except aiohttp.ServerDisconnectedError:
+                # A kept connection that the server closed as we sent; inference may be asked twice.
+                reply, given = await self._request("POST", self._model_url + "/infer", body, headers)
+        except TimeoutError:
+            raise BackendError(f"{self.name}: no reply within {self._timeout_s:g} s") from None
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            raise BackendLostError(f"{self.name}: connection lost: {error or type(error).__name__}") from error
+        except aiohttp.ClientError as error:
+            raise ProtocolError(f"{self.name}: {error}") from error
+        try:
+            if given is not None and not (given.isascii() and given.isdigit()):
+                raise ProtocolError(f"{HEADER_LENGTH} is {given!r}")
+            return contract.read(reply, None if given is None else int(given), len(inputs))
+        except ProtocolError as error:
+            raise ProtocolError(f"{self.name}: {error}") from error
+
+    async def _request(
+        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[bytes, str | None]:
+        """Body and header length of a 200 response."""
+        if self._session is None:
+            raise BackendLostError(f"{self.name} was closed")
+        async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+            parts = []
+            size = 0
+            async for part in response.content.iter_any():
+                size += len(part)
+                if size > _MOST_REPLY_BYTES:
+                    raise ProtocolError(f"{self.name}: a reply has more than {_MOST_REPLY_BYTES} bytes")
+                parts.append(part)
+            reply = b"".join(parts)
+            if response.status != 200:
+                raise BackendError(f"{self.name}: {_explain(response, reply)}")
+            return reply, response.headers.get(HEADER_LENGTH)
+
+    async def _poll(self) -> None:
+        while True:
+            self._poll_now.clear()
+            try:
+                async with asyncio.timeout(self._poll_timeout_s):
+                    await self._look()
+            except BackendError as error:
+                self._why_not = str(error)
+                self._set_ready(False)
+            except TimeoutError:
+                self._why_not = f"{self.name}: no answer within {self._poll_timeout_s:g} s"
+                self._set_ready(False)
+            except (aiohttp.ClientError, OSError) as error:
+                self._why_not = f"{self.name}: {error or type(error).__name__}"
+                self._set_ready(False)
+            else:
+                self._set_ready(True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._poll_now.wait()
+                    # Asked out of turn because something went wrong; a server that is down is not hammered.
+                    await asyncio.sleep(min(0.1, self._poll_s))
+
+    async def _look(self) -> None:
+        """Ask for readiness; read the metadata when the server was not ready before, as it may be another one now."""
+        await self._request("GET", self._model_url + "/ready")
+        if not self._ready:
+            server = await self._metadata(self._server_url)
+            self._contract = agree(self._card, server, await self._metadata(self._model_url))
+
+    async def _metadata(self, url: str) -> Mapping[str, Any]:
+        body, _ = await self._request("GET", url)
+        try:
+            found = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise ProtocolError(f"{self.name}: {url} is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ProtocolError(f"{self.name}: {url} is not a JSON object")
+        return found
+
+    def _set_ready(self, ready: bool) -> None:
+        if ready and self._session is None:
+            return
+        if ready:
+            self._became_ready.set()
+        if ready != self._ready:
+            self._ready = ready
+            self.on_change()
+
+
+def _explain(response: aiohttp.ClientResponse, body: bytes) -> str:
+    text = body[:300].decode("utf-8", "replace")
+    with suppress(orjson.JSONDecodeError):
+        message = orjson.loads(body)
+        if isinstance(message, dict):
+            text = str(message.get("error") or message.get("detail") or text)[:300]
+    after = response.headers.get("retry-after")
+    later = f" (retry after {after} s)" if response.status in (429, 503) and after else ""
+    return f"the server answered {response.status}: {text or response.reason}{later}"

@@ -1,0 +1,116 @@
+"""How a worker is started: one dataclass, and the command line that says the same."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evenkeel.backends.worker.address import parse_address
+from evenkeel.delays.text import parse_delay
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["WorkerConfig", "add_arguments", "config_from", "to_arguments"]
+
+_EXAMPLES = """\
+Examples:
+    evenkeel worker --model cifar10-base --listen tcp://127.0.0.1:7000
+    evenkeel worker --model card.json --model python:my_module:factory --listen unix:/tmp/w.sock
+"""
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker serves, where, and how late it is made to be.
+
+    Attributes:
+        models: specs as `load_model` takes them.
+        listen: `unix:/path`, `tcp://host:port`, or `fd:N`: one connection already open, whose end ends the worker.
+        threads: that one pass may use.
+        most_queued: more waiting tasks are refused; higher hides overload longer.
+        delay: an injected law of task times as `evenkeel.delays.laws.parse_delay` takes it, or "".
+        delay_cost: multiplies every draw; None: each model's own `relative_cost`, as its card says, does.
+        delay_epoch_s: when the experiment began, by `time.monotonic()`; None: when the worker did.
+        worker_number: given to the delay, so that some workers can be the slow ones.
+        drain_s: how long, once told to stop, the worker may go on with what is queued.
+        parent_pid: dies with that process, however it ends; 0: stands alone.
+    """
+
+    models: tuple[str, ...]
+    listen: str
+    threads: int = 1
+    most_queued: int = 1024
+    delay: str = ""
+    delay_cost: float | None = None
+    delay_epoch_s: float | None = None
+    worker_number: int = 0
+    drain_s: float = 10.0
+    parent_pid: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigurationError("a worker needs at least one model")
+        parse_address(self.listen)
+        parse_delay(self.delay or "none")
+        for name, least in (("threads", 1), ("most_queued", 1), ("worker_number", 0), ("parent_pid", 0)):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"worker: {name} must be at least {least}, found {getattr(self, name)}")
+        if self.delay_cost is not None and not 0 < self.delay_cost < 1e6:
+            raise ConfigurationError(f"worker: delay_cost must be above 0, found {self.delay_cost}")
+        if not 0 <= self.drain_s < 1e6:
+            raise ConfigurationError(f"worker: drain_s must not be negative, found {self.drain_s}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the options that `config_from` reads."""
+    add = parser.add_argument
+    add(
+        "--model",
+        action="append",
+        required=True,
+        dest="models",
+        metavar="SPEC",
+        help="card.json, the name of a shipped model, or python:mod:factory; may be repeated",
+    )
+    add("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
+    add("--threads", type=int, default=1, help="threads of one pass")
+    add("--most-queued", type=int, default=1024, help="refuse tasks beyond that many waiting ones")
+    add("--delay", default="", metavar="LAW", help="injected delay, e.g. two-mode:scale=0.3,seed=7")
+    add("--drain", type=float, default=10.0, dest="drain_s", help="seconds to finish the queue after SIGTERM")
+    # What a gateway or an experiment tells the workers that it starts.
+    add("--delay-cost", type=float, default=None, help=argparse.SUPPRESS)
+    add("--delay-epoch", type=float, default=None, dest="delay_epoch_s", help=argparse.SUPPRESS)
+    add("--worker-number", type=int, default=0, help=argparse.SUPPRESS)
+    add("--parent-pid", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def config_from(arguments: Sequence[str], program: str) -> WorkerConfig:
+    """The configuration that a command line says; exits with 2 and a usage line when it says none.
+
+    Raises:
+        ConfigurationError: a value is out of bounds.
+    """
+    parser = argparse.ArgumentParser(
+        program,
+        description="One worker: runs models on the tasks that it is sent, by a gateway that has its address.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    given = vars(parser.parse_args(arguments))
+    return WorkerConfig(**{**given, "models": tuple(given["models"])})
+
+
+def to_arguments(config: WorkerConfig) -> list[str]:
+    """The command line that says `config`; the inverse of `config_from`."""
+    values = {
+        "--listen": config.listen,
+        "--threads": config.threads,
+        "--most-queued": config.most_queued,
+        "--delay": config.delay,
+        "--worker-number": config.worker_number,
+        "--drain": config.drain_s,
+        "--parent-pid": config.parent_pid,
+    }
+    for name, value in (("--delay-cost", config.delay_cost), ("--delay-epoch", config.delay_epoch_s)):
+        if value is not None:
+            values[name] = value
+    return [*(f"--model={spec}" for spec in config.models), *(f"{name}={value}" for name, value in values.items())]

@@ -1,0 +1,65 @@
+"""How a client reaches its worker: the seam between keeping a connection and what stands behind it."""
+
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from evenkeel.backends.worker.address import Address
+from evenkeel.backends.worker.connection import Connection
+from evenkeel.errors import BackendLostError, ConfigurationError, EvenkeelError
+
+__all__ = ["Link", "SocketLink"]
+
+
+class Link(ABC):
+    """Opens connections to one worker, one at a time.
+
+    Attributes:
+        where: the worker's address or process, for messages.
+    """
+
+    where: str
+
+    @abstractmethod
+    async def open(self, make: Callable[[], Connection]) -> None:
+        """Connect a new `make()`.
+
+        Raises:
+            BackendLostError: not now; trying again may help.
+            EvenkeelError: trying again will not help.
+        """
+
+    async def ended(self, error: EvenkeelError, greeted: bool) -> EvenkeelError:
+        """Clean up after a connection that ended by `error`; returns the error with what is known of the reason.
+
+        Args:
+            error: what the client saw.
+            greeted: the worker had said hello.
+        """
+        return error
+
+    async def close(self) -> None:  # noqa: B027 - most links hold nothing
+        """Let go of what stands behind the link."""
+
+
+class SocketLink(Link):
+    """A worker that somebody else started, at a Unix or TCP address."""
+
+    def __init__(self, address: Address) -> None:
+        if address.kind == "fd":
+            raise ConfigurationError(f"a worker cannot be reached at {address}; expected unix:/path or tcp://host:port")
+        self._address = address
+        self.where = str(address)
+
+    async def open(self, make: Callable[[], Connection]) -> None:
+        """Connect."""
+        loop = asyncio.get_running_loop()
+        try:
+            if self._address.kind == "unix":
+                await loop.create_unix_connection(make, self._address.path)
+            else:
+                await loop.create_connection(make, self._address.host, self._address.port)
+        except OSError as error:
+            reason = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
+            raise BackendLostError(f"no worker answers at {self._address}: {reason}") from error

@@ -1,0 +1,86 @@
+"""The worker process: serves models over framed connections until it is told to stop.
+
+Run as `python -m evenkeel.backends.worker.main --listen unix:/tmp/w.sock --model cifar10-base`; `evenkeel worker` calls
+the same `run_worker`. There is no authentication: a Unix socket is open to its own user only, a TCP address to whoever
+can reach it, so bind one beyond the loopback only in a network you trust.
+"""
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Sequence
+
+import uvloop
+
+from evenkeel.backends.worker.config import WorkerConfig, config_from
+from evenkeel.backends.worker.model import Model, load_model
+from evenkeel.backends.worker.server import serve
+from evenkeel.delays.laws import Delay
+from evenkeel.delays.text import parse_delay
+from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.processes import end_with_parent
+
+__all__ = ["main", "run_worker"]
+
+
+def run_worker(config: WorkerConfig) -> int:
+    """Load the models and serve them until SIGTERM or SIGINT; returns the exit code.
+
+    Codes: 0 told to stop, 2 the configuration or a model is wrong (one line on stderr says what).
+    """
+    try:
+        if config.parent_pid:
+            end_with_parent(config.parent_pid)
+        models = [load_model(spec, config.threads) for spec in config.models]
+        names = [model.name for model in models]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"two models of one worker have the same name: {', '.join(names)}")
+        delay = parse_delay(config.delay) if config.delay else None
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve_until_signal(models, delay, config))
+    except EvenkeelError as error:
+        print(f"evenkeel worker: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
+
+
+async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, config: WorkerConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    # What is alive now lives as long as the process: keep the collector from walking it, at the worst moment, for ever.
+    gc.collect()
+    gc.freeze()
+    await serve(
+        models,
+        config.listen,
+        delay=delay,
+        delay_cost=config.delay_cost,
+        delay_epoch_s=config.delay_epoch_s,
+        worker_number=config.worker_number,
+        most_queued=config.most_queued,
+        drain_s=config.drain_s,
+        stop=stop,
+        on_listening=_announce,
+    )
+
+
+def _announce(address: str) -> None:
+    if not address.startswith("fd:"):
+        print(f"evenkeel worker: listening on {address}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The worker's own command line."""
+    try:
+        config = config_from(sys.argv[1:] if arguments is None else arguments, "evenkeel worker")
+    except ConfigurationError as error:
+        print(f"evenkeel worker: {error}", file=sys.stderr)
+        return 2
+    return run_worker(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

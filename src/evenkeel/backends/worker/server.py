@@ -1,0 +1,260 @@
+"""The worker's server: connections from clients, in front of one task runner."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from evenkeel import __version__
+from evenkeel.backends.worker.address import Address, parse_address
+from evenkeel.backends.worker.connection import Connection
+from evenkeel.backends.worker.frames import VERSION, Frame, Kind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.model import Model
+from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotReader
+from evenkeel.backends.worker.task_runner import TaskRunner
+from evenkeel.clock import LoopClock
+from evenkeel.coding.code import Array
+from evenkeel.delays.laws import Delay
+from evenkeel.errors import ConfigurationError, ProtocolError
+
+__all__ = ["serve"]
+
+_FLUSH_S = 2.0  # for the last replies to leave after the last task
+
+
+class _Client:
+    """One connection, from the worker's side; the owner of the tasks that came over it."""
+
+    def __init__(self, runner: TaskRunner, hello: bytes, shares: bool, clients: "set[_Client]") -> None:
+        self._runner, self._hello, self._shares, self._clients = runner, hello, shares, clients
+        self._slots: SlotReader | None = None
+        self._open_tickets: set[int] = set()
+        self.connection = Connection(
+            self._on_frame, self._on_end, self._on_open, lambda error: _error(0, str(error)), hold_back=True
+        )
+        self.ended = asyncio.get_running_loop().create_future()
+
+    # What the runner says.
+
+    def done(self, ticket: int, outputs: Array, service_s: float) -> None:
+        pieces = encode_tensor(Kind.REPLY, ticket, outputs, service_s=service_s)
+        self._open_tickets.discard(ticket)
+        self.connection.send(pieces)
+
+    def failed(self, ticket: int, message: str) -> None:
+        self._open_tickets.discard(ticket)
+        self.connection.send([_error(ticket, message)])
+
+    def cancelled(self, ticket: int) -> None:
+        self._open_tickets.discard(ticket)
+        self.connection.send([encode(Kind.CANCELLED, ticket)])
+
+    # What the connection says.
+
+    def _on_open(self) -> None:
+        self._clients.add(self)
+        self.connection.send([self._hello])
+
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.kind is Kind.TASK:
+            if frame.ticket == 0 or frame.ticket in self._open_tickets:
+                raise ProtocolError(f"ticket {frame.ticket} is not free")
+            inputs = frame.tensor() if frame.payload is not None else self._read_slot(frame)
+            self._open_tickets.add(frame.ticket)
+            self._runner.submit(self, frame.ticket, frame.key, frame.model, inputs)
+        elif frame.kind is Kind.CANCEL:
+            self._runner.cancel(self, frame.ticket)
+        elif frame.kind is Kind.PING:
+            self.connection.send([encode(Kind.PONG)])
+        elif frame.kind is Kind.SHARE:
+            self._open_memory(frame)
+        else:
+            raise ProtocolError(f"a worker is never sent a {frame.kind.name} frame")
+
+    def _read_slot(self, frame: Frame) -> Array:
+        if self._slots is None:
+            raise ProtocolError("a task in shared memory before any was shared")
+        return self._slots.tensor(frame)
+
+    def _open_memory(self, frame: Frame) -> None:
+        reason = ""
+        try:
+            if not self._shares or self._slots is not None:
+                raise SharedMemoryError("only once on a Unix socket")
+            self._slots = SlotReader(frame.object())
+        except SharedMemoryError as error:
+            reason = str(error)
+        self.connection.send([encode_object(Kind.SHARED, {"accepted": not reason, "reason": reason})])
+
+    def _on_end(self, error: Exception | None) -> None:
+        self._clients.discard(self)
+        self._runner.forget(self)
+        self._slots = None
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def serve(
+    models: Sequence[Model],
+    listen: str,
+    *,
+    delay: Delay | None = None,
+    delay_cost: float | None = None,
+    delay_epoch_s: float | None = None,
+    worker_number: int = 0,
+    most_queued: int = 1024,
+    drain_s: float = 10.0,
+    stop: asyncio.Event | None = None,
+    on_listening: Callable[[str], object] = lambda address: None,
+) -> None:
+    """Serve until `stop` is set (then finish what is queued, for `drain_s` at most) or, on `fd:N`, until it closes.
+
+    Args:
+        models: what tasks may ask for, by their place in this list.
+        listen: `unix:/path`, `tcp://host:port` or `fd:N`.
+        delay: an injected law of task times.
+        delay_cost: multiplies its draws; None: each model's own `relative_cost` does.
+        delay_epoch_s: when the experiment began, by `time.monotonic()`; None: now.
+        worker_number: given to the delay.
+        most_queued: more waiting tasks are refused.
+        drain_s: the most that finishing may take.
+        stop: set it to end.
+        on_listening: called with the address once tasks can be sent; a tcp port of 0 is replaced by the real one.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    loop = asyncio.get_running_loop()
+    stop = stop or asyncio.Event()
+    runner = TaskRunner(
+        models,
+        LoopClock(loop),
+        most_queued=most_queued,
+        delay=delay,
+        delay_cost=delay_cost,
+        worker=worker_number,
+        delay_epoch_s=delay_epoch_s,
+    )
+    address = parse_address(listen)
+    hello = encode_object(Kind.HELLO, _hello(models, worker_number, shares=address.kind != "tcp"))
+    clients: set[_Client] = set()
+
+    def accept() -> Connection:
+        return _Client(runner, hello, address.kind != "tcp", clients).connection
+
+    stopped = asyncio.ensure_future(stop.wait())
+    server: asyncio.AbstractServer | None = None
+    plain: socket.socket | None = None
+    try:
+        if address.kind == "fd":
+            only = _Client(runner, hello, True, clients)
+            try:
+                await loop.connect_accepted_socket(lambda: only.connection, socket.socket(fileno=address.number))
+            except OSError as error:
+                raise ConfigurationError(f"{address} is not an open socket: {error.strerror or error}") from error
+            on_listening(listen)
+            await asyncio.wait([stopped, only.ended], return_when=asyncio.FIRST_COMPLETED)
+        else:
+            plain = _bind(address)
+            server = await (
+                loop.create_unix_server(accept, sock=plain)
+                if address.kind == "unix"
+                else loop.create_server(accept, sock=plain)
+            )
+            if address.kind == "tcp":
+                address = Address("tcp", host=address.host, port=plain.getsockname()[1])
+            on_listening(str(address))
+            await stopped
+        if server is not None:
+            server.close()
+        await _drain(runner, clients, drain_s)
+    finally:
+        stopped.cancel()
+        if server is not None:
+            server.close()
+        if plain is not None and address.kind == "unix":  # it is ours to remove
+            with contextlib.suppress(OSError):
+                os.unlink(address.path)
+
+
+async def _drain(runner: TaskRunner, clients: set[_Client], drain_s: float) -> None:
+    """Finish what is queued, then close every connection after its last byte."""
+    for client in clients:
+        client.connection.send([encode(Kind.GOODBYE)])
+    empty = asyncio.Event()
+    runner.stop(empty.set)
+    if clients:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await empty.wait()
+    ends = [client.ended for client in clients]
+    for client in list(clients):
+        client.connection.close()
+    if ends:
+        await asyncio.wait(ends, timeout=_FLUSH_S)
+    for client in list(clients):
+        client.connection.abort()
+
+
+def _bind(address: Address) -> socket.socket:
+    plain = None
+    try:
+        if address.kind == "tcp":
+            family, kind, number, _, target = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            plain = socket.socket(family, kind, number)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            plain.bind(target)
+        else:
+            _remove_stale(address.path)
+            plain = socket.socket(socket.AF_UNIX)
+            mask = os.umask(0o177)  # for the owner only, from its first moment
+            try:
+                plain.bind(address.path)
+            finally:
+                os.umask(mask)
+    except OSError as error:
+        if plain is not None:
+            plain.close()
+        raise ConfigurationError(f"cannot listen on {address}: {error.strerror or error}") from error
+    return plain
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket that a worker which was killed left behind, but none that is in use."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(path)
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        os.unlink(path)
+
+
+def _hello(models: Sequence[Model], worker_number: int, shares: bool) -> dict[str, Any]:
+    return {
+        "protocol": VERSION,
+        "evenkeel": __version__,
+        "worker": worker_number,
+        "pid": os.getpid(),
+        "shared_memory": shares,
+        "models": [
+            {
+                "name": model.name,
+                "input_shape": model.input_shape,
+                "output_shape": model.output_shape,
+                "dtype": model.dtype,
+            }
+            for model in models
+        ],
+    }
+
+
+def _error(ticket: int, message: str) -> bytes:
+    return encode(Kind.ERROR, ticket, message.encode("utf-8", "replace")[:4096])

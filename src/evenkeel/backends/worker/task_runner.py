@@ -1,0 +1,168 @@
+"""The worker's heart: tasks one at a time, first in first out, with injected delays. No sockets."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evenkeel.backends.worker.model import Model
+from evenkeel.clock import Clock
+from evenkeel.coding.code import Array
+from evenkeel.delays.laws import Delay
+from evenkeel.errors import BackendError
+
+__all__ = ["Owner", "TaskRunner"]
+
+
+class Owner(Protocol):
+    """Who sent a task and gets its reply; exactly one of the three calls for each task."""
+
+    def done(self, ticket: int, outputs: Array, service_s: float) -> None:
+        """The task ran."""
+
+    def failed(self, ticket: int, message: str) -> None:
+        """The task could not be done."""
+
+    def cancelled(self, ticket: int) -> None:
+        """The task was given up before it began."""
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    owner: Owner
+    ticket: int
+    key: int
+    model: Model
+    inputs: Array
+
+
+class TaskRunner:
+    """Runs tasks inline on the clock's thread, and goes back to the clock between two of them.
+
+    Inline, because a hand-over to a thread costs more than a small model's pass; back to the loop, so that cancels of
+    waiting tasks and pings are read in between. With an injected delay the runner is busy, but not blocking, until
+    the longer of the model's own time and the drawn time has passed since it began.
+
+    Args:
+        most_queued: a task beyond that many waiting ones fails at once.
+        worker: this worker's number, given to the delay.
+        delay_epoch_s: when the experiment began on the clock; draws are told the time since then.
+        delay_cost: multiplies every draw; None: each model's own `relative_cost` does.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Model],
+        clock: Clock,
+        *,
+        most_queued: int = 1024,
+        delay: Delay | None = None,
+        delay_cost: float | None = None,
+        worker: int = 0,
+        delay_epoch_s: float | None = None,
+    ) -> None:
+        self._models, self._clock, self._most_queued = list(models), clock, most_queued
+        self._delay, self._delay_cost, self._worker = delay, delay_cost, worker
+        self._delay_epoch_s = clock.time() if delay_epoch_s is None else delay_epoch_s
+        # An OrderedDict, not a dict: taking the first of a dict again and again costs more each time.
+        self._waiting: OrderedDict[tuple[int, int], _Task] = OrderedDict()
+        self._busy = False
+        self._stopping = False
+        self._on_empty: Callable[[], object] = lambda: None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing runs and nothing waits."""
+        return not self._busy and not self._waiting
+
+    def submit(self, owner: Owner, ticket: int, key: int, model: int, inputs: Array) -> None:
+        """Queue one task; never replies with its result from inside this call."""
+        if self._stopping:
+            owner.failed(ticket, "the worker is shutting down; send the task elsewhere")
+        elif model >= len(self._models):
+            owner.failed(ticket, f"no model number {model}; the worker holds {len(self._models)}")
+        elif complaint := _complaint(self._models[model], inputs):
+            owner.failed(ticket, complaint)
+        elif len(self._waiting) >= self._most_queued:
+            owner.failed(ticket, f"queue full: {self._most_queued} tasks wait; send the task elsewhere")
+        else:
+            self._waiting[id(owner), ticket] = _Task(owner, ticket, key, self._models[model], inputs)
+            if not self._busy:
+                self._busy = True
+                self._clock.call_soon(self._run_next)
+
+    def cancel(self, owner: Owner, ticket: int) -> None:
+        """Give a waiting task up; one that began goes on."""
+        if self._waiting.pop((id(owner), ticket), None) is not None:
+            owner.cancelled(ticket)
+
+    def forget(self, owner: Owner) -> None:
+        """Drop what waits for an owner that went away."""
+        for place in [place for place, task in self._waiting.items() if task.owner is owner]:
+            del self._waiting[place]
+
+    def stop(self, on_empty: Callable[[], object]) -> None:
+        """Take nothing new; call `on_empty` once the last task is done."""
+        self._stopping = True
+        self._on_empty = on_empty
+        if self.empty:
+            on_empty()
+
+    def _run_next(self) -> None:
+        if not self._waiting:  # cancelled or forgotten meanwhile
+            self._rest()
+            return
+        _, task = self._waiting.popitem(last=False)
+        began_s = self._clock.time()
+        outputs: Array | None = None
+        error = ""
+        try:
+            outputs = task.model.run(task.inputs)
+            error = _complaint_of_outputs(task.model, task.inputs, outputs)
+        except Exception as exception:
+            error = f"model {task.model.name!r} raised {type(exception).__name__}: {exception}"
+        if self._delay is not None:
+            drawn_s = self._delay.draw(task.key, self._worker, began_s - self._delay_epoch_s)
+            cost = task.model.relative_cost if self._delay_cost is None else self._delay_cost
+            due_s = began_s + drawn_s * cost
+            if due_s > self._clock.time():
+                self._clock.call_at(due_s, self._reply, task, began_s, outputs, error)
+                return
+        self._reply(task, began_s, outputs, error)
+
+    def _reply(self, task: _Task, began_s: float, outputs: Array | None, error: str) -> None:
+        if error or outputs is None:
+            task.owner.failed(task.ticket, error)
+        else:
+            try:
+                task.owner.done(task.ticket, outputs, max(0.0, self._clock.time() - began_s))
+            except BackendError as refusal:
+                task.owner.failed(task.ticket, f"model {task.model.name!r}: {refusal}")
+        if self._waiting:
+            self._clock.call_soon(self._run_next)
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._busy = False
+        if self._stopping:
+            self._on_empty()
+
+
+def _complaint(model: Model, inputs: Array) -> str:
+    if model.input_shape is not None and inputs.shape[1:] != model.input_shape:
+        return f"model {model.name!r} takes rows of shape {model.input_shape}, got {inputs.shape[1:]}"
+    if model.dtype is not None and inputs.dtype.name != model.dtype:
+        return f"model {model.name!r} takes {model.dtype}, got {inputs.dtype.name}"
+    return ""
+
+
+def _complaint_of_outputs(model: Model, inputs: Array, outputs: object) -> str:
+    shape = getattr(outputs, "shape", None)
+    if not isinstance(shape, tuple) or getattr(outputs, "dtype", None) is None:
+        return f"model {model.name!r} gave a {type(outputs).__name__} instead of an array"
+    if not shape or shape[0] != inputs.shape[0]:
+        return f"model {model.name!r} gave shape {shape} for {inputs.shape[0]} rows"
+    if model.output_shape is not None and shape[1:] != model.output_shape:
+        return f"model {model.name!r} gave rows of shape {shape[1:]} instead of {model.output_shape}"
+    return ""

@@ -1,0 +1,27 @@
+"""The models and the images that come with the package: where their files are. Loads neither torch nor ONNX Runtime."""
+
+from pathlib import Path
+
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["IMAGES", "NAMES", "card_path", "model_path"]
+
+_HERE = Path(__file__).parent
+NAMES = ("cifar10-base", "cifar10-collage-2x2", "cifar10-collage-3x3", "cifar10-collage-4x4")
+IMAGES = _HERE / "cifar10_test_400.npz"  # `images` uint8 [400, 32, 32, 3] and `labels` int64 [400]
+
+
+def model_path(name: str) -> Path:
+    """The ONNX file of the shipped model `name`; its card is `card_path(name)`."""
+    return _known(name).with_suffix(".onnx")
+
+
+def card_path(name: str) -> Path:
+    """The card of the shipped model `name`."""
+    return _known(name).with_suffix(".json")
+
+
+def _known(name: str) -> Path:
+    if name not in NAMES:
+        raise ConfigurationError(f"no shipped model {name!r}; there are {', '.join(NAMES)}")
+    return _HERE / name

@@ -1,0 +1,142 @@
+"""The outputs of a response: what the gateway's outcomes look like as tensors."""
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import numpy as np
+
+from evenkeel.coding.code import Answer, Source
+from evenkeel.errors import RequestError
+from evenkeel.oip import InferRequest, InferResponse, Tensor, write_response
+from evenkeel.serving.gateway.gateway import Outcome
+
+__all__ = ["OUTPUTS", "AnswerWriter"]
+
+# name -> datatype; `scores` has one column for each class, the others are one value for each item.
+OUTPUTS = {"scores": "FP32", "label": "BYTES", "source": "BYTES", "confidence": "FP32", "latency_ms": "FP32"}
+
+_MOST_HEADS = 1024
+
+
+class AnswerWriter:
+    """Turns the outcomes of a request's items into the response that it asked for.
+
+    Outputs, row i for item i: `scores` FP32 [n, classes]; `label` BYTES [n], the class of the highest score; `source`
+    BYTES [n], how the answer is known; `confidence` FP32 [n]; `latency_ms` FP32 [n], from the gateway's acceptance of
+    the item to its answer.
+
+    Args:
+        name: of the model, as the response says it.
+        version: of the model.
+        classes: label names, in the order of the scores.
+    """
+
+    def __init__(self, name: str, version: str, classes: Sequence[str]) -> None:
+        self._name = name
+        self._version = version
+        self._labels = [label.encode() for label in classes]
+        self._writers: dict[str, Callable[[Sequence[Outcome]], Tensor]] = {
+            "scores": self._scores,
+            "label": self._label,
+            "source": self._source,
+            "confidence": self._confidence,
+            "latency_ms": self._latency,
+        }
+        self._packed_labels = [_pack_bytes(label) for label in self._labels]
+        self._packers: dict[str, Callable[[Answer, Outcome], bytes]] = {
+            "scores": lambda answer, outcome: answer.scores.astype("<f4", copy=False).tobytes(),
+            "label": lambda answer, outcome: self._packed_labels[answer.scores.argmax()],
+            "source": lambda answer, outcome: _packed_sources[answer.source],
+            "confidence": lambda answer, outcome: _pack_float(answer.confidence),
+            "latency_ms": lambda answer, outcome: _pack_float(outcome.latency_s * 1e3),
+        }
+        self._heads: dict[tuple[tuple[str, ...], tuple[int, ...]], bytes] = {}
+        self._all = tuple(OUTPUTS)
+        self._all_binary = (True,) * len(OUTPUTS)
+        self._all_json = (False,) * len(OUTPUTS)
+
+    def wanted(self, request: InferRequest) -> tuple[Sequence[str], Sequence[bool]]:
+        """Names of the outputs wanted, and for each whether as binary.
+
+        Raises:
+            RequestError: there is no such output.
+        """
+        if request.outputs is None:
+            return self._all, self._all_binary if request.binary_output else self._all_json
+        names = []
+        binary = []
+        for output in request.outputs:
+            if output.name not in self._writers:
+                raise RequestError(f"unknown output {output.name!r}; this model gives {', '.join(self._all)}")
+            names.append(output.name)
+            binary.append(request.binary_output if output.binary is None else output.binary)
+        return names, binary
+
+    def write(
+        self, outcomes: Sequence[Outcome], names: Sequence[str], binary: Sequence[bool], request_id: str | None
+    ) -> tuple[bytes, int | None]:
+        """Body and Inference-Header-Content-Length of the response; every outcome must hold an answer.
+
+        Args:
+            outcomes: of the items, in the order of the request.
+            names: of the outputs wanted.
+            binary: for each of them, whether as binary.
+            request_id: echoed.
+        """
+        if len(outcomes) == 1 and request_id is None and all(binary):
+            return self._write_one(outcomes, tuple(names))
+        return self.write_any(outcomes, names, binary, request_id)
+
+    def write_any(
+        self, outcomes: Sequence[Outcome], names: Sequence[str], binary: Sequence[bool], request_id: str | None
+    ) -> tuple[bytes, int | None]:
+        """What `write` gives, by the plain way that serves every request."""
+        outputs = [self._writers[name](outcomes) for name in names]
+        return write_response(InferResponse(self._name, outputs, self._version, request_id), binary)
+
+    def _write_one(self, outcomes: Sequence[Outcome], names: tuple[str, ...]) -> tuple[bytes, int | None]:
+        """One item, all binary: the JSON depends on nothing but the outputs' names and sizes, so it is kept."""
+        outcome = outcomes[0]
+        answer = outcome.answer
+        assert answer is not None
+        parts = [self._packers[name](answer, outcome) for name in names]
+        key = (names, tuple(map(len, parts)))
+        head = self._heads.get(key)
+        if head is None:
+            body, head_bytes = self.write_any(outcomes, names, [True] * len(names), None)
+            if len(self._heads) < _MOST_HEADS:
+                self._heads[key] = body[:head_bytes]
+            return body, head_bytes
+        return b"".join([head, *parts]), len(head)
+
+    def _scores(self, outcomes: Sequence[Outcome]) -> Tensor:
+        data = np.array([outcome.answer.scores for outcome in outcomes if outcome.answer], dtype=np.float32)
+        return Tensor("scores", "FP32", data.shape, data)
+
+    def _label(self, outcomes: Sequence[Outcome]) -> Tensor:
+        labels = self._labels
+        data = [labels[outcome.answer.scores.argmax()] for outcome in outcomes if outcome.answer]
+        return Tensor("label", "BYTES", (len(data),), data)
+
+    def _source(self, outcomes: Sequence[Outcome]) -> Tensor:
+        data = [outcome.answer.source.encode() for outcome in outcomes if outcome.answer]
+        return Tensor("source", "BYTES", (len(data),), data)
+
+    def _confidence(self, outcomes: Sequence[Outcome]) -> Tensor:
+        return _column("confidence", [outcome.answer.confidence for outcome in outcomes if outcome.answer])
+
+    def _latency(self, outcomes: Sequence[Outcome]) -> Tensor:
+        return _column("latency_ms", [outcome.latency_s * 1e3 for outcome in outcomes])
+
+
+def _pack_bytes(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "little") + value
+
+
+_pack_float = struct.Struct("<f").pack
+_packed_sources = {source: _pack_bytes(source.encode()) for source in get_args(Source)}
+
+
+def _column(name: str, values: list[float]) -> Tensor:
+    return Tensor(name, "FP32", (len(values),), np.array(values, dtype=np.float32))

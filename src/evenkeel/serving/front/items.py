@@ -1,0 +1,139 @@
+"""What a request asks of the model: its items, its options, and the outputs it wants.
+
+An item is one row of pixel values 0..255 in the model card's layout and datatype. Tensors may come in either layout,
+and as UINT8 for a model that takes FP32; image files come as BYTES.
+"""
+
+import base64
+import binascii
+
+import numpy as np
+
+from evenkeel.cards import ModelCard
+from evenkeel.coding.code import Array
+from evenkeel.errors import RequestError
+from evenkeel.oip import InferRequest, Tensor
+from evenkeel.oip.types import Parameters
+from evenkeel.serving.front.images import is_image_file
+from evenkeel.serving.gateway.gateway import Options
+
+__all__ = ["ItemReader", "read_key", "read_options"]
+
+_NO_OPTIONS = Options()
+_KEY = "evenkeel_key"
+
+
+class ItemReader:
+    """Reads the items out of requests for one model."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+        self._dtype = np.dtype("u1" if card.datatype == "UINT8" else "<f4")
+        self._nhwc = (card.height, card.width, 3)
+        self._nchw = (3, card.height, card.width)
+        self._own = card.input_shape
+        self._other = self._nchw if card.layout == "NHWC" else self._nhwc
+        self._to_own = (0, 3, 1, 2) if card.layout == "NCHW" else (0, 2, 3, 1)
+
+    def read(self, request: InferRequest) -> Array | list[bytes]:
+        """Items `[n, ...]`, n >= 1, a view of the body where nothing had to be converted; or n image files.
+
+        Raises:
+            RequestError: wrong name, number, datatype or shape of inputs, values that are not finite.
+        """
+        if request.raw is not None:
+            return self._read_raw(request.raw)
+        tensor = request.inputs[0]
+        if len(request.inputs) != 1 or tensor.name != self._card.input_name:
+            names = ", ".join(repr(tensor.name) for tensor in request.inputs)
+            raise RequestError(f"expected exactly one input, {self._card.input_name!r}; found {names}")
+        if tensor.datatype != "BYTES":
+            return self._read_pixels(tensor)
+        return self._files(tensor)
+
+    def _read_pixels(self, tensor: Tensor) -> Array:
+        card, row, data = self._card, tensor.shape[1:], tensor.data
+        assert isinstance(data, np.ndarray)
+        if tensor.datatype != card.datatype and (card.datatype != "FP32" or tensor.datatype != "UINT8"):
+            expected = "UINT8" if card.datatype == "UINT8" else "FP32 or UINT8"
+            raise RequestError(
+                f"input {tensor.name!r}: datatype is {tensor.datatype}; expected {expected} pixel values, or BYTES "
+                f"holding JPEG or PNG files"
+            )
+        # A 3 x 3 image has the same shape in both layouts; it is read in the model's own.
+        if row != self._own and row != self._other:
+            raise RequestError(
+                f"input {tensor.name!r}: shape is {list(tensor.shape)}; expected [n, {card.height}, {card.width}, 3] "
+                f"or [n, 3, {card.height}, {card.width}]"
+            )
+        if not tensor.shape[0]:
+            raise RequestError(f"input {tensor.name!r}: shape {list(tensor.shape)} holds no items; expected n >= 1")
+        if tensor.datatype == "FP32" and not np.isfinite(data).all():
+            raise RequestError(f"input {tensor.name!r}: holds values that are not finite (NaN or infinity)")
+        if row != self._own:
+            data = data.transpose(self._to_own)
+        elif data.dtype == self._dtype and data.flags.aligned:
+            return data
+        return np.require(data, self._dtype, ("C", "A"))
+
+    def _read_raw(self, body: bytes) -> Array | list[bytes]:
+        row = np.prod(self._own, dtype=int) * self._dtype.itemsize
+        if is_image_file(body) or len(body) != row:
+            if not is_image_file(body):
+                raise RequestError(
+                    f"the raw body has {len(body)} bytes; expected a JPEG or PNG file, or {row} bytes: "
+                    f"{self._card.datatype} of shape {list(self._own)}"
+                )
+            return [body]
+        data = np.frombuffer(body, self._dtype).reshape(1, *self._own)
+        return self._read_pixels(Tensor(self._card.input_name, self._card.datatype, data.shape, data))
+
+    def _files(self, tensor: Tensor) -> list[bytes]:
+        files = tensor.data
+        assert isinstance(files, list)
+        if not files or tensor.shape not in ((len(files),), (len(files), 1)):
+            raise RequestError(
+                f"input {tensor.name!r}: shape is {list(tensor.shape)}; image files are a BYTES tensor of shape [n], "
+                f"n >= 1"
+            )
+        # JSON strings cannot hold a file as it is; "content_type": "base64" is how MLServer's clients say it.
+        if tensor.parameters.get("content_type") != "base64":
+            return files
+        try:
+            return [base64.b64decode(text, validate=True) for text in files]
+        except binascii.Error as error:
+            raise RequestError(f"input {tensor.name!r}: is not base64 as its content_type says: {error}") from None
+
+
+def read_options(parameters: Parameters) -> Options:
+    """What the request's parameters ask for; parameters that are not ours are ignored, as the protocol wants.
+
+    Raises:
+        RequestError: `exact`, `timeout` or `min_confidence` has the wrong type or range.
+    """
+    if not parameters:
+        return _NO_OPTIONS
+    exact = parameters.get("exact", False)
+    if type(exact) is not bool:
+        raise RequestError(f"parameter 'exact' must be a bool, found {exact!r}")
+    timeout_us = parameters.get("timeout")
+    if timeout_us is not None and (type(timeout_us) is not int or timeout_us <= 0):
+        raise RequestError(f"parameter 'timeout' must be an integer above zero (microseconds), found {timeout_us!r}")
+    least = parameters.get("min_confidence")
+    if least is not None and (type(least) not in (int, float) or not 0 <= float(least) <= 1):
+        raise RequestError(f"parameter 'min_confidence' must be a number from 0 to 1, found {least!r}")
+    if not exact and timeout_us is None and least is None:
+        return _NO_OPTIONS
+    return Options(
+        exact=exact,
+        timeout_s=None if timeout_us is None else timeout_us * 1e-6,
+        min_confidence=None if least is None else float(least),
+    )
+
+
+def read_key(parameters: Parameters) -> int | None:
+    """The number that names the request's work for injected delays; row i of the request gets it plus i."""
+    key = parameters.get(_KEY) if parameters else None
+    if key is not None and (type(key) is not int or key < 0):
+        raise RequestError(f"parameter {_KEY!r} must be an integer >= 0, found {key!r}")
+    return key

@@ -1,0 +1,1 @@
+"""The gateway: items, replicas, spares, policy and budget. Knows no HTTP."""

@@ -1,0 +1,188 @@
+"""Backups: the work-conserving workers whose spares cover groups of items.
+
+An idle backup takes at once whatever waits, in the smallest code that holds it, and items gather only while all backups
+are busy. Waiting for a full group would cost the first item s / load (s: service time), more than the straggler it
+hides; without waiting, one backup at .6 of a replica's cost follows nine replicas up to a load of .9.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from evenkeel.backends.backend import Backend, Reply
+from evenkeel.clock import Clock
+from evenkeel.coding.answers.elastic import Elastic
+from evenkeel.coding.code import Array, Code
+from evenkeel.errors import CodeError
+from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
+from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.stats import Stats, count
+
+__all__ = ["Backups", "Offload", "inline"]
+
+Offload = Callable[[Callable[[], Any], Callable[[Any], object]], object]
+
+
+def inline(work: Callable[[], Any], then: Callable[[Any], object]) -> None:
+    """The simplest `Offload`: does the work here and now. A server passes one that uses threads."""
+    then(work())
+
+
+class _Backup:
+    """A backup, and how many of its tasks are out."""
+
+    __slots__ = ("backend", "busy_since_s", "open_tasks", "suspected")
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.open_tasks = 0
+        self.busy_since_s = 0.0
+        self.suspected = False
+
+    @property
+    def idle(self) -> bool:
+        return not self.open_tasks and self.backend.ready
+
+    def reserve(self, now_s: float) -> None:
+        """It is given a group: busy from now on, also while the group is still made ready."""
+        self.open_tasks = 1
+        self.busy_since_s = now_s
+        self.suspected = False
+
+
+def _prepared(work: Sequence[tuple[Item, Code]]) -> None:
+    """Make items ready for codes. Runs in a thread: each item's entry is written whole, and by nobody else then."""
+    for item, code in work:
+        try:
+            item.prepared[code.form] = code.prepare(item.array)
+        except CodeError:
+            continue  # found missing, and counted, when its group is sent
+
+
+class Backups:
+    """Several backups that share the groups.
+
+    Args:
+        clock: where to wait.
+        backends: the backups.
+        codes: what they can run.
+        group_wait_s: how long an item waits for others although a backup is idle; above 0 only to save backup work.
+        stats: counters.
+        costs: model -> cost of one pass relative to a replica's.
+        offload: runs slow preparation (shrinking large images) elsewhere.
+        on_answer: told every answer that a spare gives.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        backends: Sequence[Backend],
+        codes: Sequence[Code],
+        group_wait_s: float,
+        stats: Stats,
+        costs: dict[str, float],
+        offload: Offload,
+        on_answer: OnAnswer,
+    ) -> None:
+        self._clock = clock
+        self._backups = [_Backup(backend) for backend in backends]
+        self._elastic = Elastic(codes)
+        self._stats = stats
+        self._costs = costs
+        self._offload = offload
+        self._on_answer = on_answer
+        self._waiting = Waiting(clock, group_wait_s, self._elastic.most_items, self._feed)
+        self._next_pass = PASS_KEYS
+        # Finished items tell Waiting directly: it is asked once an item.
+        self.forget = self._waiting.forget
+
+    def add(self, item: Item) -> None:
+        """The item would like to be covered by a spare, until `forget`."""
+        self._waiting.add(item)
+        if any(backup.idle for backup in self._backups):
+            # Taken at once, and if alone by the smallest code, which may need no preparation.
+            self._waiting.wake()
+        else:
+            self._prepare([item], self._elastic.codes, lambda: None)
+
+    def wake(self) -> None:
+        """A backup may have become idle or ready."""
+        for backup in self._backups:
+            if backup.idle:
+                self._waiting.wake()
+                return
+
+    def replica_replied(self, item: Item, outputs: Array) -> None:
+        """A replica's reply came for an item; its group may be able to use it."""
+        if item.group is not None:
+            group, place = item.group
+            item.group = None
+            group.replied(place, outputs, self._stats, self._on_answer)
+
+    def suspect_stalled(self, now_s: float, limit_s: float) -> None:
+        """Have every backup looked after that has worked on one group for longer than `limit_s`."""
+        for backup in self._backups:
+            if backup.open_tasks and not backup.suspected and now_s - backup.busy_since_s > limit_s:
+                backup.suspected = True
+                backup.backend.suspect()
+
+    def _prepare(self, items: Sequence[Item], codes: Sequence[Code], then: Callable[[], object]) -> None:
+        """Have the items made ready for the codes, away from here if that is work, and go on with `then`."""
+        work = [
+            (item, code)
+            for item in items
+            for code in {code.form: code for code in codes}.values()
+            if code.form not in item.prepared and not code.is_prepared(item.array)
+        ]
+        if work:
+            self._offload(partial(_prepared, work), lambda _: then())
+        else:
+            then()
+
+    def _feed(self) -> None:
+        """Give every idle backup what waits."""
+        for backup in self._backups:
+            while backup.idle and self._waiting:
+                code = self._elastic.choose(len(self._waiting))
+                items = self._waiting.take(code.most_items)
+                backup.reserve(self._clock.time())
+                self._prepare(items, [code], partial(self._send, backup, code, items))
+
+    def _send(self, backup: _Backup, code: Code, taken: Sequence[Item]) -> None:
+        stats = self._stats
+        # What could not be made ready goes without a spare, and so does what was answered in the meantime.
+        items = [
+            item for item in taken if not item.done and (code.form in item.prepared or code.is_prepared(item.array))
+        ]
+        stats.code_errors += sum(not item.done for item in taken) - len(items)
+        backup.open_tasks = 0
+        try:
+            tasks = code.spares([item.prepared.get(code.form, item.array) for item in items]) if items else []
+        except CodeError:
+            stats.code_errors += 1
+            tasks = []
+        if not tasks:
+            self.wake()
+            return
+        group = Group(code, items)
+        if code.uses_primaries:
+            for place, item in enumerate(items):
+                item.group = (group, place)
+        count(stats.passes, code.name, len(tasks))
+        count(stats.grouped, code.name, len(items))
+        cost = self._costs.get(code.model, 1.0)
+        backup.open_tasks = len(tasks)
+        for number, task in enumerate(tasks, start=len(items)):
+            stats.backup_cost += cost * len(task.inputs)
+            self._next_pass += 1
+            backup.backend.submit(
+                code.model, task.inputs, partial(self._on_reply, backup, group, number), self._next_pass
+            )
+
+    def _on_reply(self, backup: _Backup, group: Group, number: int, reply: Reply) -> None:
+        backup.open_tasks -= 1
+        if reply.outputs is None:
+            self._stats.lost_passes += 1
+        else:
+            group.replied(number, reply.outputs, self._stats, self._on_answer)
+        self.wake()

@@ -1,0 +1,133 @@
+"""A fleet on which a code that is not systematic runs: every replica works on coded items, none on an item itself."""
+
+from collections.abc import Callable
+from functools import partial
+
+from evenkeel.backends.backend import Reply
+from evenkeel.clock import Clock
+from evenkeel.coding.code import Code, Task
+from evenkeel.errors import CodeError, EvenkeelError
+from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
+from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.replicas import Replica, Replicas
+from evenkeel.serving.gateway.stats import Stats, count
+
+__all__ = ["CodedFleet"]
+
+OnLost = Callable[[Item, EvenkeelError], object]
+
+
+class CodedFleet:
+    """Runs a code that is not systematic (ApproxIFER): every replica works on coded items, none on an item itself.
+
+    A group is sent when it is full, or `group_wait_s` after its first item came. A lost task goes to another replica;
+    once every item of a group has its answer, the tasks still open are cancelled.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        model: str,
+        replicas: Replicas,
+        code: Code,
+        group_wait_s: float,
+        stats: Stats,
+        on_answer: OnAnswer,
+        on_lost: OnLost,
+    ) -> None:
+        self._clock = clock
+        self._model = model
+        self._replicas = replicas
+        self._code = code
+        self._stats = stats
+        self._on_answer = on_answer
+        self._on_lost = on_lost
+        self._waiting = Waiting(clock, group_wait_s, code.most_items, self._take)
+        self._unsent: list[_CodedTask] = []  # for want of a ready replica
+        self._next_key = PASS_KEYS
+        self.forget = self._waiting.forget
+
+    def add(self, item: Item) -> None:
+        """The item waits for its group."""
+        self._waiting.add(item)
+        self._waiting.wake()
+
+    def wake(self) -> None:
+        """A replica may have become ready."""
+        unsent, self._unsent = self._unsent, []
+        for task in unsent:
+            self._send(task)
+
+    def _take(self) -> None:
+        items = self._waiting.take(self._code.most_items)
+        self._waiting.wake()
+        if not items:
+            return
+        group, stats, name = Group(self._code, items), self._stats, self._code.name
+        try:
+            tasks = self._code.encode([item.array for item in items])
+        except CodeError as error:
+            stats.code_errors += 1
+            for item in items:
+                self._on_lost(item, error)
+            return
+        count(stats.passes, name, len(tasks))
+        count(stats.grouped, name, len(items))
+        stats.backup_cost += len(tasks) - len(items)
+        sent: list[_CodedTask] = []
+        for number, task in enumerate(tasks):
+            coded = _CodedTask(group, number, task, sent)
+            sent.append(coded)
+            self._send(coded)
+
+    def _send(self, task: "_CodedTask") -> None:
+        if task.group.done:
+            return
+        # Two tasks of a group on one replica would be lost together.
+        used = [other.replica for other in task.siblings if other.replica is not None]
+        replica = self._replicas.choose(used) or self._replicas.choose()
+        if replica is None:
+            self._unsent.append(task)
+            return
+        now = self._clock.time()
+        replica.sent(now)
+        self._next_key += 1
+        task.replica = replica
+        task.ticket = replica.backend.submit(
+            self._model, task.task.inputs, partial(self._on_reply, task, replica, now), self._next_key
+        )
+
+    def _on_reply(self, task: "_CodedTask", replica: Replica, sent_s: float, reply: Reply) -> None:
+        replica.back(self._clock.time(), sent_s, reply)
+        task.replica = None
+        if reply.outputs is not None:
+            task.group.replied(task.number, reply.outputs, self._stats, self._on_answer)
+            if task.group.done:
+                for other in task.siblings:
+                    if other.replica is not None:
+                        self._stats.cancels += 1
+                        other.replica.backend.cancel(other.ticket)
+        elif not reply.cancelled:
+            self._stats.lost_attempts += 1
+            task.losses += 1
+            if task.losses <= _MOST_LOSSES:
+                self._send(task)
+
+
+# A task that is lost more often than this is not worth another replica.
+_MOST_LOSSES = 5
+
+
+class _CodedTask:
+    """One coded task: its group, and the replica that works on it."""
+
+    __slots__ = ("group", "losses", "number", "replica", "siblings", "task", "ticket")
+
+    def __init__(self, group: Group, number: int, task: Task, siblings: list["_CodedTask"]) -> None:
+        self.group = group
+        self.number = number
+        self.task = task
+        self.siblings = siblings
+        self.replica: Replica | None = None
+        self.ticket = 0
+        self.losses = 0

@@ -1,0 +1,112 @@
+"""Groups of items: which items wait for one, and what its replies tell."""
+
+from collections.abc import Callable
+
+from evenkeel.clock import Clock, Timer
+from evenkeel.coding.code import Answer, Array, Code
+from evenkeel.errors import CodeError
+from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.stats import Stats
+
+__all__ = ["PASS_KEYS", "Group", "OnAnswer", "Waiting"]
+
+OnAnswer = Callable[[Item, Answer, str], object]  # item, answer, name of the code it comes from
+
+# Passes for groups are pieces of work of their own; their keys lie out of the items' way.
+PASS_KEYS = 1 << 48
+_NEVER = float("inf")
+_AT_ONCE = -_NEVER
+
+
+class Waiting:
+    """Items without a group, oldest first, and the call that takes them.
+
+    An item whose user has an answer leaves through `forget`, so no more wait here than are in flight.
+
+    Args:
+        clock: where to wait.
+        wait_s: how long the oldest item waits for others; a full group never waits.
+        full: how many items are a full group.
+        on_due: called, never from inside a method of this class, when a group should be taken.
+    """
+
+    def __init__(self, clock: Clock, wait_s: float, full: int, on_due: Callable[[], object]) -> None:
+        self._clock = clock
+        self._wait_s = wait_s
+        self._full = full
+        self._on_due = on_due
+        self._items: dict[int, Item] = {}
+        self._due_at = _NEVER
+        self._timer: Timer | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: Item) -> None:
+        """One more item waits."""
+        self._items[item.number] = item
+
+    def forget(self, item: Item) -> None:
+        """The item, if it waits, need not any more."""
+        self._items.pop(item.number, None)
+
+    def take(self, count: int) -> list[Item]:
+        """Up to `count` items, the oldest; they wait no more."""
+        items = list(self._items.values())[:count]
+        for item in items:
+            del self._items[item.number]
+        return items
+
+    def wake(self) -> None:
+        """Somebody could take a group: have `on_due` called as soon as one is due."""
+        if not self._items:
+            return
+        if self._wait_s <= 0 or len(self._items) >= self._full:
+            due_at = _AT_ONCE
+        else:
+            due_at = next(iter(self._items.values())).since_s + self._wait_s
+        if due_at >= self._due_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_at = due_at
+        if due_at <= self._clock.time():
+            # Soon, not now: items of one request, and of requests read in one turn of the loop, share a group.
+            self._timer = self._clock.call_soon(self._due)
+        else:
+            self._timer = self._clock.call_at(due_at, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._due_at = _NEVER
+        self._on_due()
+
+
+class Group:
+    """The items that one encoding covers, and the replies so far."""
+
+    __slots__ = ("code", "items", "replies")
+
+    def __init__(self, code: Code, items: list[Item]) -> None:
+        self.code = code
+        self.items = items
+        self.replies: dict[int, Array] = {}
+
+    @property
+    def done(self) -> bool:
+        """True when nobody waits for it any more."""
+        return all(item.done for item in self.items)
+
+    def replied(self, number: int, outputs: Array, stats: Stats, on_answer: OnAnswer) -> None:
+        """Task `number` gave `outputs`: tell every answer that can be told now. What is no reply is dropped."""
+        self.replies[number] = outputs
+        try:
+            answers = self.code.decode(len(self.items), self.replies)
+        except CodeError:
+            del self.replies[number]
+            stats.bad_replies += 1
+            return
+        for place, answer in answers.items():
+            item = self.items[place]
+            if not item.done:
+                on_answer(item, answer, self.code.name)

@@ -1,0 +1,98 @@
+"""One item on its way through the gateway, what its request asked for, and how it ended."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evenkeel.clock import Timer
+from evenkeel.coding.code import Answer, Array
+from evenkeel.errors import EvenkeelError
+
+if TYPE_CHECKING:
+    from evenkeel.serving.gateway.groups import Group
+    from evenkeel.serving.gateway.replicas import Replica
+
+__all__ = ["NO_OPTIONS", "Item", "OnOutcome", "Options", "Outcome"]
+
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What one request may ask for: never a fill, a total deadline, a confidence that fills must reach."""
+
+    exact: bool = False
+    timeout_s: float | None = None
+    min_confidence: float | None = None
+
+
+NO_OPTIONS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one item ended: an answer or an error, and how long it took."""
+
+    answer: Answer | None
+    error: EvenkeelError | None
+    latency_s: float
+
+
+OnOutcome = Callable[[Outcome], object]
+
+
+class Item:
+    """One item on its way. A record of its state; the rules stand in `gateway.py` and `backups.py`."""
+
+    __slots__ = (
+        "array",
+        "attempts",
+        "deadline_at",
+        "done",
+        "fill",
+        "group",
+        "hedge_at",
+        "hedges",
+        "key",
+        "late",
+        "late_at",
+        "losses",
+        "min_confidence",
+        "number",
+        "on_outcome",
+        "open_attempts",
+        "prepared",
+        "since_s",
+        "timer",
+        "tried",
+        "uncovered",
+        "unsure",
+    )
+
+    def __init__(self, number: int, array: Array, on_outcome: OnOutcome, key: int, since_s: float) -> None:
+        self.number = number
+        self.array = array
+        self.on_outcome = on_outcome
+        self.key = key  # names the piece of work for injected delays
+        self.since_s = since_s
+        self.done = False
+
+        # What is still to happen; one timer, set for the earliest of the three, serves them all.
+        self.late_at = _NEVER
+        self.hedge_at = _NEVER
+        self.deadline_at = _NEVER
+        self.timer: Timer | None = None
+
+        self.attempts = 0  # tasks sent to replicas for this item
+        self.hedges = 0
+        self.losses = 0  # attempts that ended in an error
+        self.tried: list[Replica] = []
+        self.open_attempts: list[tuple[Replica, int]] = []  # replica, ticket
+
+        self.late = False  # `fill_after` has passed
+        self.min_confidence = 0.0
+        self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
+        self.uncovered = False  # to be handed to the backups only when it is late
+        self.unsure = False  # a spare answered, but below `min_confidence`
+        self.group: tuple[Group, int] | None = None  # whose decoding needs this item's own reply, and its place there
+        self.prepared: dict[Hashable, Array] = {}  # form -> what codes of that form keep of the item

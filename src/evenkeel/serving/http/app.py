@@ -1,0 +1,386 @@
+"""The HTTP front end: Open Inference Protocol over our own HTTP/1.1 (`http_protocol`).
+
+    GET  /v2                                     the server and what it supports
+    GET  /v2/health/live   /v2/health/ready
+    GET  /v2/models/{m}[/versions/{v}]           inputs and outputs of the model
+    GET  /v2/models/{m}[/versions/{v}]/ready
+    POST /v2/models/{m}[/versions/{v}]/infer
+    GET  /metrics                                Prometheus text
+
+Every error is `{"error": "..."}` with the status that its exception carries. An ordinary request is read, submitted and
+answered in plain callbacks; only image files, compressed bodies and long JSON take a task, and their work a thread.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import httptools
+import orjson
+
+import evenkeel
+from evenkeel.cards import ModelCard
+from evenkeel.coding.code import Array
+from evenkeel.errors import (
+    DeadlineError,
+    EvenkeelError,
+    OverloadedError,
+    RequestError,
+    UnknownModelError,
+)
+from evenkeel.oip import InferRequest, RepeatedRequests, parse_request
+from evenkeel.serving.front.answers import OUTPUTS, AnswerWriter
+from evenkeel.serving.front.flight import Flight, Submits
+from evenkeel.serving.front.images import ImageDecoder
+from evenkeel.serving.front.items import ItemReader, read_key, read_options
+from evenkeel.serving.gateway.gateway import Options, Outcome
+from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
+from evenkeel.serving.http.protocol import Exchange, HttpLimits
+
+__all__ = ["App"]
+
+_log = logging.getLogger(__name__)
+
+# cancel_on_disconnect: a client that closes its connection frees its slots, so another gateway may rely on it.
+_EXTENSIONS = ["binary_tensor_data", "parameters", "cancel_on_disconnect"]
+_JSON = b"content-type: application/json\r\n"
+_BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
+_TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+_JSON_BYTES = b"inference-header-content-length"
+_COMPRESS_FROM_BYTES = 256  # below, compressing saves no packet
+_COMPRESS_ASIDE_FROM_BYTES = 1 << 16
+_PARSE_ASIDE_FROM_BYTES = 1 << 20  # parsing this much JSON would hold up all other requests
+
+_Response = tuple[int, bytes, bytes]
+
+
+class _Work(Protocol):
+    """What goes on for a request: a flight or a task."""
+
+    def cancel(self) -> object:
+        """Give it up."""
+
+
+class App:
+    """Serves one model through a gateway: the handler of an `HttpServer`.
+
+    Args:
+        name: the model's name in URLs.
+        version: the one version that is served.
+        card: of the model.
+        gateway: answers items; must live on the event loop that runs the application.
+        metrics: gives the body of /metrics.
+        max_body_bytes: limit of a request's body, compressed and decompressed.
+        decode_threads: image files that are decoded at once.
+        body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
+        max_connections: more are refused.
+
+    Attributes:
+        limits: of each client.
+        headers: names of the request headers that are read.
+    """
+
+    headers = (_JSON_BYTES, b"content-encoding", b"accept-encoding")
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        version: str,
+        card: ModelCard,
+        gateway: Submits,
+        metrics: Callable[[], bytes],
+        max_body_bytes: int = 32 << 20,
+        decode_threads: int = 2,
+        body_timeout_s: float = 30.0,
+        max_connections: int = 10_000,
+    ) -> None:
+        self.limits = HttpLimits(body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, connections=max_connections)
+        self._name = name
+        self._version = version
+        self._card = card
+        self._gateway = gateway
+        self._metrics = metrics
+        self._executor = ThreadPoolExecutor(decode_threads, thread_name_prefix="evenkeel-decode")
+        self._decoder = ImageDecoder(card, self._executor)
+        self._items = ItemReader(card)
+        self._requests = RepeatedRequests()
+        self._answers = AnswerWriter(name, version, card.classes)
+        self._open: dict[Exchange, _Work | None] = {}
+        roots = (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}")
+        self._infer_paths = frozenset(f"{root}/infer" for root in roots)
+        self._infer_targets = frozenset(path.encode() for path in self._infer_paths)
+        self._gets: dict[str, Callable[[], _Response]] = {
+            "/v2": self._server_metadata,
+            "/v2/health/live": lambda: _json(200, {"live": True}),
+            "/v2/health/ready": self._server_ready,
+            "/metrics": lambda: (200, _TEXT, self._metrics()),
+            **dict.fromkeys(roots, self._model_metadata),
+            **{f"{root}/ready": self._model_ready for root in roots},
+        }
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return len(self._open)
+
+    def close(self) -> None:
+        """Let go of the decoding threads."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer a request, now or later."""
+        self._open[exchange] = None
+        try:
+            if exchange.target in self._infer_targets and exchange.method == b"POST":
+                self._infer(exchange)
+                return
+            method, path = exchange.method.decode(), _path(exchange.target)
+            if path in self._infer_paths and method == "POST":
+                self._infer(exchange)
+            else:
+                self._reply(exchange, *self._answer_other(method, path))
+        except Exception as error:
+            self._fail(exchange, error)
+
+    def gone(self, exchange: Exchange) -> None:
+        """Give up a request whose client went away."""
+        work = self._open.pop(exchange, None)
+        if work is not None:
+            work.cancel()
+
+    def give_up(self) -> None:
+        """Answer all that is still in flight with 503."""
+        for exchange in list(self._open):
+            work = self._open[exchange]
+            if work is not None:
+                work.cancel()
+            self._reply(exchange, *_error(503, "the server shut down before the answer was there"))
+
+    def _reply(self, exchange: Exchange, status: int, headers: bytes, body: bytes) -> None:
+        if exchange not in self._open:
+            return
+        del self._open[exchange]
+        if self._gateway.draining:
+            exchange.last = True
+        exchange.respond(status, headers, body)
+
+    def _fail(self, exchange: Exchange, error: Exception) -> None:
+        if isinstance(error, EvenkeelError):
+            self._reply(exchange, *_from_error(error))
+            return
+        _log.error("unexpected error while answering %s %s", exchange.method, exchange.target, exc_info=error)
+        self._reply(exchange, *_error(500, "internal error; the server's log has the details"))
+
+    def _infer(self, exchange: Exchange) -> None:
+        headers, body = exchange.headers, exchange.body
+        json_bytes = None
+        if _JSON_BYTES in headers:
+            json_bytes = _whole_number(_JSON_BYTES, headers[_JSON_BYTES])
+        encoding = ""
+        if b"content-encoding" in headers:
+            encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
+        if encoding not in ("", "identity"):
+            self._aside(exchange, self._unpack, encoding, json_bytes)
+        elif (len(body) if json_bytes is None else json_bytes) < _PARSE_ASIDE_FROM_BYTES:
+            self._serve(exchange, self._requests.parse(body, json_bytes))
+        else:
+            self._aside(exchange, self._parse, body, json_bytes)
+
+    def _serve(self, exchange: Exchange, request: InferRequest) -> None:
+        wanted = self._answers.wanted(request)
+        parameters = request.parameters
+        options, key = read_options(parameters), read_key(parameters)
+        items = self._items.read(request)
+        if isinstance(items, list):
+            self._aside(exchange, self._decode, items, options, key, wanted, request.id)
+        else:
+            self._fly(exchange, items, options, key, wanted, request.id)
+
+    def _fly(
+        self,
+        exchange: Exchange,
+        items: Array,
+        options: Options,
+        key: int | None,
+        wanted: tuple[Sequence[str], Sequence[bool]],
+        request_id: str | None,
+    ) -> None:
+        landed = partial(self._landed, exchange, wanted, request_id)
+        flight = Flight(self._gateway, landed, partial(self._fail, exchange))
+        self._open[exchange] = flight
+        flight.start(items, options, key)
+
+    def _landed(
+        self,
+        exchange: Exchange,
+        wanted: tuple[Sequence[str], Sequence[bool]],
+        request_id: str | None,
+        outcomes: Sequence[Outcome],
+    ) -> None:
+        try:
+            body, json_bytes = self._answers.write(outcomes, *wanted, request_id)
+            headers = _JSON if json_bytes is None else _BINARY % json_bytes
+            if b"accept-encoding" in exchange.headers and len(body) >= _COMPRESS_FROM_BYTES:
+                chosen = pick_encoding(exchange.headers[b"accept-encoding"].decode("latin-1"))
+                if chosen is not None:
+                    headers += b"content-encoding: %b\r\nvary: accept-encoding\r\n" % chosen.encode()
+                    if len(body) > _COMPRESS_ASIDE_FROM_BYTES:
+                        self._aside(exchange, self._pack, headers, body, chosen)
+                        return
+                    body = compress(body, chosen)
+            self._reply(exchange, 200, headers, body)
+        except Exception as error:
+            self._fail(exchange, error)
+
+    # ---- what takes long: in tasks, with the work in threads ----
+
+    def _aside(self, exchange: Exchange, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        async def guarded() -> None:
+            try:
+                await steps(exchange, *args)
+            except Exception as error:
+                self._fail(exchange, error)
+
+        self._open[exchange] = asyncio.get_running_loop().create_task(guarded())
+
+    async def _run(self, work: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args))
+
+    async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
+        body = await self._run(decompress, exchange.body, encoding, self.limits.body_bytes)
+        await self._parse(exchange, body, json_bytes)
+
+    async def _parse(self, exchange: Exchange, body: bytes, json_bytes: int | None) -> None:
+        if (len(body) if json_bytes is None else json_bytes) < _PARSE_ASIDE_FROM_BYTES:
+            self._serve(exchange, self._requests.parse(body, json_bytes))
+        else:
+            self._serve(exchange, await self._run(parse_request, body, json_bytes))
+
+    async def _decode(
+        self,
+        exchange: Exchange,
+        files: list[bytes],
+        options: Options,
+        key: int | None,
+        wanted: tuple[Sequence[str], Sequence[bool]],
+        request_id: str | None,
+    ) -> None:
+        if len(files) > 1:
+            self._gateway.check_room(len(files))
+        limit_s = self._gateway.deadline_s
+        if options.timeout_s is not None:
+            limit_s = min(limit_s, options.timeout_s)
+        until_s = asyncio.get_running_loop().time() + limit_s
+        try:
+            async with asyncio.timeout_at(until_s):
+                items = await self._decoder.decode_all(files)
+        except TimeoutError:
+            raise _late(limit_s) from None
+        left_s = until_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise _late(limit_s)
+        self._fly(exchange, items, replace(options, timeout_s=left_s), key, wanted, request_id)
+
+    async def _pack(self, exchange: Exchange, headers: bytes, body: bytes, encoding: str) -> None:
+        self._reply(exchange, 200, headers, await self._run(compress, body, encoding))
+
+    # ---- everything but inference ----
+
+    def _answer_other(self, method: str, path: str) -> _Response:
+        get = self._gets.get(path)
+        if get is not None:
+            return get() if method in ("GET", "HEAD") else _wrong_method(method, path, "GET, HEAD")
+        if path in self._infer_paths:
+            return _wrong_method(method, path, "POST")
+        if len(path) > 1 and path.endswith("/"):
+            return self._answer_other(method, path.rstrip("/") or "/")
+        parts = path.split("/")
+        if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
+            if parts[3] != self._name:
+                raise UnknownModelError(f"unknown model {parts[3]!r}; this server serves {self._name!r}")
+            if len(parts) > 5 and parts[4] == "versions" and parts[5] != self._version:
+                raise UnknownModelError(
+                    f"model {self._name!r} has no version {parts[5]!r}; it has version {self._version!r}"
+                )
+        return _error(404, f"nothing is served at {path!r}; see GET /v2 and GET /v2/models/{self._name}")
+
+    def _server_metadata(self) -> _Response:
+        return _json(200, {"name": "evenkeel", "version": evenkeel.__version__, "extensions": _EXTENSIONS})
+
+    def _model_metadata(self) -> _Response:
+        card = self._card
+        columns = {"scores": [-1, len(card.classes)]}
+        return _json(
+            200,
+            {
+                "name": self._name,
+                "versions": [self._version],
+                "platform": "evenkeel",
+                "inputs": [{"name": card.input_name, "datatype": card.datatype, "shape": [-1, *card.input_shape]}],
+                "outputs": [
+                    {"name": name, "datatype": datatype, "shape": columns.get(name, [-1])}
+                    for name, datatype in OUTPUTS.items()
+                ],
+            },
+        )
+
+    def _server_ready(self) -> _Response:
+        return self._ready({})
+
+    def _model_ready(self) -> _Response:
+        return self._ready({"name": self._name})
+
+    def _ready(self, what: dict[str, Any]) -> _Response:
+        if self._gateway.draining:
+            return _json(503, {**what, "ready": False, "error": "the server is shutting down"})
+        if not self._gateway.ready:
+            return _json(503, {**what, "ready": False, "error": "no replica is ready"})
+        return _json(200, {**what, "ready": True})
+
+
+def _late(limit_s: float) -> DeadlineError:
+    return DeadlineError(f"the timeout of {limit_s:g} s passed while images were decoded")
+
+
+def _whole_number(name: bytes, value: bytes) -> int:
+    # int() alone would take signs, blanks and underscores; 18 digits are more than any body has.
+    if not value.isdigit() or len(value) > 18:
+        raise RequestError(f"header {name.decode()} must be a whole number, found {value.decode('latin-1')!r}")
+    return int(value)
+
+
+def _path(target: bytes) -> str:
+    if not target.startswith(b"/"):
+        # Proxies are asked for whole URLs.
+        with suppress(httptools.HttpParserInvalidURLError):
+            target = httptools.parse_url(target).path or b"/"
+    return unquote(target.partition(b"?")[0].decode("latin-1"))
+
+
+def _json(status: int, message: dict[str, Any]) -> _Response:
+    return status, _JSON, orjson.dumps(message)
+
+
+def _error(status: int, message: str) -> _Response:
+    # Paths and names may come from the client with characters that JSON text cannot hold.
+    return _json(status, {"error": message.encode("utf-8", "replace").decode()})
+
+
+def _from_error(error: EvenkeelError) -> _Response:
+    status, headers, body = _error(error.http_status, str(error))
+    if isinstance(error, OverloadedError):
+        headers += b"retry-after: %d\r\n" % max(1, math.ceil(error.retry_after_s))
+    return status, headers, body
+
+
+def _wrong_method(method: str, path: str, allowed: str) -> _Response:
+    status, headers, body = _error(405, f"{method} is not allowed on {path}; use {allowed}")
+    return status, headers + f"allow: {allowed}\r\n".encode(), body

@@ -1,0 +1,525 @@
+"""The application without a server: routes, requests, answers, errors."""
+
+import asyncio
+import gzip
+import zlib
+
+import numpy as np
+import orjson
+import pytest
+
+import evenkeel
+from evenkeel.errors import BackendError, DeadlineError, OverloadedError, TooLargeError
+from evenkeel.oip import RequestedOutput, Tensor, parse_response, write_request
+from http_helpers import (
+    CLASSES,
+    INFER,
+    FakeGateway,
+    ask,
+    call,
+    connect,
+    file_of,
+    get,
+    images,
+    infer,
+    make_app,
+    make_card,
+    read_responses,
+    request_bytes,
+    serve,
+    tensor_of,
+)
+
+
+def test_the_server_says_what_it_is_and_supports():
+    found = get("/v2").json
+    assert found["name"] == "evenkeel"
+    assert found["version"] == evenkeel.__version__
+    assert "binary_tensor_data" in found["extensions"]
+
+
+def test_health():
+    assert get("/v2/health/live").json == {"live": True}
+    assert get("/v2/health/ready").json == {"ready": True}
+    assert get("/v2/models/toy/ready").json == {"name": "toy", "ready": True}
+    assert get("/v2/models/toy/versions/1/ready").status == 200
+
+
+@pytest.mark.parametrize("gateway", [FakeGateway(ready=False), FakeGateway(ready=False, draining=True)])
+def test_not_ready_is_503_but_live(gateway):
+    assert get("/v2/health/live", gateway).status == 200
+    for path in ("/v2/health/ready", "/v2/models/toy/ready"):
+        found = get(path, gateway)
+        assert found.status == 503
+        assert found.error == ("the server is shutting down" if gateway.draining else "no replica is ready")
+
+
+@pytest.mark.parametrize("path", ["/v2/models/toy", "/v2/models/toy/", "/v2/models/toy/versions/1"])
+def test_model_metadata(path):
+    found = get(path).json
+    assert found["name"] == "toy"
+    assert found["versions"] == ["1"]
+    assert found["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 4, 5, 3]}]
+    assert found["outputs"][0] == {"name": "scores", "datatype": "FP32", "shape": [-1, 3]}
+    assert [output["name"] for output in found["outputs"]] == ["scores", "label", "source", "confidence", "latency_ms"]
+
+
+def test_metrics():
+    found = get("/metrics")
+    assert found.body == b"evenkeel_up 1\n"
+    assert found.headers["content-type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/", 404, "nothing is served at '/'"),
+        ("GET", "/v3", 404, "nothing is served at '/v3'"),
+        ("GET", "/v2/models/toy/stats", 404, "nothing is served at"),
+        ("GET", "/v2/models/cat", 404, "unknown model 'cat'; this server serves 'toy'"),
+        ("POST", "/v2/models/cat/infer", 404, "unknown model 'cat'"),
+        ("POST", "/v2/models/cat/versions/1/infer", 404, "unknown model 'cat'"),
+        ("POST", "/v2/models/toy/versions/2/infer", 404, "no version '2'; it has version '1'"),
+        ("GET", "/v2/models/toy/versions/2", 404, "no version '2'"),
+        ("GET", INFER, 405, "GET is not allowed on /v2/models/toy/infer; use POST"),
+        ("PUT", INFER, 405, "use POST"),
+        ("POST", INFER + "/", 405, "use POST"),
+        ("GET", INFER + "?model=cat", 405, "use POST"),
+        ("GET", "http://host/v2/models/cat", 404, "unknown model 'cat'"),
+        ("POST", "/v2/health/live", 405, "use GET, HEAD"),
+        ("DELETE", "/v2", 405, "use GET, HEAD"),
+        ("GET", "/v2/models/\udc80", 404, "unknown model"),
+    ],
+)
+def test_what_is_not_served_is_answered_in_words(method, path, status, message):
+    found = get(path, method=method)
+    assert found.status == status
+    assert message in found.error
+    assert ("allow" in found.headers) == (status == 405)
+
+
+@pytest.mark.parametrize("path", ["/v2/health/ready", "/v2/models/toy", INFER, "/v3"])
+def test_head_is_answered_like_get_without_the_body(path):
+    found, full = get(path, method="HEAD"), get(path)
+    assert found.status == full.status
+    assert found.body == b""
+    if path != INFER:
+        assert found.headers["content-length"] == full.headers["content-length"]
+
+
+def test_one_item_is_answered_with_all_outputs():
+    gateway = FakeGateway()
+    found = ask(tensor_of(images(value=7)), gateway, request_id="abc")
+    assert found.status == 200
+    assert (found.json["model_name"], found.json["model_version"], found.json["id"]) == ("toy", "1", "abc")
+    assert found.output("scores") == [0, 7, 14]
+    assert found.output("label") == ["bright"]
+    assert found.output("source") == ["exact"]
+    assert found.output("confidence") == [0.75]
+    assert found.output("latency_ms") == [12.5]
+    assert gateway.submitted[0].item.shape == (4, 5, 3)
+    assert gateway.submitted[0].options == evenkeel.serving.gateway.gateway.Options()
+    assert gateway.submitted[0].key is None
+    assert gateway.cancelled == []
+
+
+def test_n_rows_are_n_items_and_answers_keep_their_order():
+    gateway = FakeGateway()
+    data = np.stack([np.full((4, 5, 3), value, np.uint8) for value in (3, 1, 2)])
+    found = ask(tensor_of(data), gateway, parameters={"evenkeel_key": 10})
+    assert [tuple(output["shape"]) for output in found.json["outputs"]] == [(3, 3), (3,), (3,), (3,), (3,)]
+    assert found.output("scores") == [0, 3, 6, 0, 1, 2, 0, 2, 4]
+    assert [submitted.key for submitted in gateway.submitted] == [10, 11, 12]
+
+
+def test_outcomes_in_any_order_fill_their_own_rows():
+    async def run():
+        gateway = FakeGateway(hold=True)
+        app = make_app(gateway)
+        data = np.stack([np.full((4, 5, 3), value, np.uint8) for value in (3, 1, 2)])
+        body, length = write_request([tensor_of(data)], [RequestedOutput("scores", True)], binary=True)
+        asking = asyncio.ensure_future(call(app, INFER, body, headers={"inference-header-content-length": str(length)}))
+        while len(gateway.open) < 3:
+            await asyncio.sleep(0)
+        assert app.in_flight == 1
+        for number in (2, 0, 1):
+            gateway.finish(number)
+        found = await asking
+        assert app.in_flight == 0
+        app.close()
+        return parse_response(found.body, int(found.headers["inference-header-content-length"]))
+
+    assert asyncio.run(run()).outputs[0].data.tolist() == [[0, 3, 6], [0, 1, 2], [0, 2, 4]]
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_only_the_requested_outputs_are_given_in_the_requested_form(binary):
+    body, length = write_request(
+        [tensor_of(images())], [RequestedOutput("label", binary), RequestedOutput("confidence")], binary=True
+    )
+    found = infer(body, {"inference-header-content-length": str(length)})
+    header = found.headers.get("inference-header-content-length")
+    assert (header is not None) == binary
+    response = parse_response(found.body, None if header is None else int(header))
+    assert [output.name for output in response.outputs] == ["label", "confidence"]
+    assert response.outputs[0].data == [b"bright"]
+    assert ("binary_data_size" in response.outputs[0].parameters) == binary
+    assert "binary_data_size" not in response.outputs[1].parameters
+
+
+def test_an_output_may_differ_from_the_request_wide_default():
+    body, length = write_request(
+        [tensor_of(images())],
+        [RequestedOutput("scores"), RequestedOutput("label", False)],
+        binary=True,
+        parameters={"binary_data_output": True},
+    )
+    found = infer(body, {"inference-header-content-length": str(length)})
+    outputs = parse_response(found.body, int(found.headers["inference-header-content-length"])).outputs
+    assert ["binary_data_size" in output.parameters for output in outputs] == [True, False]
+
+
+def test_an_unknown_output_is_refused_before_anything_is_submitted():
+    gateway = FakeGateway()
+    body, length = write_request([tensor_of(images())], [RequestedOutput("logits")], binary=True)
+    found = infer(body, {"inference-header-content-length": str(length)}, gateway)
+    assert found.status == 400
+    assert "unknown output 'logits'; this model gives scores, label" in found.error
+    assert gateway.submitted == []
+
+
+@pytest.mark.parametrize("own", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("sent", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+def test_both_layouts_become_the_cards(own, sent, datatype):
+    gateway = FakeGateway()
+    pixels = np.arange(60, dtype=np.uint8).reshape(1, 4, 5, 3)
+    card = make_card(layout=own, datatype=datatype)
+    found = ask(tensor_of(pixels if sent == "NHWC" else pixels.transpose(0, 3, 1, 2)), gateway, card)
+    assert found.status == 200
+    item = gateway.submitted[0].item
+    assert item.flags.c_contiguous
+    assert item.dtype == ("u1" if datatype == "UINT8" else "f4")
+    assert np.array_equal(item, pixels[0] if own == "NHWC" else pixels[0].transpose(2, 0, 1))
+
+
+def test_a_three_by_three_image_is_read_in_the_cards_layout():
+    gateway = FakeGateway()
+    pixels = np.arange(27, dtype=np.uint8).reshape(1, 3, 3, 3)
+    ask(tensor_of(pixels), gateway, make_card(height=3, width=3, layout="NCHW"))
+    assert np.array_equal(gateway.submitted[0].item, pixels[0])
+
+
+def test_floats_reach_a_float_model_whatever_their_alignment():
+    data = np.linspace(0, 255, 60, dtype=np.float32).reshape(1, 4, 5, 3)
+    for padding in range(4):
+        gateway = FakeGateway()
+        ask(tensor_of(data, "FP32"), gateway, make_card(datatype="FP32"), request_id="x" * (padding + 1))
+        item = gateway.submitted[0].item
+        assert item.flags.aligned
+        assert np.array_equal(item, data[0])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (tensor_of(images().astype(np.float32), "FP32"), "datatype is FP32; expected UINT8 pixel values, or BYTES"),
+        (tensor_of(images().astype(np.int64), "INT64"), "datatype is INT64; expected UINT8"),
+        (tensor_of(images()[0]), r"shape is [4, 5, 3]; expected [n, 4, 5, 3] or [n, 3, 4, 5]"),
+        (tensor_of(np.zeros((1, 8, 8, 3), np.uint8)), "shape is [1, 8, 8, 3]; expected [n, 4, 5, 3]"),
+        (tensor_of(images(0)), "shape [0, 4, 5, 3] holds no items; expected n >= 1"),
+        (Tensor("x", "UINT8", (1, 4, 5, 3), images()), "expected exactly one input, 'images'; found 'x'"),
+        (Tensor("images", "BYTES", (2, 2), [b"a"] * 4), "image files are a BYTES tensor of shape [n], n >= 1"),
+        (Tensor("images", "BYTES", (0,), []), "image files are a BYTES tensor of shape [n], n >= 1"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_the_model_is_refused_in_words(tensor, message):
+    found = ask(tensor)
+    assert found.status == 400
+    assert message in found.error
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(value):
+    data = np.zeros((1, 4, 5, 3), np.float32)
+    data[0, 1, 2, 0] = value
+    found = ask(tensor_of(data, "FP32"), card=make_card(datatype="FP32"))
+    assert found.status == 400
+    assert "not finite" in found.error
+
+
+def test_the_largest_values_are_finite():
+    data = np.full((1, 4, 5, 3), 3e38, np.float32)
+    data[0, 0, 0] = -3e38
+    gateway = FakeGateway(hold=True, refuse=lambda number: OverloadedError("as far as that") if number else None)
+    assert ask(tensor_of(np.concatenate([data, data]), "FP32"), gateway, make_card(datatype="FP32")).status == 503
+    assert np.array_equal(gateway.submitted[0].item, data[0])
+
+
+def test_two_inputs_are_refused():
+    other = Tensor("mask", "UINT8", (1,), np.zeros(1, np.uint8))
+    body, length = write_request([tensor_of(images()), other], binary=True)
+    found = infer(body, {"inference-header-content-length": str(length)})
+    assert "expected exactly one input, 'images'; found 'images', 'mask'" in found.error
+
+
+def test_a_request_may_say_how_it_wants_to_be_served():
+    gateway = FakeGateway()
+    ask(tensor_of(images()), gateway, parameters={"exact": True, "timeout": 1_500_000, "min_confidence": 0.9})
+    ask(tensor_of(images()), gateway, parameters={"min_confidence": 1, "priority": 3, "sequence_id": 0})
+    options = [submitted.options for submitted in gateway.submitted]
+    assert options[0].exact
+    assert options[0].timeout_s == pytest.approx(1.5, abs=0.5)
+    assert options[0].min_confidence == 0.9
+    assert (options[1].exact, options[1].timeout_s, options[1].min_confidence) == (False, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"exact": 1}, "'exact' must be a bool, found 1"),
+        ({"exact": "true"}, "'exact' must be a bool, found 'true'"),
+        ({"timeout": 0}, "'timeout' must be an integer above zero (microseconds), found 0"),
+        ({"timeout": 1.5}, "'timeout' must be an integer"),
+        ({"timeout": True}, "'timeout' must be an integer"),
+        ({"min_confidence": 2}, "'min_confidence' must be a number from 0 to 1, found 2"),
+        ({"min_confidence": "high"}, "'min_confidence' must be a number"),
+        ({"min_confidence": True}, "'min_confidence' must be a number"),
+        ({"evenkeel_key": -1}, "'evenkeel_key' must be an integer >= 0"),
+    ],
+)
+def test_wrong_options_are_refused_in_words(parameters, message):
+    found = ask(tensor_of(images()), parameters=parameters)
+    assert found.status == 400
+    assert message in found.error
+
+
+def test_a_raw_body_is_one_item():
+    gateway = FakeGateway()
+    pixels = np.arange(60, dtype=np.uint8)
+    found = infer(pixels.tobytes(), {"Inference-Header-Content-Length": "0"}, gateway)
+    assert found.status == 200
+    assert found.output("label") == ["bright"]
+    assert np.array_equal(gateway.submitted[0].item.reshape(-1), pixels)
+
+
+def test_a_raw_body_of_the_wrong_size_is_refused():
+    found = infer(b"x" * 61, {"Inference-Header-Content-Length": "0"})
+    assert found.status == 400
+    assert "the raw body has 61 bytes; expected a JPEG or PNG file, or 60 bytes: UINT8" in found.error
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "1_0", "", "9" * 30, "1.0", "+5"])
+@pytest.mark.parametrize("name", ["inference-header-content-length", "content-length"])
+def test_a_length_that_is_no_number_is_refused(name, value):
+    found = infer(b"{}", {name: value})
+    assert found.status == 400
+    if name == "content-length":  # without it nobody knows where the request ends
+        assert found.error == "Invalid HTTP request received."
+        assert found.headers["connection"] == "close"
+    else:
+        assert f"header {name} must be a whole number" in found.error
+
+
+def test_a_header_length_beyond_the_body_is_refused():
+    found = infer(b"{}", {"inference-header-content-length": "3"})
+    assert found.status == 400
+    assert "is 3, but the body has 2 bytes" in found.error
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (OverloadedError("all queues are full", retry_after_s=2.2), 503),
+        (DeadlineError("no answer within 1 s"), 504),
+        (BackendError("the replica failed"), 502),
+    ],
+)
+def test_the_error_of_an_item_is_the_error_of_the_request(error, status):
+    gateway = FakeGateway(errors={1: error})
+    found = ask(tensor_of(images(4)), gateway)
+    assert found.status == status
+    assert found.error == str(error)
+    assert found.headers.get("retry-after") == ("3" if status == 503 else None)
+
+
+def test_when_one_item_fails_the_others_are_cancelled():
+    async def run():
+        gateway = FakeGateway(hold=True, errors={1: DeadlineError("too late")})
+        app = make_app(gateway)
+        body, length = write_request([tensor_of(images(3))], binary=True)
+        asking = asyncio.ensure_future(call(app, INFER, body, headers={"inference-header-content-length": str(length)}))
+        while len(gateway.open) < 3:
+            await asyncio.sleep(0)
+        gateway.finish(1)
+        found = await asking
+        app.close()
+        return found, gateway.cancelled
+
+    found, cancelled = asyncio.run(run())
+    assert found.status == 504
+    assert cancelled == [0, 2]
+
+
+def test_when_a_later_item_is_shed_the_earlier_are_cancelled():
+    gateway = FakeGateway(hold=True, refuse=lambda number: OverloadedError("full") if number == 2 else None)
+    found = ask(tensor_of(images(4)), gateway)
+    assert found.status == 503
+    assert found.headers["retry-after"] == "1"
+    assert gateway.cancelled == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "retry_after"),
+    [(OverloadedError("no room", 2.5), 503, "3"), (TooLargeError("400 items; at most 128"), 413, None)],
+)
+@pytest.mark.parametrize("as_files", [False, True])
+def test_a_batch_without_room_is_refused_before_anything_is_submitted(error, status, retry_after, as_files):
+    gateway = FakeGateway(no_room=error)
+    # What is not decoded is not found to be no image.
+    batch = Tensor("images", "BYTES", (4,), [b"no image"] * 4) if as_files else tensor_of(images(4))
+    found = ask(batch, gateway)
+    assert found.status == status
+    assert found.error == str(error)
+    assert found.headers.get("retry-after") == retry_after
+    assert gateway.submitted == []
+    assert ask(tensor_of(images()), gateway).status == 200
+
+
+def test_a_client_that_goes_away_frees_its_slots():
+    async def run():
+        gateway = FakeGateway(hold=True)
+        app = make_app(gateway)
+        body, length = write_request([tensor_of(images(3))], binary=True)
+        protocol, transport = connect(serve(app))
+        headers = {"inference-header-content-length": str(length)}
+        protocol.data_received(request_bytes(INFER, body, headers=headers))
+        assert app.in_flight == 1
+        gateway.finish(1)
+        protocol.connection_lost(None)
+        assert app.in_flight == 0
+        gateway.release()
+        app.close()
+        return gateway, transport.sent
+
+    gateway, sent = asyncio.run(run())
+    assert gateway.cancelled == [0, 2]
+    assert sent == b""
+
+
+def test_a_client_that_goes_away_while_images_are_decoded_submits_nothing():
+    async def run():
+        gateway = FakeGateway()
+        app = make_app(gateway)
+        tensor = Tensor("images", "BYTES", (40,), [file_of(images()[0])] * 40)
+        body, length = write_request([tensor], binary=True)
+        protocol, transport = connect(serve(app))
+        headers = {"inference-header-content-length": str(length)}
+        protocol.data_received(request_bytes(INFER, body, headers=headers))
+        assert app.in_flight == 1
+        protocol.connection_lost(None)
+        assert app.in_flight == 0
+        assert (await call(app, INFER, body, headers=headers)).status == 200
+        app.close()
+        return gateway, transport.sent
+
+    gateway, sent = asyncio.run(run())
+    assert len(gateway.submitted) == 40
+    assert sent == b""
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_request_that_is_given_up_frees_its_slots(compressed):
+    async def run():
+        gateway = FakeGateway(hold=True)
+        app = make_app(gateway)
+        body, length = write_request([tensor_of(images())], binary=True)
+        headers = {"inference-header-content-length": str(length)}
+        if compressed:  # given up before the task that unpacks it has begun
+            body, headers["content-encoding"] = gzip.compress(body), "gzip"
+        protocol, transport = connect(serve(app))
+        protocol.data_received(request_bytes(INFER, body, headers=headers))
+        app.give_up()
+        assert app.in_flight == 0
+        gateway.release()
+        await asyncio.sleep(0)
+        app.close()
+        (found,) = read_responses(transport.sent, ["POST"])
+        return found, gateway
+
+    found, gateway = asyncio.run(run())
+    assert found.status == 503
+    assert found.error == "the server shut down before the answer was there"
+    assert gateway.cancelled == ([] if compressed else [0])
+
+
+def test_an_unexpected_error_is_500_and_logged(caplog):
+    class Broken(FakeGateway):
+        def submit(self, *args, **kwargs):
+            raise ZeroDivisionError("secret detail")
+
+    found = ask(tensor_of(images()), Broken())
+    assert found.status == 500
+    assert found.error == "internal error; the server's log has the details"
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_while_draining_every_response_closes_its_connection():
+    gateway = FakeGateway(draining=True)
+    assert ask(tensor_of(images()), gateway).headers["connection"] == "close"
+    assert get("/v2", gateway).headers["connection"] == "close"
+    assert "connection" not in get("/v2").headers
+
+
+JSON_BODY = write_request([tensor_of(images(9))], binary=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed"),
+    [("gzip", gzip.compress(JSON_BODY)), ("deflate", zlib.compress(JSON_BODY)), ("identity", JSON_BODY)],
+)
+def test_compressed_bodies_are_taken_and_given(encoding, packed):
+    found = infer(packed, {"content-encoding": encoding, "accept-encoding": encoding})
+    assert found.status == 200
+    if encoding == "identity":
+        assert "content-encoding" not in found.headers
+        body = found.body
+    else:
+        assert found.headers["content-encoding"] == encoding
+        body = gzip.decompress(found.body) if encoding == "gzip" else zlib.decompress(found.body)
+    assert len(orjson.loads(body)["outputs"][0]["data"]) == 9 * len(CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "status", "message"),
+    [
+        ("gzip", b"no gzip at all", 400, "the body is not gzip"),
+        ("deflate", gzip.compress(JSON_BODY), 400, "the body is not deflate"),
+        ("gzip", gzip.compress(JSON_BODY)[:-9], 400, "the gzip body is cut off"),
+        ("gzip", gzip.compress(JSON_BODY) + b"more", 400, "4 bytes follow the end of the gzip body"),
+        ("gzip", gzip.compress(b"\0" * 200_001), 413, "decompressed body has more than 200000 bytes"),
+        ("br", JSON_BODY, 501, "Content-Encoding 'br' is not offered"),
+    ],
+)
+def test_a_bad_compressed_body_is_refused(encoding, body, status, message):
+    found = infer(body, {"content-encoding": encoding}, max_body_bytes=200_000)
+    assert found.status == status
+    assert message in found.error
+
+
+def test_a_body_in_many_parts_is_put_together():
+    assert infer([JSON_BODY[:5], b"", JSON_BODY[5:100], JSON_BODY[100:]]).status == 200
+
+
+@pytest.mark.parametrize("parts", [[b"x" * 1001], [b"x" * 600] * 2, [b"x" * 600] * 100])
+def test_a_body_over_the_limit_is_refused_while_it_comes(parts):
+    found = infer(parts, max_body_bytes=1000)
+    assert found.status == 413
+    assert "more than 1000 bytes" in found.error
+    assert found.headers["connection"] == "close"
+
+
+def test_a_long_json_body_is_parsed_aside():
+    blanks = b" " * (1 << 20)
+    assert infer(JSON_BODY + blanks).status == 200
+    assert infer(b"{" + blanks).status == 400
