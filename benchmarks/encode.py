@@ -19,8 +19,8 @@ import click
 import numpy as np
 
 import evenkeel
-from evenkeel.cards import Layout
 from evenkeel.coding.answers import Collage, Pixels, ScoreForm
+from evenkeel.models.cards import Layout
 
 LAYOUTS: tuple[Layout, Layout] = ("NHWC", "NCHW")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from trivial_model import CLASSES, COSTS
 
-from evenkeel.cards import DataType, ModelCard, save_card
+from evenkeel.models.cards import DataType, ModelCard, save_card
 
 __all__ = ["NAME", "trivial_config"]
 

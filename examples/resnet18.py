@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from evenkeel.vision.checkpoint import load_checkpoint, save_checkpoint
-from evenkeel.vision.data import Images, alternating_flip, as_images, translate
-from evenkeel.vision.images import read_images
+from evenkeel.images.image_set import read_images
+from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint
+from evenkeel.vision.networks.data import Images, alternating_flip, as_images, translate
 
 BATCH = 200
 CHECKPOINT_EVERY_S = 120

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from evenkeel.vision.data import as_images
-from evenkeel.vision.export import export_classifier, write_demonstration_images
-from evenkeel.vision.images import read_images
-from evenkeel.vision.train_classifier import ClassifierRecipe, train_classifier
+from evenkeel.images.image_set import read_images
+from evenkeel.vision.networks.data import as_images
+from evenkeel.vision.networks.export import export_classifier, write_demonstration_images
+from evenkeel.vision.networks.train_classifier import ClassifierRecipe, train_classifier
 
 HELD_OUT = 2000  # training images kept for calibration
 HELD_OUT_SEED = 94  # every training holds out the same ones

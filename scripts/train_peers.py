@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.vision.architecture import Classifier, count_macs
-from evenkeel.vision.data import CLASSES, Images, as_images
-from evenkeel.vision.detector import widest_detector
-from evenkeel.vision.detector_training import DetectorRecipe, train_detector
-from evenkeel.vision.export import fold_norms, write_onnx
-from evenkeel.vision.images import read_images
-from evenkeel.vision.measure import Session
-from evenkeel.vision.parity_training import EncoderName, ParityRecipe, train_parity
-from evenkeel.vision.peer_export import export_detector, export_parity
-from evenkeel.vision.views import ViewBank
+from evenkeel.images.image_set import read_images
+from evenkeel.models.measure import Session
+from evenkeel.vision.fit.views import ViewBank
+from evenkeel.vision.networks.architecture import Classifier, count_macs
+from evenkeel.vision.networks.data import CLASSES, Images, as_images
+from evenkeel.vision.networks.export import fold_norms, write_onnx
+from evenkeel.vision.peers.detector import widest_detector
+from evenkeel.vision.peers.detector_training import DetectorRecipe, train_detector
+from evenkeel.vision.peers.export import export_detector, export_parity
+from evenkeel.vision.peers.parity_training import EncoderName, ParityRecipe, train_parity
 
 HELD_OUT = 2000  # training images that no peer learns from
 HELD_OUT_SEED = 94  # every training holds out the same ones, and so does `evenkeel fit`

@@ -211,7 +211,7 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the cards there.")
 def fit(**arguments: Any) -> None:
     """Train Collage-CNNs for your own classifier, from your own images, without labels."""
-    from evenkeel.vision.fit_command import run_fit
+    from evenkeel.vision.fit.command import run_fit
 
     run_fit(arguments)
 

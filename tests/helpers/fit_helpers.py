@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evenkeel.vision.data import Images
+from evenkeel.vision.networks.data import Images
 
 __all__ = ["easy_images", "easy_pixels", "trained_a_little"]
 

@@ -14,9 +14,9 @@ import orjson
 import uvloop
 from PIL import Image
 
-from evenkeel.cards import ModelCard
 from evenkeel.coding.code import Answer
 from evenkeel.errors import EvenkeelError
+from evenkeel.models.cards import ModelCard
 from evenkeel.oip import Tensor, write_request
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.app import App

@@ -14,10 +14,10 @@ import yaml
 import yaml.nodes
 
 from evenkeel.backends.worker.address import parse_address
-from evenkeel.cards import ModelCard, load_card
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
+from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import Policy, parse_trigger, preset
 from evenkeel.text_values import read_duration_s

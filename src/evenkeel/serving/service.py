@@ -17,7 +17,6 @@ from evenkeel.backends.worker.config import WorkerConfig
 from evenkeel.backends.worker.process import ProcessBackend
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
-from evenkeel.cards import ModelCard, load_card
 from evenkeel.clock import LoopClock
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.cheap import Cheap
@@ -28,6 +27,7 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.coding.code import Array, Code
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
+from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
 from evenkeel.serving.gateway.gateway import Gateway
 from evenkeel.serving.http.app import App

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from evenkeel.backends.oip.backend import OipBackend
-from evenkeel.cards import ModelCard
 from evenkeel.coding.code import Answer
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.models.cards import ModelCard
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server

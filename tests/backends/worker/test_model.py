@@ -9,8 +9,8 @@ import pytest
 
 from evenkeel.backends.worker.model import load_model
 from evenkeel.bench.fills.float_input import with_float_input
-from evenkeel.cards import load_card, save_card
 from evenkeel.errors import ConfigurationError
+from evenkeel.models.cards import load_card, save_card
 from evenkeel.models.shipped import IMAGES, card_path, model_path
 
 BASE, COLLAGE = "cifar10-base", "cifar10-collage-3x3"

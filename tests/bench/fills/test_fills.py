@@ -16,7 +16,7 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import share
-from evenkeel.vision.measure import shuffled_groups
+from evenkeel.models.measure import shuffled_groups
 
 SIDE, CLASSES = 4, 3
 FORM = ScoreForm(CLASSES)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from evenkeel.cards import ModelCard
 from evenkeel.coding.answers import Collage, Pixels, ScoreForm
 from evenkeel.coding.code import confidence
 from evenkeel.errors import CodeError, ConfigurationError
+from evenkeel.models.cards import ModelCard
 
 CARD = ModelCard(
     name="collage3",

@@ -14,9 +14,9 @@ import orjson
 
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.oip.contract import Contract, agree
-from evenkeel.cards import ModelCard
 from evenkeel.coding.code import Array
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.models.cards import ModelCard
 from evenkeel.oip import HEADER_LENGTH
 
 __all__ = ["OipBackend"]

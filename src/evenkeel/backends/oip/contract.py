@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from evenkeel.cards import ModelCard
 from evenkeel.coding.code import Array
 from evenkeel.errors import BackendError, ProtocolError
+from evenkeel.models.cards import ModelCard
 from evenkeel.oip import RequestedOutput, Tensor, parse_response, write_request
 
 __all__ = ["Contract", "agree"]

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from evenkeel.cards import ModelCard, load_card
 from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError, MissingExtraError
+from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.shipped import NAMES, card_path
 
 __all__ = ["Model", "load_model"]

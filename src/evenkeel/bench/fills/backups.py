@@ -17,7 +17,6 @@ import numpy as np
 from evenkeel.backends.worker.model import load_model
 from evenkeel.bench.fills.float_input import with_float_input
 from evenkeel.bench.fills.measure import Backup
-from evenkeel.cards import Encoder, ModelCard, load_card, save_card
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.boxes import BoxCollage
 from evenkeel.coding.answers.cheap import Cheap
@@ -28,7 +27,8 @@ from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
-from evenkeel.vision.black_box import BlackBox
+from evenkeel.models.black_box import BlackBox
+from evenkeel.models.cards import Encoder, ModelCard, load_card, save_card
 
 __all__ = [
     "Classifier",

@@ -31,7 +31,7 @@ from evenkeel.figures.progress import bars
 from evenkeel.figures.records import json_document
 from evenkeel.figures.tables import Column, markdown, table
 from evenkeel.models import shipped
-from evenkeel.vision.measure import interleaved_times_ms, shuffled_groups
+from evenkeel.models.measure import interleaved_times_ms, shuffled_groups
 
 __all__ = ["Asked", "measure", "run_fills"]
 
@@ -249,7 +249,7 @@ def _images(
         path = shipped.IMAGES
         if arguments["split"] is not None:
             raise ConfigurationError("split: the shipped images have none; give --images")
-    from evenkeel.vision.images import read_images
+    from evenkeel.images.image_set import read_images
 
     found = read_images(
         path,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evenkeel.bench.fills.measure import Fills
 from evenkeel.coding.code import Array
 from evenkeel.figures.estimates import Estimate, grouped_share, mean, quantile, quantile_ratio, share
-from evenkeel.vision.measure import calibration_error, reliability_table
+from evenkeel.models.measure import calibration_error, reliability_table
 
 __all__ = ["COVERAGES", "UNAVAILABLE", "Truth", "cost_fields", "fill_fields", "partial_fields", "same_class_fields"]
 

@@ -121,7 +121,7 @@ def _made_up(side: int, channels: int) -> TaskData:
 
 
 def _images(task: str, path: Path, side: int, channels: int) -> TaskData:
-    from evenkeel.vision.images import ImageSet, read_images
+    from evenkeel.images.image_set import ImageSet, read_images
 
     def read(where: Path, split: str | None, limit: int | None = None) -> ImageSet:
         found = read_images(where, height=side, width=side, split=split, limit=limit)

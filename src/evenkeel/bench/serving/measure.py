@@ -13,13 +13,13 @@ import numpy as np
 from evenkeel.bench.serving.faults_live import make_faults
 from evenkeel.bench.serving.load import Target, drive
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
-from evenkeel.cards import load_card
 from evenkeel.coding.code import Array
 from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.figures.records import RecordWriter, RequestRecord, summarise
 from evenkeel.models import shipped
+from evenkeel.models.cards import load_card
 from evenkeel.serving.config import read_config
 from evenkeel.serving.gateway.policy import preset
 from evenkeel.serving.simulate import Fleet, arrivals, simulate

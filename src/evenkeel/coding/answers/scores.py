@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from evenkeel.cards import ModelCard
 from evenkeel.coding.checks import at_least_one
 from evenkeel.coding.code import Answer, Array, Source, confidence
 from evenkeel.errors import CodeError, ConfigurationError
+from evenkeel.models.cards import ModelCard
 
 __all__ = ["ScoreForm"]
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evenkeel.cards import DataType, Interpolation, Layout, ModelCard
 from evenkeel.coding.checks import at_least_one
 from evenkeel.coding.code import Array
 from evenkeel.errors import CodeError, ConfigurationError
+from evenkeel.models.cards import DataType, Interpolation, Layout, ModelCard
 
 __all__ = ["Pixels", "Tile"]
 

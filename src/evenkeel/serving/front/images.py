@@ -15,9 +15,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evenkeel.cards import ModelCard
 from evenkeel.coding.code import Array
 from evenkeel.errors import OverloadedError, RequestError, TooLargeError
+from evenkeel.models.cards import ModelCard
 
 __all__ = ["ImageDecoder", "from_pixels", "is_image_file"]
 

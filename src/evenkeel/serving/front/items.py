@@ -9,9 +9,9 @@ import binascii
 
 import numpy as np
 
-from evenkeel.cards import ModelCard
 from evenkeel.coding.code import Array
 from evenkeel.errors import RequestError
+from evenkeel.models.cards import ModelCard
 from evenkeel.oip import InferRequest, Tensor
 from evenkeel.oip.types import Parameters
 from evenkeel.serving.front.images import is_image_file

@@ -26,7 +26,6 @@ import httptools
 import orjson
 
 import evenkeel
-from evenkeel.cards import ModelCard
 from evenkeel.coding.code import Array
 from evenkeel.errors import (
     DeadlineError,
@@ -35,6 +34,7 @@ from evenkeel.errors import (
     RequestError,
     UnknownModelError,
 )
+from evenkeel.models.cards import ModelCard
 from evenkeel.oip import InferRequest, RepeatedRequests, parse_request
 from evenkeel.serving.front.answers import OUTPUTS, AnswerWriter
 from evenkeel.serving.front.flight import Flight, Submits

@@ -1,0 +1,1 @@
+"""A user's images: sources of every form, and their pixels."""

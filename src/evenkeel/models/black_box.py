@@ -1,0 +1,307 @@
+"""The user's classifier as a black box: images in, scores out. Neither torch nor its weights are needed."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.models.cards import ModelCard, load_card
+from evenkeel.models.classifier_form import ACCEPTED, InputForm, Normalisation, input_form, output_name
+from evenkeel.models.measure import interleaved_latencies_ms
+from evenkeel.models.onnx_costs import count_costs
+from evenkeel.models.shipped import NAMES, card_path
+
+__all__ = ["BlackBox", "log_softmax"]
+
+Pixels = NDArray[np.uint8]
+Scores = NDArray[np.float32]
+Kind = Literal["logits", "probabilities"]
+
+# Below this a probability is taken as this: the logarithm stays finite and no larger class changes places.
+_LEAST_PROBABILITY = 1e-30
+
+
+class BlackBox:
+    """A classifier of which nothing is known but what it answers; made by `BlackBox.open`.
+
+    Attributes:
+        name: of its card, or its file's without suffix.
+        path: its ONNX file.
+        card: its model card; None where it came as a bare ONNX file.
+        card_path: of that card; None for a bare file and for a shipped model.
+        sha256: of that file; of file and weights together where the weights lie in files of their own.
+        height: of the images that it takes, pixels.
+        width: the same.
+        classes: how many it tells apart.
+        class_names: by its card; None where it has none.
+        kind: its scores are `logits` or `probabilities`.
+        layout: of its input.
+        datatype: of its input.
+        input_name: in the graph.
+        output_name: in the graph.
+        normalisation: of pixels 0..255 for a float32 input; none for a graph that normalises by itself.
+        macs: multiply-accumulates of one image; None where unknown.
+        parameters: None where unknown.
+    """
+
+    def __init__(
+        self, path: Path, card: ModelCard | None, session: Any, form: InputForm, output_name: str, sha256: str
+    ) -> None:
+        self._form = form
+        self._session = session
+        self.name = path.stem if card is None else card.name
+        self.path = path
+        self.card = card
+        self.card_path: Path | None = None
+        self.sha256 = sha256
+        self.height, self.width = form.height, form.width
+        self.layout, self.datatype = form.layout, form.datatype
+        self.normalisation = form.normalisation
+        self.input_name, self.output_name = form.name, output_name
+        self.class_names = None if card is None else card.classes
+        self._one_by_one = form.fixed_batch
+        self.classes, self.kind = self._probe()
+        costs = count_costs(path, form.name, form.shape)
+        self.macs = costs.macs or (card.macs if card is not None else 0) or None
+        self.parameters = costs.parameters or (card.parameters if card is not None else 0) or None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        threads: int = 1,
+        side: int | None = None,
+        scale: float | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+    ) -> "BlackBox":
+        """The classifier at `path`, run on a few made-up images to see that it answers as a classifier does.
+
+        Args:
+            path: an ONNX file, a model card (.json), or the name of a shipped model.
+            threads: that one pass may use.
+            side: height and width of the images, for a graph that leaves them open.
+            scale: for float32 inputs without a card, which take `(pixels * scale - mean) / std`, with pixels 0..255
+                and a mean and std per channel of red, green, blue. None: 1 / 255, which gives 0..1. With scale 1 the
+                graph gets 0..255.
+            mean: None: 0.
+            std: None: 1.
+
+        Raises:
+            ConfigurationError: not there, not ONNX, of a form that is no image classifier's; what is taken is in the
+                message beside what was found.
+        """
+        card, file = _card_and_file(path)
+        given = [name for name, value in (("scale", scale), ("mean", mean), ("std", std)) if value is not None]
+        if card is not None and (given or side is not None):
+            names = ", ".join([*given, *(["side"] if side is not None else [])])
+            raise ConfigurationError(f"classifier {path}: {names} stands in its model card; leave it away here")
+        normalisation = Normalisation(
+            1 / 255 if scale is None else scale,
+            (0.0, 0.0, 0.0) if mean is None else mean,
+            (1.0, 1.0, 1.0) if std is None else std,
+        )
+        sha256 = _sha256(file, card)
+        session = _session(file, threads)
+        form = input_form(session, file, card, side, normalisation)
+        if given and form.datatype == "UINT8":
+            raise ConfigurationError(
+                f"classifier {path} takes uint8 pixels and normalises them itself; leave {', '.join(given)} away"
+            )
+        made = cls(file, card, session, form, output_name(session, file, card), sha256)
+        if card is not None and str(path) not in NAMES:
+            made.card_path = Path(path)
+        return made
+
+    def scores(self, pixels: Pixels, batch: int = 64) -> Scores:
+        """What it answers, float32 [n, classes], all finite.
+
+        Args:
+            pixels: uint8 [n, height, width, 3].
+            batch: images in one pass, where the graph takes several.
+
+        Raises:
+            ConfigurationError: pixels of another shape or type.
+            EvenkeelError: it failed, or gave scores that are not finite.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (self.height, self.width, 3):
+            raise ConfigurationError(
+                f"classifier {self.name} takes images uint8 [n, {self.height}, {self.width}, 3], "
+                f"these are {pixels.dtype} {list(pixels.shape)}"
+            )
+        answers = np.empty((len(pixels), self.classes), np.float32)
+        step = 1 if self._one_by_one else max(1, batch)
+        for begin in range(0, len(pixels), step):
+            part = pixels[begin : begin + step]
+            try:
+                answers[begin : begin + step] = self._run(part)
+            except Exception as error:  # onnxruntime's own errors have no common base
+                raise EvenkeelError(
+                    f"classifier {self.name} failed on images {begin} to {begin + len(part) - 1}: {error}"
+                ) from error
+        finite = np.isfinite(answers).all(axis=1)
+        if not finite.all():
+            raise EvenkeelError(
+                f"classifier {self.name} gave scores that are not finite for {int((~finite).sum()):,} of "
+                f"{len(pixels):,} images, first for number {int(finite.argmin()):,}; leave such images out"
+            )
+        return answers
+
+    def log_probabilities(self, pixels: Pixels, batch: int = 64) -> Scores:
+        """Natural logarithms of its probabilities, float32 [n, classes]; arguments and errors as for `scores`."""
+        return self.as_log_probabilities(self.scores(pixels, batch))
+
+    def as_log_probabilities(self, scores: Scores) -> Scores:
+        """The logarithms of probabilities that its `scores` [..., classes] stand for."""
+        if self.kind == "probabilities":
+            scores = np.log(np.maximum(scores, np.float32(_LEAST_PROBABILITY)))
+        return log_softmax(scores)
+
+    def one_pass(self) -> Callable[[], object]:
+        """A function that runs it once on one image on one thread, from uint8 pixels to scores; to be timed."""
+        session = _session(self.path, 1)
+        image = np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), dtype=np.uint8)
+        names, form = [self.output_name], self._form
+        return lambda: session.run(names, {form.name: form.prepared(image)})
+
+    def latency_ms(self, rounds: int = 100) -> float:
+        """Median milliseconds of one pass over one image on one thread, from uint8 pixels to scores."""
+        return interleaved_latencies_ms([self.one_pass()], rounds)[0]
+
+    def _run(self, pixels: Pixels) -> NDArray[Any]:
+        found = self._session.run([self.output_name], {self._form.name: self._form.prepared(pixels)})[0]
+        return cast(NDArray[Any], found)
+
+    def _refuse(self, what: str) -> ConfigurationError:
+        return ConfigurationError(f"classifier {self.path}: {what}; expected {ACCEPTED}")
+
+    def _probe(self) -> tuple[int, Kind]:
+        """How many classes, and of what kind the scores are."""
+        images = _probe_images(self.height, self.width)
+        rows = []
+        for image in images:
+            try:
+                row = np.asarray(self._run(image[None]))
+            except Exception as error:
+                raise self._refuse(f"an image {list(self._form.shape)} cannot be run: {error}") from error
+            if row.ndim != 2 or row.shape[0] != 1:
+                raise self._refuse(f"an image {list(self._form.shape)} gives scores {list(row.shape)}")
+            rows.append(row)
+        classes = rows[0].shape[1]
+        scores = np.concatenate(rows).astype(np.float64)
+        if classes < 2:
+            raise self._refuse(f"its scores {[1, classes]} tell no classes apart; it needs two or more")
+        if self.card is not None and classes != len(self.card.classes):
+            raise self._refuse(f"it gives {classes} scores, its card lists {len(self.card.classes)} classes")
+        if not np.isfinite(scores).all():
+            raise self._refuse("its scores of a plain image are not finite; check how its input is to be normalised")
+        if not self._one_by_one:
+            self._one_by_one = not self._takes_batches(images, scores)
+        return classes, self._kind(scores)
+
+    def _takes_batches(self, images: Pixels, alone: NDArray[np.float64]) -> bool:
+        """Whether images get the same scores together as alone; a graph may have one row built in deep inside."""
+        try:
+            together = np.asarray(self._run(images))
+        except Exception:
+            return False
+        reach = 1e-2 * max(float(np.abs(alone).max()), 1e-6)
+        return together.shape == alone.shape and bool(np.allclose(together, alone, rtol=0, atol=reach))
+
+    def _kind(self, scores: NDArray[np.float64]) -> Kind:
+        shares = bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=2e-3))
+        if self.card is None:
+            return "probabilities" if shares else "logits"
+        if self.card.scores == "probabilities" and not shares:
+            raise self._refuse(
+                "its card says that scores are probabilities, but they are not all above 0 with a sum of 1 "
+                f"({np.array2string(scores[0, :4], precision=3)}...)"
+            )
+        return self.card.scores
+
+
+def log_softmax(scores: NDArray[np.floating[Any]]) -> Scores:
+    """Logarithms of the softmax of `scores` [..., classes], float32."""
+    shifted = scores.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    return cast(Scores, (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))).astype(np.float32))
+
+
+def _card_and_file(path: str | Path) -> tuple[ModelCard | None, Path]:
+    place = card_path(str(path)) if str(path) in NAMES else Path(path)
+    if not place.is_file():
+        raise ConfigurationError(
+            f"classifier {path}: no such file; give an ONNX file, a model card (.json) or one of {', '.join(NAMES)}"
+        )
+    if place.suffix.lower() != ".json":
+        return None, place
+    card = load_card(place)
+    if card.kind != "classifier":
+        raise ConfigurationError(f"model card {place}: field 'kind' is {card.kind}; a classifier is needed here")
+    file = place.parent / card.file
+    if not file.is_file():
+        raise ConfigurationError(f"model card {place}: {file} is not there")
+    return card, file
+
+
+def _sha256(file: Path, card: ModelCard | None) -> str:
+    try:
+        content = file.read_bytes()
+        own = hashlib.sha256(content)
+        if card is not None and own.hexdigest() != card.sha256.lower():
+            raise ConfigurationError(
+                f"model card of {file}: field 'sha256' is {card.sha256}, but the file has {own.hexdigest()}; "
+                "one of the two is not the one that was measured"
+            )
+        for name in _external_files(content):
+            if (file.parent / name).is_file():
+                with (file.parent / name).open("rb") as weights:
+                    own.update(hashlib.file_digest(weights, "sha256").digest())
+    except OSError as error:
+        raise ConfigurationError(f"classifier {file} cannot be read: {error.strerror or error}") from error
+    return own.hexdigest()
+
+
+def _external_files(content: bytes) -> list[str]:
+    """Names of the files beside the model that hold its weights.
+
+    Found by the bytes of an entry with key `location`, since reading the graph would need the package onnx.
+    """
+    found = set()
+    for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", content):
+        name = content[match.end() : match.end() + match[1][0]]
+        found.add(name.decode("utf-8", "replace"))
+    return sorted(name for name in found if name.isprintable())
+
+
+def _session(file: Path, threads: int) -> Any:
+    if threads < 1:
+        raise ConfigurationError(f"threads must be 1 or more, found {threads}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4  # what goes wrong is raised, and then said once
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as workers run it
+    try:
+        # From the path, not from bytes: weights in files of their own are looked for beside it.
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common base
+        missing = [name for name in _external_files(file.read_bytes()) if not (file.parent / name).is_file()]
+        hint = f"; its weights lie in {', '.join(missing)}, which is not beside it" if missing else ""
+        raise ConfigurationError(f"classifier {file} is not an ONNX model that can be run: {error}{hint}") from error
+
+
+def _probe_images(height: int, width: int) -> Pixels:
+    """Black, grey, white, a ramp and noise."""
+    ramp = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    plain = [np.full((height, width, 3), value, np.uint8) for value in (0, 128, 255)]
+    return np.stack([*plain, np.broadcast_to(ramp, (height, width, 3)), noise])

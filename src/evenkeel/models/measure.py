@@ -1,0 +1,152 @@
+"""What can be measured of a model file without torch: its scores, its calibration, its time.
+
+Everything goes through ONNX Runtime on one thread, on the file that is shipped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from evenkeel.figures.estimates import share
+from evenkeel.models.cards import Measured
+
+__all__ = [
+    "Session",
+    "calibration_error",
+    "fit_temperature",
+    "interleaved_latencies_ms",
+    "interleaved_times_ms",
+    "reliability_table",
+    "shuffled_groups",
+    "wilson",
+]
+
+Pixels = NDArray[np.uint8]
+Scores = NDArray[np.float32]
+_BINS = 15  # of confidence; as Guo et al. have it
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model file ready to run on one thread."""
+
+    path: Path
+    runtime: onnxruntime.InferenceSession
+
+    @classmethod
+    def open(cls, path: Path) -> "Session":
+        """The model at `path`, loaded."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        return cls(path, onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+
+    def __call__(self, images: Pixels, batch: int = 100) -> Scores:
+        """Scores of `images` [n, height, width, 3]."""
+        parts = [images[place : place + batch] for place in range(0, len(images), batch)]
+        return np.concatenate([np.asarray(self.runtime.run(["scores"], {"images": part})[0]) for part in parts])
+
+
+def wilson(hits: int, count: int, how: str) -> Measured:
+    """The share `hits` / `count` with its 95 % Wilson score interval, as a card has it: five digits."""
+    found = share(hits, count)
+    return Measured(round(found.value, 5), round(found.low, 5), round(found.high, 5), count, how)
+
+
+def fit_temperature(scores: Scores, labels: NDArray[np.int64]) -> float:
+    """The temperature at which softmax(scores / temperature) gives `labels` the highest likelihood.
+
+    `scores` [n, classes] must be of images that trained nothing. Source: Guo et al., ICML 2017, section 4.2.
+    """
+
+    def loss(temperature: float) -> float:
+        scaled = scores.astype(np.float64) / temperature
+        scaled -= scaled.max(axis=1, keepdims=True)
+        log_sum = np.log(np.exp(scaled).sum(axis=1))
+        return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
+
+    # The loss has one minimum over the logarithm of the temperature, so a golden-section search finds it.
+    low, high = math.log(0.02), math.log(20.0)
+    golden = (math.sqrt(5) - 1) / 2
+    while high - low > 1e-4:
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        if loss(math.exp(left)) < loss(math.exp(right)):
+            high = right
+        else:
+            low = left
+    return round(math.exp((low + high) / 2), 4)
+
+
+def reliability_table(
+    confidences: NDArray[np.floating], right: NDArray[np.floating] | NDArray[np.bool_], bins: int = _BINS
+) -> tuple[tuple[float, float, int, float], ...]:
+    """Rows `[confidence low, high, count, accuracy]` for equal steps of confidence from 0 to 1, empty ones left out.
+
+    A confidence on a border belongs to the lower step. This is the form of `ModelCard.reliability`.
+    """
+    steps = _steps(confidences, bins)
+    counts = np.bincount(steps, minlength=bins)
+    hits = np.bincount(steps, weights=np.asarray(right, np.float64), minlength=bins)
+    return tuple(
+        (
+            round(step / bins, 5),
+            round((step + 1) / bins, 5),
+            int(counts[step]),
+            round(float(hits[step] / counts[step]), 5),
+        )
+        for step in np.flatnonzero(counts).tolist()
+    )
+
+
+def calibration_error(
+    confidences: NDArray[np.floating], right: NDArray[np.floating] | NDArray[np.bool_], bins: int = _BINS
+) -> float:
+    """Expected calibration error: how far accuracy is from mean confidence, over the steps of `reliability_table`.
+
+    NaN without any sample. Source: Guo et al., ICML 2017, section 2.
+    """
+    if not len(confidences):
+        return math.nan
+    gaps = np.bincount(_steps(confidences, bins), weights=np.asarray(right, np.float64) - confidences, minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidences))
+
+
+def _steps(confidences: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
+    return np.clip(np.ceil(np.asarray(confidences, np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
+
+
+def interleaved_times_ms(runs: Sequence[Callable[[], object]], rounds: int = 300) -> NDArray[np.float64]:
+    """Milliseconds `[rounds, runs]` of each of `runs`, called in turn, so that a disturbance strikes all of them alike.
+
+    Processor time of the calling thread, in which a model on one thread does all its work: what else the machine does
+    is not counted, and alone on its core it is the time on the clock. Each is called once before, untimed.
+    """
+    times = np.empty((rounds, len(runs)))
+    for run in runs:
+        run()
+    for turn in range(rounds):
+        for place, run in enumerate(runs):
+            began = time.thread_time_ns()
+            run()
+            times[turn, place] = time.thread_time_ns() - began
+    return times / 1e6
+
+
+def interleaved_latencies_ms(runs: Sequence[Callable[[], object]], rounds: int = 300) -> list[float]:
+    """Median milliseconds of each of `runs`, from `interleaved_times_ms`."""
+    return [float(value) for value in np.median(interleaved_times_ms(runs, rounds), axis=0)]
+
+
+def shuffled_groups(count: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Which of `count` images stand in each group `[groups, size]`: one random permutation, classes mixed.
+
+    No image is in two groups; what does not fill a group is left out.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    return order[: count // size * size].reshape(-1, size)

@@ -1,0 +1,1 @@
+"""Fits Collage-CNNs to a user's classifier."""

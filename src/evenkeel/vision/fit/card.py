@@ -1,0 +1,198 @@
+"""A fitted network's files: its ONNX file, what was measured of that file, and the card that says so."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.images.image_set import ImageSet
+from evenkeel.models.black_box import BlackBox
+from evenkeel.models.cards import ModelCard, save_card
+from evenkeel.models.measure import (
+    Session,
+    fit_temperature,
+    interleaved_latencies_ms,
+    reliability_table,
+    shuffled_groups,
+    wilson,
+)
+from evenkeel.vision.fit.loop import MEAN, STD
+from evenkeel.vision.networks.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
+from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_name, write_onnx
+
+__all__ = ["Asked", "class_names", "told", "write_model"]
+
+_LATENCY_ROUNDS = 200
+_SEEN = 100  # collages that set the scales of 8-bit convolutions
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Images, the classifier's answers to them `[images]`, and what they are: held-out or test."""
+
+    images: ImageSet
+    answers: NDArray[np.int64]
+    kind: str
+
+    @property
+    def truth(self) -> NDArray[np.int64]:
+        """Labels, or the classifier's answers where there are none."""
+        return self.answers if self.images.labels is None else self.images.labels
+
+
+def write_model(
+    network: TileNet,
+    grid: int,
+    side: int,
+    classifier: BlackBox,
+    held: Asked,
+    shown: Asked,
+    notes: dict[str, Any],
+    out: Path,
+) -> ModelCard:
+    """The ONNX file and the card of one grid, in `out`, with what was measured on the written file.
+
+    Args:
+        network: trained.
+        grid: tiles along one side of a collage.
+        side: pixels along one side of a tile.
+        classifier: whose answers it gives.
+        held: images that it was not trained on, which its confidence is calibrated with.
+        shown: images that accuracy and agreement are of.
+        notes: how it was trained; without `mirrored_views` free cells stay blank.
+        out: a folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    name, length = f"{classifier.name.removesuffix('-base')}-collage-{grid}x{grid}", grid * side
+    path, eight_bit = out / f"{name}.onnx", notes["precision"] == "int8"
+    folded = CollageNet(fold_norms(network), grid, side)
+    card = ModelCard(
+        name=name,
+        kind="collage",
+        file=path.name,
+        sha256="",
+        classes=class_names(classifier, held.images),
+        height=length,
+        width=length,
+        mean=MEAN,
+        std=STD,
+        grid=grid,
+        tile_side=side,
+        interpolation="bicubic",
+        macs=count_macs(folded, (3, length, length)),
+        parameters=count_parameters(network),
+        notes=notes,
+    )
+    seen = np.concatenate(list(islice(_collages(card, held.images)[1], _SEEN))) if eight_bit else None
+    difference = write_onnx(folded, path, length, MEAN, STD, seen)
+    session = Session.open(path)
+    gain = _mirror_gain(session, card, held) if notes["mirrored_views"] else None
+    canvas = np.random.default_rng(0).integers(0, 256, (1, length, length, 3), dtype=np.uint8)
+    base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
+    measured = {
+        "calibrated_to": "the classifier's answers" if held.images.labels is None else "labels",
+        "classifier_latency_ms": round(base_ms, 3),
+        "classifier_macs": classifier.macs,
+        "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, CPU",
+        "machine": machine_name(),
+        "largest_difference_from_torch": difference,
+        "held_out_lost_to_int8": _lost(session, folded, card, held) if eight_bit else None,
+        "held_out_gain_of_a_mirrored_look": gain,
+    }
+    card = replace(
+        card,
+        sha256=file_sha256(path),
+        latency_ms=round(pass_ms, 3),
+        relative_cost=round(pass_ms / base_ms, 3),
+        notes=notes | measured,
+        # Right and left may mean something, in digits for example: whether they do is measured, not assumed.
+        mirrored=gain is not None and gain >= 0,
+        **_calibration(session, card, held),
+        **_quality(session, card, shown),
+    )
+    save_card(card, out / f"{name}.json")
+    return card
+
+
+def class_names(classifier: BlackBox, images: ImageSet) -> tuple[str, ...]:
+    """The classifier's own, or the images' where they fit, or numbers."""
+    if classifier.class_names is not None:
+        return classifier.class_names
+    if images.class_names is not None and len(images.class_names) == classifier.classes:
+        return images.class_names
+    return tuple(str(number) for number in range(classifier.classes))
+
+
+def told(card: ModelCard) -> str:
+    """A card in a line of news."""
+    accuracy = "" if card.accuracy is None else f"accuracy {card.accuracy.value:.2%}, "
+    agreement = "" if card.agreement is None else f"agreement {card.agreement.value:.2%}, "
+    return (
+        f"{card.name}: {accuracy}{agreement}cost {card.relative_cost:.2f} ({card.latency_ms:.2f} ms, "
+        f"{card.macs / 1e6:.0f} million multiply-accumulates, {card.parameters:,} parameters)"
+    )
+
+
+def _lost(session: Session, network: CollageNet, card: ModelCard, held: Asked) -> float:
+    """By how much fewer of the held-out images are right in 8 bits than in floating point."""
+    cells, scores = _collage_scores(session, card, held.images)
+    served, truth = Served(network, MEAN, STD), held.truth[cells]
+    with torch.no_grad():
+        exact = np.concatenate([served(torch.from_numpy(each))[0] for each in _collages(card, held.images)[1]])
+    right, right_exactly = ((each.argmax(1) == truth).mean() for each in (scores, exact))
+    return round(float(right_exactly - right), 5)
+
+
+def _mirror_gain(session: Session, card: ModelCard, held: Asked) -> float:
+    """By how much more of the held-out images are right when a mirrored look is averaged with the plain one."""
+    cells, scores = _collage_scores(session, card, held.images)
+    _, looks = _collage_scores(session, card, replace(held.images, pixels=held.images.pixels[:, :, ::-1]))
+    truth = held.truth[cells]
+    both, alone = (float((each.argmax(1) == truth).mean()) for each in (scores + looks, scores))
+    return round(both - alone, 5)
+
+
+def _calibration(session: Session, card: ModelCard, held: Asked) -> dict[str, Any]:
+    cells, scores = _collage_scores(session, card, held.images)
+    truth = held.truth[cells]
+    temperature = fit_temperature(scores, truth)
+    confidences = ScoreForm(len(card.classes), temperature).confidences(scores)
+    return {
+        "temperature": temperature,
+        "reliability": reliability_table(confidences, scores.argmax(1) == truth),
+    }
+
+
+def _quality(session: Session, card: ModelCard, shown: Asked) -> dict[str, Any]:
+    cells, scores = _collage_scores(session, card, shown.images)
+    found, labels = scores.argmax(1), shown.images.labels
+    how = f"{len(cells):,} {shown.kind} images in shuffled full {card.grid}x{card.grid} collages"
+    return {
+        "accuracy": None if labels is None else wilson(int((found == labels[cells]).sum()), len(cells), how),
+        "agreement": wilson(int((found == shown.answers[cells]).sum()), len(cells), how),
+    }
+
+
+def _collage_scores(
+    session: Session, card: ModelCard, images: ImageSet
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which images the cells held [n], and their scores [n, classes]."""
+    cells, canvases = _collages(card, images)
+    return cells, np.concatenate([session(canvas)[0] for canvas in canvases])
+
+
+def _collages(card: ModelCard, images: ImageSet) -> tuple[NDArray[np.int64], Iterator[NDArray[np.uint8]]]:
+    """Which images the cells hold [n], and the collages [1, side, side, 3], one by one: encoded as the gateway does."""
+    code = Collage.from_card(card)
+    groups = shuffled_groups(len(images), card.cells, seed=card.grid)
+    canvases = (code.spares([code.prepare(images.pixels[item]) for item in group])[0].inputs for group in groups)
+    return groups.reshape(-1), canvases

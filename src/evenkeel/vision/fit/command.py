@@ -1,0 +1,189 @@
+"""What `evenkeel fit` shows and writes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
+from evenkeel.figures.outputs import check_outputs, write_json
+from evenkeel.figures.records import json_document
+from evenkeel.figures.tables import Column, table
+from evenkeel.images.image_set import ImageSet, read_images
+from evenkeel.models.black_box import BlackBox
+from evenkeel.models.cards import ModelCard
+
+__all__ = ["run_fit"]
+
+_NAMES_SHOWN = 10
+_COLUMNS = (
+    Column("accuracy", "right", "%", 100.0),
+    Column("agreement", "agrees", "%", 100.0),
+    Column("cost", "cost", ""),
+    Column("latency_ms", "pass", "ms"),
+    Column("mmac", "MMAC", ""),
+    Column("temperature", "temperature", ""),
+)
+
+
+class _Bars:
+    """Shows news, and progress: as bars on a terminal, elsewhere as a line for each tenth of a stage."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)  # names of files may hold brackets
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        if not self._console.is_terminal:
+            yield self._lines(name, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task(name, total=total)
+            yield lambda done: progress.advance(task, done)
+
+    def _lines(self, name: str, total: int) -> Callable[[int], None]:
+        reached, began = 0, time.monotonic()
+
+        def advance(done: int) -> None:
+            nonlocal reached
+            told = reached * 10 // total
+            reached += done
+            if reached * 10 // total > told:
+                self.say(f"{name}: {reached:,} of {total:,} after {time.monotonic() - began:.0f} s")
+
+        return advance
+
+
+def run_fit(arguments: dict[str, Any]) -> None:
+    """`evenkeel fit`: Collage-CNNs for a classifier.
+
+    Raises:
+        EvenkeelError: interrupted; the last checkpoint is kept.
+    """
+    try:
+        from evenkeel.vision.fit.fit import fit
+        from evenkeel.vision.fit.options import FitOptions
+    except ImportError as error:
+        raise MissingExtraError("torch or onnx", "train") from error
+    images_path, split, test_images, test_split, more_images, more_split = (
+        arguments[name] for name in ("images", "split", "test_images", "test_split", "more_images", "more_split")
+    )
+    tested = test_images is not None or test_split is not None
+    test_images = test_images or images_path
+    if tested and _overlap(images_path, split, test_images, test_split):
+        raise ConfigurationError(
+            "test-split: the test images would be among those to learn from; give two different parts with --split and "
+            "--test-split, or other --test-images"
+        )
+    if more_images is None and more_split is not None:
+        raise ConfigurationError("more-split: it names a part of --more-images, which is missing")
+    if _overlap(more_images, more_split, images_path, split):  # where the held-out images are
+        raise ConfigurationError("more-images: they are among --images; name another part with --more-split")
+    if tested and _overlap(more_images, more_split, test_images, test_split):
+        raise ConfigurationError(
+            "more-images: the test images would be among those to learn from; name another part with --more-split"
+        )
+    options = FitOptions(
+        grids=_grids(arguments["grid"]),
+        **{
+            name: arguments[name]
+            for name in (
+                *("cost", "precision", "shared", "epochs", "minutes", "rate", "tiles", "start", "views", "reach"),
+                *("mirror", "held_out", "device", "threads", "seed", "resume"),
+            )
+        },
+    )
+    out: Path = arguments["out"]
+    json_path: Path | None = arguments["json_path"]
+    if json_path is None or out.exists() or json_path.parent.resolve() != out.resolve():  # else the fit makes it
+        check_outputs(json=json_path)
+    console = Console(stderr=True)
+    bars = _Bars(console)
+    classifier = BlackBox.open(
+        arguments["classifier"],
+        threads=arguments["threads"],
+        **{name: arguments[name] for name in ("side", "scale", "mean", "std") if arguments[name] is not None},
+    )
+    labels = arguments["labels"]
+    images = _read(images_path, labels, split, arguments["limit"], classifier, bars)
+    test = None
+    if tested:
+        test = _read(test_images, labels, test_split, None, classifier, bars)
+    more = None
+    if more_images is not None:
+        more = _read(more_images, "none", more_split, None, classifier, bars)
+    try:
+        cards = fit(classifier, images, out, options, bars, test, more)
+    except KeyboardInterrupt as error:
+        raise EvenkeelError(
+            f"interrupted; what was done is kept in {out}: go on with the same command and --resume"
+        ) from error
+    rows = [_row(card) for card in cards]
+    Console().print(table(rows, [column for column in _COLUMNS if column.key in rows[0]], "collage"))
+    bars.say(f"(on {'held-out' if test is None else 'test'} images, with the 95 % interval below)")
+    if json_path is not None:
+        given = {name: value for name, value in arguments.items() if value is not None}
+        write_json(json_path, json_document(given, [asdict(card) for card in cards]))
+
+
+def _overlap(path: Path | None, split: str | None, other: Path, other_split: str | None) -> bool:
+    return path == other and (None in (split, other_split) or split == other_split)
+
+
+def _read(
+    path: Path, labels_from: str, split: str | None, limit: int | None, classifier: BlackBox, bars: _Bars
+) -> ImageSet:
+    images = read_images(
+        path, height=classifier.height, width=classifier.width, labels_from=labels_from, split=split, limit=limit
+    ).numbered_as(classifier.class_names, classifier.classes)
+    labels = "without labels" if images.labels is None else "with labels, used only to report accuracy and to calibrate"
+    bars.say(f"{len(images):,} images {labels}")
+    if images.labels is not None and images.class_names is not None and images.class_names != classifier.class_names:
+        bars.say(
+            f"  whose names ({', '.join(images.class_names[:3])}, ...) are not known to be the classifier's: labels "
+            "are taken by their numbers; if that is wrong, --labels none"
+        )
+    if images.skipped_count:
+        bars.say(f"{images.skipped_count:,} could not be read and are left out:")
+        for name, reason in images.skipped[:_NAMES_SHOWN]:
+            bars.say(f"  {name}: {reason}")
+        if images.skipped_count > _NAMES_SHOWN:
+            bars.say(f"  and {images.skipped_count - _NAMES_SHOWN:,} more")
+    return images
+
+
+def _grids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigurationError(f"grid: expected numbers like 3 or 2,3,4, found {text!r}") from error
+
+
+def _row(card: ModelCard) -> dict[str, Any]:
+    row = {
+        "collage": f"{card.grid}x{card.grid}",
+        "cost": card.relative_cost,
+        "latency_ms": card.latency_ms,
+        "mmac": card.macs / 1e6,
+        "temperature": card.temperature,
+    }
+    for name, found in (("accuracy", card.accuracy), ("agreement", card.agreement)):
+        if found is not None:
+            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+    return row

@@ -1,0 +1,288 @@
+"""Fits Collage-CNNs to a user's classifier: its scores on the user's images are all that is learned from.
+
+Ask the classifier about a few views of every image, choose how large the network may be, train it, write it as ONNX
+with its card. Every stage keeps what it has done in the output folder, so that a stopped fit goes on where it was.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.images.image_set import ImageSet
+from evenkeel.models.black_box import BlackBox
+from evenkeel.models.cards import ModelCard
+from evenkeel.models.measure import fit_temperature
+from evenkeel.vision.fit.card import Asked, class_names, told, write_model
+from evenkeel.vision.fit.lock import locked
+from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
+from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
+from evenkeel.vision.fit.plan import PLAN, FitPlan, identity_of
+from evenkeel.vision.fit.serving import write_serving
+from evenkeel.vision.fit.size import Size, choose_size
+from evenkeel.vision.fit.views import ViewBank
+from evenkeel.vision.networks.architecture import TileNet
+from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
+
+__all__ = ["fit"]
+
+LEAST_IMAGES = 500
+_TRIAL_STEPS = 8  # timed to turn minutes into epochs
+
+
+def fit(
+    classifier: BlackBox,
+    images: ImageSet,
+    out: Path,
+    options: FitOptions,
+    watcher: Watcher | None = None,
+    test: ImageSet | None = None,
+    more: ImageSet | None = None,
+) -> list[ModelCard]:
+    """Collage-CNNs for `classifier`, one for each grid, in `out`: ONNX files and their cards.
+
+    `images` are of the kind that the classifier is asked about; their labels, if any, only serve to calibrate and to
+    report accuracy. Accuracy and agreement are of `test`, or of the held-out images without it. `more` images are
+    learned from too, and nothing else: they may show things of no class, as the classifier is asked about them as well.
+
+    Raises:
+        ConfigurationError: too few images, a classifier with one answer for all, a cost that cannot be met, an output
+            folder that holds another fit or in which one is at work, a full disk.
+    """
+    torch.set_num_threads(options.threads)
+    train, held = _split(images, options)
+    if options.tiles is not None and options.tiles > len(train):
+        raise ConfigurationError(
+            f"tiles: one step would show {options.tiles:,}, and there are {len(train):,} images to train on; give fewer"
+        )
+    _fill_a_collage(held, "held-out", options)
+    if test is not None:
+        _fill_a_collage(test, "test", options)
+    reach = _reach(options, classifier)
+    if f"{classifier.name}.json" == PLAN:
+        raise ConfigurationError(f"classifier: its card would be {PLAN}, which a fit writes itself; name it otherwise")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be made: {error.strerror or error}") from error
+    with locked(out):
+        if (out / PLAN).is_file() and not options.resume:
+            raise ConfigurationError(f"{out} holds a fit already; go on with it with --resume, or give another --out")
+        learned_from = f"{len(train):,} images" + ("" if more is None else f" and {len(more):,} more")
+        run = _Run(classifier, out, options, watcher or Silent(), learned_from)
+        asked = Asked(held, _answers(classifier, held), "held-out")
+        plan = run.plan(identity_of(classifier, images, more, options))
+        bank = run.bank(train, more, reach)
+        shown = asked if test is None else Asked(test, classifier.scores(test.pixels).argmax(1), "test")
+        cards = run.models(plan, bank, asked, shown)
+        run.serving(cards, held)
+        return cards
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One fit at work: whose, where, how, who looks on, and from how many images."""
+
+    classifier: BlackBox
+    out: Path
+    options: FitOptions
+    watcher: Watcher
+    learned_from: str
+
+    def plan(self, identity: dict[str, Any]) -> FitPlan:
+        """The plan in the folder, or a new one: sizes as large as the cost allows."""
+        if (self.out / PLAN).is_file():
+            return FitPlan.load(self.out, identity)
+        classifier, options = self.classifier, self.options
+        chosen: dict[int, Size] = {}
+        grids = list(options.grids[:1] if options.shared else options.grids)
+        for grid in grids:
+            size, cost = choose_size(
+                classifier.one_pass(),
+                grid,
+                options.cost,
+                classifier.classes,
+                classifier.height,
+                classifier.width,
+                options.precision,
+            )
+            self.watcher.say(
+                f"{grid}x{grid}: channels {size.widths}, {'coarse ' if size.coarse else ''}tiles of {size.side} "
+                f"pixels, cost {cost:.2f} measured"
+            )
+            chosen[grid] = size
+        plan = FitPlan(self.out, identity, {grid: chosen.get(grid, chosen[grids[0]]) for grid in options.grids})
+        plan.save()
+        return plan
+
+    def bank(self, train: ImageSet, more: ImageSet | None, reach: int) -> ViewBank:
+        """Views of the images that are trained on, all of them scored."""
+        options = self.options
+        bank = ViewBank(
+            train.pixels if more is None else np.concatenate([train.pixels, more.pixels]),
+            self.classifier.classes,
+            self.out / "scores.npy",
+            views=options.views,
+            reach=reach,
+            mirror=options.mirror,
+            seed=options.seed,
+            more=0 if more is None else len(more),
+        )
+        with self.watcher.stage("asking the classifier", bank.missing) as done:
+            for scored in bank.fill(self.classifier.log_probabilities):
+                done(scored)
+        return bank
+
+    def models(self, plan: FitPlan, bank: ViewBank, held: Asked, shown: Asked) -> list[ModelCard]:
+        """The networks of all grids, trained, measured and written."""
+        recipe = _recipe(bank, self.options)
+        networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
+        cards = []
+        for grid, size in plan.sizes.items():
+            if size not in networks:
+                networks[size] = self._train(grid, size, bank, recipe, plan)
+            network, notes = networks[size]
+            try:
+                card = write_model(network, grid, size.side, self.classifier, held, shown, notes, self.out)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"the {grid}x{grid} model cannot be written into {self.out}: {error.strerror or error}; free some "
+                    "space and go on with --resume, the training is kept"
+                ) from error
+            self.watcher.say(told(card))
+            cards.append(card)
+        return cards
+
+    def serving(self, cards: list[ModelCard], held: ImageSet) -> None:
+        """What `evenkeel serve` needs to serve them."""
+        classifier, temperature = self.classifier, 1.0
+        if held.labels is not None:  # which alone could tell
+            temperature = fit_temperature(classifier.log_probabilities(held.pixels), held.labels)
+        configuration = write_serving(classifier, class_names(classifier, held), temperature, cards, self.out)
+        self.watcher.say(f"serve them with: evenkeel serve {configuration}")
+
+    def _train(
+        self, grid: int, size: Size, bank: ViewBank, recipe: FitRecipe, plan: FitPlan
+    ) -> tuple[TileNet, dict[str, Any]]:
+        """The network of a grid, and how it was trained."""
+        options = self.options
+        if grid not in plan.epochs:
+            plan.epochs[grid] = options.epochs or self._affordable_epochs(size, bank, recipe)
+            plan.save()
+        recipe = replace(recipe, epochs=plan.epochs[grid])
+        torch.manual_seed(options.seed)
+        network = size.network(self.classifier.classes)
+        if options.start is None:
+            whiten(network, bank, size.side)
+        else:
+            start_from(network, options.start)
+        name = f"{grid}x{grid}"
+        checkpoint = self.out / f"{name}.checkpoint"
+        seconds, steps = 0.0, max(1, round(recipe.epochs * (bank.per_epoch // recipe.tiles)))
+        with self.watcher.stage(f"fitting {name}", steps) as done:
+            reached = 0
+            for progress in fit_tiles(network, bank, recipe, checkpoint, size.side, options.torch_device):
+                done(progress.step - reached)
+                reached, seconds = progress.step, progress.seconds
+        return network.to("cpu"), self._notes(size, bank, recipe, seconds)
+
+    def _affordable_epochs(self, size: Size, bank: ViewBank, recipe: FitRecipe) -> float:
+        """How many passes over the images fit into the minutes, by a few steps of a network to be forgotten."""
+        trial = self.out / "trial.checkpoint"
+        trial.unlink(missing_ok=True)
+        network, short = size.network(self.classifier.classes), replace(recipe, epochs=1.0)
+        times = []
+        began = time.monotonic()
+        steps = fit_tiles(network, bank, short, trial, size.side, self.options.torch_device)
+        for _ in islice(steps, _TRIAL_STEPS):
+            times.append(time.monotonic() - began)
+            began = time.monotonic()
+        trial.unlink(missing_ok=True)
+        per_step = float(np.median(times[1:] or times))
+        return round(max(1.0, self.options.minutes * 60 / per_step * recipe.tiles / bank.per_epoch), 2)
+
+    def _notes(self, size: Size, bank: ViewBank, recipe: FitRecipe, seconds: float) -> dict[str, Any]:
+        options = self.options
+        return {
+            "classifier": self.classifier.name,
+            "classifier_sha256": self.classifier.sha256,
+            "channels": list(size.widths),
+            "coarse": size.coarse,
+            "trained_on": f"{self.learned_from} in {bank.views} views, scored by the classifier; no labels",
+            "reach_pixels": bank.reach,
+            "mirrored_views": bank.mirror,
+            "epochs": round(recipe.epochs, 2),
+            "tiles_per_step": recipe.tiles,
+            "distillation_temperature": recipe.temperature,
+            "precision": options.precision,
+            "rate": recipe.rate,
+            "started_from_an_earlier_fit": options.start is not None,
+            "seed": options.seed,
+            "training_seconds": round(seconds),
+            "device": options.torch_device,
+            "arithmetic": "bfloat16" if bfloat16_is_fast(options.torch_device) else "float32",
+            "threads": options.threads,
+            "torch": str(torch.__version__),
+        }
+
+
+def _recipe(bank: ViewBank, options: FitOptions) -> FitRecipe:
+    taught = bank.scores(torch.arange(len(bank)), torch.zeros(len(bank), dtype=torch.long))
+    # With few images larger steps would be few, and an epoch over before anything is learned.
+    usual = min(FitRecipe.tiles, max(36, bank.per_epoch // 16))
+    recipe = FitRecipe(
+        tiles=usual if options.tiles is None else options.tiles,
+        temperature=soft_temperature(taught[:5000]),
+        jitter=round(0.7 * bank.reach),
+        seed=options.seed,
+    )
+    return recipe if options.rate is None else replace(recipe, rate=options.rate)
+
+
+def _split(images: ImageSet, options: FitOptions) -> tuple[ImageSet, ImageSet]:
+    held_out = options.held_out
+    if held_out is None:
+        held_out = min(2000, max(200, len(images) // 20))
+    if len(images) < max(LEAST_IMAGES, 2 * held_out):
+        raise ConfigurationError(
+            f"{len(images):,} images are too few: {max(LEAST_IMAGES, 2 * held_out):,} are needed at least, and some "
+            "thousands to be worth the while; they need no labels, so recorded requests will do"
+        )
+    return images.hold_out(held_out, options.seed + 94)
+
+
+def _fill_a_collage(images: ImageSet, kind: str, options: FitOptions) -> None:
+    most = max(options.grids) ** 2
+    if len(images) < most:
+        raise ConfigurationError(
+            f"{len(images):,} {kind} images are too few: one collage of grid {max(options.grids)} shows {most}; give "
+            "more, or take a smaller grid"
+        )
+
+
+def _reach(options: FitOptions, classifier: BlackBox) -> int:
+    shorter = min(classifier.height, classifier.width)
+    if options.reach is None:
+        return max(1, round(0.1 * shorter))
+    if not 0 <= options.reach < shorter:
+        raise ConfigurationError(
+            f"reach: must be below {shorter}, the shorter side of the classifier's images, found {options.reach}"
+        )
+    return options.reach
+
+
+def _answers(classifier: BlackBox, images: ImageSet) -> NDArray[np.int64]:
+    """The classifier's answers to the held-out images, asked first: they tell whether there is anything to learn."""
+    answers: NDArray[np.int64] = classifier.scores(images.pixels).argmax(1)
+    if answers.min() == answers.max():
+        raise ConfigurationError(
+            f"the classifier gives class {answers[0]} for all of {len(images):,} images, so there is nothing to learn; "
+            "check that the images are of several classes, and prepared as it expects"
+        )
+    return answers

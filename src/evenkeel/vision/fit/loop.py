@@ -1,0 +1,312 @@
+"""The training of a tile network from a bank of scored views: distillation in plain PyTorch, resumable bit for bit."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.fit.views import ViewBank
+from evenkeel.vision.networks.architecture import TileNet
+from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
+from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint
+from evenkeel.vision.networks.data import translate
+from evenkeel.vision.networks.muon import Muon
+
+__all__ = [
+    "MEAN",
+    "STD",
+    "FitRecipe",
+    "Progress",
+    "fit_tiles",
+    "shrink",
+    "soft_temperature",
+    "standardise",
+    "start_from",
+    "whiten",
+]
+
+# What `standardise` takes off and divides by, of pixel values in 0..1: one choice for whatever pictures come.
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.25, 0.25, 0.25)
+_CHECKPOINT_EVERY_S = 60.0
+_PART = 250  # tiles
+_GATHERED = 10_000  # images that the norms' statistics are of in the end
+_WHITENED = 1_000_000  # pixels whose 2x2 patches the first filters are made from: some 100 MB
+
+
+@dataclass(frozen=True)
+class FitRecipe:
+    """How a tile network is trained; what it is trained on stands in its `ViewBank`."""
+
+    epochs: float = 40.0  # passes over the images, each time in one of their views
+    tiles: int = 500  # in a step
+    rate: float = 0.13  # of Muon, radians a step at the start; falls straight to zero, as the others do
+    bias_rate: float = 100.0  # of norm biases, for 1,000 tiles a step; they set how sparse the features are
+    head_rate: float = 0.415
+    decay: float = 4e-3  # what a step of 1,000 tiles takes from biases and head at the start
+    average: float = 0.99  # of the weights, per step; nearer 1 is smoother and later
+    temperature: float = 2.0  # of the classifier's scores
+    jitter: int = 2  # pixels by which a view is moved once more when it is shown
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come: steps done and wanted, the loss of the last one, seconds in all attempts.
+
+    The loss is NaN where an earlier attempt has done the last step.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    seconds: float
+
+
+def soft_temperature(scores: Tensor, target: float = 0.75) -> float:
+    """The temperature at which the mean highest probability of logits `scores` [n, classes] is `target`.
+
+    Scores of a sure classifier say little but its first choice; softened so far, the other classes teach as well.
+    """
+    low, high = 0.05, 50.0
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        surer = float((scores / middle).softmax(1).amax(1).mean()) > target
+        low, high = (middle, high) if surer else (low, middle)
+    return round((low * high) ** 0.5, 3)
+
+
+class _Average:
+    """A running mean of a network's weights and statistics."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, 1 - 10 / (10 + step))  # a short memory while everything still moves
+        fast = network.state_dict()
+        for name, slow in self.network.state_dict().items():
+            if slow.is_floating_point():
+                slow.lerp_(fast[name], weight)
+
+
+def fit_tiles(
+    network: TileNet,
+    bank: ViewBank,
+    recipe: FitRecipe,
+    checkpoint: Path,
+    side: int = 32,
+    device: str = "cpu",
+) -> Iterator[Progress]:
+    """Trains `network` in place on the views in `bank`, shrunk to `side` pixels; gives the progress after each step.
+
+    Where the checkpoint says that all is done, it gives the progress once.
+
+    In the end the averaged weights stand in `network`, and its scores are of the classifier's scale.
+
+    What the classifier said of a view is also taught of the same view moved by a pixel or two, since it says nearly the
+    same of that; with the scored views alone the network would come to know them by heart.
+
+    A training that was stopped goes on from `checkpoint`, and ends with the very weights that it would have had:
+    which tiles a step shows follows from the seed and the step's number alone. Where the machine is fast in bfloat16 it
+    computes in that as far as it is safe: weights are another machine's bit for bit only if their arithmetic is alike.
+
+    Raises:
+        ConfigurationError: the checkpoint is of another network or recipe, is damaged, or cannot be written.
+    """
+    network.to(device)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    average = _Average(network, recipe.average)
+    optimisers = _optimisers(network, recipe)
+    peaks = [[float(group["lr"]) for group in optimiser.param_groups] for optimiser in optimisers]
+    per_epoch = bank.per_epoch // recipe.tiles
+    if per_epoch == 0:
+        raise ConfigurationError(f"{len(bank)} images are too few: one step shows {recipe.tiles} tiles")
+    steps = max(1, round(recipe.epochs * per_epoch))
+    about = {
+        "recipe": asdict(recipe),
+        "images": len(bank),
+        "more": bank.more,
+        "views": bank.views,
+        "halvings": network.halvings,
+    }
+    step, spent_s = _load(checkpoint, about, network, average, optimisers)
+    began = saved = time.monotonic()
+    if step >= steps:
+        yield Progress(step, steps, math.nan, spent_s)  # what an earlier attempt has finished is told too
+    network.train()
+    while step < steps:
+        epoch, place = divmod(step, per_epoch)
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        order = bank.order(generator)
+        seen = torch.randint(0, bank.views, (len(bank),), generator=generator)
+        for start in range(place * recipe.tiles, per_epoch * recipe.tiles, recipe.tiles):
+            images = order[start : start + recipe.tiles]
+            views = seen[images]
+            shifts = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 500_000 + step)
+            pixels = translate(bank.pixels(images, views), recipe.jitter, shifts)
+            pixels = shrink(pixels, side).to(device)
+            loss = _step(network, pixels, bank.scores(images, views).to(device), recipe.temperature, optimisers)
+            share = 1 - step / steps
+            for optimiser, rates in zip(optimisers, peaks, strict=True):
+                for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
+            step += 1
+            average.update(network, step)
+            seconds = spent_s + time.monotonic() - began
+            if time.monotonic() - saved > _CHECKPOINT_EVERY_S or step == steps:
+                _save(checkpoint, about, network, average, optimisers, step, seconds)
+                saved = time.monotonic()
+            yield Progress(step, steps, loss, seconds)
+            if step == steps:
+                break
+    network.load_state_dict(average.network.state_dict())
+    _gather_statistics(network, bank, side, device)
+    with torch.no_grad():
+        network.head.weight.mul_(recipe.temperature)  # scores as the classifier scales them
+    network.eval()
+
+
+@torch.no_grad()
+def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str) -> None:
+    """Statistics of the norms for the weights as they are now: those met on the way are of other weights."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean of all parts
+    network.train()
+    shown = bank.order(torch.Generator().manual_seed(0))[:_GATHERED]
+    for images in torch.split(shown, _PART):
+        network(standardise(shrink(bank.pixels(images, images % bank.views), side).to(device)))
+
+
+def whiten(network: TileNet, bank: ViewBank, side: int) -> None:
+    """Sets the first filters of `network` from the images in `bank`, shrunk to `side` pixels."""
+    count = max(1, _WHITENED // side**2)
+    chosen = torch.randperm(len(bank), generator=torch.Generator().manual_seed(0))[:count]
+    network.set_whitening(standardise(shrink(bank.pixels(chosen, torch.zeros_like(chosen)), side)))
+
+
+def start_from(network: TileNet, folder: Path) -> None:
+    """Gives `network` the averaged weights of an earlier fit: of the checkpoint in `folder` of its size.
+
+    Raises:
+        ConfigurationError: there is none, or a damaged one.
+    """
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    for path in sorted(folder.glob("*.checkpoint")):
+        state = load_checkpoint(path, "about", "average")
+        weights = state["average"]
+        alike = {name: value.shape for name, value in weights.items()} == wanted
+        if alike and state["about"].get("halvings") == network.halvings:
+            network.load_state_dict(weights)
+            return
+    raise ConfigurationError(f"start: {folder} holds no checkpoint of a network of this size; give the folder of a fit")
+
+
+def _optimisers(network: TileNet, recipe: FitRecipe) -> list[torch.optim.Optimizer]:
+    share = recipe.tiles / 1000
+    parts = ((network.biases, recipe.bias_rate * share), ([network.head.weight], recipe.head_rate))
+    plain = [{"params": part, "lr": rate, "weight_decay": recipe.decay * share / rate} for part, rate in parts]
+    return [Muon(network.filters, recipe.rate), torch.optim.SGD(plain, momentum=0.85, nesterov=True)]
+
+
+def _step(
+    network: nn.Module,
+    pixels: Tensor,
+    taught: Tensor,
+    temperature: float,
+    optimisers: list[torch.optim.Optimizer],
+) -> float:
+    """One step on the mean loss of all tiles, part by part, so that what a part needs stays in a CPU's cache."""
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    parts = round(max(1, len(pixels) / _PART)) if pixels.device.type == "cpu" else 1
+    total = 0.0
+    for tiles, said in zip(pixels.chunk(parts), taught.chunk(parts), strict=True):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16_is_fast(pixels.device.type)):
+            scores = network(standardise(tiles))
+        loss = teach(scores.float(), said, temperature) * (len(tiles) / len(pixels))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    for optimiser in optimisers:
+        optimiser.step()
+    return total
+
+
+def shrink(pixels: Tensor, side: int) -> Tensor:
+    """uint8 tiles [n, 3, side, side] of images [n, 3, h, w], cropped square: as `coding.tiles.Tile` makes them."""
+    height, width = pixels.shape[2:]
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    pixels = pixels[:, :, top : top + square, left : left + square]
+    if square == side:
+        return pixels
+    return nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+
+
+def standardise(pixels: Tensor) -> Tensor:
+    """float32 images in -2..2 from uint8 `pixels` [n, 3, h, w], channels last in memory."""
+    return ((pixels.float() / 255 - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
+
+
+def teach(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Divergence of `scores` from the classifier's, which are softened; mean over rows.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; but only the
+    classifier's scores are divided by the temperature, so that training is the same whatever their scale.
+    """
+    return nn.functional.kl_div(
+        scores.log_softmax(1), (taught / temperature).log_softmax(1), reduction="batchmean", log_target=True
+    )
+
+
+def _save(
+    path: Path,
+    about: dict[str, Any],
+    network: nn.Module,
+    average: _Average,
+    optimisers: list[torch.optim.Optimizer],
+    step: int,
+    seconds: float,
+) -> None:
+    state = {
+        "about": about,
+        "network": network.state_dict(),
+        "average": average.network.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+        "step": step,
+        "seconds": seconds,
+    }
+    save_checkpoint(path, state)
+
+
+def _load(
+    path: Path,
+    about: dict[str, Any],
+    network: nn.Module,
+    average: _Average,
+    optimisers: list[torch.optim.Optimizer],
+) -> tuple[int, float]:
+    if not path.is_file():
+        return 0, 0.0
+    state = load_checkpoint(path, "about", "network", "average", "optimisers", "step", "seconds")
+    if state["about"] != about:
+        raise ConfigurationError(
+            f"checkpoint {path} is of {state['about']}, not of {about}; give the same arguments or another --out"
+        )
+    network.load_state_dict(state["network"])
+    average.network.load_state_dict(state["average"])
+    for optimiser, stored in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(stored)
+    return int(state["step"]), float(state["seconds"])

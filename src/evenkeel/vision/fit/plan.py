@@ -1,0 +1,94 @@
+"""What a fit decided at its start, kept so that it goes on in the same way after a stop."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.images.image_set import ImageSet
+from evenkeel.models.black_box import BlackBox
+from evenkeel.vision.fit.options import FitOptions
+from evenkeel.vision.fit.size import Size
+
+__all__ = ["PLAN", "FitPlan", "identity_of"]
+
+PLAN = "plan.json"  # in a fit's folder
+
+
+@dataclass
+class FitPlan:
+    """How large the networks are, and how long they are trained.
+
+    Attributes:
+        folder: of the fit.
+        identity: what a fit that is resumed must have in common with this one.
+        sizes: of each grid's network.
+        epochs: of each grid's training, once they are known.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    sizes: dict[int, Size]
+    epochs: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: Path, identity: dict[str, Any]) -> Self:
+        """The plan that `folder` holds.
+
+        Raises:
+            ConfigurationError: it cannot be read, or is of a fit with another identity.
+        """
+        path = folder / PLAN
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            sizes = {
+                int(grid): Size(tuple(size["widths"]), int(size["side"]), bool(size.get("coarse", False)))
+                for grid, size in raw["sizes"].items()
+            }
+            epochs = {int(grid): float(value) for grid, value in raw["epochs"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise ConfigurationError(f"{path} cannot be read ({error}); give another --out") from error
+        if raw.get("identity") != json.loads(json.dumps(identity)):
+            raise ConfigurationError(
+                f"{folder} holds the fit of another classifier, other images or other options; give the same again "
+                "to go on with it, or another --out"
+            )
+        return cls(folder, identity, sizes, epochs)
+
+    def save(self) -> None:
+        """Write it into its folder, whole or not at all."""
+        path = self.folder / PLAN
+        sizes = {str(grid): asdict(size) for grid, size in self.sizes.items()}
+        text = json.dumps({"identity": self.identity, "sizes": sizes, "epochs": self.epochs}, indent=2)
+        unfinished = path.with_suffix(".part")
+        try:
+            unfinished.write_text(text + "\n", encoding="utf-8")
+            unfinished.replace(path)
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, options: FitOptions) -> dict[str, Any]:
+    """What decides a fit's outcome: the classifier, the images, the options."""
+    identity: dict[str, Any] = {
+        "classifier": classifier.sha256,
+        "images": _digest(images),
+        "options": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(options).items()
+            if name not in ("resume", "device")
+        },
+    }
+    if more is not None:
+        identity["more"] = _digest(more)
+    if classifier.datatype == "FP32":  # its scores depend on what is done to the pixels before
+        identity["normalisation"] = asdict(classifier.normalisation)
+    return identity
+
+
+def _digest(images: ImageSet) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images.pixels).data).hexdigest()

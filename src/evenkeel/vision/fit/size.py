@@ -1,0 +1,125 @@
+"""How large a tile network may be: chosen by measured time, so that a collage pass costs what it is allowed to."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.models.measure import Session, interleaved_latencies_ms
+from evenkeel.vision.fit.loop import MEAN, STD
+from evenkeel.vision.networks.architecture import CollageNet, TileNet
+from evenkeel.vision.networks.export import fold_norms, write_onnx
+
+__all__ = ["Size", "choose_size", "sizes", "tile_sides"]
+
+_ROUNDS = 200  # two seconds each; with fewer, one disturbance halfway sent the search down by two sizes
+_MARGIN = 0.98  # what is aimed at; the medians of two measurements differ by one per cent
+_WIDTHS = (24, 88, 128)
+_ONLY_COARSE = 64  # pixels; with 100 classes a coarse network was 2 points ahead of a fine one in the same time
+_STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """Channels of the three blocks of a tile network, pixels along one side of its tile, and whether it is coarse."""
+
+    widths: tuple[int, int, int]
+    side: int = 32
+    coarse: bool = False
+
+    def network(self, classes: int) -> TileNet:
+        """A fresh network of this size."""
+        return TileNet(classes, self.widths, self.side, self.coarse)
+
+
+def sizes(side: int, coarse: bool = False, widest: int = 128) -> list[Size]:
+    """Sizes from small to large, each a little costlier than the one before, for tiles of `side` pixels."""
+    found = []
+    for fiftieth in range(20, 50 * widest // _WIDTHS[0] + 1):
+        scale = fiftieth / 50
+        widths = tuple(max(_STEP, _STEP * round(width * scale / _STEP)) for width in _WIDTHS)
+        size = Size((widths[0], widths[1], widths[2]), side, coarse)
+        if size not in found:
+            found.append(size)
+    return found
+
+
+def tile_sides(height: int, width: int) -> list[int]:
+    """Sides that a tile of such an image may have, largest first: the image's own, if it is of 16 pixels, and less."""
+    square = min(height, width)
+    return list(range(square // 16 * 16, 31, -16)) or [32]
+
+
+def choose_size(
+    classifier: Callable[[], object],
+    grid: int,
+    cost: float,
+    classes: int,
+    height: int,
+    width: int,
+    precision: str = "int8",
+) -> tuple[Size, float]:
+    """The largest size whose pass over a full collage costs at most `cost` passes of the classifier, and its cost.
+
+    The tile is as large as it can be while the network keeps at least (24, 88, 128) channels, coarse if need be; where
+    even the smallest tile leaves fewer, they are what is cut. (3x3 of 32 pixels in the time of (8, 32, 48) channels:
+    a coarse network of (32, 112, 160), with two and a half times the multiplications.) Tiles of 64 pixels and more are
+    only read coarsely: more channels are worth more than a finer map there.
+
+    Args:
+        classifier: runs one pass of the classifier on one thread.
+        grid: tiles along one side of a collage.
+        cost: that is allowed.
+        classes: how many scores a tile gets.
+        height: of the classifier's images, pixels.
+        width: the same.
+        precision: of the network's convolutions: int8 or fp32.
+
+    Raises:
+        ConfigurationError: even the smallest network costs more.
+    """
+    measured: dict[Size, float] = {}
+
+    def measure(size: Size) -> float:
+        if size not in measured:
+            measured[size] = _cost(classifier, size, grid, classes, precision)
+        return measured[size]
+
+    for side, coarse in product(tile_sides(height, width), (False, True)):
+        if not coarse and side >= _ONLY_COARSE:
+            continue
+        if measure(Size(_WIDTHS, side, coarse)) <= cost * _MARGIN:
+            break
+    ladder = sizes(side, coarse)
+    low, high = -1, len(ladder)  # the last one known to fit, the first one known not to
+    while high - low > 1:
+        middle = (low + high) // 2
+        if measure(ladder[middle]) <= cost * _MARGIN:
+            low = middle
+        else:
+            high = middle
+    if low < 0:
+        raise ConfigurationError(
+            f"cost: the smallest network costs {measure(ladder[0]):.2f} of one pass of the classifier at grid {grid}, "
+            f"{cost} is allowed; allow more with --cost, or take a smaller grid"
+        )
+    return ladder[low], measured[ladder[low]]
+
+
+def _cost(classifier: Callable[[], object], size: Size, grid: int, classes: int, precision: str) -> float:
+    side = grid * size.side
+    canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.onnx"
+        network = CollageNet(fold_norms(size.network(classes)), grid, size.side)
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.1)  # biases that are alike, as at the start, become one in the file
+        write_onnx(network, path, side, MEAN, STD, canvas if precision == "int8" else None)
+        candidate = Session.open(path)
+    base, collage = interleaved_latencies_ms([classifier, lambda: candidate(canvas)], _ROUNDS)
+    return collage / base

@@ -1,0 +1,1 @@
+"""Networks for images in PyTorch, their training and their export."""

@@ -1,0 +1,1 @@
+"""Trains what others do in place of a collage: the paper's detector, parity models."""

@@ -1,0 +1,499 @@
+"""`evenkeel fit` from a classifier file and images to a Collage-CNN that the gateway's codes read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
+onnx = pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from evenkeel.backends.worker.model import load_model  # noqa: E402
+from evenkeel.cli import main  # noqa: E402
+from evenkeel.coding.answers.collage import Collage  # noqa: E402
+from evenkeel.models.cards import load_card  # noqa: E402
+from fit_helpers import easy_pixels  # noqa: E402
+
+PIXELS, LABELS = easy_pixels(700, 0)
+MEANS = np.stack([PIXELS[label == LABELS].mean((0, 1, 2)) for label in range(10)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that knows flat colours, as a bare ONNX file of floats; images with and without labels."""
+    made = tmp_path_factory.mktemp("fit")
+    # Minus half the squared distance to each class's mean colour, up to a constant: linear in the image's mean.
+    weight = (MEANS / 255).T.astype(np.float32) * 400
+    bias = (-((MEANS / 255) ** 2).sum(1) / 2 * 400).astype(np.float32)
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("Gemm", ["mean", "w", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(bias, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(made / "colours.onnx"))
+    np.savez(made / "images.npz", images=PIXELS, labels=LABELS)
+    np.savez(made / "unlabelled.npz", images=PIXELS)
+    return made
+
+
+def run(folder: Path, out: Path, *more: str, images: str = "images.npz") -> "object":
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(folder / images)]
+    arguments += ["--out", str(out), "--cost", "1e9", "--held-out", "100", *more]
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(autouse=True)
+def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder of sizes ends at its smallest step, since anything fits the cost of a classifier this cheap."""
+    from evenkeel.vision.fit import card as fit_card
+    from evenkeel.vision.fit import size
+
+    monkeypatch.setattr(size, "_ROUNDS", 5)
+    monkeypatch.setattr(fit_card, "_LATENCY_ROUNDS", 5)
+    smallest = size.Size((16, 24, 32))
+    monkeypatch.setattr(size, "sizes", lambda side, coarse=False, widest=128: [smallest])
+
+
+def test_a_classifier_and_images_become_collage_models_that_codes_read(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--grid", "2,3", "--epochs", "6", "--json", str(tmp_path / "cards.json"))
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "cards.json").read_text())["rows"]
+    assert [row["grid"] for row in rows] == [2, 3]
+    for grid in (2, 3):
+        path = tmp_path / "out" / f"colours-collage-{grid}x{grid}.json"
+        card = load_card(path)
+        assert card.agreement is not None
+        assert card.agreement.value > 0.7
+        assert card.accuracy is not None
+        assert card.reliability
+        assert card.notes["calibrated_to"] == "labels"
+        assert card.mirrored
+        assert card.notes["precision"] == "int8"
+        assert card.notes["arithmetic"] in ("bfloat16", "float32")
+        assert card.notes["held_out_lost_to_int8"] <= 0.05
+        code, model = Collage.from_card(card), load_model(str(path))
+        items = list(PIXELS[: grid * grid])
+        reply = model.run(code.spares([code.prepare(item) for item in items])[0].inputs)
+        answers = code.decode(len(items), {len(items): reply})
+        right = sum(int(answers[place].scores.argmax()) == LABELS[place] for place in range(len(items)))
+        assert right >= len(items) - 3
+
+
+def test_what_was_fitted_is_served_as_it_is(folder: Path, tmp_path: Path) -> None:
+    """The configuration that a fit writes names models that a server accepts, a bare classifier's too."""
+    import yaml
+
+    from evenkeel.models.black_box import BlackBox
+    from evenkeel.serving.config import read_config
+
+    out = tmp_path / "out"
+    normalised = ["--scale", "0.01", "--mean", "1", "2", "3", "--std", "1", "2", "4"]
+    result = run(folder, out, "--grid", "2,3", "--epochs", "1", *normalised)
+    assert result.exit_code == 0, result.output
+    settings = read_config(yaml.safe_load((out / "serve.yaml").read_text()), out)
+    assert settings is not None
+    bare = BlackBox.open(folder / "colours.onnx", scale=0.01, mean=(1, 2, 3), std=(1, 2, 4))
+    carded = BlackBox.open(out / "colours.json")
+    assert np.abs(bare.scores(PIXELS[:20]) - carded.scores(PIXELS[:20])).max() < 1e-2
+    model = load_model(str(out / "colours.json"))
+    nchw = PIXELS[:5].transpose(0, 3, 1, 2).astype(np.float32)
+    assert np.abs(model.run(nchw) - bare.scores(PIXELS[:5])).max() < 1e-2
+
+
+def test_networks_may_stay_in_floating_point(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", "--precision", "fp32")
+    assert result.exit_code == 0, result.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["held_out_lost_to_int8"] is None
+    graph = onnx.load(str(tmp_path / "out" / "colours-collage-3x3.onnx")).graph
+    assert not any(node.op_type == "QuantizeLinear" for node in graph.node)
+
+
+def test_more_images_are_learned_from_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    others = easy_pixels(300, 5)[0]
+    np.savez(tmp_path / "others.npz", images=others)
+    out, more = tmp_path / "out", ("--epochs", "6", "--more-images", str(tmp_path / "others.npz"))
+    result = run(folder, out, *more)
+    assert result.exit_code == 0, result.output
+    card = load_card(out / "colours-collage-3x3.json")
+    assert card.notes["trained_on"] == "600 images and 300 more in 4 views, scored by the classifier; no labels"
+    assert card.accuracy is not None
+    assert card.accuracy.sample_size == 99
+    assert card.agreement is not None
+    assert card.agreement.value > 0.7
+    np.savez(tmp_path / "others.npz", images=others[::-1])
+    result = run(folder, out, *more, "--resume")
+    assert result.exit_code == 2
+    assert "other images" in result.output
+
+
+def test_images_to_learn_from_that_hold_the_test_images_are_refused(folder: Path, tmp_path: Path) -> None:
+    same = str(folder / "unlabelled.npz")
+    result = run(folder, tmp_path / "out", "--test-images", same, "--more-images", same)
+    assert result.exit_code == 2
+    assert "more-images: the test images would be among" in result.output
+    result = run(folder, tmp_path / "out", "--more-images", str(folder / "images.npz"))
+    assert result.exit_code == 2
+    assert "more-images: they are among --images" in result.output
+    result = run(folder, tmp_path / "out", "--more-split", "train")
+    assert result.exit_code == 2
+    assert "more-split" in result.output
+
+
+def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:
+    document = tmp_path / "out" / "cards.json"  # in a folder that is not there yet
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--json", str(document), images="unlabelled.npz")
+    assert result.exit_code == 0, result.output
+    assert json.loads(document.read_text())["arguments"]["epochs"] == 1
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.accuracy is None
+    assert card.agreement is not None
+    assert card.notes["calibrated_to"] == "the classifier's answers"
+
+
+def test_test_images_are_measured_where_there_are_some(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", images=PIXELS[:90], labels=(LABELS[:90] + 1) % 10)  # all of them wrong
+    result = run(folder, tmp_path / "out", "--epochs", "6", "--test-images", str(tmp_path / "test.npz"))
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.accuracy is not None
+    assert card.agreement is not None
+    assert card.accuracy.sample_size == 90
+    assert "test images" in card.accuracy.how
+    assert card.accuracy.value < 0.2 < card.agreement.value
+
+
+def test_too_few_test_images_are_told_before_anything_is_scored(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", images=PIXELS[:8])
+    result = run(folder, tmp_path / "out", "--test-images", str(tmp_path / "test.npz"))
+    assert result.exit_code == 2
+    assert "8 test images are too few: one collage of grid 3 shows 9" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shared_network_is_trained_once(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--grid", "2,4", "--shared", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "out").glob("*.checkpoint"))) == 1
+    cards = [load_card(tmp_path / "out" / f"colours-collage-{grid}x{grid}.json") for grid in (2, 4)]
+    assert cards[0].parameters == cards[1].parameters
+
+
+def test_an_interrupted_fit_resumes_to_the_same_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evenkeel.vision.fit import loop as fit_loop
+
+    monkeypatch.setattr(fit_loop, "_CHECKPOINT_EVERY_S", -1.0)
+    whole = run(folder, tmp_path / "whole", "--epochs", "1")
+    assert whole.exit_code == 0, whole.output
+
+    real, steps = fit_loop._step, 0
+
+    def interrupted(*arguments: object) -> float:
+        nonlocal steps
+        steps += 1
+        if steps == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit_loop, "_step", interrupted)
+    stopped = run(folder, tmp_path / "parts", "--epochs", "1")
+    assert stopped.exit_code == 1
+    assert "--resume" in stopped.output
+    monkeypatch.setattr(fit_loop, "_step", real)
+    again = run(folder, tmp_path / "parts", "--epochs", "1")
+    assert again.exit_code == 2
+    assert "holds a fit already" in again.output
+    resumed = run(folder, tmp_path / "parts", "--epochs", "1", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    names = [tmp_path / each / "colours-collage-3x3.onnx" for each in ("whole", "parts")]
+    assert names[0].read_bytes() == names[1].read_bytes()
+
+
+def test_labels_are_counted_in_the_order_of_the_classifier(folder: Path, tmp_path: Path) -> None:
+    """Folders are read in sorted order, which need not be the order of the classes that a card lists."""
+    from PIL import Image
+
+    from evenkeel.models.cards import ModelCard, save_card
+    from evenkeel.vision.networks.export import file_sha256
+
+    names = tuple("jihgfedcba")
+    for number in range(620):
+        place = tmp_path / "photos" / names[LABELS[number]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number]).save(place / f"{number}.png")
+    (tmp_path / "colours.onnx").write_bytes((folder / "colours.onnx").read_bytes())
+    sha256 = file_sha256(tmp_path / "colours.onnx")
+    shape = {"height": 32, "width": 32, "layout": "NCHW", "datatype": "FP32", "normalisation_inside": False}
+    graph = {"input_name": "x", "output_name": "y"}
+    card = ModelCard("colours", "classifier", "colours.onnx", sha256, names, **shape, **graph)  # type: ignore[arg-type]
+    save_card(card, tmp_path / "card.json")
+    arguments = ["fit", "--classifier", str(tmp_path / "card.json"), "--images", str(tmp_path / "photos")]
+    arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "6"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    fitted = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert fitted.classes == names
+    assert fitted.accuracy is not None
+    assert fitted.accuracy.value > 0.7
+
+
+def test_a_fit_goes_on_from_the_weights_of_another(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "first", "--epochs", "6").exit_code == 0
+    result = run(folder, tmp_path / "second", "--epochs", "0.1", "--rate", "0.01", "--start", str(tmp_path / "first"))
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "second" / "colours-collage-3x3.json")
+    assert card.agreement is not None
+    assert card.agreement.value > 0.7  # a tenth of an epoch teaches nothing
+    assert card.notes["started_from_an_earlier_fit"]
+    empty = run(folder, tmp_path / "third", "--epochs", "1", "--start", str(tmp_path))
+    assert empty.exit_code == 2
+    assert "no checkpoint of a network of this size" in empty.output
+
+
+def test_a_step_has_as_many_tiles_as_are_wanted(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "1", "--tiles", "20").exit_code == 0
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["tiles_per_step"] == 20
+
+
+def test_minutes_become_epochs(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--minutes", "0.02")
+    assert result.exit_code == 0, result.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["epochs"] >= 1
+
+
+def test_resuming_with_other_options_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "1").exit_code == 0
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--seed", "5", "--resume")
+    assert result.exit_code == 2
+    assert "another classifier, other images or other options" in result.output
+
+
+def test_resuming_with_other_images_of_the_same_number_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "1").exit_code == 0
+    others = PIXELS.copy()
+    others[5, 0, 0, 0] ^= 1  # one value of one image
+    np.savez(folder / "others.npz", images=others, labels=LABELS)
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--resume", images="others.npz")
+    assert result.exit_code == 2
+    assert "another classifier, other images or other options" in result.output
+
+
+@pytest.mark.parametrize("name", ["scores.npy", "3x3.checkpoint", "plan.json"])
+def test_resuming_from_a_damaged_file_names_it(folder: Path, tmp_path: Path, name: str) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "1").exit_code == 0
+    damaged = tmp_path / "out" / name
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    result = run(folder, tmp_path / "out", "--epochs", "1", "--resume")
+    assert result.exit_code == 2
+    assert f"{name} cannot be read" in result.output.replace("\n", "")
+    damaged.unlink()
+    if name != "plan.json":
+        assert run(folder, tmp_path / "out", "--epochs", "1", "--resume").exit_code == 0
+
+
+def test_a_document_that_cannot_be_written_is_refused_before_anything_is_scored(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--json", str(tmp_path / "gone" / "cards.json"))
+    assert result.exit_code == 2
+    assert "json: " in result.output
+    assert "there is no folder" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_whose_card_would_be_the_plan_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plan.onnx").write_bytes((folder / "colours.onnx").read_bytes())
+    result = run(folder, tmp_path / "out", "--classifier", str(tmp_path / "plan.onnx"))
+    assert result.exit_code == 2
+    assert "its card would be plan.json" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--grid", "three"], "expected numbers like 3 or 2,3,4"),
+        (["--grid", "3,3"], "different numbers from 2 to 8"),
+        (["--grid", "9"], "different numbers from 2 to 8"),
+        (["--cost", "0"], "cost: must be a number above zero"),
+        (["--cost", "nan"], "cost: must be a number above zero"),
+        (["--minutes", "-1"], "minutes: must be a number above zero"),
+        (["--limit", "200"], "200 images are too few"),
+        (["--seed", str(2**31)], "seed: must be from 0 to 2147483647"),
+        (["--reach", "32"], "reach: must be below 32"),
+        (["--tiles", "15"], "tiles: must be from 16 to 10000"),
+        (["--tiles", "5000"], "tiles: one step would show 5,000"),
+        (["--threads", "100000"], "threads: must be from 1 to"),
+        (["--labels", "names"], "array 'names' is not there"),
+        (["--test-split", "test"], "test images would be among those to learn from"),
+        (["--split", "a", "--test-split", "a"], "test images would be among those to learn from"),
+    ],
+)
+def test_what_cannot_be_done_is_told(folder: Path, tmp_path: Path, options: list[str], told: str) -> None:
+    result = run(folder, tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_a_classifier_with_one_answer_is_refused(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "same.npz", images=PIXELS[LABELS == 3].repeat(12, axis=0))
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(tmp_path / "same.npz")]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out"), "--cost", "1e9"])
+    assert result.exit_code == 2
+    assert "gives class 3 for all" in result.output
+
+
+def test_unreadable_images_are_named(folder: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(620):
+        place = tmp_path / "photos" / str(LABELS[number])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number]).save(place / f"{number}.png")
+    (tmp_path / "photos" / "3" / "broken.png").write_bytes(b"no picture")
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(tmp_path / "photos")]
+    arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 could not be read" in result.output
+    assert "broken.png" in result.output
+
+
+def test_resuming_with_another_normalisation_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The scores that are kept are those of the pixels as they were prepared at first."""
+    assert run(folder, tmp_path / "out", "--epochs", "0.1").exit_code == 0
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", "--resume", "--mean", "0.01", "0", "0")
+    assert result.exit_code == 2
+    assert "another classifier, other images or other options" in result.output
+
+
+def test_resuming_what_is_done_keeps_what_its_card_says(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, tmp_path / "out", "--epochs", "0.1").exit_code == 0
+    checkpoint = tmp_path / "out" / "3x3.checkpoint"
+    torch.save(torch.load(checkpoint) | {"seconds": 77.0}, checkpoint)
+    assert run(folder, tmp_path / "out", "--epochs", "0.1", "--resume").exit_code == 0
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["training_seconds"] == 77
+
+
+def test_a_folder_in_which_another_fit_is_at_work_is_refused(folder: Path, tmp_path: Path) -> None:
+    from evenkeel.vision.fit.lock import locked
+
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out):
+        result = run(folder, out, "--epochs", "0.1")
+    assert result.exit_code == 2
+    assert f"{out} is in use by another fit" in result.output
+    assert run(folder, out, "--epochs", "0.1").exit_code == 0
+
+
+def test_free_cells_show_no_mirror_images_where_left_and_right_mean_something(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    sides = random.integers(0, 2, 700)
+    pixels = random.integers(0, 80, (700, 32, 32, 3))
+    pixels[:, :, :16] += np.where(sides, 150, 0)[:, None, None, None]
+    pixels[:, :, 16:] += np.where(sides, 0, 150)[:, None, None, None]
+    weight = np.repeat([[100.0, -100.0], [-100.0, 100.0]], 16, axis=0).astype(np.float32) / 32  # which half is brighter
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["columns"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["columns", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "halves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        str(tmp_path / "halves.onnx"),
+    )
+    np.savez(tmp_path / "images.npz", images=pixels.astype(np.uint8))
+    result = run(tmp_path, tmp_path / "out", "--classifier", str(tmp_path / "halves.onnx"), "--epochs", "3")
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "halves-collage-3x3.json")
+    assert card.agreement is not None
+    assert card.agreement.value > 0.9
+    assert card.notes["held_out_gain_of_a_mirrored_look"] < 0
+    assert not card.mirrored
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from evenkeel.vision.fit import card as fit_card
+
+    def full(*arguments: object) -> float:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = fit_card.write_onnx
+    monkeypatch.setattr(fit_card, "write_onnx", full)
+    result = run(folder, tmp_path / "out", "--epochs", "0.1")
+    assert result.exit_code == 2
+    assert "No space left on device; free some space and go on with --resume" in result.output
+    monkeypatch.setattr(fit_card, "write_onnx", real)
+    monkeypatch.setattr("evenkeel.vision.fit.loop._step", None)  # nothing is trained again
+    assert run(folder, tmp_path / "out", "--epochs", "0.1", "--resume").exit_code == 0
+
+
+def test_labels_that_are_none_of_the_classifier_can_be_left_away(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "dates.npz", images=PIXELS, labels=np.arange(700) % 12)
+    arguments = ["fit", "--classifier", str(folder / "colours.onnx"), "--images", str(tmp_path / "dates.npz")]
+    arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "0.1"]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 2
+    assert "labels go from 0 to 11, but the classifier has 10 classes" in refused.output
+    assert "--labels none" in refused.output
+    result = CliRunner().invoke(main, [*arguments, "--labels", "none"])
+    assert result.exit_code == 0, result.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").accuracy is None
+
+
+def test_names_that_look_like_markup_or_yaml_are_only_names(folder: Path, tmp_path: Path) -> None:
+    import yaml
+    from PIL import Image
+
+    for number in range(520):
+        place = tmp_path / "photos[" / str(LABELS[number])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[number]).save(place / f"{number}.png")
+    (tmp_path / "photos[" / "3" / "[").mkdir()
+    (tmp_path / "photos[" / "3" / "[" / "red]broken.png").write_bytes(b"no picture")
+    (tmp_path / "my: model #1.onnx").write_bytes((folder / "colours.onnx").read_bytes())
+    arguments = ["fit", "--classifier", str(tmp_path / "my: model #1.onnx"), "--images", str(tmp_path / "photos[")]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path), "--cost", "1e9", "--epochs", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert "3/[/red]broken.png: no image file" in result.output
+    settings = yaml.safe_load((tmp_path / "serve.yaml").read_text())
+    assert settings["model"] == "my: model #1.json"
+    assert settings["codes"][1] == "my: model #1-collage-3x3.json"
+
+
+def test_images_need_not_be_square(folder: Path, tmp_path: Path) -> None:
+    """A tile shows the middle of an image, in training as in serving."""
+    tall = np.zeros((600, 64, 32, 3), np.uint8)
+    tall[:, 16:48] = PIXELS[:600]
+    np.savez(tmp_path / "tall.npz", images=tall)
+    model = onnx.load(str(folder / "colours.onnx"))
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
+    onnx.save(model, str(tmp_path / "tall.onnx"))
+    arguments = ["fit", "--classifier", str(tmp_path / "tall.onnx"), "--images", str(tmp_path / "tall.npz")]
+    arguments += ["--scale", str(2 / 255), "--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "6"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "tall-collage-3x3.json")
+    assert card.agreement is not None
+    assert card.agreement.value > 0.3  # a tenth by chance

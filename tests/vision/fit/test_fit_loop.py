@@ -1,0 +1,140 @@
+"""The fitting of a tile network: it learns from scores alone, and resumes bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
+pytest.importorskip("PIL", reason="tiles are shrunk by Pillow")
+
+from numpy.typing import NDArray  # noqa: E402
+
+from evenkeel.coding.answers.tiles import Pixels, Tile  # noqa: E402
+from evenkeel.errors import ConfigurationError  # noqa: E402
+from evenkeel.vision.fit.loop import (  # noqa: E402
+    FitRecipe,
+    fit_tiles,
+    shrink,
+    soft_temperature,
+    standardise,
+    start_from,
+    whiten,
+)
+from evenkeel.vision.fit.views import ViewBank  # noqa: E402
+from evenkeel.vision.networks.architecture import TileNet  # noqa: E402
+from fit_helpers import easy_pixels  # noqa: E402
+
+PIXELS, LABELS = easy_pixels(432, 0)
+RECIPE = FitRecipe(epochs=4, tiles=36, average=0.9)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def bank(path: Path, turned: int = 0) -> ViewBank:
+    made = ViewBank(PIXELS, 10, path, views=2, reach=1)
+    scores = np.eye(10, dtype=np.float32)[(LABELS + turned) % 10] * 6
+    place = 0
+
+    def scorer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        nonlocal place  # views are asked for in order
+        rows = scores[np.arange(place, place + len(images)) % len(scores)]
+        place += len(images)
+        return rows
+
+    list(made.fill(scorer))
+    return made
+
+
+def network(views: ViewBank) -> TileNet:
+    torch.manual_seed(0)
+    made = TileNet(10, (16, 16, 32))
+    whiten(made, views, 32)
+    return made
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_it_learns_what_the_classifier_says_not_what_is_true(
+    bfloat16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evenkeel.vision.fit.loop.bfloat16_is_fast", lambda device: bfloat16)
+    views = bank(tmp_path / "s.npy", turned=1)
+    fitted = network(views)
+    losses = [step.loss for step in fit_tiles(fitted, views, RECIPE, tmp_path / "c")]
+    assert losses[-1] < 0.5 * losses[0]
+    with torch.no_grad():
+        found = fitted(standardise(torch.from_numpy(PIXELS).permute(0, 3, 1, 2))).argmax(1).numpy()
+    assert (found == (LABELS + 1) % 10).mean() > 0.8
+
+
+@pytest.mark.parametrize("stopped", [1, 17, 47])
+def test_a_stopped_fit_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, stopped: int, monkeypatch) -> None:
+    monkeypatch.setattr("evenkeel.vision.fit.loop._CHECKPOINT_EVERY_S", -1.0)  # at every step
+    views = bank(tmp_path / "scores.npy")
+    whole, parts = network(views), network(views)
+    steps = [step.step for step in fit_tiles(whole, views, RECIPE, tmp_path / "whole")]
+    assert steps == list(range(1, 49))
+    for progress in fit_tiles(parts, views, RECIPE, tmp_path / "parts"):
+        if progress.step == stopped:
+            break
+    resumed = network(views)
+    rest = [step.step for step in fit_tiles(resumed, views, RECIPE, tmp_path / "parts")]
+    assert rest == list(range(stopped + 1, 49))
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(expected, resumed.state_dict()[name]), name
+
+
+def test_the_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+    views = bank(tmp_path / "scores.npy")
+    list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.2), tmp_path / "c"))
+    with pytest.raises(ConfigurationError, match="give the same arguments"):
+        list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.2, rate=0.01), tmp_path / "c"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    views = bank(tmp_path / "scores.npy")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.1), tmp_path / "nowhere" / "c"))
+
+
+def test_too_few_images_for_one_step_are_refused(tmp_path: Path) -> None:
+    views = bank(tmp_path / "s.npy")
+    steps = fit_tiles(network(views), views, replace(RECIPE, tiles=500), tmp_path / "c")
+    with pytest.raises(ConfigurationError, match="too few"):
+        next(steps)
+
+
+def test_the_softening_temperature_is_found() -> None:
+    logits = torch.randn(4000, 10, generator=torch.Generator().manual_seed(0)) * 9
+    temperature = soft_temperature(logits, 0.6)
+    assert (logits / temperature).softmax(1).amax(1).mean().item() == pytest.approx(0.6, abs=2e-3)
+
+
+@pytest.mark.parametrize("side", [32, 48, 64])
+def test_tiles_are_shrunk_in_training_as_they_are_in_serving(side: int) -> None:
+    smooth = np.add.outer(np.arange(80), np.arange(96))[..., None] * np.ones(3)
+    image = (smooth + np.random.default_rng(0).normal(0, 20, smooth.shape)).clip(0, 255).astype(np.uint8)
+    trained = shrink(torch.from_numpy(image).permute(2, 0, 1)[None], side)[0].permute(1, 2, 0).numpy()
+    served = Tile(side, side, Pixels(interpolation="bicubic"), crop=True).make(image)
+    assert np.abs(trained.astype(int) - served.astype(int)).max() <= 2
+
+
+def test_what_is_done_already_is_told_once_with_its_time(tmp_path: Path) -> None:
+    views, recipe = bank(tmp_path / "scores.npy"), replace(RECIPE, epochs=0.2)
+    last = list(fit_tiles(network(views), views, recipe, tmp_path / "c"))[-1]
+    again = network(views)
+    told = list(fit_tiles(again, views, recipe, tmp_path / "c"))
+    assert [(each.step, each.steps, each.seconds) for each in told] == [(last.step, last.steps, last.seconds)]
+
+
+def test_weights_of_a_coarse_network_are_no_start_for_a_fine_one(tmp_path: Path) -> None:
+    """They have the same shapes, but know maps of another scale."""
+    views = bank(tmp_path / "s.npy")
+    list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.1), tmp_path / "3x3.checkpoint"))
+    start_from(network(views), tmp_path)
+    with pytest.raises(ConfigurationError, match="no checkpoint of a network of this size"):
+        start_from(TileNet(10, (16, 16, 32), coarse=True), tmp_path)

@@ -1,0 +1,91 @@
+"""The size of a network is chosen by measured time."""
+
+from functools import cache
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
+pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
+pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
+
+from evenkeel.errors import ConfigurationError  # noqa: E402
+from evenkeel.vision.fit import size as module  # noqa: E402
+from evenkeel.vision.fit.size import Size, choose_size, sizes, tile_sides  # noqa: E402
+from evenkeel.vision.networks.architecture import count_macs  # noqa: E402
+
+
+@cache
+def macs(size: Size, grid: int = 1) -> int:
+    return grid * grid * count_macs(size.network(10), (3, size.side, size.side))
+
+
+@pytest.fixture
+def by_macs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cost counted in place of measured: 20 million multiply-accumulates are one pass of the classifier."""
+    monkeypatch.setattr(module, "_cost", lambda classifier, size, grid, *_: macs(size, grid) / 20e6)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_sizes_rise_in_cost(side: int, coarse: bool) -> None:
+    costs = [macs(size) for size in sizes(side, coarse, widest=64)]
+    assert costs == sorted(costs)
+    assert len(set(costs)) == len(costs) > 10
+
+
+@pytest.mark.usefixtures("by_macs")
+@pytest.mark.parametrize("grid", [2, 3, 4])
+@pytest.mark.parametrize("allowed", [4.0, 8.0, 30.0])
+def test_the_largest_that_fits_is_taken(grid: int, allowed: float) -> None:
+    chosen, cost = choose_size(lambda: None, grid, allowed, 10, 32, 32)
+    assert cost <= allowed
+    larger = [size for size in sizes(32, chosen.coarse) if macs(size) > macs(chosen)]
+    assert macs(larger[0], grid) / 20e6 > allowed * module._MARGIN
+
+
+@pytest.mark.usefixtures("by_macs")
+def test_large_images_get_large_tiles_only_where_they_can_be_afforded() -> None:
+    assert choose_size(lambda: None, 3, 200.0, 10, 224, 224)[0].side == 224
+    assert 32 < choose_size(lambda: None, 3, 10.0, 10, 224, 224)[0].side < 224
+
+
+@pytest.mark.usefixtures("by_macs")
+def test_a_network_is_coarse_before_it_is_thin() -> None:
+    chosen, _ = choose_size(lambda: None, 3, 5.0, 10, 32, 32)
+    assert chosen.coarse
+    assert chosen.widths >= (24, 88, 128)
+    thin, _ = choose_size(lambda: None, 3, 1.0, 10, 32, 32)
+    assert thin.coarse
+    assert thin.widths < (24, 88, 128)
+    assert not choose_size(lambda: None, 3, 20.0, 10, 32, 32)[0].coarse
+
+
+@pytest.mark.usefixtures("by_macs")
+@pytest.mark.parametrize("allowed", [8.0, 30.0, 300.0])
+def test_large_tiles_are_coarse(allowed: float) -> None:
+    chosen, _ = choose_size(lambda: None, 3, allowed, 100, 128, 128)
+    assert chosen.coarse == (chosen.side >= 64)
+
+
+@pytest.mark.usefixtures("by_macs")
+def test_a_cost_that_nothing_meets_is_told() -> None:
+    with pytest.raises(ConfigurationError, match=r"smallest network costs .* 0.01 is allowed"):
+        choose_size(lambda: None, 3, 0.01, 10, 32, 32)
+
+
+def test_tiles_are_of_sixteens() -> None:
+    assert tile_sides(32, 32) == [32]
+    assert tile_sides(28, 28) == [32]
+    assert tile_sides(100, 70) == [64, 48, 32]
+
+
+def test_cost_is_measured_against_the_classifier() -> None:
+    small, large = Size((8, 8, 16)), Size((16, 48, 96))
+    burn = torch.randn(120, 120)
+
+    def classifier() -> None:
+        for _ in range(10):
+            burn @ burn
+
+    for precision in ("int8", "fp32"):
+        assert module._cost(classifier, small, 2, 10, precision) < module._cost(classifier, large, 3, 10, precision)
