@@ -28,9 +28,9 @@ import evenkeel
 from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import LowRank
-from evenkeel.reducers.collectives import ring_bytes
-from evenkeel.training.measure import group_from_environment
-from evenkeel.training.stats import HookStats
+from evenkeel.reducers.ranks.collectives import ring_bytes
+from evenkeel.training.hook.stats import HookStats
+from evenkeel.training.plan.measure import group_from_environment
 
 _CODES: dict[str, Callable[[], SumCode]] = {
     "THC, 4 bits": lambda: evenkeel.THC(bits=4),

@@ -21,8 +21,8 @@ import torch
 from output import show, write_json
 
 import evenkeel
-from evenkeel.reducers.thread_collectives import thread_collectives
-from evenkeel.training import bucket_average
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
+from evenkeel.training.hook import bucket_average
 
 PARTS = ("measure", "encode_packed", "add_packed", "pack_total", "decode_packed", "observe")
 

@@ -24,10 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import evenkeel
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
-from evenkeel.training.code_costs import bf16
-from evenkeel.training.measure import group_from_environment, measure_link, measure_step
-from evenkeel.training.measure_code import measure_code
-from evenkeel.training.timing import CodeCost, Schedule, Step, fp32, step_s
+from evenkeel.training.plan.code_costs import bf16
+from evenkeel.training.plan.measure import group_from_environment, measure_link, measure_step
+from evenkeel.training.plan.measure_code import measure_code
+from evenkeel.training.plan.timing import CodeCost, Schedule, Step, fp32, step_s
 
 _FIRST_STEPS = 5  # DDP makes its buckets anew after the first, hooks compress from the third on
 

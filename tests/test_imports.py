@@ -92,7 +92,7 @@ def test_modules_say_what_they_export() -> None:
         ("evenkeel.bench.fills.command", {"torch", "pyarrow", "onnx"}),
         ("evenkeel.backends.worker.main", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client"}),
         ("evenkeel", {"torch", "numpy"}),
-        ("evenkeel.cli", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "numpy", "onnxruntime"}),
+        ("evenkeel.cli.main", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "numpy", "onnxruntime"}),
     ],
 )
 def test_what_serves_loads_nothing_heavy(module: str, heavy: set[str]) -> None:

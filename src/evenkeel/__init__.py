@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evenkeel.errors import MissingExtraError
+from evenkeel.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from evenkeel.coding.sums.error_feedback import ErrorFeedback
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     from evenkeel.coding.sums.thc import THC
     from evenkeel.reducers.process_group import ProcessGroup
     from evenkeel.reducers.sharded import Sharded
-    from evenkeel.training.ddp_hook import comm_hook
-    from evenkeel.training.hook_state import HookState
-    from evenkeel.training.pipe_sgd import PipeSGD
-    from evenkeel.training.skipping import named
+    from evenkeel.training.hook.ddp_hook import comm_hook
+    from evenkeel.training.hook.hook_state import HookState
+    from evenkeel.training.hook.pipe_sgd import PipeSGD
+    from evenkeel.training.hook.skipping import named
 
 __all__ = [
     "THC",
@@ -32,21 +33,20 @@ __all__ = [
     "named",
 ]
 
-__version__ = "0.1.0"
 
 # Loaded on first use: they bring torch, which serving does without.
 _HOMES = {
     "ErrorFeedback": "evenkeel.coding.sums.error_feedback",
     "FixedPoint": "evenkeel.coding.sums.fixed_point",
     "GradiVeQ": "evenkeel.coding.sums.gradiveq",
-    "HookState": "evenkeel.training.hook_state",
+    "HookState": "evenkeel.training.hook.hook_state",
     "LowRank": "evenkeel.coding.sums.low_rank",
-    "PipeSGD": "evenkeel.training.pipe_sgd",
+    "PipeSGD": "evenkeel.training.hook.pipe_sgd",
     "ProcessGroup": "evenkeel.reducers.process_group",
     "Sharded": "evenkeel.reducers.sharded",
     "THC": "evenkeel.coding.sums.thc",
-    "comm_hook": "evenkeel.training.ddp_hook",
-    "named": "evenkeel.training.skipping",
+    "comm_hook": "evenkeel.training.hook.ddp_hook",
+    "named": "evenkeel.training.hook.skipping",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m evenkeel`."""
 
-from evenkeel.cli import main
+from evenkeel.cli.main import main
 
 if __name__ == "__main__":
     main()

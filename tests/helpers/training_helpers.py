@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.reducers.collectives import Collectives
-from evenkeel.reducers.thread_collectives import thread_collectives
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 
 
 def in_threads(world: int, work: Callable[[Collectives], Any], timeout_s: float = 30) -> list[Any]:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evenkeel.arrays import Array
 from evenkeel.coding.answers import (
     Answer,
     Berrut,
@@ -26,7 +27,6 @@ from evenkeel.coding.answers import (
     ScoreForm,
     SumEncoder,
 )
-from evenkeel.coding.code import Array
 from evenkeel.errors import CodeError
 
 CLASSES = 5

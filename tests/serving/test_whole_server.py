@@ -11,10 +11,10 @@ import aiohttp
 import numpy as np
 import pytest
 
+from evenkeel.arrays import Array
 from evenkeel.bench.serving.faults_live import worker_pids
 from evenkeel.bench.serving.load import Target, drive
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
-from evenkeel.coding.code import Array
 from evenkeel.delays import faults
 from evenkeel.errors import EvenkeelError
 from evenkeel.figures.records import RequestRecord

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.clock import Clock, Timer
-from evenkeel.coding.code import Array
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError, BackendLostError
 

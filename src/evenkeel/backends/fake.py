@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.clock import Clock
-from evenkeel.coding.code import Array
 from evenkeel.errors import BackendError, BackendLostError
 
 __all__ = ["FakeBackend"]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import inf, isfinite
 from numbers import Integral, Real
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["at_least_one", "check_count", "check_group", "check_numbers", "number", "whole"]

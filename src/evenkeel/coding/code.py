@@ -15,14 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import exp
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["Answer", "Array", "Code", "Source", "Task", "confidence", "softmax"]
+from evenkeel.arrays import Array
 
-Array = NDArray[Any]
+__all__ = ["Answer", "Code", "Source", "Task", "confidence", "softmax"]
+
 # Up to so many classes plain Python is faster than numpy, by ten times for ten of them; it is on every item's path.
 _FEW = 50
 Source = Literal["exact", "collage", "hedge", "edge", "decoded", "default"]

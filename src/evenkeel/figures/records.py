@@ -18,6 +18,7 @@ import orjson
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.figures.estimates import Estimate, mean, quantile, rate, sd, share
+from evenkeel.version import __version__
 
 __all__ = [
     "FILLS",
@@ -237,8 +238,6 @@ def summarise(
 
 def json_document(arguments: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `--json` writes: the rows, and all that is needed to get them again."""
-    from evenkeel import __version__  # not at the top: the package's public names may come to need this module
-
     return {
         "evenkeel": __version__,
         "commit": commit(),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.sum_code import Place, SumCode
-from evenkeel.reducers.collectives import Collectives
+from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.reducer import Reducer, Total
 
 __all__ = ["FakeReducer", "Losses"]

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from evenkeel.coding.sum_code import Place, SumCode
 from evenkeel.errors import ConfigurationError
-from evenkeel.reducers.collectives import Collectives
-from evenkeel.reducers.group_collectives import collectives_over
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.group_collectives import collectives_over
 from evenkeel.reducers.reducer import Reducer, Total
 
 __all__ = ["ProcessGroup"]

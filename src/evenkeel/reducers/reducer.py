@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evenkeel.coding.sum_code import Count, Place, SumCode
-from evenkeel.reducers.collectives import Collectives
+from evenkeel.reducers.ranks.collectives import Collectives
 
 __all__ = ["Reducer", "Total"]
 

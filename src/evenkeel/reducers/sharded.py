@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from evenkeel.coding.sum_code import Place, SumCode
-from evenkeel.reducers.collectives import Collectives
-from evenkeel.reducers.group_collectives import collectives_over
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.group_collectives import collectives_over
 from evenkeel.reducers.reducer import Reducer, Total
 
 __all__ = ["Sharded"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.backends.oip.backend import OipBackend
 from evenkeel.backends.worker.config import WorkerConfig
@@ -25,7 +26,7 @@ from evenkeel.coding.answers.parity import ConcatEncoder, Parity, SumEncoder
 from evenkeel.coding.answers.replicate import Replicate
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
-from evenkeel.coding.code import Array, Code
+from evenkeel.coding.code import Code
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.backends.delayed import Delayed
 from evenkeel.backends.fake import FakeBackend
 from evenkeel.clock import VirtualClock
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.replicate import Replicate
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.coding.code import Array, Code
+from evenkeel.coding.code import Code
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import OverloadedError
 from evenkeel.figures.records import RequestRecord

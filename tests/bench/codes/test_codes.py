@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from evenkeel.bench.codes.lloyd_max import lloyd_max
 from evenkeel.bench.codes.recorded import Moment, Recorded, read_gradients, write_gradients
 from evenkeel.bench.codes.traffic import gathered, ring, sharded
-from evenkeel.cli import main
+from evenkeel.cli.main import main
 from evenkeel.errors import ConfigurationError
 
 torch = pytest.importorskip("torch", reason="bench codes needs evenkeel[train]")

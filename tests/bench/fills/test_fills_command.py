@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from evenkeel.cli import main
+from evenkeel.cli.main import main
 from evenkeel.models.cards import ModelCard, save_card
 from evenkeel.models.shipped import IMAGES, NAMES, card_path
 from onnx_bytes import FLOAT, UINT8, boxes_model, linear_model

@@ -17,7 +17,7 @@ from evenkeel.bench.gradients.data import read_data
 from evenkeel.bench.gradients.figure import gradients as gradients_figure
 from evenkeel.bench.gradients.rows import rows_of
 from evenkeel.bench.gradients.socket_bytes import socket_bytes
-from evenkeel.cli import main
+from evenkeel.cli.main import main
 from evenkeel.errors import ConfigurationError, EvenkeelError
 
 FIXED = (

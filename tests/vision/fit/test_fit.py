@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from evenkeel.backends.worker.model import load_model  # noqa: E402
-from evenkeel.cli import main  # noqa: E402
+from evenkeel.cli.main import main  # noqa: E402
 from evenkeel.coding.answers.collage import Collage  # noqa: E402
 from evenkeel.models.cards import load_card  # noqa: E402
 from fit_helpers import easy_pixels  # noqa: E402

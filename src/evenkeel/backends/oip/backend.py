@@ -12,9 +12,9 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.oip.contract import Contract, agree
-from evenkeel.coding.code import Array
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import HEADER_LENGTH

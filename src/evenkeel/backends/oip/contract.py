@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import BackendError, ProtocolError
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import RequestedOutput, Tensor, parse_response, write_request

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import BackendError, ProtocolError
 
 __all__ = [

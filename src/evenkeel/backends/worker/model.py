@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import ConfigurationError, MissingExtraError
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.shipped import NAMES, card_path

@@ -16,13 +16,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply
 from evenkeel.backends.worker.config import WorkerConfig, to_arguments
 from evenkeel.backends.worker.connection import Connection
 from evenkeel.backends.worker.links import Link
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions, WorkerHello
-from evenkeel.coding.code import Array
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
 
 __all__ = ["ProcessBackend"]

@@ -5,11 +5,11 @@ import logging
 import time
 from collections.abc import Sequence
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.links import Link, SocketLink
 from evenkeel.backends.worker.session import ClientOptions, RemoteModel, Session, WorkerHello, call
-from evenkeel.coding.code import Array
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
 
 __all__ = ["WorkerBackend"]

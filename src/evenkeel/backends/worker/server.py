@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from evenkeel import __version__
+from evenkeel.arrays import Array
 from evenkeel.backends.worker.address import Address, parse_address
 from evenkeel.backends.worker.connection import Connection
 from evenkeel.backends.worker.frames import VERSION, Frame, Kind, encode, encode_object, encode_tensor
@@ -16,9 +16,9 @@ from evenkeel.backends.worker.model import Model
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotReader
 from evenkeel.backends.worker.task_runner import TaskRunner
 from evenkeel.clock import LoopClock
-from evenkeel.coding.code import Array
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import ConfigurationError, ProtocolError
+from evenkeel.version import __version__
 
 __all__ = ["serve"]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import OnReply, Reply
 from evenkeel.backends.worker.connection import Connection
 from evenkeel.backends.worker.frames import NO_SLOT, VERSION, Frame, Kind, encode, encode_object, encode_tensor
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotWriter
-from evenkeel.coding.code import Array
 from evenkeel.errors import BackendError, BackendLostError, EvenkeelError, ProtocolError
 
 __all__ = ["ClientOptions", "RemoteModel", "Session", "WorkerHello", "call"]

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.backends.worker.frames import Frame
-from evenkeel.coding.code import Array
 from evenkeel.errors import ProtocolError
 
 __all__ = ["SharedMemoryError", "SlotReader", "SlotWriter"]

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from evenkeel.arrays import Array
 from evenkeel.backends.worker.model import Model
 from evenkeel.clock import Clock
-from evenkeel.coding.code import Array
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError
 

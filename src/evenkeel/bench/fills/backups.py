@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.backends.worker.model import load_model
 from evenkeel.bench.fills.float_input import with_float_input
 from evenkeel.bench.fills.measure import Backup
@@ -24,7 +25,6 @@ from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.parity import ConcatEncoder, Parity, SumEncoder
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
-from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
 from evenkeel.models.black_box import BlackBox

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from evenkeel.arrays import Array
 from evenkeel.bench.fills.backups import (
     Classifier,
     berrut_backup,
@@ -23,7 +24,6 @@ from evenkeel.bench.fills.figure import fills as fills_figure
 from evenkeel.bench.fills.measure import Backup, Fills, collect, from_scores, same_class_groups, spare_tasks
 from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, partial_fields, same_class_fields
 from evenkeel.coding.answers.cheap import Cheap
-from evenkeel.coding.code import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.drawing import save
 from evenkeel.figures.outputs import asked_for, check_outputs, write, write_json

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.arrays import Array
+from evenkeel.coding.code import Answer, Code, Task
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["NO_ANSWER", "Backup", "Fills", "collect", "from_scores", "same_class_groups", "spare_tasks"]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evenkeel.arrays import Array
 from evenkeel.bench.fills.measure import Fills
-from evenkeel.coding.code import Array
 from evenkeel.figures.estimates import Estimate, grouped_share, mean, quantile, quantile_ratio, share
 from evenkeel.models.measure import calibration_error, reliability_table
 

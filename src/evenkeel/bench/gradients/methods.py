@@ -15,11 +15,11 @@ from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import LowRank
 from evenkeel.coding.sums.thc import THC
-from evenkeel.reducers.ordered_thread import OrderedThread
-from evenkeel.training.buckets import Bucket
-from evenkeel.training.ddp_hook import comm_hook
-from evenkeel.training.hook_state import HookState
-from evenkeel.training.pipe_sgd import PipeSGD
+from evenkeel.reducers.ranks.ordered_thread import OrderedThread
+from evenkeel.training.hook.buckets import Bucket
+from evenkeel.training.hook.ddp_hook import comm_hook
+from evenkeel.training.hook.hook_state import HookState
+from evenkeel.training.hook.pipe_sgd import PipeSGD
 
 if TYPE_CHECKING:
     GradBucket = Bucket

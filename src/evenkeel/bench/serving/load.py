@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import EvenkeelError
 from evenkeel.figures.records import RequestRecord
 from evenkeel.oip.requests import write_request

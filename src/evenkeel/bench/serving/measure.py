@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.bench.serving.faults_live import make_faults
 from evenkeel.bench.serving.load import Target, drive
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
-from evenkeel.coding.code import Array
 from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError

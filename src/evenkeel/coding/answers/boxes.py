@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.checks import check_count, check_numbers
-from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.coding.code import Answer, Code, Task
 from evenkeel.errors import CodeError
 
 __all__ = ["BoxCollage", "assign_boxes", "cell_boxes", "decode_boxes", "similarities"]

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
-from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.coding.code import Answer, Code, Task
 
 __all__ = ["Cheap"]
 

@@ -10,10 +10,11 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels, Tile
 from evenkeel.coding.checks import at_least_one, check_count, check_numbers
-from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.coding.code import Answer, Code, Task
 from evenkeel.errors import CodeError, ConfigurationError
 from evenkeel.models.cards import Layout, ModelCard
 

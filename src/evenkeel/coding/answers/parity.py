@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels, Tile
 from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
-from evenkeel.coding.code import Answer, Array, Code, Task
+from evenkeel.coding.code import Answer, Code, Task
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["ConcatEncoder", "Parity", "ParityEncoder", "SumEncoder"]

@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.coding.checks import at_least_one
-from evenkeel.coding.code import Answer, Array, Source, confidence
+from evenkeel.coding.code import Answer, Source, confidence
 from evenkeel.errors import CodeError, ConfigurationError
 from evenkeel.models.cards import ModelCard
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evenkeel.arrays import Array
 from evenkeel.coding.checks import at_least_one
-from evenkeel.coding.code import Array
 from evenkeel.errors import CodeError, ConfigurationError
 from evenkeel.models.cards import DataType, Interpolation, Layout, ModelCard
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import EvenkeelError
 from evenkeel.serving.gateway.gateway import Options, Outcome
 

@@ -15,7 +15,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import OverloadedError, RequestError, TooLargeError
 from evenkeel.models.cards import ModelCard
 

@@ -9,7 +9,7 @@ import binascii
 
 import numpy as np
 
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import RequestError
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import InferRequest, Tensor

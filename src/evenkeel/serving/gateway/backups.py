@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock
 from evenkeel.coding.answers.elastic import Elastic
-from evenkeel.coding.code import Array, Code
+from evenkeel.coding.code import Code
 from evenkeel.errors import CodeError
 from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.gateway.item import Item

@@ -17,10 +17,11 @@ from functools import partial
 
 import numpy as np
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock, Timer
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.coding.code import Answer, Array, Code, Source
+from evenkeel.coding.code import Answer, Code, Source
 from evenkeel.delays.laws import attempt_key
 from evenkeel.errors import (
     BackendError,

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from evenkeel.arrays import Array
 from evenkeel.clock import Clock, Timer
-from evenkeel.coding.code import Answer, Array, Code
+from evenkeel.coding.code import Answer, Code
 from evenkeel.errors import CodeError
 from evenkeel.serving.gateway.item import Item
 from evenkeel.serving.gateway.stats import Stats

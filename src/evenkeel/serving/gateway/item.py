@@ -4,8 +4,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from evenkeel.arrays import Array
 from evenkeel.clock import Timer
-from evenkeel.coding.code import Answer, Array
+from evenkeel.coding.code import Answer
 from evenkeel.errors import EvenkeelError
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from urllib.parse import unquote
 import httptools
 import orjson
 
-import evenkeel
-from evenkeel.coding.code import Array
+from evenkeel.arrays import Array
 from evenkeel.errors import (
     DeadlineError,
     EvenkeelError,
@@ -43,6 +42,7 @@ from evenkeel.serving.front.items import ItemReader, read_key, read_options
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
 from evenkeel.serving.http.protocol import Exchange, HttpLimits
+from evenkeel.version import __version__
 
 __all__ = ["App"]
 
@@ -313,7 +313,7 @@ class App:
         return _error(404, f"nothing is served at {path!r}; see GET /v2 and GET /v2/models/{self._name}")
 
     def _server_metadata(self) -> _Response:
-        return _json(200, {"name": "evenkeel", "version": evenkeel.__version__, "extensions": _EXTENSIONS})
+        return _json(200, {"name": "evenkeel", "version": __version__, "extensions": _EXTENSIONS})
 
     def _model_metadata(self) -> _Response:
         card = self._card

@@ -1,0 +1,379 @@
+"""The command line: one thin function per command.
+
+Exit codes: 0 done, 1 the work failed, 2 the command line or a configuration is wrong.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from evenkeel.cli.lab import lab
+from evenkeel.cli.plan_training import training
+from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.processes import end_with_parent
+from evenkeel.version import __version__
+
+__all__ = ["main"]
+
+
+class _Commands(click.Group):
+    """Turns our own errors into one line and an exit code, for every command."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigurationError as error:
+            _stop(error, 2)
+        except EvenkeelError as error:
+            _stop(error, 1)
+
+
+def _stop(error: Exception, code: int) -> NoReturn:
+    click.echo(f"evenkeel: {error}", err=True)
+    sys.exit(code)
+
+
+def _example(*lines: str) -> str:
+    """An epilog that click leaves as it is."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="evenkeel")
+def main() -> None:
+    """Answers on time although a machine is slow."""
+
+
+main.add_command(lab)
+
+
+@main.group()
+def plan() -> None:
+    """Predict what a change would gain."""
+
+
+plan.add_command(training)
+
+_NODE_OPTIONS = (
+    click.option("--replicas", type=click.IntRange(1), help="Workers with the classifier, started here."),
+    click.option("--backups", type=click.IntRange(0), help="Workers with the Collage-CNNs, started here."),
+    click.option("--policy", help="none, replicate, replicate-all, hedge, collage or collage+hedge."),
+    click.option("--fill-after", metavar="WHEN", help="When a fill may answer: p95 (live quantile) or 25ms."),
+    click.option("--hedge-after", metavar="WHEN", help="When another replica is asked: p95 or 25ms."),
+    click.option("--min-confidence", type=float, help="Fills below it are not used (0..1)."),
+    click.option("--max-extra-load", type=float, help="Hedges as a share of all items."),
+    click.option("--group-wait", metavar="TIME", help="Pause of an idle backup before it takes what waits."),
+    click.option("--deadline", metavar="TIME", help="Total time for an item; then 504."),
+    click.option("--delay", metavar="LAW", help="Injected into the workers, for experiments: two-mode:scale=0.3"),
+)
+
+
+def _node_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_NODE_OPTIONS):
+        function = option(function)
+    return function
+
+
+_POLICY_FLAGS = ("fill_after", "hedge_after", "min_confidence", "max_extra_load", "group_wait", "deadline")
+
+
+@main.command(
+    epilog=_example(
+        "evenkeel serve                                  # the embedded CIFAR-10 pair on 127.0.0.1:8000",
+        "evenkeel serve --replicas 9 --backups 1 --policy collage+hedge",
+        "evenkeel serve gateway.yaml --port 9000         # flags win over the file",
+        "curl -s localhost:8000/v2/models/cifar10-base",
+    )
+)
+@click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", help="Model card (.json) of the classifier, or the name of a shipped one.")
+@click.option("--host", help="Address to listen on; loopback unless told otherwise.")
+@click.option("--port", type=click.IntRange(0, 65535), help="0 takes a free one.")
+@_node_options
+@click.option("--parent-pid", type=int, hidden=True, help="End with that process.")
+def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
+    """Serve a classifier behind the gateway, over the Open Inference Protocol.
+
+    CONFIG is a YAML file; docs/how-to/serve.md lists its fields. Without one, flags and defaults alone.
+    """
+    from evenkeel.serving.config import load_raw, read_config
+
+    if parent_pid is not None:
+        end_with_parent(parent_pid)
+    raw, folder = ({}, Path()) if config is None else (load_raw(config), config.parent)
+    try:
+        settings = read_config(_with_flags(raw, flags), folder)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{config}: {error}" if config else str(error)) from None
+    _run_server(settings)
+
+
+def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
+    """The mapping of a configuration file with command-line flags laid over it."""
+    if not isinstance(raw, dict):
+        return raw  # refused by name when it is read
+    given = {name: value for name, value in flags.items() if value is not None}
+    policy = raw.get("policy", {})
+    policy = {"name": policy} if isinstance(policy, str) else policy
+    for name in _POLICY_FLAGS:
+        if name in given and isinstance(policy, dict):
+            policy = {**policy, name: given.pop(name)}
+    if "policy" in given:
+        policy = {**(policy if isinstance(policy, dict) else {}), "name": given.pop("policy")}
+    merged = {**raw, **given}
+    if policy:
+        merged["policy"] = policy
+    return merged
+
+
+def _run_server(settings: Any) -> None:
+    import logging
+
+    import uvloop
+
+    from evenkeel.serving.service import serve as run
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    def started(url: str) -> None:
+        nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
+        click.echo(f"evenkeel: {settings.name or settings.card().name} on {url} ({nodes}, {settings.policy.name})")
+
+    uvloop.run(run(settings, started))
+
+
+@main.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def worker(arguments: tuple[str, ...]) -> None:
+    """Run one worker that a gateway reaches by address."""
+    from evenkeel.backends.worker.main import main as run
+
+    sys.exit(run(list(arguments)))
+
+
+@main.command(
+    epilog=_example(
+        "evenkeel fit --classifier model.onnx --images photos/ --grid 3 --cost 0.6 --out fitted/",
+        "evenkeel fit --classifier card.json --images train.parquet --split train --grid 2,3,4 --out fitted/",
+        "evenkeel fit --classifier model.onnx --images photos/ --out fitted/ --resume",
+    ),
+)
+@click.option("--classifier", required=True, help="ONNX file, model card (.json) or name of a shipped model.")
+@click.option(
+    "--images",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder tree, Parquet, npz or IDX; labels are not needed, and only used to report accuracy and to calibrate.",
+)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
+@click.option("--grid", default="3", show_default=True, metavar="N[,N...]", help="Tiles along one side of a collage.")
+@click.option("--cost", type=float, default=0.6, show_default=True, help="Of a pass, in the classifier's, at most.")
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "fp32"]),
+    default="int8",
+    show_default=True,
+    help="Of the convolutions in the file.",
+)
+@click.option("--shared", is_flag=True, help="One network for all grids, as large as the first can afford.")
+@click.option("--minutes", type=float, default=60.0, show_default=True, help="Of training for each network.")
+@click.option("--epochs", type=float, help="Passes over the images, instead of minutes.")
+@click.option("--rate", type=float, help="Of learning, at the start; lower for longer training and with --start.")
+@click.option(
+    "--tiles", type=int, help="Shown in one step of training, up to 500 if unsaid; fewer learn faster at first."
+)
+@click.option("--start", type=click.Path(file_okay=False, path_type=Path), help="Go on from the weights of that fit.")
+@click.option("--views", type=int, default=4, show_default=True, help="Of each image, scored by the classifier.")
+@click.option("--reach", type=click.IntRange(0), help="Pixels a view is moved at most; a tenth of the side if unsaid.")
+@click.option("--mirror/--no-mirror", default=True, show_default=True, help="Whether views are mirrored too.")
+@click.option("--held-out", type=click.IntRange(100), help="Images kept for calibration; a twentieth if unsaid.")
+@click.option("--labels", default="auto", show_default=True, help="Where labels are: a column, array or file; none.")
+@click.option("--split", help="Of a Parquet file with a column `split`.")
+@click.option("--limit", type=click.IntRange(1), help="Images to read at most.")
+@click.option("--more-images", type=click.Path(path_type=Path), help="Learn from these too, of whatever they are.")
+@click.option("--more-split", help="Of --more-images.")
+@click.option("--test-images", type=click.Path(path_type=Path), help="Measure on these instead of held-out ones.")
+@click.option("--test-split", help="Of --test-images, or of --images.")
+@click.option("--side", type=click.IntRange(8), help="Pixels of the classifier's input, where the file leaves it open.")
+@click.option("--scale", type=float, help="Pixels 0..255 are multiplied by it for a float input; 1/255 if unsaid.")
+@click.option("--mean", type=float, nargs=3, help="Then taken off, for each colour.")
+@click.option("--std", type=float, nargs=3, help="Then divided by, for each colour.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with a fit that was stopped; it ends with the same weights.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the cards there.")
+def fit(**arguments: Any) -> None:
+    """Train Collage-CNNs for your own classifier, from your own images, without labels."""
+    from evenkeel.vision.fit.command import run_fit
+
+    run_fit(arguments)
+
+
+@main.group()
+def bench() -> None:
+    """Measure."""
+
+
+@bench.command(
+    "serving",
+    epilog=_example(
+        "evenkeel bench serving --policy none --policy collage+hedge --requests 2000 --json out.json",
+        "evenkeel bench serving --policy none@10 --policy hedge@10 --policy collage+hedge --simulated",
+        "evenkeel bench serving --url http://127.0.0.1:8000 --rate 50 --requests 500",
+    ),
+)
+@click.option("--policy", "policies", multiple=True, help="May be repeated; none@10: ten replicas, no backup.")
+@click.option("--delay", default="two-mode:scale=0.3", show_default=True, metavar="LAW", help="Law of task times.")
+@click.option("--load", "loads", type=float, multiple=True, help="Share of the replicas' time; may be repeated.")
+@click.option("--rate", "rate_per_s", type=float, help="Requests a second, instead of a load.")
+@click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--replicas", type=click.IntRange(1), default=9, show_default=True)
+@click.option("--backups", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Requests that arrive at once.")
+@click.option("--fault", "faults", multiple=True, metavar="FAULT", help="E.g. freeze:replica=3,at=5s,for=2s")
+@click.option("--url", help="Measure a server that already runs.")
+@click.option("--simulated", is_flag=True, help="On a virtual clock, with fake workers.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="Keep every request there.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report there.")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write the histograms there (PNG, SVG)."
+)
+def bench_serving(**arguments: Any) -> None:
+    """Compare policies under the same arrivals and the same delays."""
+    from evenkeel.bench.serving.command import run_bench
+
+    run_bench(arguments)
+
+
+@bench.command(
+    "fills",
+    epilog=_example(
+        "evenkeel bench fills                            # the shipped models on the shipped images",
+        "evenkeel bench fills --images cifar10.parquet --split test --partial --json fills.json --figure fills.png",
+        "evenkeel bench fills --classifier base.json --images test/ --collage 3x3.json \\",
+        "  --parity-sum k=2:sum2.json --parity-concat k=4:concat4.json --cheap small.json:9 --berrut 4,8,9",
+    ),
+)
+@click.option("--classifier", default="cifar10-base", show_default=True, help="Card, ONNX file, or a shipped name.")
+@click.option("--images", type=click.Path(path_type=Path), help="Folder, Parquet, npz or IDX; else the shipped 400.")
+@click.option("--split", help="Part of the images to read, e.g. test.")
+@click.option("--labels", default="auto", show_default=True, help="Where labels are: a column, array or file; none.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many images.")
+@click.option("--collage", "collages", multiple=True, metavar="CARD", help="Collage-CNN; may be repeated.")
+@click.option("--detector", "detectors", multiple=True, metavar="CARD", help="The paper's detector; may be repeated.")
+@click.option("--parity-sum", "parity_sums", multiple=True, metavar="[k=K:]CARD", help="ParM, sum encoder.")
+@click.option("--parity-concat", "parity_concats", multiple=True, metavar="[k=K:]CARD", help="ParM, concatenation.")
+@click.option("--cheap", "cheaps", multiple=True, metavar="CARD:N", help="A small classifier run on N items.")
+@click.option("--berrut", metavar="K,K", help="ApproxIFER with one spare, for groups of K: 4,8,9")
+@click.option("--shuffles", type=click.IntRange(1), default=1, show_default=True, help="Times every image is asked.")
+@click.option("--partial", is_flag=True, help="Also groups of 1 to N items.")
+@click.option("--same-class", is_flag=True, help="Also groups of one class, an ablation.")
+@click.option("--rounds", type=click.IntRange(0), default=100, show_default=True, help="Of timing; 0: no timing.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the table there, for a page.")
+def bench_fills(**arguments: Any) -> None:
+    """Compare what backups answer when replicas are late: accuracy of fills, cost, calibration."""
+    from evenkeel.bench.fills.command import run_fills
+
+    run_fills(arguments)
+
+
+@bench.command(
+    "codes",
+    epilog=_example(
+        "evenkeel bench codes                            # about half a minute",
+        "evenkeel bench codes --code thc --code eden:bits=4 --workers 2,4,8 --correlation 0,.5,.95 --figure codes.png",
+        "evenkeel bench codes --gradients mlp.npz --gradients convnet.npz --json codes.json",
+    ),
+)
+@click.option("--code", "codes", multiple=True, metavar="CODE", help="May be repeated: thc:bits=4,rounding=nearest")
+@click.option("--workers", default="8", show_default=True, metavar="N[,N...]")
+@click.option("--correlation", default="0,0.5", show_default=True, metavar="C[,C...]", help="Between workers, 0 to 1.")
+@click.option(
+    "--distribution",
+    metavar="LAW[,LAW...]",
+    help="Of made vectors: gaussian, lognormal-1, lognormal-2, sparse, one-hot, low-rank.",
+)
+@click.option("--length", type=click.IntRange(1024), default=32768, show_default=True, help="Of made vectors.")
+@click.option(
+    "--gradients",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Recorded by benchmarks/record_gradients.py; may be repeated.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Over which errors are averaged.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
+def bench_codes(**arguments: Any) -> None:
+    """Compare codes of gradients: error of the mean against the bits that it takes."""
+    from evenkeel.bench.codes.command import run_codes
+
+    run_codes(arguments)
+
+
+@bench.command(
+    "gradients",
+    epilog=_example(
+        "evenkeel bench gradients                        # three minutes: an MLP on made-up images, at 100 Mbit/s",
+        "evenkeel bench gradients --mnist train-images-idx3-ubyte.gz --rates 100mbit,1gbit --seeds 3 --records out/",
+        "evenkeel bench gradients --tasks convnet --cifar cifar10.parquet --methods fp32,gradiveq,gradiveq+thc",
+        "evenkeel bench gradients --rates unlimited --methods fp32,bf16,thc,pipe+thc --json rows.json",
+    ),
+)
+@click.option("--tasks", default="mlp", show_default=True, metavar="TASK,TASK", help="mlp, convnet, transformer.")
+@click.option(
+    "--methods",
+    metavar="METHOD,METHOD",
+    help="fp32, bf16, powersgd4, thc, lowrank16+thc, gradiveq+thc, pipe, pipe+thc, ...",
+)
+@click.option("--rates", metavar="RATE,RATE", help="Of links: 100mbit, 1gbit (root), unlimited. 100mbit, if root.")
+@click.option("--workers", type=click.IntRange(2, 64), default=4, show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many: 0, 1, 2, ...")
+@click.option("--steps", type=click.IntRange(2), help="Of training; fewer on made-up data, if unsaid.")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the images, instead of steps.")
+@click.option("--batch", type=click.IntRange(1), help="Examples a step for each worker.")
+@click.option("--evaluations", type=click.IntRange(1), default=20, show_default=True, help="Of the test accuracy.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=0.3, show_default=True, help="Points below fp32's accuracy."
+)
+@click.option("--mnist", type=click.Path(path_type=Path), help="Images for mlp (IDX, npz, ...); else made up.")
+@click.option("--cifar", type=click.Path(path_type=Path), help="Images for convnet (Parquet, npz, ...); else made up.")
+@click.option("--text", type=click.Path(path_type=Path), help="For transformer; else source of Python's own library.")
+@click.option("--timeout", type=click.IntRange(1), default=900, show_default=True, help="Seconds for one training.")
+@click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="Keep trainings there, and go on.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
+@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
+def bench_gradients(**arguments: Any) -> None:
+    """Compare ways to average gradients: time to accuracy, bytes, and what encoding costs, on real trainings."""
+    from evenkeel.bench.gradients.command import run_gradients
+
+    run_gradients(arguments)
+
+
+@main.command(epilog=_example("evenkeel demo", "evenkeel demo --report report.html --json rows.json"))
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Where the HTML report goes.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write the histograms there (PNG, SVG)."
+)
+@click.option("--seconds", type=click.FloatRange(2), default=11, show_default=True, help="Of traffic for each policy.")
+@click.option("--load", type=float, default=0.4, show_default=True, help="Share of the replicas' time.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+def demo(**arguments: Any) -> None:
+    """Nine replicas, one backup, real images: five policies compared in a minute and a half."""
+    from evenkeel.bench.serving.command import run_demo
+
+    run_demo(**arguments)

@@ -1,0 +1,1 @@
+"""Exchanges between ranks: over process groups, between threads, in order."""

@@ -1,0 +1,1 @@
+"""What wraps DDP: the hook, its state, Pipe-SGD."""

@@ -1,0 +1,156 @@
+"""One bucket's round: from gradients to their average, in the communication thread."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.reducers.ranks.collectives import Collectives, ring_bytes
+from evenkeel.reducers.reducer import Reducer
+from evenkeel.training.hook.stats import Meter, Stopwatch
+
+__all__ = ["Plan", "Unit", "average_bucket"]
+
+# The error of a message costs another decoding to know.
+_STEPS_PER_SAMPLE = 16
+# Up to here the time of a meeting counts, and not the bytes: one exchange of all rows takes the place of two rings.
+_SMALL_BYTES = 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Gradients that are coded as one vector: the unit's number and views of the bucket, in order."""
+
+    number: int
+    views: list[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do with a bucket in one step.
+
+    Attributes:
+        step: number of the step.
+        loss_scale: what the gradients have been multiplied by.
+        units: to be coded.
+        plain: views to be averaged as they are.
+        metered: false before compression starts.
+    """
+
+    step: int
+    loss_scale: float
+    units: list[Unit]
+    plain: list[Tensor]
+    metered: bool
+
+
+def average_bucket(buffer: Tensor, plan: Plan, code: SumCode | None, reducer: Reducer, meter: Meter) -> Tensor:
+    """`buffer`, overwritten with the average over all ranks.
+
+    Raises:
+        ReducerError: a peer is gone or silent.
+    """
+    ranks, tally = reducer.ranks, Meter()
+    sent_before = ranks.sent_bytes
+    watch = Stopwatch(buffer.device, lambda: ranks.exchanged_s)
+    with torch.no_grad():
+        coded = [_Coded.of(unit, plan, code, ranks) for unit in plan.units if code is not None]
+        plain = _joined(plan.plain).to(torch.float32) if plan.plain else buffer.new_empty(0, dtype=torch.float32)
+        total, stats = _shared(ranks, plain, [each.stats for each in coded])
+        _write(plan.plain, total / ranks.world)
+        tally.encode(watch.lap())
+        for each, common in zip(coded, stats, strict=True):
+            _average_coded(replace(each, stats=common), plan, reducer, watch, tally)
+    if not plan.metered:
+        meter.plain(ranks.sent_bytes - sent_before, tally.communicate_s)
+    else:
+        tally.sent_bytes = ranks.sent_bytes - sent_before
+        tally.uncompressed_bytes = ring_bytes(buffer, ranks.world)
+        meter.include(tally)
+    return buffer
+
+
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """A unit about to be coded: its vector, and the statistics of this rank's or, later, of all."""
+
+    views: list[Tensor]
+    code: SumCode
+    place: Place
+    vector: Tensor
+    stats: Tensor
+
+    @classmethod
+    def of(cls, unit: Unit, plan: Plan, code: SumCode, ranks: Collectives) -> Self:
+        place = Place(ranks.rank, ranks.world, plan.step, unit.number)
+        vector = _joined(unit.views).to(torch.float32)
+        if plan.loss_scale != 1:
+            # What codes remember must not depend on a scale that changes from step to step.
+            vector = vector / plan.loss_scale
+        return cls(unit.views, code, place, vector, code.measure(vector, place))
+
+
+def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The sum of all ranks' `plain`, and the largest of each of their statistics: together, where both are short."""
+    row = torch.cat([plain, *stats])
+    lengths = [each.numel() for each in stats]
+    added = plain.numel()
+    if row.numel() == 0:
+        return plain, list(stats)
+    if row.numel() * row.element_size() <= _SMALL_BYTES:
+        rows = torch.stack(ranks.gather(row))
+        total, largest = rows[:, :added].sum(0), rows[:, added:].amax(0)
+    else:
+        total = ranks.add(plain) if added else plain
+        largest = ranks.largest(row[added:]) if sum(lengths) else row[added:]
+    return total, list(torch.split(largest, lengths))
+
+
+def _average_coded(each: _Coded, plan: Plan, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
+    code, place, vector, stats = each.code, each.place, each.vector, each.stats
+    packed = code.encode_packed(vector, stats, place)
+    lanes = code.lanes(vector.numel(), place)
+    tally.encode(watch.lap())
+    if plan.step % _STEPS_PER_SAMPLE == 0:
+        told = code.decode(code.unpack(packed, lanes, place), stats, 1, vector.numel(), place)
+        _sample_error(code, vector, told, place, tally)
+        watch.lap()
+    total = reducer.total(code, packed, lanes, place)
+    tally.add_up(watch.lap())
+    if total.lost is not None:
+        code.dropped(place, total.lost)
+    mean = total.mean(code, stats, vector.numel(), place)
+    code.observe(mean, place, reducer.ranks.broadcast)
+    _write(each.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
+    tally.coordinates += vector.numel()
+    tally.decode(watch.lap())
+
+
+def _sample_error(code: SumCode, vector: Tensor, told: Tensor, place: Place, tally: Meter) -> None:
+    error = code.memory(place.bucket) if isinstance(code, ErrorFeedback) else vector - told
+    assert error is not None
+    error_energy, energy = float(error.norm()) ** 2, float((told + error).norm()) ** 2
+    if isfinite(energy) and isfinite(error_energy):
+        tally.error_energy += error_energy
+        tally.energy += energy
+
+
+def _joined(views: Sequence[Tensor]) -> Tensor:
+    """All elements of `views` in one row: a view, where they lie one behind the other."""
+    first = views[0]
+    end = first.storage_offset()
+    for view in views:
+        if not view.is_contiguous() or view.storage_offset() != end:
+            return torch.cat([each.reshape(-1) for each in views])
+        end += view.numel()
+    return first.as_strided((end - first.storage_offset(),), (1,))
+
+
+def _write(views: Sequence[Tensor], values: Tensor) -> None:
+    for view, piece in zip(views, torch.split(values, [view.numel() for view in views]), strict=True):
+        view.copy_(piece.view(view.shape))

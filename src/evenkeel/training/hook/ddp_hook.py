@@ -1,0 +1,49 @@
+"""The hook that DistributedDataParallel calls with each bucket; the only file that knows how it does that.
+
+Annotations must be the objects themselves here, not strings: DDP compares them.
+"""
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.futures import Future
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.training.hook.buckets import Bucket
+from evenkeel.training.hook.failures import raise_failures_of
+
+if TYPE_CHECKING:
+    GradBucket = Bucket
+else:
+    from torch.distributed import GradBucket
+
+__all__ = ["AveragesBuckets", "comm_hook"]
+
+
+class AveragesBuckets(Protocol):
+    """A state of `comm_hook`: HookState and PipeSGD."""
+
+    def average(self, bucket: Bucket) -> "Future[Tensor]":
+        """The future of the bucket's new content."""
+
+
+def comm_hook(state: AveragesBuckets, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """The future of a bucket's average, as `state` makes it.
+
+        ddp_model.register_comm_hook(state, evenkeel.comm_hook)
+
+    Raises:
+        ConfigurationError: the ranks, the model or the way of training do not fit the state.
+        ReducerError: a peer is gone or silent. Raised by the backward pass.
+    """
+    if isinstance(bucket, tuple):
+        raise ConfigurationError(
+            "compiled autograd hands the hook single gradients instead of buckets: do not compile the backward pass of "
+            'this model (torch._dynamo.config.optimize_ddp must not be "python_reducer")'
+        )
+    if not hasattr(state, "average"):
+        raise ConfigurationError(f"comm_hook needs a HookState or a PipeSGD as its state, found {state!r}")
+    future = state.average(bucket)
+    raise_failures_of([future], bucket)
+    return future

@@ -1,0 +1,291 @@
+"""The state of `comm_hook`: averages a model's gradients through a code."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+from zlib import crc32
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.futures import Future
+
+from evenkeel.coding.checks import whole
+from evenkeel.coding.sum_code import SumCode
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.errors import ConfigurationError
+from evenkeel.reducers.ranks.ordered_thread import OrderedThread
+from evenkeel.reducers.reducer import Reducer
+from evenkeel.reducers.sharded import Sharded
+from evenkeel.training.hook.agreement import check_agreement
+from evenkeel.training.hook.arguments import check_kind, check_loss_scale
+from evenkeel.training.hook.bucket_average import Plan, Unit, average_bucket
+from evenkeel.training.hook.buckets import Bucket, check_dense
+from evenkeel.training.hook.parameter_book import ParameterBook, Units
+from evenkeel.training.hook.saved_states import check_saved_state
+from evenkeel.training.hook.skipping import Skip, few_dimensions, skip_rule
+from evenkeel.training.hook.stats import HookStats, Meter
+from evenkeel.training.hook.warm_up import warm_up
+from evenkeel.version import __version__
+
+__all__ = ["HookState"]
+
+# Often enough to save most of a training, seldom enough to pass over a code's steps of learning.
+_STEPS_BETWEEN_ADVICE = 100
+_CHECKED_VALUES = 2**16
+
+
+class HookState:
+    """Averages gradients through a code, with two lines in a DistributedDataParallel training.
+
+        state = evenkeel.HookState(evenkeel.THC(bits=4))
+        ddp_model.register_comm_hook(state, evenkeel.comm_hook)
+
+    Make one for each DistributedDataParallel, with the same arguments on every rank: the first step compares them. All
+    ranks get the same averages bit for bit. If a gradient of a bucket is not finite on any rank, its average is not on
+    any, and error feedback does not take it in. (Where GradScaler then skips the step, what other buckets had sent in
+    it is lost, as without compression.)
+
+    Gradient accumulation (`no_sync`), AMP, `static_graph` and unused parameters work as without the hook. Gradients in
+    half precision are coded in float32 and returned in their own type.
+
+    To make one takes seconds where the code's kernels have never been compiled on this machine: see the log, at INFO.
+
+    Args:
+        code: turns gradients into messages that add up; None for plain averages.
+        error_feedback: what a message lost is added to the next step's gradient. Takes one more copy of the gradients.
+            A code that is an ErrorFeedback already is taken as it is.
+        start_step: steps before this one are averaged uncompressed; at least 2, since DDP rebuilds its buckets after
+            the first one.
+        skip: what stays uncompressed. By default parameters of less than two dimensions: biases and norms. A list of
+            modules and parameters, e.g. `[model.embedding]` or `evenkeel.named(model, "*embed*")`, stays so besides; a
+            rule, parameter -> bool, decides alone; None compresses all.
+        reducer: who adds; default: Sharded.
+        group: a process group for nothing but this, where not all ranks take part; for the default reducer.
+        timeout_s: how long a rank may stay silent; for the default reducer.
+        loss_scale: the loss scale of the step under way, for AMP: `scaler.get_scale`. With it, what is remembered from
+            steps with another scale stays right.
+
+    Attributes:
+        loss_scale: as given.
+        schedule: of what drives this state, such as a PipeSGD's settings; ranks compare it.
+        shared_weights: parameter -> the weights that ranks compare; what drives this state may have moved the
+            parameter's own for a moment.
+    """
+
+    def __init__(
+        self,
+        code: SumCode | None,
+        *,
+        error_feedback: bool = True,
+        start_step: int = 2,
+        skip: Skip = few_dimensions,
+        reducer: Reducer | None = None,
+        group: dist.ProcessGroup | None = None,
+        timeout_s: float = 300.0,
+        loss_scale: Callable[[], float] | None = None,
+    ) -> None:
+        check_kind("code", code, isinstance(code, SumCode), "a sum code such as THC(bits=4)")
+        if whole("start_step", start_step) < 2:
+            raise ConfigurationError(
+                f"start_step must be 2 or more, found {start_step}: DDP rebuilds its buckets after the first step"
+            )
+        if reducer is not None and group is not None:
+            raise ConfigurationError("give the group to the reducer itself, or give no reducer")
+        check_kind("reducer", reducer, isinstance(reducer, Reducer), "a reducer such as evenkeel.Sharded()")
+        of_this_rank = "a process group that this rank is in, as torch.distributed.new_group() makes it"
+        check_kind("group", group, isinstance(group, dist.ProcessGroup), of_this_rank)
+        check_loss_scale(loss_scale)
+        self.loss_scale = loss_scale
+        self.schedule = "as they come"
+        self.shared_weights: Callable[[Tensor], Tensor] = Tensor.detach
+        wrap = error_feedback and not isinstance(code, ErrorFeedback)
+        self._code = ErrorFeedback(code) if code is not None and wrap else code
+        self._start_step = start_step
+        self._skip = skip_rule(skip)
+        self._skipped: dict[int, bool] = {}
+        self._reducer = reducer if reducer is not None else Sharded(group, timeout_s=timeout_s)
+        # A reducer of our own goes with the state; one that was given may serve another state later.
+        at_end = self._reducer.close if reducer is None else _nothing
+        self._thread = OrderedThread("evenkeel-gradients", self._reducer.close, at_end)
+        self._book = ParameterBook()
+        self._units = Units()
+        self._meter = Meter()
+        self._step = 0
+        self._steps_here = 0
+        self._compressed_steps = 0
+        self._scale = 1.0
+        self._begun = False  # a step's first bucket was seen, its last one was not
+        self._advised = False
+        self._sizes_before: list[int] | None = None  # of the parameters of a state that was loaded
+        if self._code is not None:
+            warm_up(self._code, self._reducer.ranks)
+
+    def average(self, bucket: Bucket) -> "Future[Tensor]":
+        """The future of the bucket's average, in its own buffer. For `comm_hook`."""
+        buffer, parameters = bucket.buffer(), list(bucket.parameters())
+        check_dense(buffer)
+        members = self._book.numbers(parameters)
+        self._check_sizes(members)
+        first_step = self._steps_here == 0
+        first_bucket = not self._begun
+        if first_bucket:
+            self._begun = True
+            self._scale = 1.0 if self.loss_scale is None else float(self.loss_scale())
+        plan = self._plan(buffer, members, list(bucket.gradients()))
+        fields = self._fields(parameters) if first_step and first_bucket else None
+        future = self._thread.submit(lambda: self._round(buffer, plan, fields), buffer.device)
+        if bucket.is_last():
+            self._end_step()
+        if first_step:
+            # With a static graph, DDP waits for the first step's futures where their errors become mere texts.
+            future.wait()
+        return future
+
+    def stats(self) -> HookStats:
+        """What compression has cost and saved on this rank so far."""
+        return self._meter.stats(self._step, self._compressed_steps)
+
+    def close(self) -> None:
+        """End the communication thread and its connections. The state cannot be used any more."""
+        self._thread.close()
+        self._reducer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs on this rank, in tensors and plain values: save it for each rank, between two steps."""
+        if self._begun:
+            raise ConfigurationError(
+                "state_dict was called within a backward pass, or after one that failed: call it between two steps"
+            )
+        self._thread.submit(lambda: torch.empty(0), torch.device("cpu")).wait()
+        ranks = self._reducer.ranks
+        return {
+            "step": self._step,
+            "rank": ranks.rank,
+            "world": ranks.world,
+            "sizes": list(self._book.sizes),
+            "units": self._units.state_dict(),
+            "code": {} if self._code is None else self._code.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; before the first step, on every rank with its own.
+
+        With another number of ranks, or another rank's state, error feedback starts from nothing, with a warning.
+
+        Raises:
+            ConfigurationError: it is no state of a HookState. Nothing has been loaded then.
+            CodeError: it is the state of another code. Nothing has been loaded then.
+        """
+        if self._steps_here or self._begun:
+            raise ConfigurationError("load_state_dict must be called before the first step")
+        check_saved_state(state, "HookState")
+        ranks, theirs = self._reducer.ranks, (state["rank"], state["world"])
+        feedback = self._code if isinstance(self._code, ErrorFeedback) else None
+        moved = feedback is not None and (ranks.rank, ranks.world) != theirs
+        if self._code is not None:
+            self._code.load_state_dict(state["code"])
+        self._units.load_state_dict(state["units"])
+        self._sizes_before = list(state["sizes"])
+        self._step = state["step"]
+        if feedback is not None and moved:
+            feedback.reset()
+            warnings.warn(
+                f"the state of rank {state['rank']} of {state['world']} was loaded by rank {ranks.rank} of "
+                f"{ranks.world}: error feedback starts from nothing",
+                stacklevel=2,
+            )
+
+    def _round(self, buffer: Tensor, plan: Plan, fields: dict[str, object] | None) -> Tensor:
+        if fields is not None:
+            check_agreement(self._reducer.ranks, fields, buffer.device)
+            self._check_world()
+        return average_bucket(buffer, plan, self._code, self._reducer, self._meter)
+
+    def _plan(self, buffer: Tensor, members: Sequence[int], views: Sequence[Tensor]) -> Plan:
+        if not buffer.numel():
+            return Plan(self._step, self._scale, [], [], metered=False)
+        code = self._code
+        if code is None or self._step < self._start_step:
+            return Plan(
+                self._step, self._scale, [], [buffer], metered=code is not None and self._step >= self._start_step
+            )
+        by_number = {number: view for number, view in zip(members, views, strict=True) if view.numel()}
+        coded = [number for number in by_number if not self._is_skipped(number)]
+        units: list[Unit] = []
+        if coded:
+            covering, given_up = self._units.covering(coded)
+            if given_up:
+                warnings.warn("DDP has rebuilt its buckets: what the code remembers of them starts anew", stacklevel=2)
+            if isinstance(code, ErrorFeedback):
+                for number in given_up:
+                    code.reset(number)
+            for number, unit in covering.items():
+                code.arrange(number, [tuple(self._book.parameter(member).shape) for member in unit])
+                units.append(Unit(number, [by_number[member] for member in unit]))
+        plain = [view for number, view in by_number.items() if self._is_skipped(number)]
+        return Plan(self._step, self._scale, units, plain, metered=True)
+
+    def _is_skipped(self, number: int) -> bool:
+        if number not in self._skipped:
+            self._skipped[number] = bool(self._skip(self._book.parameter(number)))
+        return self._skipped[number]
+
+    def _end_step(self) -> None:
+        self._book.close()
+        self._begun = False
+        if self._code is not None and self._step >= self._start_step:
+            self._compressed_steps += 1
+            self._advise()
+        self._step += 1
+        self._steps_here += 1
+
+    def _advise(self) -> None:
+        if self._advised or self._compressed_steps % _STEPS_BETWEEN_ADVICE:
+            return
+        stats = self.stats()
+        if stats.plain_bps > stats.break_even_bps:
+            self._advised = True
+            warnings.warn(
+                "compression costs more than it saves: gradients travelled uncompressed at "
+                f"{stats.plain_bps / 1e6:.0f} Mbit/s, and above {stats.break_even_bps / 1e6:.0f} Mbit/s {self._code!r} "
+                "is a loss on this machine; train without the hook on this network",
+                stacklevel=3,
+            )
+
+    def _check_sizes(self, members: Sequence[int]) -> None:
+        before, now = self._sizes_before, self._book.sizes
+        if before is not None and any(number >= len(before) or before[number] != now[number] for number in members):
+            raise ConfigurationError("the state that was loaded belongs to another model: load the one of this model")
+
+    def _check_world(self) -> None:
+        world, most = self._reducer.ranks.world, None if self._code is None else self._code.most_workers
+        if most is not None and world > most:
+            raise ConfigurationError(
+                f"{self._code!r} can add the messages of at most {most} ranks without overflow, but there are {world}: "
+                "choose fewer bits or a smaller granularity"
+            )
+
+    def _fields(self, parameters: Sequence[Tensor]) -> dict[str, object]:
+        return {
+            "evenkeel": __version__,
+            "code": self._code,
+            "start_step": self._start_step,
+            "reducer": type(self._reducer).__name__,
+            "loss_scale": "given" if self.loss_scale is not None else "not given",
+            "step": self._step,
+            "schedule": self.schedule,
+            "weights (DDP on a subgroup of ranks needs group=)": _checksum(self.shared_weights(parameters[0])),
+            "parameters": [tuple(parameter.shape) for parameter in parameters],
+            "skip": [number for number in self._book.numbers(parameters) if self._is_skipped(number)],
+        }
+
+
+def _checksum(weights: Tensor) -> int:
+    """Of the first values of a parameter, which DDP has made equal on all ranks that share the model."""
+    values = weights.detach().reshape(-1)[:_CHECKED_VALUES].to("cpu", torch.float32)
+    return crc32(values.numpy().tobytes())
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,300 @@
+"""Pipe-SGD: the average of the step before is applied while the gradients of this one travel."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.futures import Future
+
+from evenkeel.coding.checks import whole
+from evenkeel.errors import ConfigurationError
+from evenkeel.training.hook.arguments import check_loss_scale
+from evenkeel.training.hook.buckets import Bucket, BucketCopy, check_dense
+from evenkeel.training.hook.ddp_hook import comm_hook
+from evenkeel.training.hook.failures import raise_failures_of
+from evenkeel.training.hook.hook_state import HookState
+from evenkeel.training.hook.look_ahead import LookAhead
+from evenkeel.training.hook.parameter_book import ParameterBook
+from evenkeel.training.hook.saved_states import check_saved_state
+from evenkeel.training.hook.stats import HookStats
+
+__all__ = ["PipeSGD"]
+
+
+class Attachment:
+    """What `attach` has put on an optimizer and a model."""
+
+    def __init__(self, handles: Sequence[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Take it off again."""
+        for handle in self._handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """One bucket's average on its way: its parameters by number, and the loss scale that its gradients carry."""
+
+    members: tuple[int, ...]
+    sizes: list[int]
+    average: "Future[Tensor]"
+    loss_scale: float
+
+
+class PipeSGD:
+    """A state for `comm_hook` that hides communication behind the next step's computation.
+
+        pipe = evenkeel.PipeSGD(evenkeel.HookState(evenkeel.THC(bits=4)), warmup_steps=500)
+        ddp_model.register_comm_hook(pipe, evenkeel.comm_hook)
+        pipe.attach(optimizer)
+
+    Step t is given the average of step t-1. All ranks apply the same averages in the same order. Three moments are
+    special:
+
+    - The first pipelined step has nothing to apply: its gradients are zeros and `skip_step` is true. An optimizer that
+      was attached does nothing then, not even weight decay or momentum; without `attach`, write
+      `if not pipe.skip_step: optimizer.step()`. Do the same around `scheduler.step()`. With a GradScaler,
+      `scaler.unscale_`, `scaler.step` and `scaler.update()` all belong under `if not pipe.skip_step:`, unless the
+      optimizer is attached: a scaler cannot be updated without a step.
+    - At the end one average is still unused: `if pipe.flush(): optimizer.step()`. Nothing needs flushing when the
+      warm-up ends, as its steps apply their own averages.
+    - A checkpoint holds the averages in flight: `state_dict` waits for them.
+
+    Clipping and weight decay act as usual, on the older average and on today's weights. A parameter that no rank used
+    in a step is not updated by DDP in it, so what the step before found for it is dropped.
+
+    Source: Li et al., "Pipe-SGD" (NeurIPS 2018). Departure: width 2 only, since a longer pipeline hides no more (the
+    step takes max(computation, communication) for any width from 2 up) and its gradients are older.
+
+    Args:
+        state: averages the buckets; None for plain averages.
+        hook: what `state` belongs to; any Python hook whose collectives run on a group of their own will do.
+        width: how many steps are under way at once; 2.
+        warmup_steps: so many steps apply their own averages first, while gradients change fast.
+        loss_scale: the loss scale of the step under way, e.g. `scaler.get_scale`: with it an average from a step with
+            another scale is converted. Default: the one of `state`.
+
+    Attributes:
+        skip_step: the gradients of the latest backward pass are only zeros, as the pipeline was empty.
+    """
+
+    def __init__(
+        self,
+        state: Any = None,
+        *,
+        hook: Callable[[Any, Any], "Future[Tensor]"] = comm_hook,
+        width: int = 2,
+        warmup_steps: int = 0,
+        loss_scale: Callable[[], float] | None = None,
+    ) -> None:
+        if width != 2:
+            raise ConfigurationError(f"width must be 2, found {width!r}: a wider pipeline is not faster, only staler")
+        if state is None and hook is not comm_hook:
+            raise ConfigurationError("hook was given without its state: pass the state that the hook expects")
+        check_loss_scale(loss_scale)
+        self._warmup_steps = whole("warmup_steps", warmup_steps, 0)
+        self.skip_step = False
+        self._state = HookState(None) if state is None else state
+        self._hook = hook
+        self._loss_scale = loss_scale or getattr(state, "loss_scale", None)
+        self._scale = 1.0
+        self._step = 0
+        self._book = ParameterBook()
+        self._geometry: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
+        self._begun = False  # a step's first bucket was seen, its last one was not
+        self._before: list[_Flight] = []
+        self._now: list[_Flight] = []
+        self._landed: dict[int, Tensor] = {}
+        self._ahead = LookAhead()
+        if isinstance(self._state, HookState):
+            self._state.shared_weights = self._ahead.true_weights
+
+    def average(self, bucket: Bucket) -> "Future[Tensor]":
+        """The bucket's average of the step before. For `comm_hook`."""
+        check_dense(bucket.buffer())
+        members = self._book.numbers(bucket.parameters())
+        if not self._begun:
+            self._begin_step(bucket)
+        last = bucket.is_last()
+        for number, view in zip(members, bucket.gradients(), strict=True):
+            self._geometry[number] = (view.size(), view.stride())
+        if self._step < self._warmup_steps:
+            answer = self._hook(self._state, bucket)
+        else:
+            original = bucket.buffer()
+            average = self._hook(self._state, BucketCopy(bucket))
+            sizes = [view.numel() for view in bucket.gradients()]
+            self._now.append(_Flight(members, sizes, average, self._scale))
+            answer = self._of_step_before(members, original)
+            self._ahead.keep(bucket.parameters(), bucket.gradients(), answer)
+        if last:
+            self._end_step()
+        return answer
+
+    def attach(self, optimizer: torch.optim.Optimizer, *, look_ahead: nn.Module | None = None) -> "Attachment":
+        """Let `optimizer` do nothing in steps that have no gradients yet.
+
+        Args:
+            optimizer: of the model.
+            look_ahead: the DDP model. Its passes in training then see the weights as they would be if the average under
+                way were this rank's own gradient, so that gradients fit the weights that they are applied to. From the
+                end of each backward pass to the next forward pass in training the weights are the true ones, which are
+                the same on all ranks. Costs a step of the optimizer and a copy of weights, gradients and its state.
+
+        Returns:
+            A handle whose `remove` undoes it.
+
+        Raises:
+            ConfigurationError: an optimizer whose steps cannot be tried.
+        """
+        pipe = weakref.ref(self)
+
+        def without_gradients(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            attached = pipe()
+            if attached is not None and attached.skip_step:
+                # Optimizers pass over parameters without a gradient, their momentum and weight decay included.
+                for group in stepping.param_groups:
+                    for parameter in group["params"]:
+                        parameter.grad = None
+
+        handles = [] if look_ahead is None else self._ahead.attach(look_ahead, optimizer)
+        return Attachment([*handles, optimizer.register_step_pre_hook(without_gradients)])
+
+    def flush(self) -> bool:
+        """Put the averages still unused into the parameters' `grad`; False when there are none.
+
+        The pipeline is empty afterwards: should training go on, its next step is a first one again.
+
+        Raises:
+            ReducerError: a peer was lost before the averages were in.
+        """
+        if not self._before:
+            return False
+        if not self._book.sizes:
+            raise ConfigurationError("flush before the first step after a resume: the state has not seen the model yet")
+        scale = self._scale_now()
+        self._land(self._before, scale)
+        for number, average in self._landed.items():
+            size, stride = self._geometry[number]
+            self._book.parameter(number).grad = average.clone().as_strided(size, stride)
+        self._before, self._landed = [], {}
+        self._ahead.empty()
+        self.skip_step = False
+        return True
+
+    def stats(self) -> HookStats:
+        """What compression has cost and saved on this rank so far, as `state` counts it.
+
+        Raises:
+            ConfigurationError: `state` is another hook's, which counts nothing.
+        """
+        if not isinstance(self._state, HookState):
+            raise ConfigurationError(f"only a HookState counts costs, but the hook's state is {self._state!r}")
+        return self._state.stats()
+
+    def close(self) -> None:
+        """Close `state`, where it can be closed, after what is under way. Neither can be used any more."""
+        close = getattr(self._state, "close", None)
+        if close is not None:
+            close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs on this rank, in tensors and plain values; waits for the sums in flight."""
+        if self._begun:
+            raise ConfigurationError(
+                "state_dict was called within a backward pass, or after one that failed: call it between two steps"
+            )
+        inner = getattr(self._state, "state_dict", None)
+        return {
+            "step": self._step,
+            "flights": [
+                {
+                    "members": list(flight.members),
+                    "sizes": flight.sizes,
+                    "average": flight.average.wait().clone(),
+                    "loss_scale": flight.loss_scale,
+                }
+                for flight in self._before
+            ],
+            "look_ahead": self._ahead.state_dict(),
+            "state": inner() if inner is not None else {},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; before the first step.
+
+        Raises:
+            ConfigurationError: it is no state of a PipeSGD. Nothing has been loaded then.
+        """
+        check_saved_state(state, "PipeSGD")
+        check_saved_state(state["look_ahead"], "LookAhead")
+        before = [
+            _Flight(tuple(flight["members"]), flight["sizes"], _done(flight["average"].clone()), flight["loss_scale"])
+            for flight in state["flights"]
+        ]
+        inner = getattr(self._state, "load_state_dict", None)
+        if inner is not None:
+            inner(state["state"])
+        self._ahead.load_state_dict(state["look_ahead"])
+        self._step, self._before = state["step"], before
+
+    def _begin_step(self, bucket: object) -> None:
+        self._begun = True
+        self._scale = self._scale_now()
+        if isinstance(self._state, HookState):
+            self._state.schedule = (
+                f"PipeSGD at step {self._step}, warmup_steps={self._warmup_steps}, "
+                f"{len(self._before)} buckets in flight{', looking ahead' if self._ahead.attached else ''}"
+            )
+        self.skip_step = self._step >= self._warmup_steps and not self._before
+        raise_failures_of([flight.average for flight in self._before], bucket)
+        self._ahead.begin_step()
+
+    def _end_step(self) -> None:
+        self._book.close()
+        self._begun = False
+        self._ahead.end_step()
+        self._step += 1
+        self._before, self._now, self._landed = self._now, [], {}
+
+    def _scale_now(self) -> float:
+        return 1.0 if self._loss_scale is None else float(self._loss_scale())
+
+    def _of_step_before(self, members: tuple[int, ...], original: Tensor) -> "Future[Tensor]":
+        if self.skip_step:
+            return _done(torch.zeros_like(original))
+        for flight in self._before:
+            if flight.members == members:
+                return flight.average.then(_scaled_by(self._scale / flight.loss_scale))
+        # DDP has rebuilt its buckets since, which happens once in a process.
+        if not self._landed:
+            self._land(self._before, self._scale)
+        pieces = [self._landed[number] for number in members if number in self._landed]
+        average = torch.cat(pieces) if pieces else original.new_empty(0)
+        if len(pieces) != len(members) or average.numel() != original.numel():
+            raise ConfigurationError("the averages in flight belong to another model: load the state of this one")
+        return _done(average.to(original))
+
+    def _land(self, flights: list[_Flight], scale: float) -> None:
+        for flight in flights:
+            average = flight.average.wait() * (scale / flight.loss_scale)
+            self._landed |= zip(flight.members, torch.split(average, flight.sizes), strict=True)
+
+
+def _scaled_by(ratio: float) -> Callable[["Future[Tensor]"], Tensor]:
+    def scaled(future: "Future[Tensor]") -> Tensor:
+        average = future.wait()
+        return average if ratio == 1 else average * ratio
+
+    return scaled
+
+
+def _done(value: Tensor) -> "Future[Tensor]":
+    future: Future[Tensor] = Future()
+    future.set_result(value)
+    return future

@@ -1,0 +1,1 @@
+"""Predicts what a code or a schedule would gain on a network."""

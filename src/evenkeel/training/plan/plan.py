@@ -1,0 +1,184 @@
+"""What `evenkeel plan training` predicts, shows and writes."""
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evenkeel.errors import ConfigurationError
+from evenkeel.figures.outputs import write_json
+from evenkeel.text_values import read_number, unknown
+from evenkeel.training.plan.advice import Recommendation, rate_text, recommend, time_text
+from evenkeel.training.plan.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
+from evenkeel.training.plan.measure import group_from_environment, measure_link
+from evenkeel.training.plan.timing import CodeCost, Link, Prediction, Step, fp32, predict
+
+__all__ = ["Plan", "Wanted", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix", "show"]
+
+_RANKS = (1, 4)
+_TIMED = ("bf16", "thc", "gradiveq", "lowrank", "powersgd")
+_MATRIX = re.compile(r"(?:(\d+)\*)?(\d+)x(\d+)")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is known of the model."""
+
+    step: Step
+    matrices: tuple[tuple[int, int], ...] = ()  # weights seen as matrices, for LowRank and PowerSGD, else left out
+    convolutions: int = 0  # their parameters, for GradiVeQ; it is left out without
+    code_times_ns: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # encode, decode a parameter
+    measured: tuple[CodeCost, ...] = ()  # instead of those of the same name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All predictions for one link, and what to do."""
+
+    link: Link
+    workers: int
+    measured: bool  # whether the link was, or was assumed
+    step: Step
+    timed_codes: tuple[str, ...]  # whose times are no assumptions
+    predictions: tuple[Prediction, ...]
+    recommendation: Recommendation
+
+
+def codes_of(wanted: Wanted, workers: int) -> list[CodeCost]:
+    """Every code that can be told about."""
+    parameters, times = wanted.step.parameters, wanted.code_times_ns
+    codes = [
+        fp32(parameters),
+        bf16(parameters, *times.get("bf16", ())),
+        thc(parameters, workers, 4, 17, *times.get("thc", ())),
+    ]
+    if wanted.convolutions:
+        codes.append(gradiveq(parameters, wanted.convolutions, 8.0, *times.get("gradiveq", ())))
+    if wanted.matrices:
+        codes.append(low_rank(parameters, workers, wanted.matrices, 16, 4, 17, *times.get("lowrank", ())))
+        codes += [power_sgd(parameters, wanted.matrices, rank, *times.get("powersgd", ())) for rank in _RANKS]
+    measured = {code.name: code for code in wanted.measured}
+    return [measured.get(code.name, code) for code in codes]
+
+
+def make_plan(link: Link, workers: int, wanted: Wanted, *, measured: bool = False) -> Plan:
+    """Predictions of every code under every schedule on this link, and the advice that follows."""
+    predictions = predict(link, workers, wanted.step, codes_of(wanted, workers))
+    timed = (*wanted.code_times_ns, *(code.name for code in wanted.measured))
+    return Plan(link, workers, measured, wanted.step, timed, tuple(predictions), recommend(predictions))
+
+
+def on_a_group(wanted: Wanted, backend: str, budget_s: float) -> Plan | None:
+    """The plan for the group that torchrun's variables name, measured now; None on all ranks but the first."""
+    with group_from_environment(backend) as rank:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if backend == "nccl" else "cpu"
+        found = measure_link(device=device, budget_s=budget_s)
+        if "thc" not in wanted.code_times_ns:
+            from evenkeel.coding.sums.error_feedback import ErrorFeedback
+            from evenkeel.coding.sums.thc import THC
+            from evenkeel.training.plan.measure_code import measure_code
+
+            code = ErrorFeedback(THC(bits=4))
+            cost = measure_code(code, wanted.step.parameters, found.link, name="thc 4-bit", device=device)
+            wanted = replace(wanted, measured=(cost,))
+    return make_plan(found.link, found.workers, wanted, measured=True) if rank == 0 else None
+
+
+def show(plan: Plan, arguments: Mapping[str, Any], json_path: Path | None) -> None:
+    """Print the table and the advice, and write the rows if there is a path for them."""
+    from rich.console import Console
+
+    from evenkeel.figures.tables import Column, table
+
+    console = Console()
+    console.print("\n".join(_about(plan)), highlight=False, soft_wrap=True)
+    console.print()
+    figures = [
+        Column("server_ms", "param. server", "ms"),
+        Column("synchronous_ms", "synchronous", "ms"),
+        Column("layer_wise_ms", "layer-wise", "ms"),
+        Column("pipelined_ms", "pipelined", "ms"),
+        Column("sent_mb", "sent", "MB"),
+        Column("code_ms", "encode + decode", "ms"),
+        Column("break_even_mbps", "break-even", "Mbit/s"),
+    ]
+    console.print(table(_lines(plan.predictions), figures, "code"))
+    console.print()
+    console.print(plan.recommendation.sentence, highlight=False, soft_wrap=True)
+    if json_path is not None:
+        _write(json_path, plan, arguments)
+        console.print(f"rows: {json_path}", soft_wrap=True)
+
+
+def read_matrix(text: str) -> list[tuple[int, int]]:
+    """`512x4608`, or `4*512x4608` for four of them."""
+    found = _MATRIX.fullmatch(text.strip())
+    if not found or not int(found[2]) or not int(found[3]):
+        raise ConfigurationError(f"matrix must be of the form 512x4608 or 4*512x4608, found {text!r}")
+    return [(int(found[2]), int(found[3]))] * int(found[1] or 1)
+
+
+def read_code_times(text: str) -> tuple[str, tuple[float, float]]:
+    """`thc=6,5`: nanoseconds a parameter to encode and to decode."""
+    name, equals, rest = text.partition("=")
+    parts = rest.split(",")
+    if not equals or len(parts) != 2:
+        raise ConfigurationError(f"code-times must be of the form thc=6,5 (nanoseconds a parameter), found {text!r}")
+    if name not in _TIMED:
+        raise unknown("code", name, _TIMED)
+    encode_ns, decode_ns = (read_number(part, f"code-times of {name}") for part in parts)
+    return name, (encode_ns, decode_ns)
+
+
+def _about(plan: Plan) -> list[str]:
+    link, step = plan.link, plan.step
+    how = "measured" if plan.measured else "assumed"
+    timed = f"{', '.join(plan.timed_codes)} as measured, others " if plan.timed_codes else ""
+    return [
+        f"{plan.workers} workers, {how}: {rate_text(link.rate_bps)}, {time_text(link.alpha_s)} a message, "
+        f"{time_text(link.sync_s)} a meeting, {link.gamma_s_per_byte * 1e9:.2g} ns to add a byte",
+        f"{step.parameters / 1e6:.3g} M parameters in {step.segments} segments; {time_text(step.compute_s)} a step "
+        "with a network that costs nothing",
+        f"times of codes: {timed}assumed (--code-times)",
+    ]
+
+
+def _lines(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """A line for each code: the step under each schedule, and what else depends on the code alone."""
+    lines = []
+    for code in dict.fromkeys(row.code for row in predictions):
+        by = {row.schedule: row for row in predictions if row.code == code}
+        usual = by["layer-wise"]
+        lines.append(
+            {
+                "code": code,
+                "server_ms": by["parameter server"].step_s * 1e3,
+                "synchronous_ms": by["synchronous"].step_s * 1e3,
+                "layer_wise_ms": usual.step_s * 1e3,
+                "pipelined_ms": by["pipelined"].step_s * 1e3,
+                "sent_mb": usual.sent_bytes / 1e6,
+                "code_ms": (usual.encode_s + usual.decode_s) * 1e3,
+                "break_even_mbps": None if usual.is_plain else usual.break_even_bps / 1e6,
+            }
+        )
+    return lines
+
+
+def _write(path: Path, plan: Plan, arguments: Mapping[str, Any]) -> None:
+    from evenkeel.figures.records import json_document
+
+    shared = {"workers": plan.workers, **asdict(plan.link), "measured": plan.measured}
+    rows = [
+        {
+            **{name: value for name, value in asdict(row).items() if name != "harm"},
+            # JSON has no infinity: null says that every slower and every faster link gains.
+            "break_even_bps": row.break_even_bps if math.isfinite(row.break_even_bps) else None,
+            "recommended": row == plan.recommendation.prediction,
+            **shared,
+        }
+        for row in plan.predictions
+    ]
+    write_json(path, {**json_document(arguments, rows), "recommendation": plan.recommendation.sentence})
