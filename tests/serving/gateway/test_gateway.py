@@ -414,7 +414,7 @@ def test_a_frozen_backup_is_suspected_once_and_holds_nobody_up():
     scene.run(scene.clock.time() + 40)
     scene.assert_everything_answered()
     assert scene.backup.suspected == 1
-    assert len(scene.gateway._backups._waiting) == 0
+    assert len(scene.gateway._spares._waiting) == 0
 
 
 def test_a_replica_that_gives_nonsense_is_not_believed():

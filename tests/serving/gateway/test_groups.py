@@ -75,11 +75,11 @@ def test_cancelled_items_and_those_of_a_stuck_backup_are_not_kept():
     scene = Scene(collage(), replicas=3)
     scene.backup.kill()
     tickets = scene.send(3)
-    assert len(scene.gateway._backups._waiting) == 3
+    assert len(scene.gateway._spares._waiting) == 3
     scene.gateway.cancel(tickets[0])
-    assert len(scene.gateway._backups._waiting) == 2
+    assert len(scene.gateway._spares._waiting) == 2
     scene.run()
-    assert len(scene.gateway._backups._waiting) == 0
+    assert len(scene.gateway._spares._waiting) == 0
 
 
 def test_a_backup_that_becomes_ready_takes_what_waits():
@@ -148,7 +148,7 @@ def test_an_item_that_is_done_before_it_is_prepared_needs_no_spare():
     then(work())
     scene.run()
     assert scene.stats.passes == {}
-    assert len(scene.gateway._backups._waiting) == 0
+    assert len(scene.gateway._spares._waiting) == 0
 
 
 def test_an_item_that_no_code_can_take_goes_without_a_spare():

@@ -17,6 +17,9 @@ from evenkeel.coding.code import Code
 from evenkeel.errors import CodeError
 from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.policy import Trigger
+from evenkeel.serving.gateway.quantile import LiveQuantiles
+from evenkeel.serving.gateway.spares import Spares
 from evenkeel.serving.gateway.stats import Stats, count
 
 __all__ = ["Backups", "Offload", "inline"]
@@ -60,13 +63,15 @@ def _prepared(work: Sequence[tuple[Item, Code]]) -> None:
             continue  # found missing, and counted, when its group is sent
 
 
-class Backups:
+class Backups(Spares):
     """Several backups that share the groups.
 
     Args:
         clock: where to wait.
         backends: the backups.
         codes: what they can run.
+        fill_after: when an item counts as late.
+        service_times: what `fill_after` is told from.
         group_wait_s: how long an item waits for others although a backup is idle; above 0 only to save backup work.
         stats: counters.
         costs: model -> cost of one pass relative to a replica's.
@@ -79,6 +84,8 @@ class Backups:
         clock: Clock,
         backends: Sequence[Backend],
         codes: Sequence[Code],
+        fill_after: Trigger,
+        service_times: LiveQuantiles,
         group_wait_s: float,
         stats: Stats,
         costs: dict[str, float],
@@ -88,17 +95,34 @@ class Backups:
         self._clock = clock
         self._backups = [_Backup(backend) for backend in backends]
         self._elastic = Elastic(codes)
+        self._fill_after = fill_after
+        self._service_times = service_times
         self._stats = stats
         self._costs = costs
         self._offload = offload
         self._on_answer = on_answer
         self._waiting = Waiting(clock, group_wait_s, self._elastic.most_items, self._feed)
         self._next_pass = PASS_KEYS
-        # Finished items tell Waiting directly: it is asked once an item.
-        self.forget = self._waiting.forget
 
-    def add(self, item: Item) -> None:
-        """The item would like to be covered by a spare, until `forget`."""
+    def cover(self, item: Item, now_s: float) -> None:
+        """Have the item covered by a spare, at once or as soon as it is late, until `forget`."""
+        late_s = self._service_times.after(self._fill_after)
+        item.late_at = now_s + late_s
+        # Where replicas are faster than the floor, nothing is late before it, and a spare may wait until then.
+        item.uncovered = late_s <= self._fill_after.floor_s
+        if not item.uncovered:
+            self._add(item)
+
+    def item_is_late(self, item: Item) -> None:
+        """Cover the item now if it was not worth a spare before."""
+        if item.uncovered:
+            self._add(item)
+
+    def forget(self, item: Item) -> None:
+        """Have the item wait no longer."""
+        self._waiting.forget(item)
+
+    def _add(self, item: Item) -> None:
         self._waiting.add(item)
         if any(backup.idle for backup in self._backups):
             # Taken at once, and if alone by the smallest code, which may need no preparation.
@@ -114,11 +138,10 @@ class Backups:
                 return
 
     def replica_replied(self, item: Item, outputs: Array) -> None:
-        """A replica's reply came for an item; its group may be able to use it."""
-        if item.group is not None:
-            group, place = item.group
-            item.group = None
-            group.replied(place, outputs, self._stats, self._on_answer)
+        """Give a replica's reply to the item's group, if that can use it."""
+        if item.on_own_reply is not None:
+            use, item.on_own_reply = item.on_own_reply, None
+            use(outputs)
 
     def suspect_stalled(self, now_s: float, limit_s: float) -> None:
         """Have every backup looked after that has worked on one group for longer than `limit_s`."""
@@ -168,7 +191,7 @@ class Backups:
         group = Group(code, items)
         if code.uses_primaries:
             for place, item in enumerate(items):
-                item.group = (group, place)
+                item.on_own_reply = partial(self._use_primary, group, place)
         count(stats.passes, code.name, len(tasks))
         count(stats.grouped, code.name, len(items))
         cost = self._costs.get(code.model, 1.0)
@@ -179,6 +202,9 @@ class Backups:
             backup.backend.submit(
                 code.model, task.inputs, partial(self._on_reply, backup, group, number), self._next_pass
             )
+
+    def _use_primary(self, group: Group, place: int, outputs: Array) -> None:
+        group.replied(place, outputs, self._stats, self._on_answer)
 
     def _on_reply(self, backup: _Backup, group: Group, number: int, reply: Reply) -> None:
         backup.open_tasks -= 1

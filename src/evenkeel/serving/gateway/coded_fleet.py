@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Reply
 from evenkeel.clock import Clock
 from evenkeel.coding.code import Code, Task
@@ -10,19 +11,23 @@ from evenkeel.errors import CodeError, EvenkeelError
 from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.gateway.item import Item
 from evenkeel.serving.gateway.replicas import Replica, Replicas
+from evenkeel.serving.gateway.spares import Spares
 from evenkeel.serving.gateway.stats import Stats, count
 
-__all__ = ["CodedFleet"]
+__all__ = ["CodedFleet", "OnLost"]
 
+_NEVER = float("inf")
 OnLost = Callable[[Item, EvenkeelError], object]
 
 
-class CodedFleet:
+class CodedFleet(Spares):
     """Runs a code that is not systematic (ApproxIFER): every replica works on coded items, none on an item itself.
 
     A group is sent when it is full, or `group_wait_s` after its first item came. A lost task goes to another replica;
     once every item of a group has its answer, the tasks still open are cancelled.
     """
+
+    sends_items = False
 
     def __init__(
         self,
@@ -45,18 +50,31 @@ class CodedFleet:
         self._waiting = Waiting(clock, group_wait_s, code.most_items, self._take)
         self._unsent: list[_CodedTask] = []  # for want of a ready replica
         self._next_key = PASS_KEYS
-        self.forget = self._waiting.forget
 
-    def add(self, item: Item) -> None:
-        """The item waits for its group."""
+    def cover(self, item: Item, now_s: float) -> None:
+        """Have the item wait for its group. It is not hedged: the code is the hedge."""
+        item.hedge_at = _NEVER
         self._waiting.add(item)
         self._waiting.wake()
 
+    def forget(self, item: Item) -> None:
+        """Have the item wait no longer."""
+        self._waiting.forget(item)
+
     def wake(self) -> None:
-        """A replica may have become ready."""
+        """Send the tasks for which no replica was ready."""
         unsent, self._unsent = self._unsent, []
         for task in unsent:
             self._send(task)
+
+    def item_is_late(self, item: Item) -> None:
+        """Do nothing more: the item was covered when it came."""
+
+    def replica_replied(self, item: Item, outputs: Array) -> None:
+        """Need no reply to the item itself: only coded tasks are decoded."""
+
+    def suspect_stalled(self, now_s: float, limit_s: float) -> None:
+        """Leave stalled workers to the gateway: they are its replicas."""
 
     def _take(self) -> None:
         items = self._waiting.take(self._code.most_items)

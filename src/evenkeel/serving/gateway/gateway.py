@@ -31,14 +31,14 @@ from evenkeel.errors import (
     OverloadedError,
     TooLargeError,
 )
-from evenkeel.serving.gateway.backups import Backups, Offload, inline
+from evenkeel.serving.gateway.backups import Offload, inline
 from evenkeel.serving.gateway.budget import Budget
-from evenkeel.serving.gateway.coded_fleet import CodedFleet
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
 from evenkeel.serving.gateway.policy import Policy
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replica, Replicas
+from evenkeel.serving.gateway.spare_kinds import make_spares
 from evenkeel.serving.gateway.stats import Stats, count
 
 __all__ = ["Gateway", "Options", "Outcome"]
@@ -106,19 +106,20 @@ class Gateway:
         self._next_number = 0
         self._sweeper: Timer | None = None
         self._on_drained: list[Callable[[], object]] = []
-        self._backups: Backups | None = None
-        self._coded_fleet: CodedFleet | None = None
-        if any(not code.systematic for code in codes):
-            if len(codes) > 1:
-                raise ConfigurationError("codes: a code that is not systematic cannot be combined with others")
-            self._coded_fleet = CodedFleet(
-                clock, model, self.replicas, codes[0], policy.group_wait_s, self.stats, self._on_fill, self._fail
-            )
-        elif policy.uses_backups and backups and codes:
-            self._backups = Backups(
-                clock, backups, codes, policy.group_wait_s, self.stats, dict(costs or {}), offload, self._on_fill
-            )
-        self._spares = self._coded_fleet or self._backups
+        self._spares = make_spares(
+            clock,
+            policy,
+            codes,
+            model=model,
+            replicas=self.replicas,
+            backups=backups,
+            service_times=self.service_times,
+            stats=self.stats,
+            costs=costs or {},
+            offload=offload,
+            on_answer=self._on_fill,
+            on_lost=self._fail,
+        )
         for backend in (*replicas, *backups):
             backend.on_change = self._on_backend_change
 
@@ -190,23 +191,13 @@ class Gateway:
         item.deadline_at = now + timeout_s
         if policy.hedge_after is not None:
             item.hedge_at = now + self.service_times.after(policy.hedge_after)
-        covered = self._spares is not None and not options.exact
-        if covered:
-            item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
-        if covered and self._coded_fleet is not None:
-            item.hedge_at = _NEVER  # the code is the hedge
-            self._coded_fleet.add(item)
-        else:
+        if options.exact or self._spares.sends_items:
             self._send(item, replica, "exact", now)
             if policy.copies > 1:
                 self._send_copies(item, now)
-            if covered and self._backups is not None and policy.fill_after is not None:
-                late_s = self.service_times.after(policy.fill_after)
-                item.late_at = now + late_s
-                # Where replicas are faster than the floor, nothing is late before it, and a spare may wait until then.
-                item.uncovered = late_s <= policy.fill_after.floor_s
-                if not item.uncovered:
-                    self._backups.add(item)
+        if not options.exact:
+            item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
+            self._spares.cover(item, now)
         self._set_timer(item)
         if self._sweeper is None:
             self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
@@ -288,8 +279,7 @@ class Gateway:
             if source == "hedge":
                 self.stats.hedges_won += 1
             self._finish(item, self._scores.answer(outputs[0], source), now)
-        if item.group is not None and self._backups is not None:
-            self._backups.replica_replied(item, outputs)
+        self._spares.replica_replied(item, outputs)
 
     def _are_scores(self, outputs: Array) -> bool:
         shape = outputs.shape
@@ -327,18 +317,16 @@ class Gateway:
             self._send(item, replica, "exact", now)
 
     def _rescue_all(self, now: float) -> None:
-        if self._coded_fleet is not None:
-            self._coded_fleet.wake()
+        self._spares.wake()
         for item in list(self._items.values()):
-            if self._coded_fleet is None or item.attempts:
+            if item.attempts:  # else only coded tasks work on it, which its spares look after
                 self._rescue(item, now)
 
     def _on_backend_change(self) -> None:
         self.replicas.refresh()
         if self.replicas.any_ready:
             self._rescue_all(self._clock.time())
-        if self._backups is not None:
-            self._backups.wake()
+        self._spares.wake()
 
     # ---- late items ----
 
@@ -356,8 +344,7 @@ class Gateway:
         item.late = True
         now = self._clock.time()
         if not self._use_fill(item, now):
-            if item.uncovered and self._backups is not None:
-                self._backups.add(item)
+            self._spares.item_is_late(item)
             if item.unsure:
                 self._hedge(item, now)
             self._set_timer(item)
@@ -456,8 +443,7 @@ class Gateway:
         item.fill = None
         if item.timer is not None:
             item.timer.cancel()
-        if self._spares is not None:
-            self._spares.forget(item)
+        self._spares.forget(item)
         for replica, ticket in item.open_attempts:
             self.stats.cancels += 1
             replica.backend.cancel(ticket)
@@ -478,8 +464,7 @@ class Gateway:
         now = self._clock.time()
         for stalled in self.replicas.eject_stalled(now):
             stalled.backend.suspect()
-        if self._backups is not None:
-            self._backups.suspect_stalled(now, self.replicas.stall_after_s)
+        self._spares.suspect_stalled(now, self.replicas.stall_after_s)
         if self.replicas.any_stalled:
             self._rescue_all(now)
         if self._items:

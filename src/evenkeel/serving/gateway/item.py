@@ -10,7 +10,6 @@ from evenkeel.coding.code import Answer
 from evenkeel.errors import EvenkeelError
 
 if TYPE_CHECKING:
-    from evenkeel.serving.gateway.groups import Group
     from evenkeel.serving.gateway.replicas import Replica
 
 __all__ = ["NO_OPTIONS", "Item", "OnOutcome", "Options", "Outcome"]
@@ -51,7 +50,6 @@ class Item:
         "deadline_at",
         "done",
         "fill",
-        "group",
         "hedge_at",
         "hedges",
         "key",
@@ -61,6 +59,7 @@ class Item:
         "min_confidence",
         "number",
         "on_outcome",
+        "on_own_reply",
         "open_attempts",
         "prepared",
         "since_s",
@@ -95,5 +94,5 @@ class Item:
         self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
         self.uncovered = False  # to be handed to the backups only when it is late
         self.unsure = False  # a spare answered, but below `min_confidence`
-        self.group: tuple[Group, int] | None = None  # whose decoding needs this item's own reply, and its place there
+        self.on_own_reply: Callable[[Array], object] | None = None  # of the group whose decoding needs that reply
         self.prepared: dict[Hashable, Array] = {}  # form -> what codes of that form keep of the item

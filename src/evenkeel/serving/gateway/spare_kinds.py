@@ -1,0 +1,58 @@
+"""Chooses the kind of spares that fits a policy, its codes and its workers."""
+
+from collections.abc import Mapping, Sequence
+
+from evenkeel.backends.backend import Backend
+from evenkeel.clock import Clock
+from evenkeel.coding.code import Code
+from evenkeel.errors import ConfigurationError
+from evenkeel.serving.gateway.backups import Backups, Offload
+from evenkeel.serving.gateway.coded_fleet import CodedFleet, OnLost
+from evenkeel.serving.gateway.groups import OnAnswer
+from evenkeel.serving.gateway.policy import Policy
+from evenkeel.serving.gateway.quantile import LiveQuantiles
+from evenkeel.serving.gateway.replicas import Replicas
+from evenkeel.serving.gateway.spares import NoSpares, Spares
+from evenkeel.serving.gateway.stats import Stats
+
+__all__ = ["make_spares"]
+
+
+def make_spares(
+    clock: Clock,
+    policy: Policy,
+    codes: Sequence[Code],
+    *,
+    model: str,
+    replicas: Replicas,
+    backups: Sequence[Backend],
+    service_times: LiveQuantiles,
+    stats: Stats,
+    costs: Mapping[str, float],
+    offload: Offload,
+    on_answer: OnAnswer,
+    on_lost: OnLost,
+) -> Spares:
+    """Make the spares that the policy can use; see `Gateway` for the arguments.
+
+    Raises:
+        ConfigurationError: codes that cannot work together.
+    """
+    if any(not code.systematic for code in codes):
+        if len(codes) > 1:
+            raise ConfigurationError("codes: a code that is not systematic cannot be combined with others")
+        return CodedFleet(clock, model, replicas, codes[0], policy.group_wait_s, stats, on_answer, on_lost)
+    if policy.fill_after is not None and backups and codes:
+        return Backups(
+            clock,
+            backups,
+            codes,
+            policy.fill_after,
+            service_times,
+            policy.group_wait_s,
+            stats,
+            dict(costs),
+            offload,
+            on_answer,
+        )
+    return NoSpares()
