@@ -1,65 +1,150 @@
-"""evenkeel keeps distributed machine learning on an even keel."""
+"""evenkeel keeps distributed machine learning on an even keel: the public names of both wings.
+
+Each name is loaded on first use: what trains brings torch, which serving does without. Fakes and the virtual clock for
+your own tests stand in `evenkeel.testing`.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from evenkeel.errors import MissingExtraError
+from evenkeel.errors import MissingExtraError as _MissingExtraError
 from evenkeel.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from evenkeel.coding.sums.error_feedback import ErrorFeedback
-    from evenkeel.coding.sums.fixed_point import FixedPoint
-    from evenkeel.coding.sums.gradiveq import GradiVeQ
-    from evenkeel.coding.sums.low_rank import LowRank
-    from evenkeel.coding.sums.thc import THC
-    from evenkeel.reducers.process_group import ProcessGroup
-    from evenkeel.reducers.sharded import Sharded
-    from evenkeel.training.hook.ddp_hook import comm_hook
-    from evenkeel.training.hook.hook_state import HookState
-    from evenkeel.training.hook.pipe_sgd import PipeSGD
-    from evenkeel.training.hook.skipping import named
+    from evenkeel.coding.answers.berrut import Berrut as Berrut
+    from evenkeel.coding.answers.boxes import BoxCollage as BoxCollage
+    from evenkeel.coding.answers.cheap import Cheap as Cheap
+    from evenkeel.coding.answers.collage import Collage as Collage
+    from evenkeel.coding.answers.elastic import Elastic as Elastic
+    from evenkeel.coding.answers.parity import (
+        ConcatEncoder as ConcatEncoder,
+        Parity as Parity,
+        SumEncoder as SumEncoder,
+    )
+    from evenkeel.coding.answers.replicate import Replicate as Replicate
+    from evenkeel.coding.answers.scores import ScoreForm as ScoreForm
+    from evenkeel.coding.answers.tiles import Pixels as Pixels
+    from evenkeel.coding.code import Answer as Answer, Code as Code, Task as Task
+    from evenkeel.coding.sum_code import SumCode as SumCode
+    from evenkeel.coding.sums.error_feedback import ErrorFeedback as ErrorFeedback
+    from evenkeel.coding.sums.fixed_point import FixedPoint as FixedPoint
+    from evenkeel.coding.sums.gradiveq import GradiVeQ as GradiVeQ
+    from evenkeel.coding.sums.low_rank import LowRank as LowRank
+    from evenkeel.coding.sums.thc import THC as THC
+    from evenkeel.errors import (
+        BackendError as BackendError,
+        BackendLostError as BackendLostError,
+        CodeError as CodeError,
+        ConfigurationError as ConfigurationError,
+        DeadlineError as DeadlineError,
+        EvenkeelError as EvenkeelError,
+        LabError as LabError,
+        MissingExtraError as MissingExtraError,
+        OverloadedError as OverloadedError,
+        ProtocolError as ProtocolError,
+        ReducerError as ReducerError,
+        RequestError as RequestError,
+        SlowRequestError as SlowRequestError,
+        TooLargeError as TooLargeError,
+        UnknownModelError as UnknownModelError,
+        UnreadableImageError as UnreadableImageError,
+        UnsupportedError as UnsupportedError,
+    )
+    from evenkeel.reducers.process_group import ProcessGroup as ProcessGroup
+    from evenkeel.reducers.sharded import Sharded as Sharded
+    from evenkeel.serving.gateway.gateway import Gateway as Gateway
+    from evenkeel.serving.gateway.policy import Policy as Policy
+    from evenkeel.serving.simulate import Fleet as Fleet, simulate as simulate
+    from evenkeel.training.hook.ddp_hook import comm_hook as comm_hook
+    from evenkeel.training.hook.hook_state import HookState as HookState
+    from evenkeel.training.hook.pipe_sgd import PipeSGD as PipeSGD
+    from evenkeel.training.hook.skipping import named as named
+    from evenkeel.training.plan.advice import recommend as recommend
+    from evenkeel.training.plan.code_costs import bf16 as bf16
+    from evenkeel.training.plan.measure import measure_link as measure_link, measure_step as measure_step
+    from evenkeel.training.plan.measure_code import measure_code as measure_code
+    from evenkeel.training.plan.timing import predict as predict
 
-__all__ = [
-    "THC",
-    "ErrorFeedback",
-    "FixedPoint",
-    "GradiVeQ",
-    "HookState",
-    "LowRank",
-    "PipeSGD",
-    "ProcessGroup",
-    "Sharded",
-    "comm_hook",
-    "named",
-]
-
-
-# Loaded on first use: they bring torch, which serving does without.
+# Module -> the public names that it holds. `test_public_names` sees that the imports above, for type checkers, agree.
 _HOMES = {
-    "ErrorFeedback": "evenkeel.coding.sums.error_feedback",
-    "FixedPoint": "evenkeel.coding.sums.fixed_point",
-    "GradiVeQ": "evenkeel.coding.sums.gradiveq",
-    "HookState": "evenkeel.training.hook.hook_state",
-    "LowRank": "evenkeel.coding.sums.low_rank",
-    "PipeSGD": "evenkeel.training.hook.pipe_sgd",
-    "ProcessGroup": "evenkeel.reducers.process_group",
-    "Sharded": "evenkeel.reducers.sharded",
-    "THC": "evenkeel.coding.sums.thc",
-    "comm_hook": "evenkeel.training.hook.ddp_hook",
-    "named": "evenkeel.training.hook.skipping",
+    "evenkeel.coding.answers.berrut": ("Berrut",),
+    "evenkeel.coding.answers.boxes": ("BoxCollage",),
+    "evenkeel.coding.answers.cheap": ("Cheap",),
+    "evenkeel.coding.answers.collage": ("Collage",),
+    "evenkeel.coding.answers.elastic": ("Elastic",),
+    "evenkeel.coding.answers.parity": (
+        "ConcatEncoder",
+        "Parity",
+        "SumEncoder",
+    ),
+    "evenkeel.coding.answers.replicate": ("Replicate",),
+    "evenkeel.coding.answers.scores": ("ScoreForm",),
+    "evenkeel.coding.answers.tiles": ("Pixels",),
+    "evenkeel.coding.code": (
+        "Answer",
+        "Code",
+        "Task",
+    ),
+    "evenkeel.coding.sum_code": ("SumCode",),
+    "evenkeel.coding.sums.error_feedback": ("ErrorFeedback",),
+    "evenkeel.coding.sums.fixed_point": ("FixedPoint",),
+    "evenkeel.coding.sums.gradiveq": ("GradiVeQ",),
+    "evenkeel.coding.sums.low_rank": ("LowRank",),
+    "evenkeel.coding.sums.thc": ("THC",),
+    "evenkeel.errors": (
+        "BackendError",
+        "BackendLostError",
+        "CodeError",
+        "ConfigurationError",
+        "DeadlineError",
+        "EvenkeelError",
+        "LabError",
+        "MissingExtraError",
+        "OverloadedError",
+        "ProtocolError",
+        "ReducerError",
+        "RequestError",
+        "SlowRequestError",
+        "TooLargeError",
+        "UnknownModelError",
+        "UnreadableImageError",
+        "UnsupportedError",
+    ),
+    "evenkeel.reducers.process_group": ("ProcessGroup",),
+    "evenkeel.reducers.sharded": ("Sharded",),
+    "evenkeel.serving.gateway.gateway": ("Gateway",),
+    "evenkeel.serving.gateway.policy": ("Policy",),
+    "evenkeel.serving.simulate": (
+        "Fleet",
+        "simulate",
+    ),
+    "evenkeel.training.hook.ddp_hook": ("comm_hook",),
+    "evenkeel.training.hook.hook_state": ("HookState",),
+    "evenkeel.training.hook.pipe_sgd": ("PipeSGD",),
+    "evenkeel.training.hook.skipping": ("named",),
+    "evenkeel.training.plan.advice": ("recommend",),
+    "evenkeel.training.plan.code_costs": ("bf16",),
+    "evenkeel.training.plan.measure": (
+        "measure_link",
+        "measure_step",
+    ),
+    "evenkeel.training.plan.measure_code": ("measure_code",),
+    "evenkeel.training.plan.timing": ("predict",),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = list(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_HOME_OF[name]), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise MissingExtraError("PyTorch", "train") from error
+        raise _MissingExtraError("PyTorch", "train") from error
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOME_OF])
