@@ -7,16 +7,16 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 TRAIN := $(VENV)/.train
 
-.PHONY: demo test test-train check format clean
+.PHONY: demo test test-serving check format clean
 
 demo: $(BASE)  ## five policies compared on real workers, in a minute and a half
 	$(BIN)/evenkeel demo --report evenkeel-demo.html
 
-test: $(DEV)  ## the test suite
-	$(BIN)/python -m pytest
+test: $(TRAIN)  ## the whole test suite, torch included, two tests at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-train: $(TRAIN)  ## the tests that need torch, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/vision tests/coding tests/laws tests/reducers tests/training tests/bench
+test-serving: $(DEV)  ## the light one: without torch, what needs it is skipped
+	$(BIN)/python -m pytest
 
 check: $(DEV)  ## lint, types, import directions
 	$(BIN)/ruff check .
