@@ -31,8 +31,7 @@ from trivial_server import NAME, trivial_config
 from evenkeel.backends.backend import Reply
 from evenkeel.backends.worker.config import WorkerConfig
 from evenkeel.backends.worker.process import ProcessBackend
-from evenkeel.bench.serving.load import Target
-from evenkeel.bench.serving.load import drive as drive_open_loop
+from evenkeel.bench.serving.load import Target, drive as drive_open_loop
 from evenkeel.bench.serving.server_process import ServerProcess
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import EvenkeelError

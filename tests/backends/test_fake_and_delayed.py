@@ -4,8 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.backends.delayed import Delayed
 from evenkeel.backends.fake import FakeBackend

@@ -3,8 +3,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.figures.estimates import grouped_share, mean, quantile, quantile_ratio, rate, sd, sd_ratio, share

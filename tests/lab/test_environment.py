@@ -1,8 +1,7 @@
 """What each host's process is told, and its processors."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.lab.environment import deal_cpus, environment, read_cpus

@@ -7,25 +7,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from hypothesis import given, settings, strategies as st
 
-torch = pytest.importorskip("torch", reason="reducers need evenkeel[train]")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
-from evenkeel.coding.sums.fixed_point import FixedPoint  # noqa: E402
-from evenkeel.coding.sums.float32 import Plain  # noqa: E402
-from evenkeel.coding.sums.thc import THC  # noqa: E402
-from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
-from evenkeel.reducers.fake import FakeReducer  # noqa: E402
-from evenkeel.reducers.process_group import ProcessGroup  # noqa: E402
-from evenkeel.reducers.ranks.collectives import Collectives  # noqa: E402
-from evenkeel.reducers.ranks.group_collectives import GroupCollectives  # noqa: E402
-from evenkeel.reducers.ranks.local_ranks import local_ranks  # noqa: E402
-from evenkeel.reducers.ranks.thread_collectives import thread_collectives  # noqa: E402
-from evenkeel.reducers.reducer import Reducer, Total  # noqa: E402
-from evenkeel.reducers.sharded import Sharded, shares_of  # noqa: E402
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.coding.sums.float32 import Plain
+from evenkeel.coding.sums.thc import THC
+from evenkeel.errors import ConfigurationError, ReducerError
+from evenkeel.reducers.fake import FakeReducer
+from evenkeel.reducers.process_group import ProcessGroup
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.group_collectives import GroupCollectives
+from evenkeel.reducers.ranks.local_ranks import local_ranks
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
+from evenkeel.reducers.reducer import Reducer, Total
+from evenkeel.reducers.sharded import Sharded, shares_of
 
 REDUCERS: list[Callable[[Collectives], Reducer]] = [FakeReducer, ProcessGroup, Sharded]
 CODES = [

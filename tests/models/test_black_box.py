@@ -8,20 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
-pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the classifier")
-onnx = pytest.importorskip("onnx", reason="the graphs of these tests are made with evenkeel[train]")
-
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-from evenkeel.errors import ConfigurationError, EvenkeelError  # noqa: E402
-from evenkeel.models.black_box import BlackBox, log_softmax  # noqa: E402
-from evenkeel.models.cards import ModelCard, save_card  # noqa: E402
-from evenkeel.models.onnx_costs import count_costs  # noqa: E402
-from evenkeel.models.shipped import IMAGES, card_path, model_path  # noqa: E402
+from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.models.black_box import BlackBox, log_softmax
+from evenkeel.models.cards import ModelCard, save_card
+from evenkeel.models.onnx_costs import count_costs
+from evenkeel.models.shipped import IMAGES, card_path, model_path
 
 SIDE, CLASSES = 6, 4
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8

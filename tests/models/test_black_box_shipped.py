@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the classifier")
-
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import load_card

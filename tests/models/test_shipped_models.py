@@ -5,14 +5,13 @@ import os
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import load_card
 from evenkeel.models.shipped import IMAGES, NAMES, card_path, model_path
-
-onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
 
 COLLAGES = [name for name in NAMES if "collage" in name]
 

@@ -1,8 +1,7 @@
 """The remembering reader and its plain twin agree on every body."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.oip import RepeatedRequests, RequestedOutput, Tensor, numpy_dtype, parse_request, write_request

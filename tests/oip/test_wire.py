@@ -5,8 +5,7 @@ import contextlib
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from evenkeel.errors import ProtocolError, RequestError, UnsupportedError

@@ -9,25 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
+from evenkeel.bench.codes import peers
 from evenkeel.bench.codes.lloyd_max import lloyd_max
-from evenkeel.bench.codes.recorded import Moment, Recorded, read_gradients, write_gradients
-from evenkeel.bench.codes.traffic import gathered, ring, sharded
-from evenkeel.cli.main import main
-from evenkeel.errors import ConfigurationError
-
-torch = pytest.importorskip("torch", reason="bench codes needs evenkeel[train]")
-
-from evenkeel.bench.codes import peers  # noqa: E402
-from evenkeel.bench.codes.measure import (  # noqa: E402
+from evenkeel.bench.codes.measure import (
     DEFAULT_CODES,
     made_setting,
     measure,
     parse_code,
     recorded_settings,
 )
-from evenkeel.bench.codes.vectors import LAWS, Gradients, correlation_of, made  # noqa: E402
+from evenkeel.bench.codes.recorded import Moment, Recorded, read_gradients, write_gradients
+from evenkeel.bench.codes.traffic import gathered, ring, sharded
+from evenkeel.bench.codes.vectors import LAWS, Gradients, correlation_of, made
+from evenkeel.cli.main import main
+from evenkeel.errors import ConfigurationError
 
 FIXED = ["code", "workers", "correlation", "distribution", "bits_per_coordinate", "nmse"]
 LENGTH = 8192

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.bench.fills.measure import NO_ANSWER, Backup, Fills, collect, from_scores, same_class_groups
 from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, partial_fields

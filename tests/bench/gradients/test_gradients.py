@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from evenkeel.bench.gradients import command as gradients_command
-from evenkeel.bench.gradients import measure as gradients
+from evenkeel.bench.gradients import command as gradients_command, measure as gradients
 from evenkeel.bench.gradients.cells import TASKS, Cell, Records, Training, check_method
 from evenkeel.bench.gradients.data import read_data
 from evenkeel.bench.gradients.figure import gradients as gradients_figure

@@ -4,8 +4,7 @@ from math import cos, pi
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evenkeel.coding.answers import Berrut, ScoreForm
 from evenkeel.coding.answers.berrut import berrut_weights

@@ -5,8 +5,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evenkeel.coding.answers import BoxCollage, Collage, ScoreForm
 from evenkeel.coding.answers.boxes import assign_boxes, cell_boxes, decode_boxes, similarities

@@ -1,10 +1,9 @@
 """How convolutions are cut."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from evenkeel.coding.sums.conv_slices import ConvSlices  # noqa: E402
+from evenkeel.coding.sums.conv_slices import ConvSlices
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
 """Random numbers from counters: the same in any arithmetic of 32 bits, and random enough."""
 
-import pytest
+import numpy as np
+import torch
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-import numpy as np  # noqa: E402
-
-from evenkeel.coding.sums.counter_hash import counters, key, mix, signs, uniform  # noqa: E402
+from evenkeel.coding.sums.counter_hash import counters, key, mix, signs, uniform
 
 CPU = torch.device("cpu")
 

@@ -1,20 +1,17 @@
 """Error feedback: nothing that was given is ever missing. The laws are in tests/laws."""
 
 import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
-from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.sums.fixed_point import FixedPoint  # noqa: E402
-from evenkeel.coding.sums.float32 import Plain  # noqa: E402
-from evenkeel.coding.sums.kernels import twins_only  # noqa: E402
-from evenkeel.coding.sums.thc import THC  # noqa: E402
-from evenkeel.errors import CodeError, ConfigurationError  # noqa: E402
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.coding.sums.float32 import Plain
+from evenkeel.coding.sums.kernels import twins_only
+from evenkeel.coding.sums.thc import THC
+from evenkeel.errors import CodeError, ConfigurationError
 
 
 def coarse() -> SumCode:

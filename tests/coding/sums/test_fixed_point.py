@@ -3,12 +3,11 @@
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from evenkeel.coding.sum_code import Place  # noqa: E402
-from evenkeel.coding.sums.fixed_point import FixedPoint  # noqa: E402
-from evenkeel.errors import ConfigurationError  # noqa: E402
+from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.errors import ConfigurationError
 
 
 def test_lanes_are_multiples_of_the_largest_over_all_ranks_shifted_to_be_positive() -> None:

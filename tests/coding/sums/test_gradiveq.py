@@ -3,16 +3,14 @@
 from collections.abc import Callable
 
 import pytest
+import torch
+from torch import Tensor
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from torch import Tensor  # noqa: E402
-
-from evenkeel.coding.sum_code import Place  # noqa: E402
-from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.sums.gradiveq import GradiVeQ  # noqa: E402
-from evenkeel.coding.sums.thc import THC  # noqa: E402
-from evenkeel.errors import CodeError, ConfigurationError  # noqa: E402
+from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.gradiveq import GradiVeQ
+from evenkeel.coding.sums.thc import THC
+from evenkeel.errors import CodeError, ConfigurationError
 
 SHAPES = [(10,), (8, 8, 3, 3), (5, 4), (4, 8, 1, 1), (4,)]
 LENGTH = 10 + 576 + 20 + 32 + 4

@@ -9,22 +9,18 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import Phase, given, settings, strategies as st
+from torch import Tensor
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-pytest.importorskip("numba", reason="the CPU kernels need evenkeel[train]")
-
-from hypothesis import Phase, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
-from evenkeel.coding.sums import kernels  # noqa: E402
-from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.sums.fixed_point import FixedPoint  # noqa: E402
-from evenkeel.coding.sums.kernels import MOST_WORKERS, cpu, fast, threads, twins_only  # noqa: E402
-from evenkeel.coding.sums.packing import pack_bits, unpack_bits  # noqa: E402
-from evenkeel.coding.sums.rounding import Rounding  # noqa: E402
-from evenkeel.coding.sums.thc import THC  # noqa: E402
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sums import kernels
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.coding.sums.kernels import MOST_WORKERS, cpu, fast, threads, twins_only
+from evenkeel.coding.sums.packing import pack_bits, unpack_bits
+from evenkeel.coding.sums.rounding import Rounding
+from evenkeel.coding.sums.thc import THC
 
 TABLES = [(1, 1), (1, 7), (2, 3), (3, 7), (4, 15), (4, 17), (4, 30), (4, 60), (5, 31), (6, 80), (7, 127), (8, 255)]
 PECULIAR = ["zeros", "infinite", "nan", "huge", "tiny", "one_hot"]

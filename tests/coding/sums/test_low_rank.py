@@ -3,18 +3,16 @@
 from collections.abc import Callable, Sequence
 
 import pytest
+import torch
+from torch import Tensor
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from torch import Tensor  # noqa: E402
-
-from evenkeel.coding.sum_code import Place, SumCode  # noqa: E402
-from evenkeel.coding.sums.bucket_factors import BucketFactors  # noqa: E402
-from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.sums.gradiveq import GradiVeQ  # noqa: E402
-from evenkeel.coding.sums.low_rank import LowRank  # noqa: E402
-from evenkeel.coding.sums.thc import THC  # noqa: E402
-from evenkeel.errors import CodeError, ConfigurationError  # noqa: E402
+from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sums.bucket_factors import BucketFactors
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.gradiveq import GradiVeQ
+from evenkeel.coding.sums.low_rank import LowRank
+from evenkeel.coding.sums.thc import THC
+from evenkeel.errors import CodeError, ConfigurationError
 
 SHAPES = [(10,), (12, 30), (7,), (8, 3, 3, 3), (3, 4), (2,)]
 MATRICES = {1: (12, 30), 3: (8, 27)}  # the 3 x 4 matrix would not shrink twice in 2 directions

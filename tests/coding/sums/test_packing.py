@@ -1,14 +1,11 @@
 """Numbers of a few bits in bytes."""
 
 import pytest
+import torch
+from hypothesis import given, settings, strategies as st
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from evenkeel.coding.sums.packing import Lanes, pack_bits, unpack_bits  # noqa: E402
-from evenkeel.errors import CodeError, ConfigurationError  # noqa: E402
+from evenkeel.coding.sums.packing import Lanes, pack_bits, unpack_bits
+from evenkeel.errors import CodeError, ConfigurationError
 
 
 def stream(numbers: list[int], width: int) -> bytes:

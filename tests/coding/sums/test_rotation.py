@@ -1,11 +1,10 @@
 """The Hadamard rotation against its matrix."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from evenkeel.coding.sums.counter_hash import signs  # noqa: E402
-from evenkeel.coding.sums.rotation import hadamard, padded_length, rotate, rotate_back  # noqa: E402
+from evenkeel.coding.sums.counter_hash import signs
+from evenkeel.coding.sums.rotation import hadamard, padded_length, rotate, rotate_back
 
 
 def matrix(size: int) -> "torch.Tensor":

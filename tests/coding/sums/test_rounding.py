@@ -1,12 +1,11 @@
 """Thresholds: uniform for each rank, and spread evenly over the ranks where they are correlated."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from evenkeel.coding.sum_code import Place  # noqa: E402
-from evenkeel.coding.sums.rounding import check_rounding, rank_order, thresholds  # noqa: E402
-from evenkeel.errors import ConfigurationError  # noqa: E402
+from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sums.rounding import check_rounding, rank_order, thresholds
+from evenkeel.errors import ConfigurationError
 
 CPU = torch.device("cpu")
 

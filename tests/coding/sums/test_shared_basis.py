@@ -1,13 +1,11 @@
 """Bases: how many directions, judged by what they were not learnt from."""
 
 import pytest
+import torch
+from torch import Tensor
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from torch import Tensor  # noqa: E402
-
-from evenkeel.coding.sums.shared_basis import Moments, learn  # noqa: E402
-from evenkeel.errors import CodeError  # noqa: E402
+from evenkeel.coding.sums.shared_basis import Moments, learn
+from evenkeel.errors import CodeError
 
 
 def moments_of(learnt: Tensor, held_out: Tensor) -> Moments:

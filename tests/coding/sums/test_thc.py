@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 
 import pytest
+import torch
+from torch import Tensor
 
-torch = pytest.importorskip("torch", reason="sum codes need evenkeel[train]")
-
-from torch import Tensor  # noqa: E402
-
-from evenkeel.coding.sum_code import Place  # noqa: E402
-from evenkeel.coding.sums.thc import THC  # noqa: E402
-from evenkeel.coding.sums.thc_table import clamp_error, rounding_error  # noqa: E402
-from evenkeel.errors import ConfigurationError  # noqa: E402
+from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.sums.thc_table import clamp_error, rounding_error
+from evenkeel.errors import ConfigurationError
 
 
 def mean_of(code: THC, vectors: Sequence[Tensor], step: int = 0) -> Tensor:

@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="reducers need evenkeel[train]")
-
-from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
-from evenkeel.reducers.ranks.collectives import Collectives  # noqa: E402
-from evenkeel.reducers.ranks.group_collectives import GroupCollectives  # noqa: E402
-from evenkeel.reducers.ranks.local_ranks import local_ranks  # noqa: E402
-from evenkeel.reducers.ranks.thread_collectives import thread_collectives  # noqa: E402
+from evenkeel.errors import ConfigurationError, ReducerError
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.group_collectives import GroupCollectives
+from evenkeel.reducers.ranks.local_ranks import local_ranks
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 
 
 def check_exchanges(ranks: Collectives) -> None:

@@ -6,11 +6,10 @@ import sys
 import threading
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="reducers need evenkeel[train]")
-
-from evenkeel.errors import ReducerError  # noqa: E402
-from evenkeel.reducers.ranks.ordered_thread import OrderedThread  # noqa: E402
+from evenkeel.errors import ReducerError
+from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 
 CPU = torch.device("cpu")
 

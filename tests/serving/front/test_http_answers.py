@@ -3,8 +3,7 @@
 from typing import get_args
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from evenkeel.coding.code import Answer, Source

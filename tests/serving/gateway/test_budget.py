@@ -1,7 +1,6 @@
 """Hedges as a share of the load."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.serving.gateway.budget import Budget
 

@@ -4,8 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evenkeel.backends.fake import FakeBackend
 from evenkeel.coding.answers.berrut import Berrut

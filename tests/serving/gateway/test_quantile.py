@@ -1,7 +1,6 @@
 """Live quantiles and the moments that triggers mean by them."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.serving.gateway.policy import Trigger
 from evenkeel.serving.gateway.quantile import LiveQuantiles

@@ -1,8 +1,7 @@
 """Who gets the next item, and who is out."""
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.backends.backend import Reply
 from evenkeel.backends.fake import FakeBackend

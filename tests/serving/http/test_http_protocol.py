@@ -6,8 +6,7 @@ from itertools import pairwise
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.clock import VirtualClock
 from evenkeel.serving.http.protocol import Exchange, HttpLimits, HttpProtocol, HttpServer

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.oip import write_request

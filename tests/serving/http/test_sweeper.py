@@ -1,7 +1,6 @@
 """Waits that share a timer."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from evenkeel.clock import VirtualClock
 from evenkeel.serving.http.sweeper import Sweeper

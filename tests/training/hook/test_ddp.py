@@ -7,16 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-import torch.distributed as dist  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-
-import evenkeel  # noqa: E402
-from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
-from evenkeel.reducers.ranks.local_ranks import local_ranks  # noqa: E402
+import evenkeel
+from evenkeel.errors import ConfigurationError, ReducerError
+from evenkeel.reducers.ranks.local_ranks import local_ranks
 
 FEATURES, CLASSES = 24, 5
 

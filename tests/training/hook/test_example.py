@@ -6,9 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-pytest.importorskip("torch", reason="training needs evenkeel[train]")
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "ddp_with_thc.py"
 

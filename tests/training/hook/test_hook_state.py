@@ -6,21 +6,20 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-import evenkeel  # noqa: E402
-from evenkeel.coding.sum_code import Broadcast, Place, SumCode  # noqa: E402
-from evenkeel.coding.sums import thc_table  # noqa: E402
-from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.sums.float32 import Plain  # noqa: E402
-from evenkeel.coding.sums.kernels import twins_only  # noqa: E402
-from evenkeel.errors import CodeError, ConfigurationError, ReducerError  # noqa: E402
-from evenkeel.reducers.fake import FakeReducer  # noqa: E402
-from evenkeel.reducers.ranks.collectives import Collectives  # noqa: E402
-from evenkeel.reducers.ranks.thread_collectives import thread_collectives  # noqa: E402
-from evenkeel.training.hook import stats as stats_module  # noqa: E402
-from training_helpers import (  # noqa: E402
+import evenkeel
+from evenkeel.coding.sum_code import Broadcast, Place, SumCode
+from evenkeel.coding.sums import thc_table
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.float32 import Plain
+from evenkeel.coding.sums.kernels import twins_only
+from evenkeel.errors import CodeError, ConfigurationError, ReducerError
+from evenkeel.reducers.fake import FakeReducer
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
+from evenkeel.training.hook import stats as stats_module
+from training_helpers import (
     GIANT,
     SHAPES,
     SPLIT,

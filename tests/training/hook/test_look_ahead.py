@@ -5,16 +5,14 @@ import io
 from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-import torch.distributed as dist  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-
-import evenkeel  # noqa: E402
-from evenkeel.errors import ConfigurationError  # noqa: E402
-from evenkeel.reducers.ranks.local_ranks import local_ranks  # noqa: E402
+import evenkeel
+from evenkeel.errors import ConfigurationError
+from evenkeel.reducers.ranks.local_ranks import local_ranks
 
 WARMUP, STEPS = 3, 12
 OPTIMIZERS = {

@@ -5,15 +5,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-import evenkeel  # noqa: E402
-from evenkeel.coding.sum_code import SumCode  # noqa: E402
-from evenkeel.errors import ConfigurationError, ReducerError  # noqa: E402
-from evenkeel.reducers.ranks.collectives import Collectives  # noqa: E402
-from evenkeel.reducers.ranks.thread_collectives import thread_collectives  # noqa: E402
-from training_helpers import (  # noqa: E402
+import evenkeel
+from evenkeel.coding.sum_code import SumCode
+from evenkeel.errors import ConfigurationError, ReducerError
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
+from training_helpers import (
     GIANT,
     SHAPES,
     SPLIT,

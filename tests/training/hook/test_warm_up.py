@@ -4,18 +4,16 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numba
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-numba = pytest.importorskip("numba", reason="there are no kernels to compile without it")
-
-import evenkeel  # noqa: E402
-from evenkeel.coding.sum_code import SumCode  # noqa: E402
-from evenkeel.coding.sums.kernels import cpu, threads, twins_only  # noqa: E402
-from evenkeel.reducers.ranks.collectives import Collectives  # noqa: E402
-from evenkeel.reducers.ranks.thread_collectives import thread_collectives  # noqa: E402
-from evenkeel.training.hook import warm_up as warming  # noqa: E402
-from training_helpers import SHAPES, Model, in_threads, run  # noqa: E402
+import evenkeel
+from evenkeel.coding.sum_code import SumCode
+from evenkeel.coding.sums.kernels import cpu, threads, twins_only
+from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
+from evenkeel.training.hook import warm_up as warming
+from training_helpers import SHAPES, Model, in_threads, run
 
 
 @pytest.fixture

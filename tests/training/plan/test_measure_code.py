@@ -1,17 +1,16 @@
 """A code's cost on a group: bytes as it packs them, times as the hook's own rounds take, waiting kept apart."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="needs torch")
-
-from evenkeel.coding.sum_code import Place  # noqa: E402
-from evenkeel.coding.sums.error_feedback import ErrorFeedback  # noqa: E402
-from evenkeel.coding.sums.thc import THC  # noqa: E402
-from evenkeel.reducers.sharded import Sharded  # noqa: E402
-from evenkeel.training.plan.code_costs import thc  # noqa: E402
-from evenkeel.training.plan.measure_code import measure_code  # noqa: E402
-from evenkeel.training.plan.timing import CodeCost, Link, comm_s  # noqa: E402
-from training_helpers import in_threads  # noqa: E402
+from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.thc import THC
+from evenkeel.reducers.sharded import Sharded
+from evenkeel.training.plan.code_costs import thc
+from evenkeel.training.plan.measure_code import measure_code
+from evenkeel.training.plan.timing import CodeCost, Link, comm_s
+from training_helpers import in_threads
 
 COUNT, WORLD = 100_000, 4
 

@@ -4,20 +4,17 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-onnx = pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
-pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
-
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-from evenkeel.backends.worker.model import load_model  # noqa: E402
-from evenkeel.cli.main import main  # noqa: E402
-from evenkeel.coding.answers.collage import Collage  # noqa: E402
-from evenkeel.models.cards import load_card  # noqa: E402
-from fit_helpers import easy_pixels  # noqa: E402
+from evenkeel.backends.worker.model import load_model
+from evenkeel.cli.main import main
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.models.cards import load_card
+from fit_helpers import easy_pixels
 
 PIXELS, LABELS = easy_pixels(700, 0)
 MEANS = np.stack([PIXELS[label == LABELS].mean((0, 1, 2)) for label in range(10)])
@@ -57,8 +54,7 @@ def run(folder: Path, out: Path, *more: str, images: str = "images.npz") -> "obj
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ladder of sizes ends at its smallest step, since anything fits the cost of a classifier this cheap."""
-    from evenkeel.vision.fit import card as fit_card
-    from evenkeel.vision.fit import size
+    from evenkeel.vision.fit import card as fit_card, size
 
     monkeypatch.setattr(size, "_ROUNDS", 5)
     monkeypatch.setattr(fit_card, "_LATENCY_ROUNDS", 5)

@@ -5,15 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-pytest.importorskip("PIL", reason="tiles are shrunk by Pillow")
-
-from numpy.typing import NDArray  # noqa: E402
-
-from evenkeel.coding.answers.tiles import Pixels, Tile  # noqa: E402
-from evenkeel.errors import ConfigurationError  # noqa: E402
-from evenkeel.vision.fit.loop import (  # noqa: E402
+from evenkeel.coding.answers.tiles import Pixels, Tile
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.fit.loop import (
     FitRecipe,
     fit_tiles,
     shrink,
@@ -22,9 +19,9 @@ from evenkeel.vision.fit.loop import (  # noqa: E402
     start_from,
     whiten,
 )
-from evenkeel.vision.fit.views import ViewBank  # noqa: E402
-from evenkeel.vision.networks.architecture import TileNet  # noqa: E402
-from fit_helpers import easy_pixels  # noqa: E402
+from evenkeel.vision.fit.views import ViewBank
+from evenkeel.vision.networks.architecture import TileNet
+from fit_helpers import easy_pixels
 
 PIXELS, LABELS = easy_pixels(432, 0)
 RECIPE = FitRecipe(epochs=4, tiles=36, average=0.9)

@@ -3,15 +3,12 @@
 from functools import cache
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
-pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
-
-from evenkeel.errors import ConfigurationError  # noqa: E402
-from evenkeel.vision.fit import size as module  # noqa: E402
-from evenkeel.vision.fit.size import Size, choose_size, sizes, tile_sides  # noqa: E402
-from evenkeel.vision.networks.architecture import count_macs  # noqa: E402
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.fit import size as module
+from evenkeel.vision.fit.size import Size, choose_size, sizes, tile_sides
+from evenkeel.vision.networks.architecture import count_macs
 
 
 @cache

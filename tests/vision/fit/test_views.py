@@ -4,15 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from numpy.typing import NDArray
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-
-from evenkeel.errors import ConfigurationError  # noqa: E402
-from evenkeel.vision.fit.views import ViewBank  # noqa: E402
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.fit.views import ViewBank
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (300, 12, 16, 3), dtype=np.uint8)
 

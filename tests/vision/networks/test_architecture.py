@@ -1,17 +1,12 @@
 """The networks: shapes, cost, and that a tile's answer depends on that tile alone."""
 
 import pytest
+import torch
+from hypothesis import given, settings, strategies as st
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
-pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from evenkeel.vision.networks.architecture import Classifier, CollageNet, TileNet, count_macs, count_parameters  # noqa: E402
-from evenkeel.vision.networks.export import fold_norms  # noqa: E402
-from fit_helpers import trained_a_little  # noqa: E402
+from evenkeel.vision.networks.architecture import Classifier, CollageNet, TileNet, count_macs, count_parameters
+from evenkeel.vision.networks.export import fold_norms
+from fit_helpers import trained_a_little
 
 SMALL = (8, 8, 16)
 

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-from evenkeel.errors import ConfigurationError  # noqa: E402
-from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
+from evenkeel.errors import ConfigurationError
+from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint
 
 STATE = {"weights": {"a": torch.arange(300.0)}, "step": 7}
 

@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
-onnx = pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
-
-from evenkeel.models.measure import Session  # noqa: E402
-from evenkeel.vision.networks.architecture import CollageNet, TileNet  # noqa: E402
-from evenkeel.vision.networks.export import fold_norms, write_onnx  # noqa: E402
-from fit_helpers import trained_a_little  # noqa: E402
+from evenkeel.models.measure import Session
+from evenkeel.vision.networks.architecture import CollageNet, TileNet
+from evenkeel.vision.networks.export import fold_norms, write_onnx
+from fit_helpers import trained_a_little
 
 
 def smooth_images(count: int, side: int, seed: int) -> np.ndarray:

@@ -4,17 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
-pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
-
-from evenkeel.models.cards import load_card  # noqa: E402
-from evenkeel.models.measure import Session  # noqa: E402
-from evenkeel.vision.networks.architecture import Classifier, CollageNet, TileNet  # noqa: E402
-from evenkeel.vision.networks.export import export_classifier, fold_norms, write_onnx  # noqa: E402
-from evenkeel.vision.networks.train_classifier import ClassifierRecipe, normalise, train_classifier  # noqa: E402
-from fit_helpers import easy_images, trained_a_little  # noqa: E402
+from evenkeel.models.cards import load_card
+from evenkeel.models.measure import Session
+from evenkeel.vision.networks.architecture import Classifier, CollageNet, TileNet
+from evenkeel.vision.networks.export import export_classifier, fold_norms, write_onnx
+from evenkeel.vision.networks.train_classifier import ClassifierRecipe, normalise, train_classifier
+from fit_helpers import easy_images, trained_a_little
 
 BRIEF = ClassifierRecipe(epochs=12, batch=48, widths=(16, 24, 32), workers=2)
 

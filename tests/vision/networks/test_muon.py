@@ -1,13 +1,10 @@
 """Muon: an orthogonal step, a fixed norm, and that it goes downhill."""
 
 import pytest
+import torch
+from hypothesis import given, settings, strategies as st
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from evenkeel.vision.networks.muon import Muon, orthogonal  # noqa: E402
+from evenkeel.vision.networks.muon import Muon, orthogonal
 
 
 @given(rows=st.integers(2, 24), columns=st.integers(2, 24), seed=st.integers(0, 1000))

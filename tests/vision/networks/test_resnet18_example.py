@@ -6,10 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
-
-pytest.importorskip("torch", reason="training needs evenkeel[train]")
-pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
 
 from evenkeel.models.black_box import BlackBox
 from fit_helpers import easy_pixels

@@ -4,12 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-from evenkeel.errors import ConfigurationError  # noqa: E402
-from evenkeel.images.image_set import ImageSet  # noqa: E402
-from evenkeel.vision.networks.data import (  # noqa: E402
+from evenkeel.errors import ConfigurationError
+from evenkeel.images.image_set import ImageSet
+from evenkeel.vision.networks.data import (
     alternating_flip,
     as_images,
     collage,

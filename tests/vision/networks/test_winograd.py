@@ -1,10 +1,9 @@
 """The fast convolution agrees with its plain twin, forwards and backwards."""
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-
-from evenkeel.vision.networks.winograd import WinogradConv2d, winograd_conv2d  # noqa: E402
+from evenkeel.vision.networks.winograd import WinogradConv2d, winograd_conv2d
 
 
 @pytest.mark.parametrize(

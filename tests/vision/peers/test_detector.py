@@ -4,23 +4,21 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
-pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
-
-from evenkeel.coding.answers.boxes import BoxCollage, cell_boxes  # noqa: E402
-from evenkeel.coding.answers.collage import Collage  # noqa: E402
-from evenkeel.coding.answers.scores import ScoreForm  # noqa: E402
-from evenkeel.coding.answers.tiles import Pixels  # noqa: E402
-from evenkeel.models.cards import load_card  # noqa: E402
-from evenkeel.vision.networks.architecture import count_macs  # noqa: E402
-from evenkeel.vision.networks.data import Images, collage  # noqa: E402
-from evenkeel.vision.networks.train_classifier import normalise  # noqa: E402
-from evenkeel.vision.peers.detector import Boxes, Detector, detector_loss, widest_detector  # noqa: E402
-from evenkeel.vision.peers.detector_training import DetectorRecipe, boxed_classes, train_detector  # noqa: E402
-from evenkeel.vision.peers.export import export_detector  # noqa: E402
+from evenkeel.coding.answers.boxes import BoxCollage, cell_boxes
+from evenkeel.coding.answers.collage import Collage
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.answers.tiles import Pixels
+from evenkeel.models.cards import load_card
+from evenkeel.vision.networks.architecture import count_macs
+from evenkeel.vision.networks.data import Images, collage
+from evenkeel.vision.networks.train_classifier import normalise
+from evenkeel.vision.peers.detector import Boxes, Detector, detector_loss, widest_detector
+from evenkeel.vision.peers.detector_training import DetectorRecipe, boxed_classes, train_detector
+from evenkeel.vision.peers.export import export_detector
 
 CLASSES = tuple("abcdefghij")
 

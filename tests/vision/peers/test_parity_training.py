@@ -4,22 +4,20 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="training needs evenkeel[train]")
-onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime runs the models")
-pytest.importorskip("onnx", reason="exporting needs evenkeel[train]")
-
-from evenkeel.coding.answers.parity import ConcatEncoder, Parity, ParityEncoder, SumEncoder  # noqa: E402
-from evenkeel.coding.answers.scores import ScoreForm  # noqa: E402
-from evenkeel.coding.answers.tiles import Pixels  # noqa: E402
-from evenkeel.errors import EvenkeelError  # noqa: E402
-from evenkeel.models.cards import load_card  # noqa: E402
-from evenkeel.vision.networks.architecture import Classifier  # noqa: E402
-from evenkeel.vision.networks.data import MEAN, STD, Images  # noqa: E402
-from evenkeel.vision.networks.train_classifier import normalise  # noqa: E402
-from evenkeel.vision.peers.export import export_parity  # noqa: E402
-from evenkeel.vision.peers.parity_training import (  # noqa: E402
+from evenkeel.coding.answers.parity import ConcatEncoder, Parity, ParityEncoder, SumEncoder
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.coding.answers.tiles import Pixels
+from evenkeel.errors import EvenkeelError
+from evenkeel.models.cards import load_card
+from evenkeel.vision.networks.architecture import Classifier
+from evenkeel.vision.networks.data import MEAN, STD, Images
+from evenkeel.vision.networks.train_classifier import normalise
+from evenkeel.vision.peers.export import export_parity
+from evenkeel.vision.peers.parity_training import (
     EncoderName,
     ParityRecipe,
     decoded_accuracy,
@@ -28,7 +26,7 @@ from evenkeel.vision.peers.parity_training import (  # noqa: E402
     parity_network,
     train_parity,
 )
-from evenkeel.vision.peers.training import Run  # noqa: E402
+from evenkeel.vision.peers.training import Run
 
 CLASSES = tuple("abcdefghij")
 SMALL = (8, 16, 16)
