@@ -38,3 +38,8 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     if all(find_spec(name) for name in needed(module_path)):
         return None
     return Skipped.from_parent(parent, path=module_path)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Names long bytes by their parameter: a gzip file holds the time, and two workers must collect the same tests."""
+    return argname if isinstance(val, bytes) and len(val) > 20 else None
