@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.sum_code import Place, SumCode
-from evenkeel.coding.sums.bucket_factors import BucketFactors
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.gradiveq import GradiVeQ
-from evenkeel.coding.sums.low_rank import LowRank
+from evenkeel.coding.sums.low_rank import BucketFactors, LowRank
 from evenkeel.coding.sums.thc import THC
 from evenkeel.errors import CodeError, ConfigurationError
 

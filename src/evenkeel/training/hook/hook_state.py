@@ -18,11 +18,10 @@ from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.hook.agreement import check_agreement
-from evenkeel.training.hook.arguments import check_kind, check_loss_scale
 from evenkeel.training.hook.bucket_average import Plan, Unit, average_bucket
 from evenkeel.training.hook.buckets import Bucket, check_dense
+from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_saved_state
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
-from evenkeel.training.hook.saved_states import check_saved_state
 from evenkeel.training.hook.skipping import Skip, few_dimensions, skip_rule
 from evenkeel.training.hook.stats import HookStats, Meter
 from evenkeel.training.hook.warm_up import warm_up

@@ -11,14 +11,13 @@ from torch.futures import Future
 
 from evenkeel.coding.checks import whole
 from evenkeel.errors import ConfigurationError
-from evenkeel.training.hook.arguments import check_loss_scale
 from evenkeel.training.hook.buckets import Bucket, BucketCopy, check_dense
+from evenkeel.training.hook.checks import check_loss_scale, check_saved_state
 from evenkeel.training.hook.ddp_hook import comm_hook
 from evenkeel.training.hook.failures import raise_failures_of
 from evenkeel.training.hook.hook_state import HookState
 from evenkeel.training.hook.look_ahead import LookAhead
 from evenkeel.training.hook.parameter_book import ParameterBook
-from evenkeel.training.hook.saved_states import check_saved_state
 from evenkeel.training.hook.stats import HookStats
 
 __all__ = ["PipeSGD"]

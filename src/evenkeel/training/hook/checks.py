@@ -1,16 +1,29 @@
-"""Whose state it is that a training resumes from, told by what it holds."""
+"""Checks what a training gives to the hook's states: arguments of a wrong kind, saved states that belong to another."""
 
 from collections.abc import Mapping
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["check_saved_state"]
+__all__ = ["check_kind", "check_loss_scale", "check_saved_state"]
 
+# What `state_dict` of each state holds, by which it is told apart.
 _HOLDS = {
     "HookState": {"step", "rank", "world", "sizes", "units", "code"},
     "PipeSGD": {"step", "flights", "look_ahead", "state"},
     "LookAhead": {"own", "scale"},
 }
+
+
+def check_kind(name: str, value: object, fits: bool, wanted: str) -> None:
+    """ConfigurationError naming `name` and what is `wanted`, unless `value` fits or is None."""
+    if value is not None and not fits:
+        raise ConfigurationError(f"{name} must be {wanted}, or None, found {value!r}")
+
+
+def check_loss_scale(loss_scale: object) -> None:
+    """ConfigurationError unless it is a function or None."""
+    wanted = "a function that gives the loss scale of the step under way, such as scaler.get_scale without brackets"
+    check_kind("loss_scale", loss_scale, callable(loss_scale), wanted)
 
 
 def check_saved_state(state: object, owner: str) -> None:
