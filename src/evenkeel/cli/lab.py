@@ -32,18 +32,33 @@ def lab() -> None:
     "  evenkeel lab run --hosts 2 --rate 1gbit --cpus 0-3 --json exits.json -- python train.py\n"
     "  evenkeel lab run --hosts 4 --rate 100mbit -- evenkeel plan training --parameters 11.7M",
 )
-@click.option("--hosts", type=click.IntRange(1, 250), default=2, show_default=True, help="One process on each.")
 @click.option(
-    "--rate", default="unlimited", show_default=True, metavar="RATE", help="Of each link, each way: 100mbit, 1gbit."
+    "--hosts",
+    type=click.IntRange(1, 250),
+    default=2,
+    show_default=True,
+    help="Number of hosts; one process runs on each.",
 )
-@click.option("--delay", default="0ms", metavar="TIME", help="Added one way; a round trip takes twice that.")
-@click.option("--loss", default="0", metavar="SHARE", help="Of packets between two hosts: 0.1% or 0.001.")
-@click.option("--cpus", metavar="LIST", help="Dealt out to the hosts: 0-3,6. All hosts share all by default.")
-@click.option("--master-port", type=click.IntRange(1, 65535), default=29500, show_default=True)
-@click.option("--keep-going", is_flag=True, help="When a host fails, leave the others alone.")
-@click.option("--no-check", is_flag=True, help="Do not measure the link's rate first.")
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write exits and rate there."
+    "--rate",
+    default="unlimited",
+    show_default=True,
+    metavar="RATE",
+    help="Rate of each link, each way: 100mbit, 1gbit.",
+)
+@click.option("--delay", default="0ms", metavar="TIME", help="Delay added one way; a round trip takes twice that.")
+@click.option("--loss", default="0", metavar="SHARE", help="Share of packets lost between two hosts: 0.1% or 0.001.")
+@click.option(
+    "--cpus", metavar="LIST", help="Processors to deal out to the hosts: 0-3,6. By default all hosts share all."
+)
+@click.option("--master-port", type=click.IntRange(1, 65535), default=29500, show_default=True)
+@click.option("--keep-going", is_flag=True, help="Leave the other hosts alone when one fails.")
+@click.option("--no-check", is_flag=True, help="Skip measuring the link's rate first.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write exit codes and the rate to.",
 )
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(
@@ -100,8 +115,10 @@ def run(
 
 
 @lab.command(epilog="\b\nExamples:\n  evenkeel lab clean\n  evenkeel lab clean --all")
-@click.option("--all", "everything", is_flag=True, help="Also labs that are in use.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the names there.")
+@click.option("--all", "everything", is_flag=True, help="Remove labs that are in use too.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the removed names to."
+)
 def clean(everything: bool, json_path: Path | None) -> None:
     """Remove what crashed labs left behind: their network namespaces, and every process in them."""
     from evenkeel.figures.outputs import check_outputs, write_json

@@ -58,16 +58,31 @@ def plan() -> None:
 plan.add_command(training)
 
 _NODE_OPTIONS = (
-    click.option("--replicas", type=click.IntRange(1), help="Workers with the classifier, started here."),
-    click.option("--backups", type=click.IntRange(0), help="Workers with the Collage-CNNs, started here."),
-    click.option("--policy", help="none, replicate, replicate-all, hedge, collage or collage+hedge."),
-    click.option("--fill-after", metavar="WHEN", help="When a fill may answer: p95 (live quantile) or 25ms."),
-    click.option("--hedge-after", metavar="WHEN", help="When another replica is asked: p95 or 25ms."),
-    click.option("--min-confidence", type=float, help="Fills below it are not used (0..1)."),
-    click.option("--max-extra-load", type=float, help="Hedges as a share of all items."),
-    click.option("--group-wait", metavar="TIME", help="Pause of an idle backup before it takes what waits."),
-    click.option("--deadline", metavar="TIME", help="Total time for an item; then 504."),
-    click.option("--delay", metavar="LAW", help="Injected into the workers, for experiments: two-mode:scale=0.3"),
+    click.option("--replicas", type=click.IntRange(1), help="Number of workers to start with the classifier."),
+    click.option("--backups", type=click.IntRange(0), help="Number of workers to start with the Collage-CNNs."),
+    click.option(
+        "--policy",
+        help="What to do about late replicas: none, replicate, replicate-all, hedge, collage or collage+hedge.",
+    ),
+    click.option(
+        "--fill-after", metavar="WHEN", help="Time after which a fill may answer: p95 (a live quantile) or 25ms."
+    ),
+    click.option(
+        "--hedge-after",
+        metavar="WHEN",
+        help="Time after which another replica is asked: p95 (a live quantile) or 25ms.",
+    ),
+    click.option("--min-confidence", type=float, help="Lowest confidence (0..1) at which a fill is used."),
+    click.option("--max-extra-load", type=float, help="Largest number of hedges, as a share of all items."),
+    click.option(
+        "--group-wait", metavar="TIME", help="Time that an idle backup waits for more items before it starts."
+    ),
+    click.option(
+        "--deadline", metavar="TIME", help="Longest time an item may take; after that it is answered with 504."
+    ),
+    click.option(
+        "--delay", metavar="LAW", help="Delay injected into the workers, for experiments: two-mode:scale=0.3."
+    ),
 )
 
 
@@ -90,10 +105,10 @@ _POLICY_FLAGS = ("fill_after", "hedge_after", "min_confidence", "max_extra_load"
 )
 @click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--model", help="Model card (.json) of the classifier, or the name of a shipped one.")
-@click.option("--host", help="Address to listen on; loopback unless told otherwise.")
-@click.option("--port", type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--host", help="Address to listen on; the default is loopback.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @_node_options
-@click.option("--parent-pid", type=int, hidden=True, help="End with that process.")
+@click.option("--parent-pid", type=int, hidden=True, help="Process with which this one ends.")
 def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
     """Serve a classifier behind the gateway, over the Open Inference Protocol.
 
@@ -169,46 +184,84 @@ def worker(arguments: tuple[str, ...]) -> None:
     "--images",
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder tree, Parquet, npz or IDX; labels are not needed, and only used to report accuracy and to calibrate.",
+    help="Images to learn from: folder tree, Parquet, npz or IDX. Labels are not needed; they only serve to report "
+    "accuracy and to calibrate.",
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
-@click.option("--grid", default="3", show_default=True, metavar="N[,N...]", help="Tiles along one side of a collage.")
-@click.option("--cost", type=float, default=0.6, show_default=True, help="Of a pass, in the classifier's, at most.")
+@click.option(
+    "--grid", default="3", show_default=True, metavar="N[,N...]", help="Number of tiles along one side of a collage."
+)
+@click.option(
+    "--cost",
+    type=float,
+    default=0.6,
+    show_default=True,
+    help="Largest cost of one collage pass, as a multiple of one pass of the classifier.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["int8", "fp32"]),
     default="int8",
     show_default=True,
-    help="Of the convolutions in the file.",
+    help="Number format of the convolutions in the model file.",
 )
-@click.option("--shared", is_flag=True, help="One network for all grids, as large as the first can afford.")
-@click.option("--minutes", type=float, default=60.0, show_default=True, help="Of training for each network.")
-@click.option("--epochs", type=float, help="Passes over the images, instead of minutes.")
-@click.option("--rate", type=float, help="Of learning, at the start; lower for longer training and with --start.")
+@click.option("--shared", is_flag=True, help="Train one network for all grids, as large as the first grid can afford.")
+@click.option("--minutes", type=float, default=60.0, show_default=True, help="Minutes to train each network.")
+@click.option("--epochs", type=float, help="Number of passes over the images to train for, instead of minutes.")
 @click.option(
-    "--tiles", type=int, help="Shown in one step of training, up to 500 if unsaid; fewer learn faster at first."
+    "--rate", type=float, help="Learning rate at the start; take a lower one for a longer training and with --start."
 )
-@click.option("--start", type=click.Path(file_okay=False, path_type=Path), help="Go on from the weights of that fit.")
-@click.option("--views", type=int, default=4, show_default=True, help="Of each image, scored by the classifier.")
-@click.option("--reach", type=click.IntRange(0), help="Pixels a view is moved at most; a tenth of the side if unsaid.")
-@click.option("--mirror/--no-mirror", default=True, show_default=True, help="Whether views are mirrored too.")
-@click.option("--held-out", type=click.IntRange(100), help="Images kept for calibration; a twentieth if unsaid.")
-@click.option("--labels", default="auto", show_default=True, help="Where labels are: a column, array or file; none.")
-@click.option("--split", help="Of a Parquet file with a column `split`.")
-@click.option("--limit", type=click.IntRange(1), help="Images to read at most.")
-@click.option("--more-images", type=click.Path(path_type=Path), help="Learn from these too, of whatever they are.")
-@click.option("--more-split", help="Of --more-images.")
-@click.option("--test-images", type=click.Path(path_type=Path), help="Measure on these instead of held-out ones.")
-@click.option("--test-split", help="Of --test-images, or of --images.")
-@click.option("--side", type=click.IntRange(8), help="Pixels of the classifier's input, where the file leaves it open.")
-@click.option("--scale", type=float, help="Pixels 0..255 are multiplied by it for a float input; 1/255 if unsaid.")
-@click.option("--mean", type=float, nargs=3, help="Then taken off, for each colour.")
-@click.option("--std", type=float, nargs=3, help="Then divided by, for each colour.")
+@click.option(
+    "--tiles",
+    type=int,
+    help="Number of tiles in one step of training; the default is at most 500. Fewer learn faster at first.",
+)
+@click.option(
+    "--start",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of an earlier fit whose weights to start from.",
+)
+@click.option(
+    "--views",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Number of augmented views of each image that the classifier scores.",
+)
+@click.option(
+    "--reach", type=click.IntRange(0), help="Largest shift of a view in pixels; the default is a tenth of the side."
+)
+@click.option(
+    "--mirror/--no-mirror",
+    default=True,
+    show_default=True,
+    help="Whether some views are mirrored; switch it off where left and right differ.",
+)
+@click.option(
+    "--held-out", type=click.IntRange(100), help="Number of images kept for calibration; the default is a twentieth."
+)
+@click.option(
+    "--labels", default="auto", show_default=True, help="Column, array or file that holds the labels, or none."
+)
+@click.option("--split", help="Part of the images to read, where a Parquet file has a column `split`.")
+@click.option("--limit", type=click.IntRange(1), help="Largest number of images to read.")
+@click.option("--more-images", type=click.Path(path_type=Path), help="More images to learn from, whatever they show.")
+@click.option("--more-split", help="Part of --more-images to read.")
+@click.option("--test-images", type=click.Path(path_type=Path), help="Images to measure on, instead of held-out ones.")
+@click.option("--test-split", help="Part of --test-images, or of --images, to measure on.")
+@click.option(
+    "--side", type=click.IntRange(8), help="Side of the classifier's input in pixels, where its file leaves it open."
+)
+@click.option("--scale", type=float, help="Factor that turns pixels 0..255 into a float input; the default is 1/255.")
+@click.option("--mean", type=float, nargs=3, help="Mean of each colour, subtracted after scaling.")
+@click.option("--std", type=float, nargs=3, help="Standard deviation of each colour, by which pixels are then divided.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--resume", is_flag=True, help="Go on with a fit that was stopped; it ends with the same weights.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the cards there.")
+@click.option("--resume", is_flag=True, help="Continue a fit that was stopped; it ends with the same weights.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the cards to."
+)
 def fit(**arguments: Any) -> None:
     """Train Collage-CNNs for your own classifier, from your own images, without labels."""
     from evenkeel.vision.fit.command import run_fit
@@ -218,7 +271,7 @@ def fit(**arguments: Any) -> None:
 
 @main.group()
 def bench() -> None:
-    """Measure."""
+    """Measure policies, fills, codes and gradients."""
 
 
 @bench.command(
@@ -229,23 +282,44 @@ def bench() -> None:
         "evenkeel bench serving --url http://127.0.0.1:8000 --rate 50 --requests 500",
     ),
 )
-@click.option("--policy", "policies", multiple=True, help="May be repeated; none@10: ten replicas, no backup.")
-@click.option("--delay", default="two-mode:scale=0.3", show_default=True, metavar="LAW", help="Law of task times.")
-@click.option("--load", "loads", type=float, multiple=True, help="Share of the replicas' time; may be repeated.")
-@click.option("--rate", "rate_per_s", type=float, help="Requests a second, instead of a load.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    help="Policy to compare; may be repeated. none@10 means ten replicas and no backup.",
+)
+@click.option(
+    "--delay", default="two-mode:scale=0.3", show_default=True, metavar="LAW", help="Law by which tasks are late."
+)
+@click.option(
+    "--load", "loads", type=float, multiple=True, help="Load as a share of the replicas' time; may be repeated."
+)
+@click.option("--rate", "rate_per_s", type=float, help="Requests per second, instead of a load.")
 @click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option("--replicas", type=click.IntRange(1), default=9, show_default=True)
 @click.option("--backups", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Requests that arrive at once.")
-@click.option("--fault", "faults", multiple=True, metavar="FAULT", help="E.g. freeze:replica=3,at=5s,for=2s")
-@click.option("--url", help="Measure a server that already runs.")
-@click.option("--simulated", is_flag=True, help="On a virtual clock, with fake workers.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
-@click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="Keep every request there.")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report there.")
 @click.option(
-    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write the histograms there (PNG, SVG)."
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of requests that arrive together."
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="FAULT",
+    help="Fault to cause in a worker: freeze:replica=3,at=5s,for=2s.",
+)
+@click.option("--url", help="Address of a running server to measure, instead of starting one.")
+@click.option("--simulated", is_flag=True, help="Run on a virtual clock with fake workers.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the rows to, as JSON."
+)
+@click.option(
+    "--records", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep a record of every request in."
+)
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="File to write an HTML report to.")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="File to draw the histograms to (PNG or SVG)."
 )
 def bench_serving(**arguments: Any) -> None:
     """Compare policies under the same arrivals and the same delays."""
@@ -263,25 +337,70 @@ def bench_serving(**arguments: Any) -> None:
         "  --parity-sum k=2:sum2.json --parity-concat k=4:concat4.json --cheap small.json:9 --berrut 4,8,9",
     ),
 )
-@click.option("--classifier", default="cifar10-base", show_default=True, help="Card, ONNX file, or a shipped name.")
-@click.option("--images", type=click.Path(path_type=Path), help="Folder, Parquet, npz or IDX; else the shipped 400.")
+@click.option(
+    "--classifier",
+    default="cifar10-base",
+    show_default=True,
+    help="Classifier to measure beside: a card, an ONNX file or a shipped name.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Images to ask about: folder, Parquet, npz or IDX; the default is the shipped 400.",
+)
 @click.option("--split", help="Part of the images to read, e.g. test.")
-@click.option("--labels", default="auto", show_default=True, help="Where labels are: a column, array or file; none.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many images.")
-@click.option("--collage", "collages", multiple=True, metavar="CARD", help="Collage-CNN; may be repeated.")
-@click.option("--detector", "detectors", multiple=True, metavar="CARD", help="The paper's detector; may be repeated.")
-@click.option("--parity-sum", "parity_sums", multiple=True, metavar="[k=K:]CARD", help="ParM, sum encoder.")
-@click.option("--parity-concat", "parity_concats", multiple=True, metavar="[k=K:]CARD", help="ParM, concatenation.")
-@click.option("--cheap", "cheaps", multiple=True, metavar="CARD:N", help="A small classifier run on N items.")
-@click.option("--berrut", metavar="K,K", help="ApproxIFER with one spare, for groups of K: 4,8,9")
-@click.option("--shuffles", type=click.IntRange(1), default=1, show_default=True, help="Times every image is asked.")
-@click.option("--partial", is_flag=True, help="Also groups of 1 to N items.")
-@click.option("--same-class", is_flag=True, help="Also groups of one class, an ablation.")
-@click.option("--rounds", type=click.IntRange(0), default=100, show_default=True, help="Of timing; 0: no timing.")
+@click.option(
+    "--labels", default="auto", show_default=True, help="Column, array or file that holds the labels, or none."
+)
+@click.option("--limit", type=click.IntRange(1), help="Largest number of images to read.")
+@click.option("--collage", "collages", multiple=True, metavar="CARD", help="Card of a Collage-CNN; may be repeated.")
+@click.option(
+    "--detector", "detectors", multiple=True, metavar="CARD", help="Card of the paper's detector; may be repeated."
+)
+@click.option(
+    "--parity-sum",
+    "parity_sums",
+    multiple=True,
+    metavar="[k=K:]CARD",
+    help="Card of a parity model (ParM) with the sum encoder; may be repeated.",
+)
+@click.option(
+    "--parity-concat",
+    "parity_concats",
+    multiple=True,
+    metavar="[k=K:]CARD",
+    help="Card of a parity model (ParM) with concatenation; may be repeated.",
+)
+@click.option(
+    "--cheap",
+    "cheaps",
+    multiple=True,
+    metavar="CARD:N",
+    help="Card of a small classifier that runs on N items as a backup.",
+)
+@click.option("--berrut", metavar="K,K", help="Sizes of groups for ApproxIFER with one spare: 4,8,9.")
+@click.option(
+    "--shuffles",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of times that every image is asked.",
+)
+@click.option("--partial", is_flag=True, help="Measure groups of 1 to N items too.")
+@click.option("--same-class", is_flag=True, help="Measure groups of one class too, as an ablation.")
+@click.option(
+    "--rounds", type=click.IntRange(0), default=100, show_default=True, help="Number of rounds of timing; 0 skips it."
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
-@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the table there, for a page.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the rows to, as JSON."
+)
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="File to draw a figure to (PNG or SVG)."
+)
+@click.option(
+    "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="File to write the table to, as Markdown."
+)
 def bench_fills(**arguments: Any) -> None:
     """Compare what backups answer when replicas are late: accuracy of fills, cost, calibration."""
     from evenkeel.bench.fills.command import run_fills
@@ -297,25 +416,51 @@ def bench_fills(**arguments: Any) -> None:
         "evenkeel bench codes --gradients mlp.npz --gradients convnet.npz --json codes.json",
     ),
 )
-@click.option("--code", "codes", multiple=True, metavar="CODE", help="May be repeated: thc:bits=4,rounding=nearest")
+@click.option(
+    "--code",
+    "codes",
+    multiple=True,
+    metavar="CODE",
+    help="Code to measure; may be repeated: thc:bits=4,rounding=nearest.",
+)
 @click.option("--workers", default="8", show_default=True, metavar="N[,N...]")
-@click.option("--correlation", default="0,0.5", show_default=True, metavar="C[,C...]", help="Between workers, 0 to 1.")
+@click.option(
+    "--correlation",
+    default="0,0.5",
+    show_default=True,
+    metavar="C[,C...]",
+    help="Correlation between the workers' vectors, 0 to 1.",
+)
 @click.option(
     "--distribution",
     metavar="LAW[,LAW...]",
-    help="Of made vectors: gaussian, lognormal-1, lognormal-2, sparse, one-hot, low-rank.",
+    help="Law that vectors are made by: gaussian, lognormal-1, lognormal-2, sparse, one-hot, low-rank.",
 )
-@click.option("--length", type=click.IntRange(1024), default=32768, show_default=True, help="Of made vectors.")
+@click.option(
+    "--length", type=click.IntRange(1024), default=32768, show_default=True, help="Length of the vectors that are made."
+)
 @click.option(
     "--gradients",
     multiple=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Recorded by benchmarks/record_gradients.py; may be repeated.",
+    help="File of gradients recorded by benchmarks/record_gradients.py; may be repeated.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Over which errors are averaged.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
-@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Number of rounds over which errors are averaged.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the rows to, as JSON."
+)
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="File to draw a figure to (PNG or SVG)."
+)
+@click.option(
+    "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="File to write the tables to, as Markdown."
+)
 def bench_codes(**arguments: Any) -> None:
     """Compare codes of gradients: error of the mean against the bits that it takes."""
     from evenkeel.bench.codes.command import run_codes
@@ -332,30 +477,76 @@ def bench_codes(**arguments: Any) -> None:
         "evenkeel bench gradients --rates unlimited --methods fp32,bf16,thc,pipe+thc --json rows.json",
     ),
 )
-@click.option("--tasks", default="mlp", show_default=True, metavar="TASK,TASK", help="mlp, convnet, transformer.")
+@click.option(
+    "--tasks", default="mlp", show_default=True, metavar="TASK,TASK", help="Tasks to train: mlp, convnet, transformer."
+)
 @click.option(
     "--methods",
     metavar="METHOD,METHOD",
-    help="fp32, bf16, powersgd4, thc, lowrank16+thc, gradiveq+thc, pipe, pipe+thc, ...",
+    help="Methods to compare: fp32, bf16, powersgd4, thc, lowrank16+thc, gradiveq+thc, pipe, pipe+thc, ...",
 )
-@click.option("--rates", metavar="RATE,RATE", help="Of links: 100mbit, 1gbit (root), unlimited. 100mbit, if root.")
-@click.option("--workers", type=click.IntRange(2, 64), default=4, show_default=True)
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="How many: 0, 1, 2, ...")
-@click.option("--steps", type=click.IntRange(2), help="Of training; fewer on made-up data, if unsaid.")
-@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Passes over the images, instead of steps.")
-@click.option("--batch", type=click.IntRange(1), help="Examples a step for each worker.")
-@click.option("--evaluations", type=click.IntRange(1), default=20, show_default=True, help="Of the test accuracy.")
 @click.option(
-    "--tolerance", type=click.FloatRange(0), default=0.3, show_default=True, help="Points below fp32's accuracy."
+    "--rates",
+    metavar="RATE,RATE",
+    help="Rates of the links: 100mbit, 1gbit (both need root), unlimited. The default is 100mbit for root.",
 )
-@click.option("--mnist", type=click.Path(path_type=Path), help="Images for mlp (IDX, npz, ...); else made up.")
-@click.option("--cifar", type=click.Path(path_type=Path), help="Images for convnet (Parquet, npz, ...); else made up.")
-@click.option("--text", type=click.Path(path_type=Path), help="For transformer; else source of Python's own library.")
-@click.option("--timeout", type=click.IntRange(1), default=900, show_default=True, help="Seconds for one training.")
-@click.option("--records", type=click.Path(file_okay=False, path_type=Path), help="Keep trainings there, and go on.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
-@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write a figure there (PNG, SVG).")
-@click.option("--markdown", type=click.Path(dir_okay=False, path_type=Path), help="Write the tables there, for a page.")
+@click.option("--workers", type=click.IntRange(2, 64), default=4, show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of seeds: 0, 1, 2, ...")
+@click.option(
+    "--steps", type=click.IntRange(2), help="Number of training steps; the default is smaller on made-up data."
+)
+@click.option(
+    "--epochs", type=click.FloatRange(0, min_open=True), help="Number of passes over the images, instead of steps."
+)
+@click.option("--batch", type=click.IntRange(1), help="Number of examples per step and worker.")
+@click.option(
+    "--evaluations",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Number of times that test accuracy is measured.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=0.3,
+    show_default=True,
+    help="Points below fp32's accuracy at which the target lies.",
+)
+@click.option(
+    "--mnist", type=click.Path(path_type=Path), help="Images for mlp (IDX, npz, ...); by default they are made up."
+)
+@click.option(
+    "--cifar",
+    type=click.Path(path_type=Path),
+    help="Images for convnet (Parquet, npz, ...); by default they are made up.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="Text for transformer; the default is the source of Python's own library.",
+)
+@click.option(
+    "--timeout",
+    type=click.IntRange(1),
+    default=900,
+    show_default=True,
+    help="Longest time for one training, in seconds.",
+)
+@click.option(
+    "--records",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to keep finished trainings in; a later call continues there.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the rows to, as JSON."
+)
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="File to draw a figure to (PNG or SVG)."
+)
+@click.option(
+    "--markdown", type=click.Path(dir_okay=False, path_type=Path), help="File to write the tables to, as Markdown."
+)
 def bench_gradients(**arguments: Any) -> None:
     """Compare ways to average gradients: time to accuracy, bytes, and what encoding costs, on real trainings."""
     from evenkeel.bench.gradients.command import run_gradients
@@ -364,13 +555,17 @@ def bench_gradients(**arguments: Any) -> None:
 
 
 @main.command(epilog=_example("evenkeel demo", "evenkeel demo --report report.html --json rows.json"))
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Where the HTML report goes.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="File to write the HTML report to.")
 @click.option(
-    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="Write the histograms there (PNG, SVG)."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the rows to, as JSON."
 )
-@click.option("--seconds", type=click.FloatRange(2), default=11, show_default=True, help="Of traffic for each policy.")
-@click.option("--load", type=float, default=0.4, show_default=True, help="Share of the replicas' time.")
+@click.option(
+    "--figure", type=click.Path(dir_okay=False, path_type=Path), help="File to draw the histograms to (PNG or SVG)."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(2), default=11, show_default=True, help="Seconds of traffic for each policy."
+)
+@click.option("--load", type=float, default=0.4, show_default=True, help="Load as a share of the replicas' time.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 def demo(**arguments: Any) -> None:
     """Nine replicas, one backup, real images: five policies compared in a minute and a half."""

@@ -15,22 +15,40 @@ __all__ = ["training"]
     "    evenkeel plan training --parameters 11.7M --forward 30ms --backward 60ms\n"
     "  torchrun --nnodes 4 ... --no-python evenkeel plan training --parameters 11.7M --forward 30ms --backward 60ms"
 )
-@click.option("--parameters", required=True, metavar="NUMBER", help="That the workers share: 11.7M.")
-@click.option("--forward", required=True, metavar="TIME", help="Of one worker's forward pass: 30ms.")
-@click.option("--backward", required=True, metavar="TIME", help="Of its backward pass, without communication.")
-@click.option("--update", default="0ms", metavar="TIME", help="Of its optimiser's step.")
-@click.option("--segments", type=click.IntRange(1), help="DDP's buckets; as many as its defaults make if unsaid.")
-@click.option("--rate", metavar="RATE", help="Assumed, of each link, each way: 100mbit. Measured if unsaid.")
-@click.option("--workers", type=click.IntRange(2), help="Assumed, with --rate.")
-@click.option("--latency", default="0.1ms", show_default=True, metavar="TIME", help="Assumed, of one message.")
-@click.option("--sync", default="0ms", show_default=True, metavar="TIME", help="Assumed, of a meeting of all workers.")
-@click.option("--adding", type=float, default=0.2, show_default=True, help="Assumed, nanoseconds to add a byte.")
-@click.option("--matrix", "matrices", multiple=True, metavar="[N*]MxK", help="A weight, for PowerSGD: 4*512x4608.")
-@click.option("--convolutions", metavar="NUMBER", help="Parameters in convolutions, for GradiVeQ: 11.1M.")
-@click.option("--code-times", "code_times", multiple=True, metavar="CODE=E,D", help="Nanoseconds a parameter: thc=6,5.")
+@click.option(
+    "--parameters", required=True, metavar="NUMBER", help="Number of parameters that the workers share: 11.7M."
+)
+@click.option("--forward", required=True, metavar="TIME", help="Time of one worker's forward pass: 30ms.")
+@click.option("--backward", required=True, metavar="TIME", help="Time of its backward pass, without communication.")
+@click.option("--update", default="0ms", metavar="TIME", help="Time of its optimiser's step.")
+@click.option(
+    "--segments", type=click.IntRange(1), help="Number of DDP's buckets; the default is what DDP's defaults make."
+)
+@click.option(
+    "--rate", metavar="RATE", help="Assumed rate of each link, each way: 100mbit. Without it the link is measured."
+)
+@click.option("--workers", type=click.IntRange(2), help="Assumed number of workers; goes with --rate.")
+@click.option("--latency", default="0.1ms", show_default=True, metavar="TIME", help="Assumed latency of one message.")
+@click.option(
+    "--sync", default="0ms", show_default=True, metavar="TIME", help="Assumed time until all workers have met."
+)
+@click.option("--adding", type=float, default=0.2, show_default=True, help="Assumed nanoseconds to add a byte.")
+@click.option(
+    "--matrix", "matrices", multiple=True, metavar="[N*]MxK", help="Shape of a weight, for PowerSGD: 4*512x4608."
+)
+@click.option("--convolutions", metavar="NUMBER", help="Number of parameters in convolutions, for GradiVeQ: 11.1M.")
+@click.option(
+    "--code-times",
+    "code_times",
+    multiple=True,
+    metavar="CODE=E,D",
+    help="Nanoseconds per parameter to encode and to decode: thc=6,5.",
+)
 @click.option("--backend", type=click.Choice(["gloo", "nccl"]), default="gloo", show_default=True)
-@click.option("--budget", default="8s", show_default=True, metavar="TIME", help="For measuring.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there.")
+@click.option("--budget", default="8s", show_default=True, metavar="TIME", help="Longest time to measure the link.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the rows to, as JSON."
+)
 def training(
     parameters: str,
     forward: str,
