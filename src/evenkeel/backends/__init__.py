@@ -1,1 +1,1 @@
-"""Who does a task: worker processes, remote servers, fakes."""
+"""Does tasks: worker processes, remote servers, fakes."""

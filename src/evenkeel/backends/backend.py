@@ -1,4 +1,4 @@
-"""Who does a task: the one interface behind which workers, remote servers and fakes stand.
+"""Defines a backend, something that does tasks: the interface of workers, remote servers and fakes.
 
 Laws, tested over every backend:
 

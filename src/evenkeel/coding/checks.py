@@ -1,4 +1,4 @@
-"""What every code demands of its settings, of its group and of the numbers of its replies."""
+"""Checks the settings of every code, its groups, and the numbers of its replies."""
 
 from collections.abc import Iterable, Sequence
 from math import inf, isfinite

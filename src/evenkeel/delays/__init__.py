@@ -1,1 +1,1 @@
-"""How late things are: laws of task times, their text, and real faults."""
+"""Makes things late: laws of task times, their text, and real faults."""

@@ -1,4 +1,4 @@
-"""How late things are: laws of task times, the same for every policy that is compared.
+"""Draws how late tasks are, by laws that are the same for every policy that is compared.
 
 A law says how many seconds a task takes in all. Draws are counter-based: a hash of (seed, key), never a generator with
 a state. So the same piece of work takes the same time under every policy, whatever the order of the calls (common

@@ -1,1 +1,1 @@
-"""What a measurement shows and leaves behind: estimates, tables, drawings, files."""
+"""Shows and keeps measurements: estimates, tables, drawings, files."""

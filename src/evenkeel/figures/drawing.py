@@ -1,4 +1,4 @@
-"""How every figure is drawn and written: one style, SVG for the report or PNG for pages."""
+"""Draws and writes every figure in one style: SVG for the report or PNG for pages."""
 
 import re
 from contextlib import contextmanager

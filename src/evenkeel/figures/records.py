@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: one JSON line per event, a row of figures, and the document around the rows."""
+"""Keeps a measurement: one JSON line per event, a row of figures, and the document around the rows."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""What each host's process is told and where it runs: the variables of torchrun, and a share of the processors."""
+"""Gives each host's process its environment: the variables of torchrun, and a share of the processors."""
 
 from collections.abc import Mapping, Sequence
 

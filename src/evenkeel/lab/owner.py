@@ -1,4 +1,4 @@
-"""Whose a network namespace is: its name says which process made it.
+"""Names network namespaces after the process that made them, and tells whose one is.
 
 A process is its number and the moment it began, since numbers are used again. No file has to be kept, so nothing can
 be lost with a crash.

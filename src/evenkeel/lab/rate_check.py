@@ -1,4 +1,4 @@
-"""What a lab's links really carry, beside what was asked for."""
+"""Measures what a lab's links really carry, beside what was asked for."""
 
 import json
 import math

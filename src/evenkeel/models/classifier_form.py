@@ -1,4 +1,4 @@
-"""How a classifier's ONNX graph takes images and which of its outputs are scores, worked out from its signature."""
+"""Works out from an ONNX graph's signature how a classifier takes images, and which output are its scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

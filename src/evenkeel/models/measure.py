@@ -1,4 +1,4 @@
-"""What can be measured of a model file without torch: its scores, its calibration, its time.
+"""Measures a model file without torch: its scores, its calibration, its time.
 
 Everything goes through ONNX Runtime on one thread, on the file that is shipped.
 """

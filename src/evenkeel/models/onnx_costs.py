@@ -1,4 +1,4 @@
-"""What a pass of an ONNX file costs, counted from its graph without running it."""
+"""Counts what a pass of an ONNX file costs, from its graph, without running it."""
 
 import math
 from collections.abc import Iterator, Sequence

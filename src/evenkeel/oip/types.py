@@ -1,4 +1,4 @@
-"""What the protocol speaks of: tensors, requests, responses, datatypes."""
+"""Defines what the protocol speaks of: tensors, requests, responses, datatypes."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,1 +1,1 @@
-"""Who adds: reducers over process groups, in shares, and in threads. `reducer.py` holds the seam and its laws."""
+"""Adds messages: over process groups, in shares, and in threads. `reducer.py` holds the seam and its laws."""

@@ -1,4 +1,4 @@
-"""What `evenkeel serve` is told: a YAML file, flags, or both, checked before anything starts.
+"""Reads the configuration of `evenkeel serve`: a YAML file, flags, or both, checked before anything starts.
 
 Each message names the field, as `replicas.count` or `health.pause`. A field that nobody knows is refused rather than
 ignored, since a misspelt deadline that is silently the default is found out too late.

@@ -1,4 +1,4 @@
-"""What the gateway counts, for Prometheus. Read at scrape time from plain numbers, so that requests pay nothing."""
+"""Exposes the gateway's counts to Prometheus, read at scrape time, so that requests pay nothing."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What was learnt of a remote model, and how tasks and replies for it look on the wire."""
+"""Describes a remote model, and turns tasks and replies for it into the wire's form and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where a worker listens: `unix:/path`, `tcp://host:port`, or `fd:N`, one connection that is already open."""
+"""Reads a worker's address: `unix:/path`, `tcp://host:port`, or `fd:N`, one connection that is already open."""
 
 import re
 from dataclasses import dataclass

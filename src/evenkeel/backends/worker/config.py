@@ -1,4 +1,4 @@
-"""How a worker is started: one dataclass, and the command line that says the same."""
+"""Holds the settings of a worker, as one dataclass and as a command line."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""How a client reaches its worker: the seam between keeping a connection and what stands behind it."""
+"""Connects a client to its worker: the seam between keeping a connection and what stands behind it."""
 
 import asyncio
 import os

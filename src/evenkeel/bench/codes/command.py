@@ -1,4 +1,4 @@
-"""What `evenkeel bench codes` shows and writes."""
+"""Runs `evenkeel bench codes`: shows and writes its rows."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

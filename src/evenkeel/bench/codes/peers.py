@@ -1,4 +1,4 @@
-"""What else is used to average gradients: one round of each, small and readable, for figures beside our own codes.
+"""Averages gradients as others do: one round of each method, small and readable, beside our own codes.
 
 Every function takes one round's vectors and a seed, and gives the error of the mean and the bits that it took. None has
 error feedback. Where a paper leaves the wire form open, whole bits a number are counted, and float32 scales.

@@ -1,4 +1,4 @@
-"""What `evenkeel bench fills` shows and writes."""
+"""Runs `evenkeel bench fills`: shows and writes its rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

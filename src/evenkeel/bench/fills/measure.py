@@ -1,4 +1,4 @@
-"""What a backup answers when replicas are late, through the code that serves: encode, run its model, decode.
+"""Collects a backup's answers through the code that serves: encode, run its model, decode.
 
 Nothing here knows how a code works. What the seam tells of it (`Code.systematic`, `Code.uses_primaries`) says which
 replies a fill is made of, so that every code is measured as it would be used:

@@ -1,4 +1,4 @@
-"""What `evenkeel bench gradients` measures: cells, and the folder where finished ones are kept. Without torch."""
+"""Defines the cells that `evenkeel bench gradients` measures, and the folder of finished ones. Without torch."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What `evenkeel bench gradients` shows and writes."""
+"""Runs `evenkeel bench gradients`: shows and writes its rows."""
 
 import math
 import tempfile

@@ -1,4 +1,4 @@
-"""How gradients are averaged in `evenkeel bench gradients`: hooks for DistributedDataParallel by name.
+"""Averages gradients in `evenkeel bench gradients`: hooks for DistributedDataParallel by name.
 
 Annotations of hooks must be the objects themselves, not strings: DDP compares them.
 """

@@ -1,4 +1,4 @@
-"""What a worker does with a task's data: batches, losses, accuracy. The same on every rank but for the batches."""
+"""Turns a task's data into batches, losses and accuracy. The same on every rank but for the batches."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `evenkeel bench serving` and `evenkeel demo` show and write."""
+"""Runs `evenkeel bench serving` and `evenkeel demo`: shows and writes their rows."""
 
 import asyncio
 import shlex

@@ -1,4 +1,4 @@
-"""What codes have in common whose messages are those of another code."""
+"""Carries one code's messages as another code's."""
 
 from collections.abc import Sequence
 

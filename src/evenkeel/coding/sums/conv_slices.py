@@ -1,4 +1,4 @@
-"""How the weights of convolutions are cut into slices that look alike."""
+"""Cuts the weights of convolutions into slices that look alike."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What a code loses of a gradient is kept, and added to the next one."""
+"""Keeps what a code loses of a gradient, and adds it to the next one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

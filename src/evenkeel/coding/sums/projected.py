@@ -1,4 +1,4 @@
-"""What codes have in common that turn a vector into fewer numbers, which then travel in another code."""
+"""Turns a vector into fewer numbers, which then travel in another code."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

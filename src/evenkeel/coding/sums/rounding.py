@@ -1,4 +1,4 @@
-"""Where to round up: one threshold for each coordinate, to compare with how far it lies between two levels."""
+"""Decides where to round up: a threshold for each coordinate, compared with its place between two levels."""
 
 from typing import Literal, get_args
 

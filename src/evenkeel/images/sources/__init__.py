@@ -1,1 +1,1 @@
-"""Where a user's images come from: one file per form, each an `ImageSource`."""
+"""Reads a user's images: one file per form, each an `ImageSource`."""

@@ -1,1 +1,1 @@
-"""What every front end needs: the items of a request, their flight, their answers, image files."""
+"""Serves every front end: the items of a request, their flight, their answers, image files."""

@@ -1,4 +1,4 @@
-"""What a request asks of the model: its items, its options, and the outputs it wants.
+"""Reads a request into its items, its options, and the outputs it wants.
 
 An item is one row of pixel values 0..255 in the model card's layout and datatype. Tensors may come in either layout,
 and as UINT8 for a model that takes FP32; image files come as BYTES.

@@ -1,4 +1,4 @@
-"""Which replicas get work: ejection of those that stay slow or stop answering, and probing back in.
+"""Decides which replicas get work: ejects those that stay slow or stop answering, and probes them back in.
 
 Four things are kept apart. A replica that is *gone* says so itself (`Backend.ready`). A replica that is *stalled* has
 tasks but has not replied for far longer than any reply takes: frozen, or cut off. A replica that is *slow* replies, but

@@ -1,4 +1,4 @@
-"""What the gateway does about a late replica, as data.
+"""Describes, as data, what the gateway does about a late replica.
 
 One dispatch rule serves every policy, so a policy is only a set of numbers: how many copies go out at once, when a
 fill may answer, when a second attempt starts and how much extra load that may cost, and when to give up.

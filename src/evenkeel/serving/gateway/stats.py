@@ -1,4 +1,4 @@
-"""What the gateway counts. Plain numbers, so that counting costs nothing on the hot path; `metrics.py` exposes them."""
+"""Counts for the gateway, in plain numbers, so that counting is free on the hot path; `metrics.py` exposes them."""
 
 from dataclasses import dataclass, field
 

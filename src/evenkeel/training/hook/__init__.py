@@ -1,1 +1,1 @@
-"""What wraps DDP: the hook, its state, Pipe-SGD."""
+"""Wraps DDP: the hook, its state, Pipe-SGD."""

@@ -1,4 +1,4 @@
-"""Which parameters travel together: numbers for parameters, and units of them that stay the same when DDP rebuilds.
+"""Numbers parameters, and groups those that travel together into units that survive when DDP rebuilds.
 
 DDP shows a hook only buckets, and changes them: all parameters lie in one bucket in the first step of a process, in
 several after it. What is remembered between steps (error feedback, averages that are one step old) must survive that,

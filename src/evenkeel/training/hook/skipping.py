@@ -1,4 +1,4 @@
-"""Which parameters stay uncompressed."""
+"""Chooses the parameters that stay uncompressed."""
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase

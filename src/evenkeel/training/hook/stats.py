@@ -1,4 +1,4 @@
-"""What a hook has cost and saved, and the bandwidth from which on it costs more than it saves."""
+"""Counts what a hook has cost and saved, and tells the bandwidth from which on it costs more than it saves."""
 
 import time
 from collections.abc import Callable

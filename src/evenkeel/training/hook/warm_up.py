@@ -1,4 +1,4 @@
-"""What is slow once only, done before the first step: there it would look like a hang, and peers would wait for it."""
+"""Does before the first step what is slow only once: there it would look like a hang, and peers would wait."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""Which code and schedule to use, of those predicted, and why."""
+"""Recommends a code and a schedule, of those predicted, and says why."""
 
 import math
 from collections.abc import Sequence

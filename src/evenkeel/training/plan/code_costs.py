@@ -1,4 +1,4 @@
-"""What a whole gradient costs with each code: its bytes on the wire, and the time to encode and to decode it.
+"""Estimates what a whole gradient costs with each code: bytes on the wire, time to encode and to decode.
 
 The times are assumed figures of one core, in nanoseconds a parameter; give measured ones where there are any.
 """

@@ -1,4 +1,4 @@
-"""What a code costs on the group that will train: whole rounds, not formulas."""
+"""Measures what a code costs on the group that will train: whole rounds, not formulas."""
 
 from dataclasses import replace
 

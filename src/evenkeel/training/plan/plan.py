@@ -1,4 +1,4 @@
-"""What `evenkeel plan training` predicts, shows and writes."""
+"""Makes, shows and writes the predictions of `evenkeel plan training`."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""How long a training step takes, from formulas: every code under every schedule, and the break-even rate.
+"""Predicts a training step's time from formulas: every code, every schedule, and the break-even rate.
 
 The alpha-beta model: a message of `n` bytes takes `alpha + n beta`, adding it takes `n gamma`, and a collective costs
 another `S` for its workers to meet. With `p` workers, `L` segments (DDP's buckets), and each worker's contribution of

@@ -1,4 +1,4 @@
-"""What `evenkeel fit` shows and writes."""
+"""Runs `evenkeel fit`: shows its progress and writes its cards."""
 
 import time
 from collections.abc import Callable, Iterator

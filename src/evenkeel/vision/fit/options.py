@@ -1,4 +1,4 @@
-"""What is wanted of a fit, and who looks on."""
+"""Holds the options of a fit, and who looks on."""
 
 import os
 from collections.abc import Callable

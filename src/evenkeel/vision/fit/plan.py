@@ -1,4 +1,4 @@
-"""What a fit decided at its start, kept so that it goes on in the same way after a stop."""
+"""Keeps what a fit decided at its start, so that it goes on in the same way after a stop."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What `evenkeel serve` needs besides the fitted cards: a configuration, and a card for a bare classifier."""
+"""Writes what `evenkeel serve` needs besides the fitted cards: a configuration, a card for a bare classifier."""
 
 import json
 from collections.abc import Sequence

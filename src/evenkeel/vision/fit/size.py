@@ -1,4 +1,4 @@
-"""How large a tile network may be: chosen by measured time, so that a collage pass costs what it is allowed to."""
+"""Chooses the largest tile network whose measured pass costs no more than it may."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the trainings of peers share: views to learn from, and a run that ends when its time or its items are spent."""
+"""Shares what trainings of peers need: views to learn from, and a run that ends in time."""
 
 import math
 import time
