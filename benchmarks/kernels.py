@@ -17,7 +17,7 @@ import click
 import torch
 from output import show, write_json
 
-from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.kernels import twins_only
 from evenkeel.coding.sums.thc import THC
 
@@ -37,25 +37,25 @@ def least_s(work: Callable[[], object], repeats: int, device: torch.device) -> t
 
 def operations(length: int, workers: int, device: torch.device) -> dict[str, tuple[Callable[[], object], float]]:
     """What is measured, and how many bytes it has to move for each coordinate."""
-    code, place = THC(), Place(0, workers)
+    code, this_round = THC(), Round(0, workers)
     vector = torch.randn(length, generator=torch.Generator().manual_seed(0)).to(device)
-    stats = code.measure(vector, place)
-    message = code.encode(vector, stats, place)
+    stats = code.measure(vector, this_round)
+    message = code.encode(vector, stats, this_round)
     lanes = message.numel()
-    parts = [code.encode_packed(vector, stats, Place(rank, workers)) for rank in range(workers)]
-    total = code.add_packed(parts, lanes, place)
-    packed = code.pack_total(total, place)
-    up, down, lane = code.bits / 8, code.down_width(place) / 8, message.itemsize
+    parts = [code.encode_packed(vector, stats, Round(rank, workers)) for rank in range(workers)]
+    total = code.add_packed(parts, lanes, this_round)
+    packed = code.pack_total(total, this_round)
+    up, down, lane = code.bits / 8, code.down_width(this_round) / 8, message.itemsize
     return {
-        "measure": (lambda: code.measure(vector, place), 4),
-        "encode": (lambda: code.encode(vector, stats, place), 4 + lane),
-        "encode_packed": (lambda: code.encode_packed(vector, stats, place), 4 + up),
-        "pack": (lambda: code.pack(message, place), lane + up),
-        "add_packed": (lambda: code.add_packed(parts, lanes, place), workers * up + lane),
-        "pack_total": (lambda: code.pack_total(total, place), lane + down),
-        "unpack_total": (lambda: code.unpack_total(packed, lanes, place), down + lane),
-        "decode": (lambda: code.decode(total, stats, workers, length, place), lane + 4),
-        "decode_packed": (lambda: code.decode_packed(packed, stats, workers, length, place), down + 4),
+        "measure": (lambda: code.measure(vector, this_round), 4),
+        "encode": (lambda: code.encode(vector, stats, this_round), 4 + lane),
+        "encode_packed": (lambda: code.encode_packed(vector, stats, this_round), 4 + up),
+        "pack": (lambda: code.pack(message, this_round), lane + up),
+        "add_packed": (lambda: code.add_packed(parts, lanes, this_round), workers * up + lane),
+        "pack_total": (lambda: code.pack_total(total, this_round), lane + down),
+        "unpack_total": (lambda: code.unpack_total(packed, lanes, this_round), down + lane),
+        "decode": (lambda: code.decode(total, stats, workers, length, this_round), lane + 4),
+        "decode_packed": (lambda: code.decode_packed(packed, stats, workers, length, this_round), down + 4),
     }
 
 

@@ -23,10 +23,12 @@ from torch import nn
 from evenkeel.bench.codes.recorded import Moment, Recorded, write_gradients
 from evenkeel.bench.codes.vectors import correlation_of
 from evenkeel.bench.gradients.data import read_data
-from evenkeel.bench.gradients.tasks import Task, open_task
+from evenkeel.bench.gradients.tasks import TrainingTask, open_task
 
 
-def gradient_of(model: nn.Module, task: Task, seed: int, step: int, rank: int, world: int, batch: int) -> torch.Tensor:
+def gradient_of(
+    model: nn.Module, task: TrainingTask, seed: int, step: int, rank: int, world: int, batch: int
+) -> torch.Tensor:
     model.zero_grad()
     task.loss(model, seed, step, rank, world, batch).backward()
     return torch.cat(
@@ -34,7 +36,7 @@ def gradient_of(model: nn.Module, task: Task, seed: int, step: int, rank: int, w
     )
 
 
-def record(task: Task, name: str, steps: int, workers: int, batch: int, earlier: int, seed: int) -> Recorded:
+def record(task: TrainingTask, name: str, steps: int, workers: int, batch: int, earlier: int, seed: int) -> Recorded:
     torch.manual_seed(seed)
     model = task.model()
     optimizer = task.optimizer(model)

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from evenkeel.images.image_set import read_images
 from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint
-from evenkeel.vision.networks.data import Images, alternating_flip, as_images, translate
+from evenkeel.vision.networks.data import LabelledImages, alternating_flip, as_images, translate
 
 BATCH = 200
 CHECKPOINT_EVERY_S = 120
@@ -60,7 +60,7 @@ class ResNet18(nn.Module):
 
 
 def train(
-    network: nn.Module, images: Images, epochs: float, rate: float, checkpoint: Path, bfloat16: bool = False
+    network: nn.Module, images: LabelledImages, epochs: float, rate: float, checkpoint: Path, bfloat16: bool = False
 ) -> None:
     """SGD with momentum; the rate rises for a tenth of the time and falls to zero."""
     plain = [parameter for parameter in network.parameters() if parameter.ndim == 1]
@@ -100,7 +100,7 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, images: Images) -> float:
+def accuracy(network: nn.Module, images: LabelledImages) -> float:
     network.eval()
     parts = zip(images.pixels.split(250), images.labels.split(250), strict=True)
     return sum(int((network(pixels / 255).argmax(1) == labels).sum()) for pixels, labels in parts) / len(images)

@@ -18,10 +18,10 @@ import torch
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.images.image_set import read_images
-from evenkeel.models.measure import Session
+from evenkeel.models.measure import ModelSession
 from evenkeel.vision.fit.views import ViewBank
-from evenkeel.vision.networks.architecture import Classifier, count_macs
-from evenkeel.vision.networks.data import CLASSES, Images, as_images
+from evenkeel.vision.networks.architecture import ClassifierNet, count_macs
+from evenkeel.vision.networks.data import CLASSES, LabelledImages, as_images
 from evenkeel.vision.networks.export import fold_norms, write_onnx
 from evenkeel.vision.peers.detector import widest_detector
 from evenkeel.vision.peers.detector_training import DetectorRecipe, train_detector
@@ -104,16 +104,16 @@ def main() -> None:
     report(f"{card.name}: {card.macs:,} multiply-accumulates, {card.parameters:,} parameters")
 
 
-def load_base(path: Path, stem_stride: int) -> Classifier:
+def load_base(path: Path, stem_stride: int) -> ClassifierNet:
     state = torch.load(path, weights_only=True)["state"]
     first, second, third = (len(state[f"blocks.{block}.0.weight"]) for block in range(3))
-    network = Classifier(len(state["head.weight"]), (first, second, third), stem_stride)
+    network = ClassifierNet(len(state["head.weight"]), (first, second, third), stem_stride)
     network.load_state_dict(state)
     return network.eval()
 
 
 def scored_views(
-    base: Classifier, train: Images, arguments: argparse.Namespace, report: Callable[[str], None]
+    base: ClassifierNet, train: LabelledImages, arguments: argparse.Namespace, report: Callable[[str], None]
 ) -> ViewBank:
     scores = arguments.scores or arguments.out / "scores.npy"
     images = train.pixels.permute(0, 2, 3, 1).contiguous().numpy()
@@ -123,7 +123,7 @@ def scored_views(
         model = arguments.out / "base.onnx"
         write_onnx(fold_norms(base), model, SIDE)
         done = 0
-        for count in views.fill(Session.open(model)):
+        for count in views.fill(ModelSession.open(model)):
             done += count
             if done % 10_000 < count:
                 report(f"scored {done} of {waiting} views")

@@ -12,7 +12,7 @@ import numpy as np
 import uvloop
 
 from evenkeel.backends.backend import Backend, Reply
-from evenkeel.backends.worker.frames import Frame, FrameReader, Kind
+from evenkeel.backends.worker.frames import Frame, FrameKind, FrameReader
 from evenkeel.backends.worker.model import Model
 from evenkeel.backends.worker.server import serve
 from evenkeel.backends.worker.session import ClientOptions
@@ -146,7 +146,7 @@ class RawPeer:
             assert self._frames.error is None
         return self._ready.pop(0)
 
-    async def receive_kind(self, kind: Kind) -> Frame:
+    async def receive_kind(self, kind: FrameKind) -> Frame:
         frame = await self.receive()
         assert frame is not None, f"closed before {kind.name}"
         assert frame.kind is kind

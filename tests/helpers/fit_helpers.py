@@ -4,18 +4,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evenkeel.vision.networks.data import Images
+from evenkeel.vision.networks.data import LabelledImages
 
 __all__ = ["easy_images", "easy_pixels", "trained_a_little"]
 
 
-def easy_images(count: int, seed: int) -> Images:
+def easy_images(count: int, seed: int) -> LabelledImages:
     """Ten flat colours under noise: learnable in a few steps."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 10, (count,), generator=generator)
     colours = torch.randint(40, 216, (10, 3, 1, 1), generator=torch.Generator().manual_seed(9))
     noise = torch.randint(-20, 21, (count, 3, 32, 32), generator=generator)
-    return Images((colours[labels] + noise).to(torch.uint8), labels)
+    return LabelledImages((colours[labels] + noise).to(torch.uint8), labels)
 
 
 def easy_pixels(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

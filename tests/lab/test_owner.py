@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from evenkeel.lab.owner import Owner, new_label, owner_of
+from evenkeel.lab.owner import NamespaceOwner, new_label, owner_of
 from evenkeel.lab.topology import Topology
 
 
@@ -41,7 +41,7 @@ def test_others_names_are_left_alone(name):
 
 def test_a_number_used_again_is_another_process():
     own = owner_of(f"{new_label()}-switch")
-    assert not Owner(own.pid, own.started + 1).lives()
+    assert not NamespaceOwner(own.pid, own.started + 1).lives()
 
 
 def test_an_owner_that_ended_does_not_live():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.float32 import Plain
 from evenkeel.coding.sums.thc import THC
@@ -45,20 +45,20 @@ def one_round(
 ) -> tuple[Total, torch.Tensor, torch.Tensor]:
     """The total, this rank's message in lanes and the mean of a round with `whole_numbers`."""
     ranks = reducer.ranks
-    place = Place(ranks.rank, ranks.world, 3, bucket)
+    this_round = Round(ranks.rank, ranks.world, 3, bucket)
     vector = whole_numbers(ranks.rank, length)
-    stats = code.measure(vector, place)
+    stats = code.measure(vector, this_round)
     stats = ranks.largest(stats) if stats.numel() else stats
-    lanes = code.lanes(length, place)
-    packed = code.encode_packed(vector, stats, place)
+    lanes = code.lanes(length, this_round)
+    packed = code.encode_packed(vector, stats, this_round)
     before = packed.clone()
-    total = reducer.total(code, packed, lanes, place)
+    total = reducer.total(code, packed, lanes, this_round)
     assert torch.equal(packed, before)
-    return total, code.unpack(packed, lanes, place), total.mean(code, stats, length, place)
+    return total, code.unpack(packed, lanes, this_round), total.mean(code, stats, length, this_round)
 
 
 def lanes_of(total: Total, code: SumCode, world: int, lanes: int) -> torch.Tensor:
-    return code.unpack_total(total.sums, lanes, Place(0, world)) if total.packed else total.sums
+    return code.unpack_total(total.sums, lanes, Round(0, world)) if total.packed else total.sums
 
 
 def check_total(reducer: Reducer, code: SumCode, length: int, bucket: int = 0) -> None:
@@ -98,21 +98,21 @@ def test_a_peer_that_left_is_an_error_from_then_on(make: Callable[[Collectives],
     ranks, leaving = thread_collectives(2)
     reducer, code = make(ranks), FixedPoint(bits=4, block=8)
     make(leaving).close()
-    place = Place(0, 2)
-    packed = code.encode_packed(torch.ones(4), torch.ones(1), place)
+    this_round = Round(0, 2)
+    packed = code.encode_packed(torch.ones(4), torch.ones(1), this_round)
     for _ in range(2):
         with pytest.raises(ReducerError):
-            reducer.total(code, packed, 4, place)
+            reducer.total(code, packed, 4, this_round)
 
 
 def test_sharded_sends_what_it_says() -> None:
     def check(ranks: Collectives) -> None:
         code, length = FixedPoint(bits=4, block=8), 8 * 4 * 25
-        reducer, place = Sharded(ranks), Place(ranks.rank, 4)
-        packed = code.encode_packed(whole_numbers(ranks.rank, length), torch.full([100], 50.0), place)
+        reducer, this_round = Sharded(ranks), Round(ranks.rank, 4)
+        packed = code.encode_packed(whole_numbers(ranks.rank, length), torch.full([100], 50.0), this_round)
         before = ranks.sent_bytes
-        total = reducer.total(code, packed, length, place)
-        assert code.down_width(place) == 6  # 4 times 14
+        total = reducer.total(code, packed, length, this_round)
+        assert code.down_width(this_round) == 6  # 4 times 14
         assert total.packed
         assert total.sums.numel() == length * 6 // 8
         assert ranks.sent_bytes - before == 3 * length * (4 + 6) // 8 // 4
@@ -128,11 +128,13 @@ def test_sharded_never_unpacks_a_message_or_a_total(length: int) -> None:
         code = THC(bits=4, block=64)
         for way in ("encode", "pack", "unpack", "unpack_total", "decode"):
             setattr(code, way, None)
-        reducer, place = Sharded(ranks), Place(ranks.rank, ranks.world)
+        reducer, this_round = Sharded(ranks), Round(ranks.rank, ranks.world)
         vector = whole_numbers(ranks.rank, length)
-        stats = ranks.largest(code.measure(vector, place))
-        total = reducer.total(code, code.encode_packed(vector, stats, place), code.lanes(length, place), place)
-        mean = total.mean(code, stats, length, place)
+        stats = ranks.largest(code.measure(vector, this_round))
+        total = reducer.total(
+            code, code.encode_packed(vector, stats, this_round), code.lanes(length, this_round), this_round
+        )
+        mean = total.mean(code, stats, length, this_round)
         true = torch.stack([whole_numbers(rank, length) for rank in range(3)]).mean(0)
         assert float((mean - true).square().sum()) <= 0.05 * float(stats.square().sum())
 
@@ -151,12 +153,12 @@ def test_all_reduce_widens_lanes_only_where_sums_need_it() -> None:
 
 def test_sums_that_fit_no_type_are_refused() -> None:
     class Wide(FixedPoint):  # a code whose sums no integer holds
-        def down_width(self, place: Place) -> int:
+        def down_width(self, this_round: Round) -> int:
             return 64
 
     (ranks,) = thread_collectives(1)
     with pytest.raises(ConfigurationError, match="64 bits"):
-        ProcessGroup(ranks).total(Wide(), torch.zeros(3, dtype=torch.uint8), 3, Place(0, 1))
+        ProcessGroup(ranks).total(Wide(), torch.zeros(3, dtype=torch.uint8), 3, Round(0, 1))
 
 
 @given(lanes=st.integers(0, 500), granule=st.integers(1, 40), world=st.integers(1, 9), first=st.integers(0, 20))
@@ -174,11 +176,11 @@ def test_left_over_granules_are_spread() -> None:
     assert [shares_of(5, 8, 4, first).index(5) for first in range(5)] == [0, 1, 2, 3, 0]
 
 
-def lose(place: Place, granules: int) -> torch.Tensor:
+def lose(this_round: Round, granules: int) -> torch.Tensor:
     """Rank 1 loses granule 0, ranks 1 and 2 lose granule 1, everyone granule 2."""
     lost = torch.zeros(granules, dtype=torch.bool)
-    lost[0] = place.rank == 1
-    lost[1] = place.rank in {1, 2}
+    lost[0] = this_round.rank == 1
+    lost[1] = this_round.rank in {1, 2}
     lost[2] = True
     return lost
 
@@ -194,14 +196,14 @@ def test_the_fake_loses_as_its_script_says() -> None:
         expected[8:16] = vectors[0, 8:16]
         expected[16:24] = 0
         assert torch.allclose(mean, expected, atol=0.01)
-        assert total.lost.tolist() == lose(Place(ranks.rank, 3), 4).tolist()
+        assert total.lost.tolist() == lose(Round(ranks.rank, 3), 4).tolist()
 
     in_threads(3, check)
 
 
 def test_the_fake_tells_only_those_who_lost() -> None:
     def check(ranks: Collectives) -> None:
-        only_last = lambda place, granules: torch.full([granules], place.rank == 1)
+        only_last = lambda this_round, granules: torch.full([granules], this_round.rank == 1)
         total, _, _ = one_round(FakeReducer(ranks, only_last), CODES[1], 20)
         assert total.count.tolist() == [1, 1, 1]
         assert (total.lost is not None) == (ranks.rank == 1)

@@ -75,7 +75,7 @@ def training(
     from evenkeel.figures.outputs import check_outputs
     from evenkeel.text_values import read_duration_s, read_quantity, read_rate_bps
     from evenkeel.training.plan.plan import Wanted, make_plan, on_a_group, read_code_times, read_matrix, show
-    from evenkeel.training.plan.timing import Link, Step, ddp_segments, require_time
+    from evenkeel.training.plan.timing import NetworkLink, Step, ddp_segments, require_time
 
     def time_s(text: str, option: str) -> float:
         seconds = read_duration_s(text, option)
@@ -100,7 +100,7 @@ def training(
         if workers is None:
             raise ConfigurationError("workers: say how many with --workers; the link is assumed, as --rate is given")
         require_time("adding", adding)
-        link = Link(
+        link = NetworkLink(
             alpha_s=time_s(latency, "latency"),
             beta_s_per_byte=8 / read_rate_bps(rate, "rate"),
             gamma_s_per_byte=adding * 1e-9,

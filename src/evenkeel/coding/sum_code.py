@@ -36,7 +36,7 @@ from torch import Tensor
 
 from evenkeel.errors import CodeError
 
-__all__ = ["UNUSED_BUCKET", "Broadcast", "Count", "Place", "SumCode", "are_finite", "count_per_granule", "flat"]
+__all__ = ["UNUSED_BUCKET", "Broadcast", "Count", "Round", "SumCode", "are_finite", "count_per_granule", "flat"]
 
 Count: TypeAlias = int | Tensor
 Broadcast: TypeAlias = Callable[[Tensor], None]
@@ -45,7 +45,7 @@ UNUSED_BUCKET = (1 << 31) - 1  # of no training: for trials
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Round:
     """Whose vector this is, and in which round.
 
     Attributes:
@@ -81,25 +81,25 @@ class SumCode(ABC):
     most_workers: int | None = None
 
     @abstractmethod
-    def measure(self, vector: Tensor, place: Place) -> Tensor:
+    def measure(self, vector: Tensor, this_round: Round) -> Tensor:
         """Statistics to be max-reduced over all ranks before `encode`: float32 `[few]`, perhaps `[0]`, never NaN.
 
         Args:
             vector: this rank's vector, floating point `[length]`, strided in any way.
-            place: whose it is.
+            this_round: whose it is.
 
         Raises:
             CodeError: not one dense row of floating point numbers.
         """
 
     @abstractmethod
-    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
-        """The message: lanes `[lanes(length)]` in a type that holds the sum of `place.world` of them.
+    def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
+        """The message: lanes `[lanes(length)]` in a type that holds the sum of `this_round.world` of them.
 
         Args:
             vector: as given to `measure`.
             stats: the maximum over all ranks of what `measure` gave.
-            place: whose it is.
+            this_round: whose it is.
 
         Raises:
             CodeError: the vector or the statistics do not fit.
@@ -107,7 +107,7 @@ class SumCode(ABC):
         """
 
     @abstractmethod
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """The mean of the vectors whose messages were added: float32 `[length]`.
 
         Args:
@@ -116,68 +116,68 @@ class SumCode(ABC):
             count: how many messages the total holds; or integers `[granules]`, one for each `granule` lanes. Where it
                 is 0 the mean is 0.
             length: coordinates of the vectors.
-            place: the round's; `rank` is not looked at.
+            this_round: the round's; `rank` is not looked at.
 
         Raises:
             CodeError: total, statistics or count do not fit.
         """
 
     @abstractmethod
-    def lanes(self, length: int, place: Place) -> int:
+    def lanes(self, length: int, this_round: Round) -> int:
         """Lanes of a message for a vector of `length` coordinates."""
 
     @abstractmethod
-    def up_width(self, place: Place) -> int:
+    def up_width(self, this_round: Round) -> int:
         """Bits per lane of a packed message."""
 
     @abstractmethod
-    def down_width(self, place: Place) -> int:
-        """Bits per lane of a packed sum of up to `place.world` messages."""
+    def down_width(self, this_round: Round) -> int:
+        """Bits per lane of a packed sum of up to `this_round.world` messages."""
 
     @abstractmethod
-    def pack(self, message: Tensor, place: Place) -> Tensor:
+    def pack(self, message: Tensor, this_round: Round) -> Tensor:
         """The message, or any granules of it, as bytes: uint8 `[packed_bytes(lanes)]`."""
 
     @abstractmethod
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The lanes that `pack` was given, ready to be added."""
 
     @abstractmethod
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
-        """A sum of up to `place.world` messages, or any granules of it, as bytes: uint8 `[total_bytes(lanes)]`."""
+    def pack_total(self, total: Tensor, this_round: Round) -> Tensor:
+        """A sum of up to `this_round.world` messages, or any granules of it, as bytes: uint8 `[total_bytes(lanes)]`."""
 
     @abstractmethod
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack_total(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The sums that `pack_total` was given."""
 
-    def packed_bytes(self, lanes: int, place: Place) -> int:
+    def packed_bytes(self, lanes: int, this_round: Round) -> int:
         """Bytes of `lanes` packed lanes of a message."""
-        return -(-lanes * self.up_width(place) // 8)
+        return -(-lanes * self.up_width(this_round) // 8)
 
-    def total_bytes(self, lanes: int, place: Place) -> int:
+    def total_bytes(self, lanes: int, this_round: Round) -> int:
         """Bytes of `lanes` packed lanes of a sum."""
-        return -(-lanes * self.down_width(place) // 8)
+        return -(-lanes * self.down_width(this_round) // 8)
 
-    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode_packed(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """`pack` of what `encode` gives; a code may have a shorter way."""
-        return self.pack(self.encode(vector, stats, place), place)
+        return self.pack(self.encode(vector, stats, this_round), this_round)
 
-    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """`decode` of the total that was packed; a code may have a shorter way."""
-        total = self.unpack_total(packed, self.lanes(length, place), place)
-        return self.decode(total, stats, count, length, place)
+        total = self.unpack_total(packed, self.lanes(length, this_round), this_round)
+        return self.decode(total, stats, count, length, this_round)
 
-    def measure_owed(self, vector: Tensor, memory: Tensor, place: Place) -> Tensor:
+    def measure_owed(self, vector: Tensor, memory: Tensor, this_round: Round) -> Tensor:
         """`measure` of vector + memory; a code may have a shorter way.
 
         Args:
             vector: as for `measure`.
             memory: float32 `[length]`, contiguous, on the vector's device.
-            place: whose they are.
+            this_round: whose they are.
         """
-        return self.measure(flat(vector) + memory, place)
+        return self.measure(flat(vector) + memory, this_round)
 
-    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """`encode_packed` of vector + memory; a code may have a shorter way.
 
         Args:
@@ -185,19 +185,19 @@ class SumCode(ABC):
             memory: as for `measure_owed`. Overwritten with what the message does not say of vector + memory: what is
                 left after `decode` of this message alone.
             stats: as for `encode`, and all finite where the memory is to stay so.
-            place: whose they are.
+            this_round: whose they are.
         """
         owed = flat(vector) + memory
-        packed = self.encode_packed(owed, stats, place)
-        message = self.unpack(packed, self.lanes(owed.numel(), place), place)
-        memory.copy_(owed - self.decode(message, stats, 1, owed.numel(), place))
+        packed = self.encode_packed(owed, stats, this_round)
+        message = self.unpack(packed, self.lanes(owed.numel(), this_round), this_round)
+        memory.copy_(owed - self.decode(message, stats, 1, owed.numel(), this_round))
         return packed
 
-    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
+    def add_packed(self, parts: Sequence[Tensor], lanes: int, this_round: Round) -> Tensor:
         """The sum of packed messages, or of the same granules of them: lanes in a type that holds it."""
-        total = self.unpack(parts[0], lanes, place)
+        total = self.unpack(parts[0], lanes, this_round)
         for part in parts[1:]:
-            total = total + self.unpack(part, lanes, place)
+            total = total + self.unpack(part, lanes, this_round)
         return total
 
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:  # noqa: B027
@@ -218,28 +218,28 @@ class SumCode(ABC):
             world: how many workers there will be.
             device: where the vectors will be.
         """
-        place, vector = Place(0, world, bucket=UNUSED_BUCKET), torch.zeros(self.granule, device=device)
-        stats = self.measure(vector, place)
-        packed = self.encode_packed(vector, stats, place)
-        lanes = self.lanes(self.granule, place)
-        total = self.add_packed([packed], lanes, place)
-        self.decode(total, stats, 1, self.granule, place)
-        self.decode_packed(self.pack_total(total, place), stats, 1, self.granule, place)
+        this_round, vector = Round(0, world, bucket=UNUSED_BUCKET), torch.zeros(self.granule, device=device)
+        stats = self.measure(vector, this_round)
+        packed = self.encode_packed(vector, stats, this_round)
+        lanes = self.lanes(self.granule, this_round)
+        total = self.add_packed([packed], lanes, this_round)
+        self.decode(total, stats, 1, self.granule, this_round)
+        self.decode_packed(self.pack_total(total, this_round), stats, 1, self.granule, this_round)
 
-    def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:  # noqa: B027
+    def observe(self, mean: Tensor, this_round: Round, broadcast: Broadcast) -> None:  # noqa: B027
         """What to learn from a finished round; called on every rank with the same mean. Most codes learn nothing.
 
         Args:
             mean: what `decode` gave.
-            place: the round's.
+            this_round: the round's.
             broadcast: overwrites its tensor with rank 0's on every rank; all ranks call it equally often.
         """
 
-    def dropped(self, place: Place, lost: Tensor | None = None) -> None:  # noqa: B027
+    def dropped(self, this_round: Round, lost: Tensor | None = None) -> None:  # noqa: B027
         """Told, before `observe`, when this rank's message was left out of the sum. Most codes remember nothing.
 
         Args:
-            place: as given to `encode`.
+            this_round: as given to `encode`.
             lost: booleans `[granules]`, true where it was left out; None for all of it.
         """
 
@@ -279,16 +279,16 @@ def are_finite(values: Tensor) -> Tensor:
     return extremes.isfinite().all()
 
 
-def count_per_granule(count: Count, granules: int, place: Place, device: torch.device) -> Tensor:
+def count_per_granule(count: Count, granules: int, this_round: Round, device: torch.device) -> Tensor:
     """The count, checked: integers `[granules]`, whichever way it was given.
 
     Raises:
         CodeError: a count that no round can have.
     """
     if isinstance(count, int):
-        if not 0 <= count <= place.world:
+        if not 0 <= count <= this_round.world:
             raise CodeError(
-                f"a sum over {place.world} workers holds 0 to {place.world} messages, found a count of {count}"
+                f"a sum over {this_round.world} workers holds no more messages than that, found a count of {count}"
             )
         return torch.tensor(count, device=device).expand(granules)
     if count.shape != (granules,) or count.is_floating_point():

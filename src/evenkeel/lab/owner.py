@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evenkeel.errors import LabError
 
-__all__ = ["Owner", "new_label", "owner_of"]
+__all__ = ["NamespaceOwner", "new_label", "owner_of"]
 
 _PREFIX = "evenkeel-lab-"
 _NAME = re.compile(re.escape(_PREFIX) + r"(\d+)-(\d+)-\d+-(?:switch|host\d+)")
@@ -20,7 +20,7 @@ _serials = count()
 
 
 @dataclass(frozen=True)
-class Owner:
+class NamespaceOwner:
     """The process that made a lab."""
 
     pid: int
@@ -37,10 +37,10 @@ def new_label() -> str:
     return f"{_PREFIX}{pid}-{_started(pid)}-{next(_serials)}"
 
 
-def owner_of(namespace: str) -> Owner | None:
+def owner_of(namespace: str) -> NamespaceOwner | None:
     """Who made a network namespace; None if it is not a lab's."""
     found = _NAME.fullmatch(namespace)
-    return Owner(int(found[1]), int(found[2])) if found else None
+    return NamespaceOwner(int(found[1]), int(found[2])) if found else None
 
 
 def _started(pid: int) -> int | None:

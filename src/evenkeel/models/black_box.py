@@ -21,7 +21,7 @@ __all__ = ["BlackBox", "log_softmax"]
 
 Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
-Kind = Literal["logits", "probabilities"]
+ScoreKind = Literal["logits", "probabilities"]
 
 # Below this a probability is taken as this: the logarithm stays finite and no larger class changes places.
 _LEAST_PROBABILITY = 1e-30
@@ -182,7 +182,7 @@ class BlackBox:
     def _refuse(self, what: str) -> ConfigurationError:
         return ConfigurationError(f"classifier {self.path}: {what}; expected {ACCEPTED}")
 
-    def _probe(self) -> tuple[int, Kind]:
+    def _probe(self) -> tuple[int, ScoreKind]:
         """How many classes, and of what kind the scores are."""
         images = _probe_images(self.height, self.width)
         rows = []
@@ -215,7 +215,7 @@ class BlackBox:
         reach = 1e-2 * max(float(np.abs(alone).max()), 1e-6)
         return together.shape == alone.shape and bool(np.allclose(together, alone, rtol=0, atol=reach))
 
-    def _kind(self, scores: NDArray[np.float64]) -> Kind:
+    def _kind(self, scores: NDArray[np.float64]) -> ScoreKind:
         shares = bool((scores >= 0).all() and np.allclose(scores.sum(axis=1), 1, atol=2e-3))
         if self.card is None:
             return "probabilities" if shares else "logits"

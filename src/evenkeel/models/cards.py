@@ -17,7 +17,7 @@ __all__ = ["FORMAT", "Measured", "ModelCard", "load_card", "save_card"]
 FORMAT = 1
 Layout = Literal["NHWC", "NCHW"]
 DataType = Literal["UINT8", "FP32"]
-Kind = Literal["classifier", "collage", "detector", "parity"]
+ModelKind = Literal["classifier", "collage", "detector", "parity"]
 Encoder = Literal["sum", "concat"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
@@ -45,7 +45,7 @@ class ModelCard:
     """
 
     name: str
-    kind: Kind
+    kind: ModelKind
     file: str  # ONNX file, relative to the card
     sha256: str  # of that file; checked when the model is loaded
     classes: tuple[str, ...]

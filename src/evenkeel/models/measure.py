@@ -17,7 +17,7 @@ from evenkeel.figures.estimates import share
 from evenkeel.models.cards import Measured
 
 __all__ = [
-    "Session",
+    "ModelSession",
     "calibration_error",
     "fit_temperature",
     "interleaved_latencies_ms",
@@ -33,14 +33,14 @@ _BINS = 15  # of confidence; as Guo et al. have it
 
 
 @dataclass(frozen=True)
-class Session:
+class ModelSession:
     """A model file ready to run on one thread."""
 
     path: Path
     runtime: onnxruntime.InferenceSession
 
     @classmethod
-    def open(cls, path: Path) -> "Session":
+    def open(cls, path: Path) -> "ModelSession":
         """The model at `path`, loaded."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.reducer import Reducer, Total
 
 __all__ = ["FakeReducer", "Losses"]
 
-Losses = Callable[[Place, int], Tensor]
+Losses = Callable[[Round, int], Tensor]
 
 
 class FakeReducer(Reducer):
@@ -27,15 +27,15 @@ class FakeReducer(Reducer):
         self.ranks = over
         self._losses = losses
 
-    def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
+    def total(self, code: SumCode, packed: Tensor, lanes: int, this_round: Round) -> Total:
         """The sum of all ranks' messages, but for those that are lost, as lanes."""
         world = self.ranks.world
-        messages = [code.unpack(each, lanes, place) for each in self.ranks.gather(packed)]
+        messages = [code.unpack(each, lanes, this_round) for each in self.ranks.gather(packed)]
         wide = torch.float32 if messages[0].is_floating_point() else torch.int64
         if self._losses is None:
             return Total(torch.stack(messages).sum(0, dtype=wide), packed=False, count=world)
         granules = -(-lanes // code.granule)
-        lost = [self._losses(Place(rank, world, place.step, place.bucket), granules) for rank in range(world)]
+        lost = [self._losses(Round(rank, world, this_round.step, this_round.bucket), granules) for rank in range(world)]
         arrived = ~torch.stack(lost)
         kept = arrived.repeat_interleave(code.granule, 1)[:, :lanes]
         total = torch.where(kept, torch.stack(messages), 0).sum(0, dtype=wide)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Count, Place, SumCode
+from evenkeel.coding.sum_code import Count, Round, SumCode
 from evenkeel.reducers.ranks.collectives import Collectives
 
 __all__ = ["Reducer", "Total"]
@@ -27,10 +27,10 @@ class Total:
     count: Count
     lost: Tensor | None = None
 
-    def mean(self, code: SumCode, stats: Tensor, length: int, place: Place) -> Tensor:
+    def mean(self, code: SumCode, stats: Tensor, length: int, this_round: Round) -> Tensor:
         """What `code` decodes of the sums: the mean of the vectors that were added, float32 `[length]`."""
         decode = code.decode_packed if self.packed else code.decode
-        return decode(self.sums, stats, self.count, length, place)
+        return decode(self.sums, stats, self.count, length, this_round)
 
 
 class Reducer(ABC):
@@ -53,14 +53,14 @@ class Reducer(ABC):
     ranks: Collectives
 
     @abstractmethod
-    def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
+    def total(self, code: SumCode, packed: Tensor, lanes: int, this_round: Round) -> Total:
         """The sum of all ranks' messages.
 
         Args:
             code: whose wire forms and sums to use.
             packed: this rank's message, as the code packs it; only read.
             lanes: how many it has, the same on every rank.
-            place: this rank's.
+            this_round: this rank's.
 
         Raises:
             ReducerError: a peer is gone or silent.

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.group_collectives import collectives_over
 from evenkeel.reducers.reducer import Reducer, Total
@@ -28,16 +28,16 @@ class Sharded(Reducer):
     def __init__(self, over: Collectives | dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
         self.ranks = collectives_over(over, timeout_s)
 
-    def total(self, code: SumCode, packed: Tensor, lanes: int, place: Place) -> Total:
+    def total(self, code: SumCode, packed: Tensor, lanes: int, this_round: Round) -> Total:
         """The sum of all ranks' messages, as bytes."""
         ranks = self.ranks
-        shares = shares_of(lanes, code.granule, ranks.world, place.bucket)
+        shares = shares_of(lanes, code.granule, ranks.world, this_round.bucket)
         mine = shares[ranks.rank]
-        cut = torch.split(packed, [code.packed_bytes(share, place) for share in shares])
-        parts = ranks.swap(cut, [code.packed_bytes(mine, place)] * ranks.world)
-        sums = code.pack_total(code.add_packed(parts, mine, place), place)
-        totals = ranks.gather(sums, [code.total_bytes(share, place) for share in shares])
-        return Total(torch.cat(totals), packed=True, count=place.world)
+        cut = torch.split(packed, [code.packed_bytes(share, this_round) for share in shares])
+        parts = ranks.swap(cut, [code.packed_bytes(mine, this_round)] * ranks.world)
+        sums = code.pack_total(code.add_packed(parts, mine, this_round), this_round)
+        totals = ranks.gather(sums, [code.total_bytes(share, this_round) for share in shares])
+        return Total(torch.cat(totals), packed=True, count=this_round.world)
 
 
 def shares_of(lanes: int, granule: int, world: int, first: int = 0) -> list[int]:

@@ -13,8 +13,8 @@ from evenkeel.backends.worker.frames import (
     NO_SLOT,
     VERSION,
     Frame,
+    FrameKind,
     FrameReader,
-    Kind,
     encode,
     encode_object,
     encode_tensor,
@@ -34,25 +34,30 @@ tensors = st.builds(
 )
 frames = st.one_of(
     st.builds(
-        lambda tensor, ticket, key, model: b"".join(encode_tensor(Kind.TASK, ticket, tensor, key=key, model=model)),
+        lambda tensor, ticket, key, model: b"".join(
+            encode_tensor(FrameKind.TASK, ticket, tensor, key=key, model=model)
+        ),
         tensors,
         st.integers(0, 2**64 - 1),
         st.integers(-(2**63), 2**64 - 1),
         st.integers(0, 2**16 - 1),
     ),
     st.builds(
-        lambda tensor, ticket, service_s: b"".join(encode_tensor(Kind.REPLY, ticket, tensor, service_s=service_s)),
+        lambda tensor, ticket, service_s: b"".join(encode_tensor(FrameKind.REPLY, ticket, tensor, service_s=service_s)),
         tensors,
         st.integers(0, 2**64 - 1),
         st.floats(0, 1e9),
     ),
     st.builds(
-        lambda ticket, slot: b"".join(encode_tensor(Kind.TASK, ticket, np.zeros((2, 3), np.float32), slot=slot)),
+        lambda ticket, slot: b"".join(encode_tensor(FrameKind.TASK, ticket, np.zeros((2, 3), np.float32), slot=slot)),
         st.integers(1, 100),
         st.integers(0, 100),
     ),
-    st.builds(lambda text, ticket: encode(Kind.ERROR, ticket, text.encode()), st.text(), st.integers(0, 9)),
-    st.builds(lambda kind: encode(kind, 1), st.sampled_from([Kind.PING, Kind.PONG, Kind.CANCEL, Kind.GOODBYE])),
+    st.builds(lambda text, ticket: encode(FrameKind.ERROR, ticket, text.encode()), st.text(), st.integers(0, 9)),
+    st.builds(
+        lambda kind: encode(kind, 1),
+        st.sampled_from([FrameKind.PING, FrameKind.PONG, FrameKind.CANCEL, FrameKind.GOODBYE]),
+    ),
 )
 
 
@@ -73,7 +78,7 @@ def error_of(stream: bytes, *limits: int) -> str:
 
 def changed(place: int, value: object, frame: bytes | None = None) -> bytes:
     """A frame (a small task, if none is given) with one field of its header replaced."""
-    frame = frame or b"".join(encode_tensor(Kind.TASK, 1, np.zeros((2, 3), np.float32)))
+    frame = frame or b"".join(encode_tensor(FrameKind.TASK, 1, np.zeros((2, 3), np.float32)))
     fields = list(HEADER.unpack_from(frame))
     fields[place] = value
     return HEADER.pack(*fields) + frame[HEADER.size :]
@@ -93,7 +98,7 @@ def test_any_split_of_the_stream_gives_the_same_frames(parts, cuts):
 
 @given(tensors, st.integers(-(2**63), 2**63 - 1))
 def test_a_tensor_comes_back_as_it_was_sent(tensor, key):
-    [frame] = FrameReader().feed(b"".join(encode_tensor(Kind.TASK, 7, tensor, key=key, model=3)))
+    [frame] = FrameReader().feed(b"".join(encode_tensor(FrameKind.TASK, 7, tensor, key=key, model=3)))
     read = frame.tensor()
     assert (frame.ticket, frame.key, frame.model) == (7, key % 2**64, 3)
     assert read.dtype == tensor.dtype
@@ -104,11 +109,11 @@ def test_a_tensor_comes_back_as_it_was_sent(tensor, key):
 @pytest.mark.parametrize("size_bytes", [1, 40_000, 70_000, 1_000_000])
 def test_large_payloads_byte_by_chunk(size_bytes):
     tensor = np.arange(size_bytes, dtype=np.uint64).astype(np.uint8)
-    stream = b"".join(encode_tensor(Kind.REPLY, 1, tensor, service_s=0.5)) * 2 + encode(Kind.PONG)
+    stream = b"".join(encode_tensor(FrameKind.REPLY, 1, tensor, service_s=0.5)) * 2 + encode(FrameKind.PONG)
     reader, read = FrameReader(), []
     for start in range(0, len(stream), 1777):
         read += reader.feed(stream[start : start + 1777])
-    assert [frame.kind for frame in read] == [Kind.REPLY, Kind.REPLY, Kind.PONG]
+    assert [frame.kind for frame in read] == [FrameKind.REPLY, FrameKind.REPLY, FrameKind.PONG]
     np.testing.assert_array_equal(read[0].tensor(), tensor)
     np.testing.assert_array_equal(read[1].tensor(), tensor)
     assert read[1].service_s == 0.5
@@ -116,7 +121,7 @@ def test_large_payloads_byte_by_chunk(size_bytes):
 
 def test_a_large_payload_is_received_where_it_stays():
     tensor = np.arange(200_000, dtype=np.uint8)
-    header, payload = encode_tensor(Kind.TASK, 1, tensor)
+    header, payload = encode_tensor(FrameKind.TASK, 1, tensor)
     reader = FrameReader()
     assert reader.feed(header) == []
     room = reader.buffer()
@@ -128,13 +133,13 @@ def test_a_large_payload_is_received_where_it_stays():
 
 def test_a_large_tensor_is_not_copied_to_be_sent():
     tensor = np.zeros((3, 224, 224), np.uint8)
-    _, payload = encode_tensor(Kind.TASK, 1, tensor)
+    _, payload = encode_tensor(FrameKind.TASK, 1, tensor)
     assert np.shares_memory(np.frombuffer(payload, np.uint8), tensor)
 
 
 def test_a_tensor_that_is_not_contiguous_or_big_endian_arrives_right():
     tensor = np.arange(60_000, dtype=">f4").reshape(200, 300).T
-    [frame] = FrameReader().feed(b"".join(encode_tensor(Kind.TASK, 1, tensor)))
+    [frame] = FrameReader().feed(b"".join(encode_tensor(FrameKind.TASK, 1, tensor)))
     np.testing.assert_array_equal(frame.tensor(), tensor)
 
 
@@ -153,7 +158,7 @@ def test_flipped_bytes_give_a_protocol_error_or_frames_but_nothing_else(parts, d
         if frame.payload is not None and frame.dtype is not None:
             frame.tensor()
     if whole.error is not None:
-        assert whole.feed(encode(Kind.PING)) == []
+        assert whole.feed(encode(FrameKind.PING)) == []
 
 
 @given(st.binary(min_size=HEADER.size, max_size=300))
@@ -187,24 +192,24 @@ def test_a_wrong_header_is_refused_by_name(place, value, says):
 
 
 def test_nothing_is_allocated_for_a_payload_over_the_limit():
-    huge = HEADER.pack(b"EK", VERSION, Kind.TASK, 1, 0, 0.0, 0, 1, 1, NO_SLOT, MAX_PAYLOAD_BYTES + 1, MAX_PAYLOAD_BYTES + 1, *[0] * 5)  # fmt: skip  # noqa: E501
+    huge = HEADER.pack(b"EK", VERSION, FrameKind.TASK, 1, 0, 0.0, 0, 1, 1, NO_SLOT, MAX_PAYLOAD_BYTES + 1, MAX_PAYLOAD_BYTES + 1, *[0] * 5)  # fmt: skip  # noqa: E501
     assert re.search(f"the most is {MAX_PAYLOAD_BYTES}", error_of(huge))
     assert re.search("the most is 10", error_of(changed(TICKET, 2), 10))
 
 
 def test_dimensions_cannot_overflow_into_a_length_that_fits():
-    fields = [b"EK", VERSION, Kind.TASK, 1, 0, 0.0, 0, 10, 4, NO_SLOT, 0, 2**31, 2**31, 2, 1, 0, 0]
+    fields = [b"EK", VERSION, FrameKind.TASK, 1, 0, 0.0, 0, 10, 4, NO_SLOT, 0, 2**31, 2**31, 2, 1, 0, 0]
     assert re.search("needs", error_of(HEADER.pack(*fields)))
 
 
 @pytest.mark.parametrize(
     ("frame", "says"),
     [
-        (changed(LENGTH, 5, encode(Kind.PING)), "PING frame of 5 bytes; the most is 0"),
-        (changed(LENGTH, 2**21, encode(Kind.HELLO)), "HELLO frame of 2097152 bytes"),
-        (changed(SLOT, 3, encode(Kind.CANCEL)), "CANCEL frame that announces a tensor"),
-        (changed(DTYPE, 1, encode(Kind.ERROR)), "ERROR frame that announces a tensor"),
-        (changed(KIND, int(Kind.REPLY), changed(SLOT, 3)), "REPLY frame in shared memory"),
+        (changed(LENGTH, 5, encode(FrameKind.PING)), "PING frame of 5 bytes; the most is 0"),
+        (changed(LENGTH, 2**21, encode(FrameKind.HELLO)), "HELLO frame of 2097152 bytes"),
+        (changed(SLOT, 3, encode(FrameKind.CANCEL)), "CANCEL frame that announces a tensor"),
+        (changed(DTYPE, 1, encode(FrameKind.ERROR)), "ERROR frame that announces a tensor"),
+        (changed(KIND, int(FrameKind.REPLY), changed(SLOT, 3)), "REPLY frame in shared memory"),
     ],
 )
 def test_only_tasks_and_replies_carry_tensors(frame, says):
@@ -224,13 +229,13 @@ def test_only_tasks_and_replies_carry_tensors(frame, says):
 )
 def test_a_tensor_that_cannot_travel_is_refused(tensor, says):
     with pytest.raises(BackendError, match=says):
-        encode_tensor(Kind.TASK, 1, np.asarray(tensor))
+        encode_tensor(FrameKind.TASK, 1, np.asarray(tensor))
 
 
 def test_an_object_comes_back_and_what_is_none_is_refused():
-    [frame] = FrameReader().feed(encode_object(Kind.HELLO, {"a": [1, "é"]}))
+    [frame] = FrameReader().feed(encode_object(FrameKind.HELLO, {"a": [1, "é"]}))
     assert frame.object() == {"a": [1, "é"]}
     for wrong in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000):
-        [frame] = FrameReader().feed(encode(Kind.HELLO, payload=wrong))
+        [frame] = FrameReader().feed(encode(FrameKind.HELLO, payload=wrong))
         with pytest.raises(ProtocolError, match="HELLO frame is not"):
             frame.object()

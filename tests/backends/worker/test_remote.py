@@ -20,7 +20,7 @@ from backend_helpers import (
     serving,
     until,
 )
-from evenkeel.backends.worker.frames import VERSION, Kind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.frames import VERSION, FrameKind, encode, encode_object, encode_tensor
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
 
@@ -226,12 +226,12 @@ async def test_a_host_that_cannot_be_one_is_a_clear_error():
     ("said", "error", "says"),
     [
         (b"SSH-2.0-OpenSSH_9.2\r\n" * 9, ProtocolError, "does not speak evenkeel"),
-        (encode(Kind.PONG)[:2] + b"\x09" + encode(Kind.PONG)[3:], ProtocolError, "speaks worker protocol 9"),
-        (encode_object(Kind.HELLO, {**HELLO, "protocol": 2}), ProtocolError, "protocol 2, this side 1"),
-        (encode_object(Kind.HELLO, {**HELLO, "models": [{}]}), ProtocolError, "cannot be understood: KeyError"),
-        (encode_object(Kind.HELLO, {**HELLO, "models": 7}), ProtocolError, "cannot be understood: TypeError"),
-        (encode(Kind.HELLO, payload=b"{"), ProtocolError, "not JSON"),
-        (encode(Kind.ERROR, 0, b"go away"), BackendLostError, "hung up: go away"),
+        (encode(FrameKind.PONG)[:2] + b"\x09" + encode(FrameKind.PONG)[3:], ProtocolError, "speaks worker protocol 9"),
+        (encode_object(FrameKind.HELLO, {**HELLO, "protocol": 2}), ProtocolError, "protocol 2, this side 1"),
+        (encode_object(FrameKind.HELLO, {**HELLO, "models": [{}]}), ProtocolError, "cannot be understood: KeyError"),
+        (encode_object(FrameKind.HELLO, {**HELLO, "models": 7}), ProtocolError, "cannot be understood: TypeError"),
+        (encode(FrameKind.HELLO, payload=b"{"), ProtocolError, "not JSON"),
+        (encode(FrameKind.ERROR, 0, b"go away"), BackendLostError, "hung up: go away"),
         (b"", BackendLostError, "sent no HELLO in 0.1 s|not ready in 0.1 s"),
     ],
 )
@@ -247,10 +247,10 @@ async def test_a_wrong_hello_is_a_clear_error(tmp_path, said, error, says):
 @pytest.mark.parametrize(
     ("lie", "says"),
     [
-        (encode_tensor(Kind.REPLY, 99, ROW)[0], "ticket 99, which is not open"),
-        (encode(Kind.CANCELLED, 5), "ticket 5, which is not open"),
-        (encode(Kind.PING), "PING frame out of turn"),
-        (encode_object(Kind.HELLO, HELLO), "HELLO frame out of turn"),
+        (encode_tensor(FrameKind.REPLY, 99, ROW)[0], "ticket 99, which is not open"),
+        (encode(FrameKind.CANCELLED, 5), "ticket 5, which is not open"),
+        (encode(FrameKind.PING), "PING frame out of turn"),
+        (encode_object(FrameKind.HELLO, HELLO), "HELLO frame out of turn"),
         (b"x" * 200, "does not speak evenkeel"),
     ],
     ids=["reply", "cancelled", "ping", "hello", "noise"],
@@ -258,7 +258,7 @@ async def test_a_wrong_hello_is_a_clear_error(tmp_path, said, error, says):
 @in_loop
 async def test_a_worker_that_lies_is_dropped(tmp_path, lie, says):
     path = tmp_path / "w.sock"
-    async with impostor(path, encode_object(Kind.HELLO, HELLO), answer=lie):
+    async with impostor(path, encode_object(FrameKind.HELLO, HELLO), answer=lie):
         backend = WorkerBackend("w", f"unix:{path}", (), OPTIONS)
         await backend.start()
         await until(lambda: backend.last_error is not None)
@@ -270,9 +270,9 @@ async def test_a_worker_that_lies_is_dropped(tmp_path, lie, says):
 @in_loop
 async def test_outputs_of_a_wrong_shape_are_an_error_reply(tmp_path):
     path = tmp_path / "w.sock"
-    wrong = encode_tensor(Kind.REPLY, 1, np.zeros((3, 1), np.float32))[0]
+    wrong = encode_tensor(FrameKind.REPLY, 1, np.zeros((3, 1), np.float32))[0]
     async with (
-        impostor(path, encode_object(Kind.HELLO, HELLO), answer=wrong),
+        impostor(path, encode_object(FrameKind.HELLO, HELLO), answer=wrong),
         started(f"unix:{path}", frozen_after_s=0.0) as backend,
     ):
         assert "gave shape (3, 1), expected (1, ...)" in str((await ask(backend, ROW)).error)
@@ -282,7 +282,7 @@ async def test_outputs_of_a_wrong_shape_are_an_error_reply(tmp_path):
 @in_loop
 async def test_a_silent_worker_is_given_up_sooner_if_suspected(tmp_path):
     path = tmp_path / "w.sock"
-    async with impostor(path, encode_object(Kind.HELLO, HELLO)):
+    async with impostor(path, encode_object(FrameKind.HELLO, HELLO)):
         async with started(f"unix:{path}", heartbeat_s=0.02, frozen_after_s=0.06) as backend:
             _, replies = send(backend, ROW)
             assert "no sign of life for 0.06 s" in str((await replies).error)

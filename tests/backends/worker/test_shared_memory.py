@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from backend_helpers import open_files
-from evenkeel.backends.worker.frames import FrameReader, Kind, encode_tensor
+from evenkeel.backends.worker.frames import FrameKind, FrameReader, encode_tensor
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotReader, SlotWriter
 from evenkeel.errors import ProtocolError
 
 
 def task_frame(tensor, slot):
-    [frame] = FrameReader().feed(b"".join(encode_tensor(Kind.TASK, 1, tensor, slot=slot)))
+    [frame] = FrameReader().feed(b"".join(encode_tensor(FrameKind.TASK, 1, tensor, slot=slot)))
     return frame
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from evenkeel.bench.fills.measure import NO_ANSWER, Backup, Fills, collect, from_scores, same_class_groups
+from evenkeel.bench.fills.measure import NO_ANSWER, Fills, MeasuredBackup, collect, from_scores, same_class_groups
 from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, partial_fields
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.boxes import BoxCollage
@@ -44,7 +44,7 @@ def images():
 
 
 def backup(code, run):
-    return Backup(code.name, code, "model", run, 1, 1)
+    return MeasuredBackup(code.name, code, "model", run, 1, 1)
 
 
 def collected(code, run, images, size=None, seed=1):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.thc import THC
@@ -41,31 +41,31 @@ class Cluster:
             code.arrange(0, SHAPES)
 
     def play(self, vectors: list[Tensor]) -> Tensor:
-        places = [Place(rank, len(self.codes), self.step) for rank in range(len(self.codes))]
-        triples = list(zip(self.codes, vectors, places, strict=True))
-        stats = torch.stack([code.measure(vector, place) for code, vector, place in triples]).amax(0)
-        total = sum(code.encode(vector, stats, place) for code, vector, place in triples)
+        rounds = [Round(rank, len(self.codes), self.step) for rank in range(len(self.codes))]
+        triples = list(zip(self.codes, vectors, rounds, strict=True))
+        stats = torch.stack([code.measure(vector, this_round) for code, vector, this_round in triples]).amax(0)
+        total = sum(code.encode(vector, stats, this_round) for code, vector, this_round in triples)
         assert isinstance(total, Tensor)
-        means = [c.decode(total, stats, len(vectors), LENGTH, place) for c, _, place in triples]
+        means = [c.decode(total, stats, len(vectors), LENGTH, this_round) for c, _, this_round in triples]
         assert all(torch.equal(mean, means[0]) for mean in means)
         sent: list[Tensor] = []
-        for code, _, place in triples:
+        for code, _, this_round in triples:
             received = iter(list(sent))
 
-            def broadcast(row: Tensor, rank: int = place.rank, received: "object" = received) -> None:
+            def broadcast(row: Tensor, rank: int = this_round.rank, received: "object" = received) -> None:
                 if rank == 0:
                     sent.append(row.clone())
                 else:
                     row.copy_(next(received))  # type: ignore[call-overload]
 
-            code.observe(means[0], place, broadcast)
-            assert place.rank == 0 or next(received, None) is None
+            code.observe(means[0], this_round, broadcast)
+            assert this_round.rank == 0 or next(received, None) is None
         self.step += 1
         return means[0]
 
     @property
     def lanes(self) -> int:
-        found = {code.lanes(LENGTH, Place(0, len(self.codes), self.step)) for code in self.codes}
+        found = {code.lanes(LENGTH, Round(0, len(self.codes), self.step)) for code in self.codes}
         assert len(found) == 1
         return found.pop()
 
@@ -146,7 +146,7 @@ def test_coefficients_travel_through_another_code() -> None:
         vectors = [gradient(generator) for _ in range(4)]
         mean = cluster.play(vectors)
     code = cluster.codes[0]
-    assert (code.up_width(Place(0, 4)), code.granule) == (8, 64)
+    assert (code.up_width(Round(0, 4)), code.granule) == (8, 64)
     weights = slice(10, 586)
     true = torch.stack(vectors).mean(0)[weights]
     assert float((mean[weights] - true).norm() / true.norm()) < 0.05
@@ -177,10 +177,10 @@ def test_layers_too_small_for_the_ratio_stay_as_they_are() -> None:
     code = small(ratio=8, turns=100)
     code.arrange(0, [(4, 1, 1, 1), (1, 1, 3, 3)])
     for step in range(4):
-        code.observe(torch.arange(13.0), Place(0, 1, step), lambda row: None)
-    assert code.lanes(13, Place(0, 1, 4)) == 4 + 9  # the first slice's turn
-    code.observe(torch.arange(13.0), Place(0, 1, 4), lambda row: None)
-    assert code.lanes(13, Place(0, 1, 5)) == 4 + 1  # a slice of 4 cannot be compressed 8 times, one of 9 can
+        code.observe(torch.arange(13.0), Round(0, 1, step), lambda row: None)
+    assert code.lanes(13, Round(0, 1, 4)) == 4 + 9  # the first slice's turn
+    code.observe(torch.arange(13.0), Round(0, 1, 4), lambda row: None)
+    assert code.lanes(13, Round(0, 1, 5)) == 4 + 1  # a slice of 4 cannot be compressed 8 times, one of 9 can
 
 
 def test_rounds_that_are_not_finite_teach_nothing() -> None:
@@ -200,29 +200,29 @@ def test_all_slices_get_their_turn_where_there_are_many() -> None:
     for step in range(4):
         mean = torch.zeros(1800)
         mean.view(2, 900)[:, torch.arange(900) % 225 == (step + 1) % 225] = 1.0
-        code.observe(mean, Place(0, 1, step), lambda row: None)
+        code.observe(mean, Round(0, 1, step), lambda row: None)
     assert code.turns == 4
-    assert code.lanes(1800, Place(0, 1, 4)) == 225 * 2 + 675
+    assert code.lanes(1800, Round(0, 1, 4)) == 225 * 2 + 675
 
 
 def test_a_bucket_that_was_not_arranged_is_a_row_of_numbers() -> None:
     code = small()
     vector = torch.arange(50.0)
     for step in range(6):
-        place = Place(0, 1, step)
-        stats = code.measure(vector, place)
-        assert torch.equal(code.decode(code.encode(vector, stats, place), stats, 1, 50, place), vector)
-        code.observe(vector, place, lambda row: None)
+        this_round = Round(0, 1, step)
+        stats = code.measure(vector, this_round)
+        assert torch.equal(code.decode(code.encode(vector, stats, this_round), stats, 1, 50, this_round), vector)
+        code.observe(vector, this_round, lambda row: None)
 
 
 def test_most_of_the_traffic_of_a_short_training_is_saved_sampling_included() -> None:
     generator = torch.Generator().manual_seed(7)
     code = GradiVeQ(longest_slice=64)
     code.arrange(0, [(8, 8, 3, 3)])
-    place, lanes = Place(0, 4), 0
+    this_round, lanes = Round(0, 4), 0
     for step in range(300):
-        lanes += code.lanes(576, place)
-        code.observe(gradient(generator)[10:586], Place(0, 4, step), lambda row: None)
+        lanes += code.lanes(576, this_round)
+        code.observe(gradient(generator)[10:586], Round(0, 4, step), lambda row: None)
     assert 576 * 300 / lanes > 6
 
 
@@ -232,16 +232,16 @@ def test_a_resume_with_fewer_steps_and_turns_goes_on_with_those(rounds: int) -> 
     before, later = small(sample_steps=9, code_steps=9), small(sample_steps=4, code_steps=3, turns=5)
     before.arrange(0, SHAPES)
     for step in range(rounds):
-        before.observe(gradient(generator), Place(0, 1, step), lambda row: None)
+        before.observe(gradient(generator), Round(0, 1, step), lambda row: None)
     later.load_state_dict(before.state_dict())
     told: list[Tensor] = []
-    later.observe(gradient(generator), Place(0, 1, rounds), told.append)
+    later.observe(gradient(generator), Round(0, 1, rounds), told.append)
     assert told  # directions, at once
     vector = gradient(generator)
-    stats = later.measure(vector, Place(0, 1, rounds + 1))
-    message = later.encode(vector, stats, Place(0, 1, rounds + 1))
+    stats = later.measure(vector, Round(0, 1, rounds + 1))
+    message = later.encode(vector, stats, Round(0, 1, rounds + 1))
     assert 642 / 4 < len(message) < LENGTH / 2
-    mean = later.decode(message, stats, 1, LENGTH, Place(0, 1, rounds + 1))
+    mean = later.decode(message, stats, 1, LENGTH, Round(0, 1, rounds + 1))
     torch.testing.assert_close(mean[WEIGHTS], vector[WEIGHTS], atol=1e-3, rtol=1e-3)
 
 
@@ -251,9 +251,9 @@ def test_a_state_learnt_from_slices_of_other_sizes_is_refused(rounds: int) -> No
     before, alike, other = (small(longest_slice=None, code_steps=steps) for steps in (100, 100, 1))
     before.arrange(0, SHAPES)
     for step in range(rounds):
-        before.observe(gradient(generator), Place(0, 1, step), lambda row: None)
+        before.observe(gradient(generator), Round(0, 1, step), lambda row: None)
     alike.load_state_dict(before.state_dict())
-    assert alike.lanes(LENGTH, Place(0, 1, rounds)) == before.lanes(LENGTH, Place(0, 1, rounds))
+    assert alike.lanes(LENGTH, Round(0, 1, rounds)) == before.lanes(LENGTH, Round(0, 1, rounds))
     if rounds:
         with pytest.raises(CodeError, match="slices of other sizes: load it into one with the same longest_slice"):
             other.load_state_dict(before.state_dict())
@@ -266,7 +266,7 @@ def test_other_shapes_and_lengths_are_refused() -> None:
     with pytest.raises(CodeError, match="bucket 0 was arranged as"):
         code.arrange(0, SHAPES[:-1])
     with pytest.raises(CodeError, match="arranged with 642 coordinates, but its vector has 9"):
-        code.measure(torch.ones(9), Place(0, 1))
+        code.measure(torch.ones(9), Round(0, 1))
 
 
 @pytest.mark.parametrize(

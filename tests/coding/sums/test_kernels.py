@@ -13,7 +13,7 @@ import torch
 from hypothesis import Phase, given, settings, strategies as st
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 from evenkeel.coding.sums import kernels
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
@@ -27,11 +27,11 @@ PECULIAR = ["zeros", "infinite", "nan", "huge", "tiny", "one_hot"]
 
 
 @dataclass(frozen=True)
-class Round:
+class Case:
     """What one test encodes, adds and decodes."""
 
     code: THC
-    place: Place
+    this_round: Round
     length: int
     messages: int
     scale: float
@@ -53,14 +53,16 @@ class Round:
 
 
 @st.composite
-def rounds(draw: st.DrawFn, tables: list[tuple[int, int]] = TABLES) -> Round:
+def rounds(draw: st.DrawFn, tables: list[tuple[int, int]] = TABLES) -> Case:
     bits, granularity = draw(st.sampled_from(tables))
     block = 2 ** draw(st.sampled_from([3, 4, 5, 6, 9, 10, 12]))
     rounding: Rounding = draw(st.sampled_from(["correlated", "correlated", "stochastic", "nearest"]))
     world = draw(st.sampled_from([1, 2, 3, 4, 8, 15, 16, 100, MOST_WORKERS]))
-    return Round(
+    return Case(
         code=THC(bits, granularity, None, rounding, block, seed=draw(st.integers(0, 2**40))),
-        place=Place(draw(st.integers(0, min(world, 100) - 1)), world, draw(st.integers(0, 9)), draw(st.integers(0, 3))),
+        this_round=Round(
+            draw(st.integers(0, min(world, 100) - 1)), world, draw(st.integers(0, 9)), draw(st.integers(0, 3))
+        ),
         length=draw(st.integers(0, 9) | st.integers(0, 3 * block) | st.sampled_from([block - 1, block, block + 1])),
         messages=min(world, draw(st.integers(1, 4))),
         scale=10.0 ** draw(st.sampled_from([0, 0, 0, -42, -30, 30, 36])),
@@ -78,45 +80,48 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
     assert torch.equal(found, expected)
 
 
-def assert_agrees(case: Round, device: str = "cpu") -> None:
-    code, place = case.code, case.place
-    ranks = [Place((place.rank + k) % place.world, place.world, place.step, place.bucket) for k in range(case.messages)]
+def assert_agrees(case: Case, device: str = "cpu") -> None:
+    code, this_round = case.code, case.this_round
+    ranks = [
+        Round((this_round.rank + k) % this_round.world, this_round.world, this_round.step, this_round.bucket)
+        for k in range(case.messages)
+    ]
     vectors = [case.vector(rank.rank, device) for rank in ranks]
-    memory = case.vector(place.rank + 1000, device).flip(0) / 3
+    memory = case.vector(this_round.rank + 1000, device).flip(0) / 3
     left = memory.clone()
     with twins_only():
-        owed_stats = code.measure_owed(vectors[0], memory, place)
-        owed_packed = code.encode_owed(vectors[0], left, owed_stats, place)
+        owed_stats = code.measure_owed(vectors[0], memory, this_round)
+        owed_packed = code.encode_owed(vectors[0], left, owed_stats, this_round)
         own = [code.measure(vector, rank) for vector, rank in zip(vectors, ranks, strict=True)]
         stats = torch.stack(own).amax(0)
-        message = code.encode(vectors[0], stats, place)
+        message = code.encode(vectors[0], stats, this_round)
         parts = [code.encode_packed(vector, stats, rank) for vector, rank in zip(vectors, ranks, strict=True)]
-        total = code.add_packed(parts, message.numel(), place)
-        packed = code.pack_total(total, place)
-        unpacked = code.unpack_total(packed, message.numel(), place)
+        total = code.add_packed(parts, message.numel(), this_round)
+        packed = code.pack_total(total, this_round)
+        unpacked = code.unpack_total(packed, message.numel(), this_round)
         generator = torch.Generator().manual_seed(case.seed)
-        counts = torch.randint(0, min(place.world, 5) + 1, stats.shape, generator=generator).to(device)
-        means = [code.decode(total, stats, count, case.length, place) for count in (case.messages, counts)]
-    torch.testing.assert_close(code.measure(vectors[0], place), own[0], rtol=2**-23, atol=0, equal_nan=True)
-    assert_same(code.encode(vectors[0], stats, place), message)
-    assert_same(code.encode_packed(vectors[0], stats, place), parts[0])
-    assert_same(code.pack(message, place), parts[0])
-    assert_same(code.unpack(parts[0], message.numel(), place), message)
-    found = code.measure_owed(vectors[0], memory, place)
+        counts = torch.randint(0, min(this_round.world, 5) + 1, stats.shape, generator=generator).to(device)
+        means = [code.decode(total, stats, count, case.length, this_round) for count in (case.messages, counts)]
+    torch.testing.assert_close(code.measure(vectors[0], this_round), own[0], rtol=2**-23, atol=0, equal_nan=True)
+    assert_same(code.encode(vectors[0], stats, this_round), message)
+    assert_same(code.encode_packed(vectors[0], stats, this_round), parts[0])
+    assert_same(code.pack(message, this_round), parts[0])
+    assert_same(code.unpack(parts[0], message.numel(), this_round), message)
+    found = code.measure_owed(vectors[0], memory, this_round)
     torch.testing.assert_close(found, owed_stats, rtol=2**-23, atol=0, equal_nan=True)
-    assert_same(code.encode_owed(vectors[0], memory, owed_stats, place), owed_packed)
+    assert_same(code.encode_owed(vectors[0], memory, owed_stats, this_round), owed_packed)
     assert_same(memory, left)
-    assert_same(code.add_packed(parts, message.numel(), place), total)
-    assert_same(code.pack_total(total, place), packed)
-    assert_same(code.unpack_total(packed, message.numel(), place), unpacked)
+    assert_same(code.add_packed(parts, message.numel(), this_round), total)
+    assert_same(code.pack_total(total, this_round), packed)
+    assert_same(code.unpack_total(packed, message.numel(), this_round), unpacked)
     for count, mean in zip((case.messages, counts), means, strict=True):
-        assert_same(code.decode(total, stats, count, case.length, place), mean)
-        assert_same(code.decode_packed(packed, stats, count, case.length, place), mean)
+        assert_same(code.decode(total, stats, count, case.length, this_round), mean)
+        assert_same(code.decode_packed(packed, stats, count, case.length, this_round), mean)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(case=rounds())
-def test_the_cpu_agrees_with_the_twins(case: Round) -> None:
+def test_the_cpu_agrees_with_the_twins(case: Case) -> None:
     assert_agrees(case)
 
 
@@ -137,7 +142,7 @@ def interpreted() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of infinity times zero
 @settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])  # too slow to shrink
 @given(case=rounds())
-def test_the_interpreted_gpu_agrees_with_the_twins(case: Round) -> None:
+def test_the_interpreted_gpu_agrees_with_the_twins(case: Case) -> None:
     assert_agrees(case)
 
 
@@ -145,7 +150,7 @@ def test_the_interpreted_gpu_agrees_with_the_twins(case: Round) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=rounds())
-def test_the_gpu_agrees_with_the_twins(case: Round) -> None:
+def test_the_gpu_agrees_with_the_twins(case: Case) -> None:
     assert fast(torch.zeros(1, device="cuda")) is not None, "Triton is missing"
     assert_agrees(case, "cuda")
 
@@ -174,88 +179,88 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def one_round(code: SumCode, vector: Tensor, place: Place) -> Tensor:
-    stats = code.measure(vector, place)
-    packed = code.encode_packed(vector, stats, place)
-    lanes = code.lanes(len(vector), place)
-    total = code.pack_total(code.add_packed([packed, packed], lanes, place), place)
-    return code.decode_packed(total, stats, 2, len(vector), place)
+def one_round(code: SumCode, vector: Tensor, this_round: Round) -> Tensor:
+    stats = code.measure(vector, this_round)
+    packed = code.encode_packed(vector, stats, this_round)
+    lanes = code.lanes(len(vector), this_round)
+    total = code.pack_total(code.add_packed([packed, packed], lanes, this_round), this_round)
+    return code.decode_packed(total, stats, 2, len(vector), this_round)
 
 
 def test_ordinary_tensors_take_the_kernels_in_the_fewest_passes(used: list[str]) -> None:
-    one_round(THC(), torch.randn(5000), Place(0, 4))
+    one_round(THC(), torch.randn(5000), Round(0, 4))
     assert used == ["squares", "encode_packed", "add_parts", "pack", "decode_packed"]
 
 
 def test_error_feedback_takes_no_pass_of_its_own(used: list[str]) -> None:
-    code, place = ErrorFeedback(THC()), Place(0, 4)
+    code, this_round = ErrorFeedback(THC()), Round(0, 4)
     for _ in range(2):
         used.clear()
-        one_round(code, torch.randn(5000), place)
+        one_round(code, torch.randn(5000), this_round)
         assert used == ["squares", "encode_owed", "add_parts", "pack", "decode_packed"]
 
 
 def test_unpacking_looks_numbers_up_in_the_kernel(used: list[str]) -> None:
     packed = torch.arange(200, dtype=torch.uint8)
-    found = THC().unpack(packed, 400, Place(0, 4))
+    found = THC().unpack(packed, 400, Round(0, 4))
     assert used == ["add_parts"]
     with twins_only():
-        assert_same(found, THC().unpack(packed, 400, Place(0, 4)))
+        assert_same(found, THC().unpack(packed, 400, Round(0, 4)))
 
 
 @pytest.mark.parametrize("memory", [torch.ones(300, dtype=torch.float64), torch.ones(600)[::2]])
 def test_a_memory_that_the_kernels_cannot_read_takes_the_twin(used: list[str], memory: Tensor) -> None:
-    code, place, vector = THC(block=64), Place(1, 4), torch.randn(300)
+    code, this_round, vector = THC(block=64), Round(1, 4), torch.randn(300)
     kept, left = memory.float().contiguous(), memory.clone()
-    stats = code.measure_owed(vector, kept, place)
-    packed = code.encode_owed(vector, kept, stats, place)
+    stats = code.measure_owed(vector, kept, this_round)
+    packed = code.encode_owed(vector, kept, stats, this_round)
     assert "encode_owed" in used
     used.clear()
     with twins_only():
-        code.measure_owed(vector, memory, place)
-    assert_same(code.encode_owed(vector, memory, stats, place), packed)
+        code.measure_owed(vector, memory, this_round)
+    assert_same(code.encode_owed(vector, memory, stats, this_round), packed)
     assert "encode_owed" not in used
     torch.testing.assert_close(memory.float(), kept)
     assert not torch.equal(memory, left)
 
 
 def test_threads_change_nothing_of_what_is_left_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, place, vector = THC(bits=3), Place(2, 4), torch.randn(5 * 2**16 + 77)
-    stats, left = code.measure(2 * vector, place), []
+    code, this_round, vector = THC(bits=3), Round(2, 4), torch.randn(5 * 2**16 + 77)
+    stats, left = code.measure(2 * vector, this_round), []
     for count in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         memory = vector.clone()
-        code.encode_owed(vector, memory, stats, place)
+        code.encode_owed(vector, memory, stats, this_round)
         left.append(memory)
     assert_same(*left)
 
 
 def test_what_the_kernels_cannot_read_takes_the_twin_and_gives_the_same(used: list[str]) -> None:
-    code, place, vector = THC(block=64), Place(1, 4), torch.randn(300, dtype=torch.float64)
-    stats = code.measure(vector, place)
-    message = code.encode(vector, stats, place)
-    mean = code.decode(message, stats, 1, 300, place)
+    code, this_round, vector = THC(block=64), Round(1, 4), torch.randn(300, dtype=torch.float64)
+    stats = code.measure(vector, this_round)
+    message = code.encode(vector, stats, this_round)
+    mean = code.decode(message, stats, 1, 300, this_round)
     used.clear()
-    assert_same(code.decode(message.long(), stats, 1, 300, place), mean)
-    assert_same(code.decode(message.repeat_interleave(2)[::2], stats, 1, 300, place), mean)
-    assert_same(code.encode(vector, stats.double(), place), message)
-    assert_same(code.encode(vector[:0], stats[:0], place), message[:0])
-    crowd = Place(0, MOST_WORKERS + 1)
+    assert_same(code.decode(message.long(), stats, 1, 300, this_round), mean)
+    assert_same(code.decode(message.repeat_interleave(2)[::2], stats, 1, 300, this_round), mean)
+    assert_same(code.encode(vector, stats.double(), this_round), message)
+    assert_same(code.encode(vector[:0], stats[:0], this_round), message[:0])
+    crowd = Round(0, MOST_WORKERS + 1)
     code.encode(vector, stats, crowd)
     with twins_only():
-        one_round(code, vector, place)
+        one_round(code, vector, this_round)
     assert used == []
 
 
 def test_without_numba_the_twins_do_the_work(monkeypatch: pytest.MonkeyPatch, used: list[str]) -> None:
-    vector, place = torch.randn(300), Place(1, 4)
-    expected = one_round(THC(), vector, place)
+    vector, this_round = torch.randn(300), Round(1, 4)
+    expected = one_round(THC(), vector, this_round)
     used.clear()
     monkeypatch.setitem(sys.modules, "numba", None)
     kernels._of_device.cache_clear()
     try:
         assert fast(vector) is None
-        assert_same(one_round(THC(), vector, place), expected)
+        assert_same(one_round(THC(), vector, this_round), expected)
     finally:
         kernels._of_device.cache_clear()
     assert used == []
@@ -263,37 +268,39 @@ def test_without_numba_the_twins_do_the_work(monkeypatch: pytest.MonkeyPatch, us
 
 @pytest.mark.parametrize("code", [THC(), THC(bits=3, block=64), FixedPoint(bits=5), ErrorFeedback(THC(bits=5))])
 def test_wire_forms_may_be_cut_at_granules(code: SumCode) -> None:
-    place, vector = Place(1, 4), torch.randn(3 * code.granule + 100)
-    stats = code.measure(vector, place)
-    lanes = code.lanes(len(vector), place)
-    message, packed = code.encode(vector, stats, place), code.encode_packed(vector, stats, place)
+    this_round, vector = Round(1, 4), torch.randn(3 * code.granule + 100)
+    stats = code.measure(vector, this_round)
+    lanes = code.lanes(len(vector), this_round)
+    message, packed = code.encode(vector, stats, this_round), code.encode_packed(vector, stats, this_round)
     if isinstance(code, ErrorFeedback):  # which by now owes something
-        message = code.unpack(packed, lanes, place)
+        message = code.unpack(packed, lanes, this_round)
     shares = [2 * code.granule, lanes - 2 * code.granule]
-    cut = packed.split([code.packed_bytes(share, place) for share in shares])
+    cut = packed.split([code.packed_bytes(share, this_round) for share in shares])
     for share, part, numbers in zip(shares, cut, message.split(shares), strict=True):
-        assert_same(part, code.pack(numbers, place))
-        assert_same(code.add_packed([part], share, place), numbers)
-    total = torch.cat([code.pack_total(numbers, place) for numbers in message.split(shares)])
-    mean = code.decode_packed(total, stats, 1, len(vector), place)
-    assert_same(mean, code.decode(message, stats, 1, len(vector), place))
+        assert_same(part, code.pack(numbers, this_round))
+        assert_same(code.add_packed([part], share, this_round), numbers)
+    total = torch.cat([code.pack_total(numbers, this_round) for numbers in message.split(shares)])
+    mean = code.decode_packed(total, stats, 1, len(vector), this_round)
+    assert_same(mean, code.decode(message, stats, 1, len(vector), this_round))
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    code, place, vector = THC(bits=3), Place(2, 4), torch.randn(5 * 2**16 + 77)
+    code, this_round, vector = THC(bits=3), Round(2, 4), torch.randn(5 * 2**16 + 77)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    alone = one_round(code, vector, place)
+    alone = one_round(code, vector, this_round)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert_same(one_round(code, vector, place), alone)
+    assert_same(one_round(code, vector, this_round), alone)
 
 
 def test_several_python_threads_may_code_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     code, vector = THC(), torch.randn(2**17 + 5)
-    places = [Place(1, 4, step) for step in range(8)]
-    expected = [one_round(code, vector, place) for place in places]
+    places = [Round(1, 4, step) for step in range(8)]
+    expected = [one_round(code, vector, this_round) for this_round in places]
     with ThreadPoolExecutor(4) as pool:
-        for found, mean in zip(pool.map(lambda place: one_round(code, vector, place), places), expected, strict=True):
+        for found, mean in zip(
+            pool.map(lambda this_round: one_round(code, vector, this_round), places), expected, strict=True
+        ):
             assert_same(found, mean)
 
 

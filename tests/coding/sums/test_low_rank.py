@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import BucketFactors, LowRank
@@ -36,22 +36,22 @@ class Ranks:
         self.step = 0
 
     def play(self, vectors: Sequence[Tensor]) -> Tensor:
-        places = [Place(rank, len(vectors), self.step) for rank in range(len(vectors))]
-        each = list(zip(self.codes, vectors, places, strict=True))
-        stats = torch.stack([code.measure(vector, place) for code, vector, place in each]).amax(0)
-        lanes = self.codes[0].lanes(len(vectors[0]), places[0])
-        packed = [code.encode_packed(vector, stats, place) for code, vector, place in each]
-        total = self.codes[0].add_packed(packed, lanes, places[0])
-        means = [code.decode(total, stats, len(vectors), len(vectors[0]), place) for code, _, place in each]
+        rounds = [Round(rank, len(vectors), self.step) for rank in range(len(vectors))]
+        each = list(zip(self.codes, vectors, rounds, strict=True))
+        stats = torch.stack([code.measure(vector, this_round) for code, vector, this_round in each]).amax(0)
+        lanes = self.codes[0].lanes(len(vectors[0]), rounds[0])
+        packed = [code.encode_packed(vector, stats, this_round) for code, vector, this_round in each]
+        total = self.codes[0].add_packed(packed, lanes, rounds[0])
+        means = [code.decode(total, stats, len(vectors), len(vectors[0]), this_round) for code, _, this_round in each]
         assert all(torch.equal(mean.nan_to_num(), means[0].nan_to_num()) for mean in means)
-        for code, mean, place in zip(self.codes, means, places, strict=True):
-            code.observe(mean, place, lambda row: None)
+        for code, mean, this_round in zip(self.codes, means, rounds, strict=True):
+            code.observe(mean, this_round, lambda row: None)
         self.step += 1
         return means[0]
 
     @property
     def lanes(self) -> int:
-        (found,) = {code.lanes(LENGTH, Place(0, len(self.codes), self.step)) for code in self.codes}
+        (found,) = {code.lanes(LENGTH, Round(0, len(self.codes), self.step)) for code in self.codes}
         return found
 
 
@@ -145,14 +145,14 @@ def test_with_feedback_the_sums_miss_nothing(inner: SumCode | None) -> None:
 
 def test_coefficients_travel_through_another_code() -> None:
     code = arranged(LowRank(2, THC(4, block=64)))
-    place = Place(0, 4)
-    assert (code.granule, code.up_width(place), code.most_workers) == (64, 4, THC(4).most_workers)
-    assert code.lanes(LENGTH, place) == 72  # 71 numbers, in a block of 64 and one of 8
+    this_round = Round(0, 4)
+    assert (code.granule, code.up_width(this_round), code.most_workers) == (64, 4, THC(4).most_workers)
+    assert code.lanes(LENGTH, this_round) == 72  # 71 numbers, in a block of 64 and one of 8
     exact, vector = arranged(LowRank(2)), torch.randn(LENGTH, generator=chance(6))
 
     def mean(code: SumCode) -> Tensor:
-        stats = code.measure(vector, place)
-        return code.decode(code.encode(vector, stats, place), stats, 1, LENGTH, place)
+        stats = code.measure(vector, this_round)
+        return code.decode(code.encode(vector, stats, this_round), stats, 1, LENGTH, this_round)
 
     error = mean(code) - mean(exact)
     assert 0.01 < float(error.norm() / mean(exact).norm()) < 0.3
@@ -180,7 +180,7 @@ def test_means_that_are_zero_or_not_finite_leave_the_directions(what: float) -> 
         ranks.play([torch.randn(LENGTH, generator=generator) for _ in range(2)])
     code = ranks.codes[0].inner
     before = code.state_dict()["0"]
-    code.observe(torch.full((LENGTH,), what), Place(0, 2, 3), lambda row: None)
+    code.observe(torch.full((LENGTH,), what), Round(0, 2, 3), lambda row: None)
     after = code.state_dict()["0"]
     assert before["turned"] == after["turned"]
     assert all(torch.equal(old, new) for old, new in zip(before["bases"], after["bases"], strict=True))
@@ -201,15 +201,15 @@ def test_a_matrix_without_gradient_keeps_its_side_while_others_turn() -> None:
     code = arranged(LowRank(2))
     vector = torch.randn(LENGTH, generator=chance(8))
     vector[10:370] = 0
-    code.observe(vector, Place(0, 1), lambda row: None)
+    code.observe(vector, Round(0, 1), lambda row: None)
     assert code.state_dict()["0"]["turned"] == [True, False]
-    assert code.lanes(LENGTH, Place(0, 1, 1)) == REST + 2 * (12 + 27)
+    assert code.lanes(LENGTH, Round(0, 1, 1)) == REST + 2 * (12 + 27)
 
 
 def test_extreme_means_give_directions_too() -> None:
     for scale in (1e-38, 1e30):
         code = arranged(LowRank(2))
-        code.observe(scale * torch.randn(LENGTH, generator=chance(9)), Place(0, 1), lambda row: None)
+        code.observe(scale * torch.randn(LENGTH, generator=chance(9)), Round(0, 1), lambda row: None)
         for basis in code.state_dict()["0"]["bases"]:
             torch.testing.assert_close(basis @ basis.T, torch.eye(2), rtol=1e-4, atol=1e-4)
 
@@ -218,7 +218,7 @@ def test_what_does_not_shrink_enough_stays_as_it_is() -> None:
     def coded(rank: int, *shapes: tuple[int, ...], min_ratio: float = 2.0) -> int:
         code, length = LowRank(rank, min_ratio=min_ratio), sum(torch.Size(shape).numel() for shape in shapes)
         code.arrange(0, shapes)
-        return code.lanes(length, Place(0, 1))
+        return code.lanes(length, Round(0, 1))
 
     assert [coded(rank, (6, 6)) for rank in (1, 3, 4)] == [6, 18, 36]
     assert [coded(2, (6, 6), min_ratio=ratio) for ratio in (3, 3.1)] == [12, 36]
@@ -227,10 +227,10 @@ def test_what_does_not_shrink_enough_stays_as_it_is() -> None:
 
 
 def test_a_bucket_that_was_not_arranged_is_a_row_of_numbers() -> None:
-    code, vector, place = LowRank(1), torch.arange(50.0), Place(0, 1)
-    stats = code.measure(vector, place)
-    assert torch.equal(code.decode(code.encode(vector, stats, place), stats, 1, 50, place), vector)
-    code.observe(vector, place, lambda row: None)
+    code, vector, this_round = LowRank(1), torch.arange(50.0), Round(0, 1)
+    stats = code.measure(vector, this_round)
+    assert torch.equal(code.decode(code.encode(vector, stats, this_round), stats, 1, 50, this_round), vector)
+    code.observe(vector, this_round, lambda row: None)
     assert code.state_dict() == {}
 
 
@@ -253,11 +253,11 @@ def test_a_round_projects_each_vector_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_was_written_to_since_it_was_measured_is_projected_anew() -> None:
-    place, vector = Place(0, 1), torch.randn(LENGTH, generator=chance(12))
+    this_round, vector = Round(0, 1), torch.randn(LENGTH, generator=chance(12))
     code = arranged(LowRank(2))
-    stats = code.measure(vector, place)
+    stats = code.measure(vector, this_round)
     vector *= 2
-    assert torch.equal(code.encode(vector, stats, place), arranged(LowRank(2)).encode(vector, stats, place))
+    assert torch.equal(code.encode(vector, stats, this_round), arranged(LowRank(2)).encode(vector, stats, this_round))
 
 
 def test_a_state_of_other_settings_is_refused() -> None:
@@ -275,9 +275,9 @@ def test_other_shapes_and_lengths_are_refused() -> None:
     arranged(code)
     with pytest.raises(CodeError, match="bucket 0 was arranged as"):
         code.arrange(0, SHAPES[:-1])
-    for use in (code.measure, lambda vector, place: code.observe(vector, place, lambda row: None)):
+    for use in (code.measure, lambda vector, this_round: code.observe(vector, this_round, lambda row: None)):
         with pytest.raises(CodeError, match=f"arranged with {LENGTH} coordinates, but its vector has 9"):
-            use(torch.ones(9), Place(0, 1))
+            use(torch.ones(9), Round(0, 1))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.rounding import check_rounding, rank_order, thresholds
 from evenkeel.errors import ConfigurationError
 
@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 def of_all(rounding: str, world: int, length: int, step: int = 0) -> "torch.Tensor":
-    rows = [thresholds(rounding, length, 3, Place(rank, world, step), CPU) for rank in range(world)]  # type: ignore[arg-type]
+    rows = [thresholds(rounding, length, 3, Round(rank, world, step), CPU) for rank in range(world)]  # type: ignore[arg-type]
     return torch.stack(rows)
 
 
@@ -38,14 +38,14 @@ def test_stochastic_ranks_are_independent_and_correlated_ones_are_apart() -> Non
 
 
 def test_any_two_ranks_are_every_distance_apart_over_rounds() -> None:
-    distances = {(rank_order(0, Place(1, 5, step)) - rank_order(0, Place(0, 5, step))) % 5 for step in range(60)}
+    distances = {(rank_order(0, Round(1, 5, step)) - rank_order(0, Round(0, 5, step))) % 5 for step in range(60)}
     assert distances == {1, 2, 3, 4}
-    assert sorted(rank_order(0, Place(rank, 5, 9)) for rank in range(5)) == list(range(5))
+    assert sorted(rank_order(0, Round(rank, 5, 9)) for rank in range(5)) == list(range(5))
 
 
 def test_steps_buckets_and_seeds_draw_anew() -> None:
     drawn = [
-        thresholds("stochastic", 50, seed, Place(0, 2, step, bucket), CPU)
+        thresholds("stochastic", 50, seed, Round(0, 2, step, bucket), CPU)
         for seed, step, bucket in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     ]
     for index, one in enumerate(drawn):
@@ -54,6 +54,6 @@ def test_steps_buckets_and_seeds_draw_anew() -> None:
 
 
 def test_nearest_is_one_half_and_other_names_are_refused() -> None:
-    assert thresholds("nearest", 3, 0, Place(0, 1), CPU).tolist() == [0.5] * 3
+    assert thresholds("nearest", 3, 0, Round(0, 1), CPU).tolist() == [0.5] * 3
     with pytest.raises(ConfigurationError, match="rounding: must be one of correlated, stochastic, nearest"):
         check_rounding("up")

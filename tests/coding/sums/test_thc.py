@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.sums.thc_table import clamp_error, rounding_error
 from evenkeel.errors import ConfigurationError
 
 
 def mean_of(code: THC, vectors: Sequence[Tensor], step: int = 0) -> Tensor:
-    places = [Place(rank, len(vectors), step) for rank in range(len(vectors))]
-    stats = torch.stack([code.measure(v, p) for v, p in zip(vectors, places, strict=True)]).amax(0)
-    total = sum(code.encode(v, stats, p).int() for v, p in zip(vectors, places, strict=True))
+    rounds = [Round(rank, len(vectors), step) for rank in range(len(vectors))]
+    stats = torch.stack([code.measure(v, p) for v, p in zip(vectors, rounds, strict=True)]).amax(0)
+    total = sum(code.encode(v, stats, p).int() for v, p in zip(vectors, rounds, strict=True))
     assert isinstance(total, Tensor)
-    return code.decode(total, stats, len(vectors), len(vectors[0]), places[0])
+    return code.decode(total, stats, len(vectors), len(vectors[0]), rounds[0])
 
 
 def nmse(code: THC, vectors: Sequence[Tensor]) -> float:
@@ -89,9 +89,9 @@ def test_every_rank_for_itself_is_unbiased(rounding: str) -> None:
     repeats = 2000
     vector = pattern.repeat(repeats)  # every block has its own signs and thresholds
     for rank in range(3):
-        place = Place(rank, 3)
-        stats = code.measure(vector, place)
-        decoded = code.decode(code.encode(vector, stats, place), stats, 1, len(vector), place)
+        this_round = Round(rank, 3)
+        stats = code.measure(vector, this_round)
+        decoded = code.decode(code.encode(vector, stats, this_round), stats, 1, len(vector), this_round)
         errors = (decoded - vector).double().view(repeats, 64)
         along = errors @ pattern.double()
         assert abs(float(along.mean())) < 4 * float(along.std()) / repeats**0.5
@@ -103,42 +103,42 @@ def test_every_rank_for_itself_is_unbiased(rounding: str) -> None:
 def test_ranks_do_not_round_alike_and_steps_rotate_anew() -> None:
     vector = gaussian(1, 4096, 0)[0]
     code = THC()
-    stats = code.measure(vector, Place(0, 2))
-    messages = [code.encode(vector, stats, Place(rank, 2, step)) for rank, step in ((0, 0), (1, 0), (0, 1))]
+    stats = code.measure(vector, Round(0, 2))
+    messages = [code.encode(vector, stats, Round(rank, 2, step)) for rank, step in ((0, 0), (1, 0), (0, 1))]
     assert 0.2 < float((messages[0] != messages[1]).float().mean()) < 0.8
     assert float((messages[0] != messages[2]).float().mean()) > 0.8
 
 
 def test_bits_on_the_wire_of_four_workers() -> None:
-    code, place = THC(), Place(0, 4)
+    code, this_round = THC(), Round(0, 4)
     length = 4096 * 25
-    lanes = code.lanes(length, place)
-    norms = code.measure(torch.ones(length), place).numel() * 4
-    sent = (code.packed_bytes(lanes, place) + code.total_bytes(lanes, place)) * 3 / 4 + 2 * 2 * 3 / 4 * norms
+    lanes = code.lanes(length, this_round)
+    norms = code.measure(torch.ones(length), this_round).numel() * 4
+    sent = (code.packed_bytes(lanes, this_round) + code.total_bytes(lanes, this_round)) * 3 / 4 + 2 * 2 * 3 / 4 * norms
     assert 8 * sent / length <= 9.2
-    assert (code.up_width(place), code.down_width(place)) == (4, 7)
+    assert (code.up_width(this_round), code.down_width(this_round)) == (4, 7)
 
 
 def test_padding_of_the_last_block_is_at_most_as_long_as_it() -> None:
-    code, place = THC(), Place(0, 4)
-    assert [code.lanes(length, place) for length in (1, 3, 4096, 4097, 4096 + 2049)] == [1, 4, 4096, 4097, 8192]
+    code, this_round = THC(), Round(0, 4)
+    assert [code.lanes(length, this_round) for length in (1, 3, 4096, 4097, 4096 + 2049)] == [1, 4, 4096, 4097, 8192]
 
 
 def test_the_sum_goes_from_bytes_to_integers_before_it_would_wrap() -> None:
     code = THC()
     vector = torch.ones(4)
-    stats = code.measure(vector, Place(0, 15))
-    assert code.encode(vector, stats, Place(0, 15)).dtype == torch.uint8
-    assert code.encode(vector, stats, Place(0, 16)).dtype == torch.int32
+    stats = code.measure(vector, Round(0, 15))
+    assert code.encode(vector, stats, Round(0, 15)).dtype == torch.uint8
+    assert code.encode(vector, stats, Round(0, 16)).dtype == torch.int32
 
 
 def test_large_and_small_numbers_keep_their_precision() -> None:
     vector = gaussian(1, 4096, 0)[0]
     for power in (-120, 110):
-        place = Place(0, 1)
+        this_round = Round(0, 1)
         scaled = vector * 2.0**power
-        stats = THC().measure(scaled, place)
-        decoded = THC().decode(THC().encode(scaled, stats, place), stats, 1, 4096, place)
+        stats = THC().measure(scaled, this_round)
+        decoded = THC().decode(THC().encode(scaled, stats, this_round), stats, 1, 4096, this_round)
         assert float((decoded.double() / 2.0**power - vector).norm() / vector.norm()) < 0.15
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import evenkeel
-from evenkeel.coding.sum_code import Broadcast, Place, SumCode
+from evenkeel.coding.sum_code import Broadcast, Round, SumCode
 from evenkeel.coding.sums import thc_table
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.float32 import Plain
@@ -113,7 +113,7 @@ def test_what_is_not_finite_on_one_rank_is_not_on_any_and_is_not_remembered() ->
 
 def test_a_message_that_was_lost_is_owed_as_a_whole() -> None:
     def work(ranks: Collectives) -> tuple:
-        lose = lambda place, granules: torch.full([granules], place.rank == 1 and place.step == 2)
+        lose = lambda this_round, granules: torch.full([granules], this_round.rank == 1 and this_round.step == 2)
         state, model = HookState(THC(bits=4), reducer=FakeReducer(ranks, lose)), Model(SHAPES)
         averages = [model.step(state, gradients_of(ranks.rank, step), GIANT) for step in range(3)]
         return averages[2], state.state_dict()["code"]["memory"][0]
@@ -163,8 +163,8 @@ class Learning(Plain):
     def __init__(self) -> None:
         self.learnt: list[torch.Tensor] = []
 
-    def observe(self, mean: torch.Tensor, place: Place, broadcast: Broadcast) -> None:
-        values = mean * (place.rank + 1)
+    def observe(self, mean: torch.Tensor, this_round: Round, broadcast: Broadcast) -> None:
+        values = mean * (this_round.rank + 1)
         broadcast(values)
         assert torch.equal(values, mean)
         self.learnt.append(values)

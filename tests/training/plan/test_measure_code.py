@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.thc import THC
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.plan.code_costs import thc
 from evenkeel.training.plan.measure_code import measure_code
-from evenkeel.training.plan.timing import CodeCost, Link, comm_s
+from evenkeel.training.plan.timing import CodeCost, NetworkLink, comm_s
 from training_helpers import in_threads
 
 COUNT, WORLD = 100_000, 4
 
 
-def measured(link: Link) -> list[CodeCost]:
+def measured(link: NetworkLink) -> list[CodeCost]:
     torch.set_num_threads(1)
     return in_threads(
         WORLD,
@@ -24,13 +24,16 @@ def measured(link: Link) -> list[CodeCost]:
 
 
 def test_all_ranks_find_the_same_and_bytes_are_as_packed() -> None:
-    ranks = measured(Link(0.0, 0.0))
+    ranks = measured(NetworkLink(0.0, 0.0))
     assert all(found == ranks[0] for found in ranks)
-    found, code, place = ranks[0], THC(bits=4), Place(rank=0, world=WORLD)
-    lanes, norms = code.lanes(COUNT, place), 4 * (-(-COUNT // 4096) + 1)  # a row of error feedback's own goes with them
+    found, code, this_round = ranks[0], THC(bits=4), Round(rank=0, world=WORLD)
+    lanes, norms = (
+        code.lanes(COUNT, this_round),
+        4 * (-(-COUNT // 4096) + 1),
+    )  # a row of error feedback's own goes with them
     assert found.name == "mine"
     assert found.up_bytes == lanes * 4 / 8 + norms
-    assert found.down_bytes == lanes * code.down_width(place) / 8 + norms
+    assert found.down_bytes == lanes * code.down_width(this_round) / 8 + norms
     assert found.collectives == 2
     # As the formulas have it for offline use, but for the padding of the last block.
     assert found.sent_bytes(WORLD) == pytest.approx(thc(COUNT, WORLD).sent_bytes(WORLD), rel=0.05)
@@ -39,8 +42,8 @@ def test_all_ranks_find_the_same_and_bytes_are_as_packed() -> None:
 
 
 def test_what_exchanges_take_beyond_the_formula_is_added_to_it() -> None:
-    free = measured(Link(0.0, 0.0))[0]
+    free = measured(NetworkLink(0.0, 0.0))[0]
     assert 0 < free.excess_s < 5
-    assert comm_s(Link(0.0, 0.0), WORLD, free) == free.excess_s
-    slow = measured(Link(100.0, 0.0))[0]  # of which threads need nothing: no excess is less than none
+    assert comm_s(NetworkLink(0.0, 0.0), WORLD, free) == free.excess_s
+    slow = measured(NetworkLink(100.0, 0.0))[0]  # of which threads need nothing: no excess is less than none
     assert slow.excess_s == 0

@@ -12,11 +12,11 @@ from hypothesis import given, strategies as st
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.training.plan import measure
 from evenkeel.training.plan.measure import fit_link, group_from_environment, measure_step
-from evenkeel.training.plan.timing import CodeCost, Link, comm_s
+from evenkeel.training.plan.timing import CodeCost, NetworkLink, comm_s
 
 
 @given(
-    st.builds(Link, st.floats(1e-6, 1e-2), st.floats(1e-11, 1e-5), st.floats(0, 1e-9), st.floats(0, 1e-2)),
+    st.builds(NetworkLink, st.floats(1e-6, 1e-2), st.floats(1e-11, 1e-5), st.floats(0, 1e-9), st.floats(0, 1e-2)),
     st.integers(2, 64),
 )
 def test_a_link_is_told_from_what_it_does(link, workers):
@@ -157,7 +157,7 @@ def test_a_real_group_is_measured_alike_on_all_ranks():
     assert [process.returncode for process in ranks] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     found = json.loads(outputs[0][0])
-    link = Link(**found["link"])
+    link = NetworkLink(**found["link"])
     assert found["workers"] == 2
     assert 0 < link.alpha_s < 0.1
     assert link.rate_bps > 1e6

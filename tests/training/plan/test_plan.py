@@ -10,7 +10,7 @@ from evenkeel.cli.main import main
 from evenkeel.errors import ConfigurationError
 from evenkeel.training.plan.code_costs import thc
 from evenkeel.training.plan.plan import Wanted, codes_of, make_plan, read_code_times, read_matrix
-from evenkeel.training.plan.timing import CodeCost, Link, Step, fp32, step_s
+from evenkeel.training.plan.timing import CodeCost, NetworkLink, Step, fp32, step_s
 
 MODEL = ("--parameters", "11.7M", "--forward", "30ms", "--backward", "60ms")
 LINK = ("--workers", "4", "--rate", "100mbit", "--latency", "0.2ms")
@@ -54,7 +54,7 @@ def test_an_assumed_link(tmp_path):
     assert document["arguments"]["rate"] == "100mbit"
     rows = {(row["code"], row["schedule"]): row for row in document["rows"]}
     assert len(rows) == 3 * 4
-    link = Link(0.2e-3, 8e-8, 0.2e-9)
+    link = NetworkLink(0.2e-3, 8e-8, 0.2e-9)
     step = Step(0.03, 0.06, 11_700_000, segments=3)
     plain = rows["fp32", "layer-wise"]
     assert plain["step_s"] == pytest.approx(step_s(link, 4, step, fp32(11_700_000), "layer-wise"))
@@ -82,8 +82,8 @@ def test_measured_times_of_a_code_count():
     wanted = Wanted(Step(0.03, 0.06, 10**6), code_times_ns={"thc": (100.0, 50.0)})
     code = next(code for code in codes_of(wanted, 4) if code.name.startswith("thc"))
     assert (code.encode_s, code.decode_s) == pytest.approx((0.1, 0.05))
-    slow = make_plan(Link(1e-4, 8e-8), 4, wanted)
-    fast = make_plan(Link(1e-4, 8e-8), 4, Wanted(wanted.step, code_times_ns={"thc": (1.0, 1.0)}))
+    slow = make_plan(NetworkLink(1e-4, 8e-8), 4, wanted)
+    fast = make_plan(NetworkLink(1e-4, 8e-8), 4, Wanted(wanted.step, code_times_ns={"thc": (1.0, 1.0)}))
     assert slow.recommendation.prediction.code != "thc 4-bit"
     assert fast.recommendation.prediction.code == "thc 4-bit"
 
@@ -91,7 +91,7 @@ def test_measured_times_of_a_code_count():
 def test_a_measured_code_takes_the_place_of_the_assumed():
     step = Step(0.03, 0.06, 10**6)
     cost = CodeCost("thc 4-bit", 1e6, 1e6, 0.0, encode_s=0.5, decode_s=0.25, harm=2)
-    plan = make_plan(Link(1e-4, 8e-8), 4, Wanted(step, measured=(cost,)), measured=True)
+    plan = make_plan(NetworkLink(1e-4, 8e-8), 4, Wanted(step, measured=(cost,)), measured=True)
     rows = [row for row in plan.predictions if row.code == "thc 4-bit"]
     assert [(row.encode_s, row.decode_s) for row in rows] == [(0.5, 0.25)] * 4
     assert plan.timed_codes == ("thc 4-bit",)
@@ -157,4 +157,4 @@ def test_an_unlimited_link_is_a_rate_like_others():
     result = run("--workers", "2", "--rate", "unlimited", *MODEL)
     assert result.exit_code == 0
     assert "Do nothing" in result.output
-    assert math.isinf(Link(0, 0).rate_bps)
+    assert math.isinf(NetworkLink(0, 0).rate_bps)

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.training.hook.stats import break_even_bps
 from evenkeel.training.plan.advice import recommend
 from evenkeel.training.plan.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
 from evenkeel.training.plan.timing import (
     SCHEDULES,
     CodeCost,
-    Link,
+    NetworkLink,
     Step,
-    break_even_bps,
     comm_s,
     ddp_segments,
     fp32,
@@ -28,13 +28,13 @@ MATRICES = [(512, 4608)] * 4
 
 
 def link_of(rate_bps, **options):
-    return Link(**{"alpha_s": 0.0, "beta_s_per_byte": 8 / rate_bps, **options})
+    return NetworkLink(**{"alpha_s": 0.0, "beta_s_per_byte": 8 / rate_bps, **options})
 
 
 def test_ring_by_hand():
     # 4 workers, 1000 bytes: 6 messages of 1 ms, 1.5 x 1000 bytes of 2 us, 750 bytes added at 1 us, one meeting of 5 ms.
     cost = CodeCost("c", 1000.0, 1000.0, 1000.0)
-    link = Link(alpha_s=1e-3, beta_s_per_byte=2e-6, gamma_s_per_byte=1e-6, sync_s=5e-3)
+    link = NetworkLink(alpha_s=1e-3, beta_s_per_byte=2e-6, gamma_s_per_byte=1e-6, sync_s=5e-3)
     assert comm_s(link, 4, cost) == pytest.approx(6e-3 + 3e-3 + 0.75e-3 + 5e-3)
     # In 3 segments only messages and meetings are paid again.
     assert comm_s(link, 4, cost, segments=3) == pytest.approx(3 * (6e-3 + 5e-3) + 3e-3 + 0.75e-3)
@@ -44,13 +44,13 @@ def test_ring_by_hand():
 def test_server_by_hand():
     # Its link carries 4 x 1000 bytes in and 4 x 500 out at 2 us, and it adds three contributions to the first.
     cost = CodeCost("c", 1000.0, 500.0, 1000.0)
-    link = Link(alpha_s=1e-3, beta_s_per_byte=2e-6, gamma_s_per_byte=1e-6, sync_s=5e-3)
+    link = NetworkLink(alpha_s=1e-3, beta_s_per_byte=2e-6, gamma_s_per_byte=1e-6, sync_s=5e-3)
     assert server_comm_s(link, 4, cost) == pytest.approx(2e-3 + 12e-3 + 3e-3 + 5e-3)
 
 
 def test_schedules_by_hand():
     # Communication 40 ms in all; 4 segments are 10 ms each.
-    link = Link(alpha_s=0.0, beta_s_per_byte=40e-6)
+    link = NetworkLink(alpha_s=0.0, beta_s_per_byte=40e-6)
     cost = CodeCost("c", 1000.0, 1000.0, 0.0, encode_s=4e-3, decode_s=2e-3)
     step = Step(forward_s=10e-3, backward_s=20e-3, update_s=1e-3, parameters=250, segments=4)
     assert step_s(link, 2, step, cost, "synchronous") == pytest.approx(77e-3)
@@ -59,7 +59,7 @@ def test_schedules_by_hand():
     assert step_s(link, 2, step, cost, "layer-wise") == pytest.approx(1e-3 + 10e-3 + 46e-3 + 2e-3)
     assert step_s(link, 2, step, cost, "pipelined") == pytest.approx(46e-3)
     # Ten times faster: then the last segment ends the backward pass at 24 and travels for 1 more.
-    fast = Link(alpha_s=0.0, beta_s_per_byte=4e-6)
+    fast = NetworkLink(alpha_s=0.0, beta_s_per_byte=4e-6)
     assert step_s(fast, 2, step, cost, "layer-wise") == pytest.approx(1e-3 + 10e-3 + 25e-3 + 2e-3)
     assert step_s(fast, 2, step, cost, "pipelined") == pytest.approx(37e-3)
 
@@ -122,7 +122,7 @@ def simulated(link, workers, step, cost):
 
 
 times = st.floats(0, 2)
-links = st.builds(Link, st.floats(0, 1e-2), st.floats(1e-12, 1e-5), st.floats(0, 1e-8), st.floats(0, 1e-2))
+links = st.builds(NetworkLink, st.floats(0, 1e-2), st.floats(1e-12, 1e-5), st.floats(0, 1e-8), st.floats(0, 1e-2))
 steps = st.builds(Step, times, times, st.integers(1, 10**7), times, st.integers(1, 40))
 
 
@@ -187,7 +187,7 @@ def test_limits():
 def test_the_most_that_pipelining_alone_gains_over_ddp():
     """With backward twice as long as forward and all hidden, 1 + l_for / l_comp = 4/3, at l_comm = l_comp."""
     step = Step(forward_s=0.1, backward_s=0.2, parameters=10**6, segments=1000)
-    link = Link(alpha_s=0.0, beta_s_per_byte=0.3 / fp32(10**6).sent_bytes(4))
+    link = NetworkLink(alpha_s=0.0, beta_s_per_byte=0.3 / fp32(10**6).sent_bytes(4))
     rows = {(row.code, row.schedule): row for row in predict(link, 4, step, [])}
     assert rows["fp32", "pipelined"].speedup == pytest.approx(4 / 3, rel=1e-3)
 
@@ -218,13 +218,13 @@ def test_break_even_of_synchronous_steps_is_the_closed_form(forward_s, encode_ns
     rows = predict(link_of(1e9), workers, step, [code])
     row = next(row for row in rows if (row.code, row.schedule) == ("bf16", "layer-wise"))
     saved = fp32(10**6).sent_bytes(workers) - code.sent_bytes(workers)
-    assert row.break_even_bps == pytest.approx(break_even_bps(saved, code.encode_s, code.decode_s), rel=1e-6)
+    assert row.break_even_bps == pytest.approx(break_even_bps(saved, code.encode_s + code.decode_s), rel=1e-6)
 
 
 def test_break_even_at_its_ends():
-    assert break_even_bps(1000, 3e-3, 1e-3) == 8000 / 4e-3
-    assert break_even_bps(0, 1e-3, 1e-3) == break_even_bps(-5, 0, 0) == 0
-    assert break_even_bps(1000, 0, 0) == math.inf
+    assert break_even_bps(1000, 4e-3) == 8000 / 4e-3
+    assert break_even_bps(0, 2e-3) == break_even_bps(-5, 0) == 0
+    assert break_even_bps(1000, 0) == math.inf
     step = Step(forward_s=0.01, backward_s=0.02, parameters=1000)
     larger = replace(bf16(1000), name="larger", up_bytes=8000.0, down_bytes=8000.0)
     rows = {(row.code, row.schedule): row for row in predict(link_of(1e6), 4, step, [larger])}
@@ -291,7 +291,7 @@ def test_torchs_own_hooks_are_not_pipelined():
 
 def test_advice_to_pipeline_warns_of_stale_gradients():
     step = Step(forward_s=0.1, backward_s=0.2, parameters=10**6, segments=1)
-    link = Link(alpha_s=0.0, beta_s_per_byte=0.28 / fp32(10**6).sent_bytes(4))
+    link = NetworkLink(alpha_s=0.0, beta_s_per_byte=0.28 / fp32(10**6).sent_bytes(4))
     advice = recommend(predict(link, 4, step, []))
     assert (advice.prediction.code, advice.prediction.schedule) == ("fp32", "pipelined")
     assert "gradient of the step before" in advice.sentence
@@ -301,9 +301,9 @@ def test_advice_to_pipeline_warns_of_stale_gradients():
 @pytest.mark.parametrize(
     ("make", "name"),
     [
-        (lambda: Link(-1e-3, 1e-9), "alpha_s"),
-        (lambda: Link(0, math.nan), "beta_s_per_byte"),
-        (lambda: Link(0, 0, sync_s=math.inf), "sync_s"),
+        (lambda: NetworkLink(-1e-3, 1e-9), "alpha_s"),
+        (lambda: NetworkLink(0, math.nan), "beta_s_per_byte"),
+        (lambda: NetworkLink(0, 0, sync_s=math.inf), "sync_s"),
         (lambda: Step(1, -1, 10), "backward_s"),
         (lambda: Step(1, 1, 0), "parameters"),
         (lambda: Step(1, 1, 10, segments=0), "segments"),
@@ -313,7 +313,7 @@ def test_advice_to_pipeline_warns_of_stale_gradients():
         (lambda: power_sgd(10, [], rank=0), "rank"),
         (lambda: power_sgd(10, [(4, 4)]), "matrices"),
         (lambda: bf16(10, encode_ns=-1), "encode_ns"),
-        (lambda: predict(Link(0, 0), 1, Step(1, 1, 10), []), "workers"),
+        (lambda: predict(NetworkLink(0, 0), 1, Step(1, 1, 10), []), "workers"),
     ],
 )
 def test_wrong_numbers_are_refused_by_name(make, name):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from evenkeel.vision.networks.architecture import Classifier, CollageNet, TileNet, count_macs, count_parameters
+from evenkeel.vision.networks.architecture import ClassifierNet, CollageNet, TileNet, count_macs, count_parameters
 from evenkeel.vision.networks.export import fold_norms
 from fit_helpers import trained_a_little
 
@@ -62,7 +62,7 @@ def test_wider_blocks_and_larger_tiles_cost_more() -> None:
 @pytest.mark.parametrize(
     ("make", "side"),
     [
-        (Classifier, 32),
+        (ClassifierNet, 32),
         (lambda: TileNet(10), 32),
         (lambda: TileNet(10, coarse=True), 32),
         (lambda: TileNet(10, (16, 24, 40), 128), 128),

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from evenkeel.models.measure import Session
+from evenkeel.models.measure import ModelSession
 from evenkeel.vision.networks.architecture import CollageNet, TileNet
 from evenkeel.vision.networks.export import fold_norms, write_onnx
 from fit_helpers import trained_a_little
@@ -32,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_scores_are_those_of_the_float_network_up_to_rounding(files: tuple[Path, Path]) -> None:
     images = smooth_images(200, 64, 1)
-    exact, rounded = (Session.open(path)(images).reshape(-1, 10) for path in files)
+    exact, rounded = (ModelSession.open(path)(images).reshape(-1, 10) for path in files)
     assert np.abs(rounded - exact).std() < 0.05 * exact.std()
     assert (rounded.argmax(1) == exact.argmax(1)).mean() > 0.95
 
@@ -41,7 +41,7 @@ def test_a_tile_is_read_alike_whatever_stands_beside_it(files: tuple[Path, Path]
     images = smooth_images(20, 64, 2)
     others = smooth_images(20, 64, 3)
     others[:, :32, :32] = images[:, :32, :32]
-    session = Session.open(files[1])
+    session = ModelSession.open(files[1])
     assert np.array_equal(session(images)[:, 0], session(others, batch=1)[:, 0])
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from evenkeel.models.cards import load_card
-from evenkeel.models.measure import Session
-from evenkeel.vision.networks.architecture import Classifier, CollageNet, TileNet
+from evenkeel.models.measure import ModelSession
+from evenkeel.vision.networks.architecture import ClassifierNet, CollageNet, TileNet
 from evenkeel.vision.networks.export import export_classifier, fold_norms, write_onnx
 from evenkeel.vision.networks.train_classifier import ClassifierRecipe, normalise, train_classifier
 from fit_helpers import easy_images, trained_a_little
@@ -22,7 +22,7 @@ def test_the_file_computes_what_torch_computes(grid: int, side: int, coarse: boo
     network = CollageNet(fold_norms(trained_a_little(TileNet(10, (8, 16, 24), side, coarse))), grid, side)
     whole = grid * side
     assert write_onnx(network, tmp_path / "model.onnx", whole) < 1e-3
-    session = Session.open(tmp_path / "model.onnx")
+    session = ModelSession.open(tmp_path / "model.onnx")
     images = np.random.default_rng(0).integers(0, 256, (7, whole, whole, 3), dtype=np.uint8)
     together, alone = session(images), session(images, batch=1)
     assert together.shape == (7, grid * grid, 10)
@@ -62,7 +62,7 @@ def test_workers_share_the_gradient_of_the_whole_batch() -> None:
     from evenkeel.vision.networks import train_classifier as module
 
     torch.manual_seed(0)
-    network = Classifier(10, (8, 8, 8)).eval()  # with fixed statistics, so that parts do not differ from the whole
+    network = ClassifierNet(10, (8, 8, 8)).eval()  # with fixed statistics, so that parts do not differ from the whole
     images = easy_images(250, 3)
     workers = [module._Worker(network) for _ in range(2)]
     for worker in workers:

@@ -14,7 +14,7 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.models.cards import load_card
 from evenkeel.vision.networks.architecture import count_macs
-from evenkeel.vision.networks.data import Images, collage
+from evenkeel.vision.networks.data import LabelledImages, collage
 from evenkeel.vision.networks.train_classifier import normalise
 from evenkeel.vision.peers.detector import Boxes, Detector, detector_loss, widest_detector
 from evenkeel.vision.peers.detector_training import DetectorRecipe, boxed_classes, train_detector
@@ -154,7 +154,7 @@ def trained() -> Detector:
     recipe = DetectorRecipe(grid=2, epochs=9, collages=4)
     lines: list[str] = []
     network, notes = train_detector(
-        Detector(10, 4), train, Images(held.stored, (held.labels + 1) % 10), recipe, report=lines.append
+        Detector(10, 4), train, LabelledImages(held.stored, (held.labels + 1) % 10), recipe, report=lines.append
     )
     assert notes["epochs"] == pytest.approx(9, abs=0.1)
     assert "held-out accuracy" in lines[-1]

@@ -13,8 +13,8 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import EvenkeelError
 from evenkeel.models.cards import load_card
-from evenkeel.vision.networks.architecture import Classifier
-from evenkeel.vision.networks.data import MEAN, STD, Images
+from evenkeel.vision.networks.architecture import ClassifierNet
+from evenkeel.vision.networks.data import MEAN, STD, LabelledImages
 from evenkeel.vision.networks.train_classifier import normalise
 from evenkeel.vision.peers.export import export_parity
 from evenkeel.vision.peers.parity_training import (
@@ -26,7 +26,7 @@ from evenkeel.vision.peers.parity_training import (
     parity_network,
     train_parity,
 )
-from evenkeel.vision.peers.training import Run
+from evenkeel.vision.peers.training import TrainingRun
 
 CLASSES = tuple("abcdefghij")
 SMALL = (8, 16, 16)
@@ -38,19 +38,19 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def some_images(count: int, seed: int = 0) -> Images:
+def some_images(count: int, seed: int = 0) -> LabelledImages:
     """Ten flat colours under noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 10, (count,), generator=generator)
     colours = torch.randint(40, 216, (10, 3, 1, 1), generator=torch.Generator().manual_seed(9))
     noise = torch.randint(-20, 21, (count, 3, 32, 32), generator=generator)
-    return Images((colours[labels] + noise).to(torch.uint8), labels)
+    return LabelledImages((colours[labels] + noise).to(torch.uint8), labels)
 
 
-def a_base(images: Images) -> Classifier:
+def a_base(images: LabelledImages) -> ClassifierNet:
     """A classifier that has learned the colours."""
     torch.manual_seed(3)
-    network = Classifier(10, SMALL)
+    network = ClassifierNet(10, SMALL)
     inputs = normalise(images.pixels)
     network.set_whitening(inputs)
     optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 0.02)
@@ -66,7 +66,7 @@ class Mirrored:
 
     views = 2
 
-    def __init__(self, images: Images, base: Classifier) -> None:
+    def __init__(self, images: LabelledImages, base: ClassifierNet) -> None:
         self.images, self.base = images, base
         self.asked: list[list[tuple[int, int]]] = []
 
@@ -84,12 +84,12 @@ class Mirrored:
 
 
 @pytest.fixture(scope="module")
-def images() -> Images:
+def images() -> LabelledImages:
     return some_images(96)
 
 
 @pytest.fixture(scope="module")
-def base(images: Images) -> Classifier:
+def base(images: LabelledImages) -> ClassifierNet:
     torch.set_num_threads(1)
     return a_base(images)
 
@@ -98,13 +98,13 @@ def nhwc(pixels: "torch.Tensor") -> "np.ndarray":
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def test_a_sum_parity_is_the_sum_of_normalised_items(images: Images) -> None:
+def test_a_sum_parity_is_the_sum_of_normalised_items(images: LabelledImages) -> None:
     found = encode_groups(parity_encoder("sum", 3, 32), images.pixels[:6])
     wanted = normalise(images.pixels[:6]).unflatten(0, (2, 3)).sum(1)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_a_concatenation_holds_squeezed_items_in_their_quadrants(images: Images) -> None:
+def test_a_concatenation_holds_squeezed_items_in_their_quadrants(images: LabelledImages) -> None:
     found = encode_groups(parity_encoder("concat", 4, 32), images.pixels[:8])
     assert found.shape == (2, 3, 32, 32)
     halves = torch.nn.functional.avg_pool2d(images.pixels[4:8].float(), 2)
@@ -117,7 +117,7 @@ def test_a_concatenation_holds_squeezed_items_in_their_quadrants(images: Images)
 
 @pytest.mark.parametrize(("kind", "group"), KINDS)
 def test_what_is_exported_is_fed_and_decoded_by_the_shipped_code(
-    kind: EncoderName, group: int, images: Images, base: Classifier, tmp_path: Path
+    kind: EncoderName, group: int, images: LabelledImages, base: ClassifierNet, tmp_path: Path
 ) -> None:
     recipe = ParityRecipe(kind, group)
     network = parity_network(base, recipe, Mirrored(images, base), from_base=True)
@@ -162,7 +162,7 @@ def test_decoded_accuracy_takes_each_item_of_a_group_away_in_turn() -> None:
 
 @pytest.mark.parametrize(("kind", "group", "from_base"), [("sum", 2, True), ("sum", 3, False), ("concat", 4, True)])
 def test_training_brings_the_sum_of_scores_nearer(
-    kind: EncoderName, group: int, from_base: bool, images: Images, base: Classifier
+    kind: EncoderName, group: int, from_base: bool, images: LabelledImages, base: ClassifierNet
 ) -> None:
     views, held = Mirrored(some_images(384, seed=4), base), some_images(48, seed=5)
     inputs = encode_groups(parity_encoder(kind, group, 32), held.pixels)
@@ -171,7 +171,7 @@ def test_training_brings_the_sum_of_scores_nearer(
     spread = float((targets - targets.mean(0)).square().mean())
 
     @torch.no_grad()
-    def error(network: Classifier) -> float:
+    def error(network: ClassifierNet) -> float:
         return float((network.eval()(inputs) - targets).square().mean())
 
     # So short a training ends anywhere: the middle one of three is what it comes to.
@@ -188,7 +188,7 @@ def test_training_brings_the_sum_of_scores_nearer(
     assert notes["epochs"] == pytest.approx(8, abs=0.3)
 
 
-def test_targets_are_of_the_views_that_made_the_parity(images: Images, base: Classifier) -> None:
+def test_targets_are_of_the_views_that_made_the_parity(images: LabelledImages, base: ClassifierNet) -> None:
     views = Mirrored(images, base)
     train_parity(base, views, images, ParityRecipe("sum", 2, epochs=0.2, batch=8), report=lambda line: None)
     shown = views.asked
@@ -197,7 +197,7 @@ def test_targets_are_of_the_views_that_made_the_parity(images: Images, base: Cla
 
 
 def test_a_training_that_is_broken_off_goes_on_with_other_items(
-    images: Images, base: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: LabelledImages, base: ClassifierNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = ParityRecipe("sum", 2, epochs=2, batch=8)
     checkpoint = tmp_path / "parity.checkpoint"
@@ -230,7 +230,7 @@ def test_rates_fall_to_zero_by_time_as_by_items(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("evenkeel.vision.peers.training.time.monotonic", lambda: now[0])
     layer = torch.nn.Linear(2, 2)
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.5)
-    run = Run(layer, [optimiser], minutes=2, items=100, seed=0, checkpoint=None)
+    run = TrainingRun(layer, [optimiser], minutes=2, items=100, seed=0, checkpoint=None)
     rates = []
     for _ in range(3):
         now[0] += 30
@@ -242,16 +242,18 @@ def test_rates_fall_to_zero_by_time_as_by_items(monkeypatch: pytest.MonkeyPatch)
     assert optimiser.param_groups[0]["lr"] == 0
     assert list(run.passes()) == []
 
-    by_items = Run(layer, [torch.optim.SGD(layer.parameters(), lr=0.5)], minutes=2, items=20, seed=0, checkpoint=None)
+    by_items = TrainingRun(
+        layer, [torch.optim.SGD(layer.parameters(), lr=0.5)], minutes=2, items=20, seed=0, checkpoint=None
+    )
     assert by_items.advance(0.0, 10)
     assert not by_items.advance(0.0, 10)
 
 
 def test_rates_go_on_falling_in_a_training_that_is_taken_up_again(tmp_path: Path) -> None:
-    def run() -> Run:
+    def run() -> TrainingRun:
         layer = torch.nn.Linear(2, 2)
         optimiser = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9)
-        return Run(layer, [optimiser], minutes=60, items=100, seed=0, checkpoint=tmp_path / "run")
+        return TrainingRun(layer, [optimiser], minutes=60, items=100, seed=0, checkpoint=tmp_path / "run")
 
     first = run()
     first.advance(0.0, 40)
@@ -265,9 +267,9 @@ def test_rates_go_on_falling_in_a_training_that_is_taken_up_again(tmp_path: Path
 def test_divergence_and_a_foreign_checkpoint_are_said_plainly(tmp_path: Path) -> None:
     layer = torch.nn.Linear(2, 2)
 
-    def run(network: "torch.nn.Module", checkpoint: Path | None) -> Run:
+    def run(network: "torch.nn.Module", checkpoint: Path | None) -> TrainingRun:
         optimiser = torch.optim.SGD(network.parameters(), lr=0.5)
-        return Run(network, [optimiser], minutes=1, items=10, seed=0, checkpoint=checkpoint)
+        return TrainingRun(network, [optimiser], minutes=1, items=10, seed=0, checkpoint=checkpoint)
 
     before = copy.deepcopy(layer.state_dict())
     with pytest.raises(EvenkeelError, match="diverged; start it again with a lower rate"):

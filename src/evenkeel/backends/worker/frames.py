@@ -27,8 +27,8 @@ __all__ = [
     "NO_SLOT",
     "VERSION",
     "Frame",
+    "FrameKind",
     "FrameReader",
-    "Kind",
     "encode",
     "encode_object",
     "encode_tensor",
@@ -56,7 +56,7 @@ _DTYPE_BY_CODE = (None, *(np.dtype(text) for text in _DTYPES[1:]))
 _CODE_BY_TEXT = {text: code for code, text in enumerate(_DTYPES) if text}
 
 
-class Kind(IntEnum):
+class FrameKind(IntEnum):
     """What a frame says."""
 
     HELLO = 1  # worker -> client, first frame: JSON, who it is and which models it holds
@@ -72,9 +72,9 @@ class Kind(IntEnum):
     GOODBYE = 11  # worker -> client: finishes what it holds, takes nothing new
 
 
-_WITH_TENSOR = frozenset({Kind.TASK, Kind.REPLY})
-_WITH_TEXT = frozenset({Kind.HELLO, Kind.SHARE, Kind.SHARED, Kind.ERROR})
-_KINDS = {int(kind): kind for kind in Kind}
+_WITH_TENSOR = frozenset({FrameKind.TASK, FrameKind.REPLY})
+_WITH_TEXT = frozenset({FrameKind.HELLO, FrameKind.SHARE, FrameKind.SHARED, FrameKind.ERROR})
+_KINDS = {int(kind): kind for kind in FrameKind}
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Frame:
     `dtype`, `shape`, `slot` and `size_bytes` say what lies there.
     """
 
-    kind: Kind
+    kind: FrameKind
     ticket: int
     key: int
     service_s: float
@@ -233,7 +233,7 @@ class FrameReader:
         return Frame(kind, ticket, key, service_s, model, None, (), slot, size_bytes), size_bytes
 
     def _check_tensor(
-        self, kind: Kind, code: int, axes: int, dims: list[int], slot: int, size_bytes: int
+        self, kind: FrameKind, code: int, axes: int, dims: list[int], slot: int, size_bytes: int
     ) -> "tuple[np.dtype[Any], tuple[int, ...]]":
         dtype = _DTYPE_BY_CODE[code] if code < len(_DTYPE_BY_CODE) else None
         if dtype is None:
@@ -246,23 +246,30 @@ class FrameReader:
             raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; its shape {shape} needs {expected}")
         if size_bytes > self._max_payload_bytes:
             raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {self._max_payload_bytes}")
-        if slot != NO_SLOT and kind is not Kind.TASK:
+        if slot != NO_SLOT and kind is not FrameKind.TASK:
             raise ProtocolError(f"a {kind.name} frame in shared memory; only tasks may be")
         return dtype, shape
 
 
-def encode(kind: Kind, ticket: int = 0, payload: bytes = b"") -> bytes:
+def encode(kind: FrameKind, ticket: int = 0, payload: bytes = b"") -> bytes:
     """A frame without a tensor."""
     return _header(kind, ticket, size_bytes=len(payload)) + payload
 
 
-def encode_object(kind: Kind, value: dict[str, Any]) -> bytes:
+def encode_object(kind: FrameKind, value: dict[str, Any]) -> bytes:
     """A frame whose payload is a JSON object."""
     return encode(kind, payload=json.dumps(value, separators=(",", ":")).encode())
 
 
 def encode_tensor(
-    kind: Kind, ticket: int, tensor: Array, *, key: int = 0, model: int = 0, service_s: float = 0.0, slot: int = NO_SLOT
+    kind: FrameKind,
+    ticket: int,
+    tensor: Array,
+    *,
+    key: int = 0,
+    model: int = 0,
+    service_s: float = 0.0,
+    slot: int = NO_SLOT,
 ) -> "list[bytes | memoryview]":
     """A frame with a tensor, in one piece or two; with a slot, the header alone.
 
@@ -290,7 +297,7 @@ def encode_tensor(
 
 
 def _header(
-    kind: Kind,
+    kind: FrameKind,
     ticket: int,
     key: int = 0,
     service_s: float = 0.0,

@@ -9,10 +9,10 @@ from evenkeel.backends.worker.address import Address
 from evenkeel.backends.worker.connection import Connection
 from evenkeel.errors import BackendLostError, ConfigurationError, EvenkeelError
 
-__all__ = ["Link", "SocketLink"]
+__all__ = ["SocketLink", "WorkerLink"]
 
 
-class Link(ABC):
+class WorkerLink(ABC):
     """Opens connections to one worker, one at a time.
 
     Attributes:
@@ -43,7 +43,7 @@ class Link(ABC):
         """Let go of what stands behind the link."""
 
 
-class SocketLink(Link):
+class SocketLink(WorkerLink):
     """A worker that somebody else started, at a Unix or TCP address."""
 
     def __init__(self, address: Address) -> None:

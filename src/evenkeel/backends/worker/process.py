@@ -20,7 +20,7 @@ from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply
 from evenkeel.backends.worker.config import WorkerConfig, to_arguments
 from evenkeel.backends.worker.connection import Connection
-from evenkeel.backends.worker.links import Link
+from evenkeel.backends.worker.links import WorkerLink
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions, WorkerHello
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
@@ -114,7 +114,7 @@ class _Tail(asyncio.Protocol):
         return b"".join(self._chunks)[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
 
 
-class _ProcessLink(Link):
+class _ProcessLink(WorkerLink):
     """Starts a process for each connection, and ends it with the connection."""
 
     def __init__(self, name: str, config: WorkerConfig) -> None:

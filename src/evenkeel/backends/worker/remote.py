@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.worker.address import parse_address
-from evenkeel.backends.worker.links import Link, SocketLink
-from evenkeel.backends.worker.session import ClientOptions, RemoteModel, Session, WorkerHello, call
+from evenkeel.backends.worker.links import SocketLink, WorkerLink
+from evenkeel.backends.worker.session import ClientOptions, RemoteModel, WorkerHello, WorkerSession, call
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
 
 __all__ = ["WorkerBackend"]
@@ -30,13 +30,13 @@ class WorkerBackend(Backend):
     """
 
     def __init__(
-        self, name: str, link: str | Link, models: Sequence[str] = (), options: ClientOptions | None = None
+        self, name: str, link: str | WorkerLink, models: Sequence[str] = (), options: ClientOptions | None = None
     ) -> None:
         self.name = name
         self._link = SocketLink(parse_address(link)) if isinstance(link, str) else link
         self._wanted = tuple(models)
         self._options = options or ClientOptions()
-        self._session: Session | None = None
+        self._session: WorkerSession | None = None
         self._hello: WorkerHello | None = None
         self._ready = False
         self._next_ticket = 1
@@ -129,7 +129,7 @@ class WorkerBackend(Backend):
         failures = 0
         while True:
             greeted_s: float | None = None
-            session = Session(self._link.where, self._options, self._update)
+            session = WorkerSession(self._link.where, self._options, self._update)
             try:
                 try:
                     await self._link.open(lambda: session.connection)  # noqa: B023 - used before the next round

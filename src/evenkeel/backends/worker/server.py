@@ -11,7 +11,7 @@ from typing import Any
 from evenkeel.arrays import Array
 from evenkeel.backends.worker.address import Address, parse_address
 from evenkeel.backends.worker.connection import Connection
-from evenkeel.backends.worker.frames import VERSION, Frame, Kind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.frames import VERSION, Frame, FrameKind, encode, encode_object, encode_tensor
 from evenkeel.backends.worker.model import Model
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotReader
 from evenkeel.backends.worker.task_runner import TaskRunner
@@ -40,7 +40,7 @@ class _Client:
     # What the runner says.
 
     def done(self, ticket: int, outputs: Array, service_s: float) -> None:
-        pieces = encode_tensor(Kind.REPLY, ticket, outputs, service_s=service_s)
+        pieces = encode_tensor(FrameKind.REPLY, ticket, outputs, service_s=service_s)
         self._open_tickets.discard(ticket)
         self.connection.send(pieces)
 
@@ -50,7 +50,7 @@ class _Client:
 
     def cancelled(self, ticket: int) -> None:
         self._open_tickets.discard(ticket)
-        self.connection.send([encode(Kind.CANCELLED, ticket)])
+        self.connection.send([encode(FrameKind.CANCELLED, ticket)])
 
     # What the connection says.
 
@@ -59,17 +59,17 @@ class _Client:
         self.connection.send([self._hello])
 
     def _on_frame(self, frame: Frame) -> None:
-        if frame.kind is Kind.TASK:
+        if frame.kind is FrameKind.TASK:
             if frame.ticket == 0 or frame.ticket in self._open_tickets:
                 raise ProtocolError(f"ticket {frame.ticket} is not free")
             inputs = frame.tensor() if frame.payload is not None else self._read_slot(frame)
             self._open_tickets.add(frame.ticket)
             self._runner.submit(self, frame.ticket, frame.key, frame.model, inputs)
-        elif frame.kind is Kind.CANCEL:
+        elif frame.kind is FrameKind.CANCEL:
             self._runner.cancel(self, frame.ticket)
-        elif frame.kind is Kind.PING:
-            self.connection.send([encode(Kind.PONG)])
-        elif frame.kind is Kind.SHARE:
+        elif frame.kind is FrameKind.PING:
+            self.connection.send([encode(FrameKind.PONG)])
+        elif frame.kind is FrameKind.SHARE:
             self._open_memory(frame)
         else:
             raise ProtocolError(f"a worker is never sent a {frame.kind.name} frame")
@@ -87,7 +87,7 @@ class _Client:
             self._slots = SlotReader(frame.object())
         except SharedMemoryError as error:
             reason = str(error)
-        self.connection.send([encode_object(Kind.SHARED, {"accepted": not reason, "reason": reason})])
+        self.connection.send([encode_object(FrameKind.SHARED, {"accepted": not reason, "reason": reason})])
 
     def _on_end(self, error: Exception | None) -> None:
         self._clients.discard(self)
@@ -139,7 +139,7 @@ async def serve(
         delay_epoch_s=delay_epoch_s,
     )
     address = parse_address(listen)
-    hello = encode_object(Kind.HELLO, _hello(models, worker_number, shares=address.kind != "tcp"))
+    hello = encode_object(FrameKind.HELLO, _hello(models, worker_number, shares=address.kind != "tcp"))
     clients: set[_Client] = set()
 
     def accept() -> Connection:
@@ -183,7 +183,7 @@ async def serve(
 async def _drain(runner: TaskRunner, clients: set[_Client], drain_s: float) -> None:
     """Finish what is queued, then close every connection after its last byte."""
     for client in clients:
-        client.connection.send([encode(Kind.GOODBYE)])
+        client.connection.send([encode(FrameKind.GOODBYE)])
     empty = asyncio.Event()
     runner.stop(empty.set)
     if clients:
@@ -257,4 +257,4 @@ def _hello(models: Sequence[Model], worker_number: int, shares: bool) -> dict[st
 
 
 def _error(ticket: int, message: str) -> bytes:
-    return encode(Kind.ERROR, ticket, message.encode("utf-8", "replace")[:4096])
+    return encode(FrameKind.ERROR, ticket, message.encode("utf-8", "replace")[:4096])

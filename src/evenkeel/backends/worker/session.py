@@ -9,11 +9,11 @@ from typing import Any
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import OnReply, Reply
 from evenkeel.backends.worker.connection import Connection
-from evenkeel.backends.worker.frames import NO_SLOT, VERSION, Frame, Kind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.frames import NO_SLOT, VERSION, Frame, FrameKind, encode, encode_object, encode_tensor
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotWriter
 from evenkeel.errors import BackendError, BackendLostError, EvenkeelError, ProtocolError
 
-__all__ = ["ClientOptions", "RemoteModel", "Session", "WorkerHello", "call"]
+__all__ = ["ClientOptions", "RemoteModel", "WorkerHello", "WorkerSession", "call"]
 
 _log = logging.getLogger(__name__)
 _NO_OFFER = {"accepted": False, "reason": ""}
@@ -77,7 +77,7 @@ class _OpenTicket:
     slot: int
 
 
-class Session:
+class WorkerSession:
     """Sends tasks over one connection and gives each its one reply, if need be that the connection was lost.
 
     Args:
@@ -90,8 +90,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self.connection = Connection(self._on_frame, self._on_end)
         self.ended: asyncio.Future[EvenkeelError] = self._loop.create_future()
-        self._first: dict[Kind, asyncio.Future[Frame]] = {
-            kind: self._loop.create_future() for kind in (Kind.HELLO, Kind.SHARED)
+        self._first: dict[FrameKind, asyncio.Future[Frame]] = {
+            kind: self._loop.create_future() for kind in (FrameKind.HELLO, FrameKind.SHARED)
         }
         self._open: dict[int, _OpenTicket] = {}
         self._slots: SlotWriter | None = None
@@ -112,7 +112,7 @@ class Session:
             BackendLostError: the connection ended, or nothing came.
             ProtocolError: it is no worker, or of another version.
         """
-        hello = _read_hello((await self._wait_for(Kind.HELLO)).object())
+        hello = _read_hello((await self._wait_for(FrameKind.HELLO)).object())
         if hello.shares and self._options.share_slots > 0:
             await self._share()
         self._beat()
@@ -126,8 +126,8 @@ class Session:
             _log.info("worker at %s: large tensors go through the socket: %s", self._where, error)
             return
         try:
-            self.connection.send([encode_object(Kind.SHARE, slots.offer())])
-            offer = (await self._wait_for(Kind.SHARED)).object()
+            self.connection.send([encode_object(FrameKind.SHARE, slots.offer())])
+            offer = (await self._wait_for(FrameKind.SHARED)).object()
         finally:
             if offer.get("accepted") is True:
                 slots.seal()
@@ -148,7 +148,7 @@ class Session:
             taken = slots.take(inputs.nbytes)
             slot = NO_SLOT if taken is None else taken
         try:
-            pieces = encode_tensor(Kind.TASK, ticket, inputs, key=key, model=model.number, slot=slot)
+            pieces = encode_tensor(FrameKind.TASK, ticket, inputs, key=key, model=model.number, slot=slot)
             if slots is not None and slot != NO_SLOT:
                 slots.write(slot, inputs)
         except BackendError:
@@ -160,7 +160,7 @@ class Session:
     def cancel(self, ticket: int) -> None:
         """Ask the worker to give the task up."""
         if ticket in self._open:
-            self.connection.send([encode(Kind.CANCEL, ticket)])
+            self.connection.send([encode(FrameKind.CANCEL, ticket)])
 
     def suspect(self) -> None:
         """Be less patient with a worker that is silent, until it next says anything."""
@@ -174,7 +174,7 @@ class Session:
         self._on_end(error)
         await asyncio.sleep(0)
 
-    async def _wait_for(self, kind: Kind) -> Frame:
+    async def _wait_for(self, kind: FrameKind) -> Frame:
         try:
             # Not wait_for: in Python 3.11 that forgets a cancellation which comes together with the result.
             async with asyncio.timeout(self._options.start_timeout_s):
@@ -188,22 +188,22 @@ class Session:
         self._silent_beats = 0
         self._suspected = False
         kind = frame.kind
-        if kind is Kind.REPLY:
+        if kind is FrameKind.REPLY:
             entry = self._take(frame)
             self._finish(entry, _checked(frame, entry))
-        elif kind is Kind.CANCELLED:
+        elif kind is FrameKind.CANCELLED:
             error = BackendError("the task was cancelled before it began")
             self._finish(self._take(frame), Reply(error=error, cancelled=True))
-        elif kind is Kind.ERROR and frame.ticket == 0:
+        elif kind is FrameKind.ERROR and frame.ticket == 0:
             self.connection.abort(BackendLostError(f"the worker at {self._where} hung up: {frame.text()}"))
-        elif kind is Kind.ERROR:
+        elif kind is FrameKind.ERROR:
             self._finish(self._take(frame), Reply(error=BackendError(frame.text())))
-        elif kind is Kind.GOODBYE:
+        elif kind is FrameKind.GOODBYE:
             self._leaving = True
             call(self._on_change)
         elif kind in self._first and not self._first[kind].done():
             self._first[kind].set_result(frame)
-        elif kind is not Kind.PONG:
+        elif kind is not FrameKind.PONG:
             raise ProtocolError(f"the worker at {self._where} sent a {kind.name} frame out of turn")
 
     def _take(self, frame: Frame) -> _OpenTicket:
@@ -236,7 +236,7 @@ class Session:
             self.connection.abort(BackendLostError(message))
             return
         self._silent_beats += 1
-        self.connection.send([encode(Kind.PING)])
+        self.connection.send([encode(FrameKind.PING)])
         self._beat_timer = self._loop.call_later(options.heartbeat_s, self._beat)
 
     def _on_end(self, error: Exception | None) -> None:

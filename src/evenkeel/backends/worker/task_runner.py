@@ -11,10 +11,10 @@ from evenkeel.clock import Clock
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError
 
-__all__ = ["Owner", "TaskRunner"]
+__all__ = ["TaskOwner", "TaskRunner"]
 
 
-class Owner(Protocol):
+class TaskOwner(Protocol):
     """Who sent a task and gets its reply; exactly one of the three calls for each task."""
 
     def done(self, ticket: int, outputs: Array, service_s: float) -> None:
@@ -29,7 +29,7 @@ class Owner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Task:
-    owner: Owner
+    owner: TaskOwner
     ticket: int
     key: int
     model: Model
@@ -75,7 +75,7 @@ class TaskRunner:
         """Nothing runs and nothing waits."""
         return not self._busy and not self._waiting
 
-    def submit(self, owner: Owner, ticket: int, key: int, model: int, inputs: Array) -> None:
+    def submit(self, owner: TaskOwner, ticket: int, key: int, model: int, inputs: Array) -> None:
         """Queue one task; never replies with its result from inside this call."""
         if self._stopping:
             owner.failed(ticket, "the worker is shutting down; send the task elsewhere")
@@ -91,12 +91,12 @@ class TaskRunner:
                 self._busy = True
                 self._clock.call_soon(self._run_next)
 
-    def cancel(self, owner: Owner, ticket: int) -> None:
+    def cancel(self, owner: TaskOwner, ticket: int) -> None:
         """Give a waiting task up; one that began goes on."""
         if self._waiting.pop((id(owner), ticket), None) is not None:
             owner.cancelled(ticket)
 
-    def forget(self, owner: Owner) -> None:
+    def forget(self, owner: TaskOwner) -> None:
         """Drop what waits for an owner that went away."""
         for place in [place for place, task in self._waiting.items() if task.owner is owner]:
             del self._waiting[place]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.bench.codes.peers import (
-    Measured,
+    MeasuredCode,
     bf16,
     drive,
     eden,
@@ -26,7 +26,7 @@ from evenkeel.bench.codes.peers import (
 from evenkeel.bench.codes.recorded import Recorded
 from evenkeel.bench.codes.traffic import Traffic, sharded
 from evenkeel.bench.codes.vectors import Gradients, check_made, correlation_of, made
-from evenkeel.coding.sum_code import Broadcast, Place, SumCode
+from evenkeel.coding.sum_code import Broadcast, Round, SumCode
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import LowRank
@@ -35,9 +35,9 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import mean
 from evenkeel.text_values import read_count, split_spec, unknown
 
-__all__ = ["DEFAULT_CODES", "Contender", "Setting", "made_setting", "measure", "parse_code", "recorded_settings"]
+__all__ = ["DEFAULT_CODES", "CodeContender", "Setting", "made_setting", "measure", "parse_code", "recorded_settings"]
 
-Run = Callable[[Gradients, int], Measured | None]
+MeasureCode = Callable[[Gradients, int], MeasuredCode | None]
 
 DEFAULT_CODES = (
     "fp32",
@@ -68,11 +68,11 @@ DEFAULT_CODES = (
 
 
 @dataclass(frozen=True)
-class Contender:
+class CodeContender:
     """What is measured: the text that names it, and one round of it. A round gives None where it does not apply."""
 
     code: str
-    run: Run
+    run: MeasureCode
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def recorded_settings(recorded: Recorded, workers: int) -> list[Setting]:
 
 
 def measure(
-    contenders: Sequence[Contender],
+    contenders: Sequence[CodeContender],
     settings: Iterable[Setting],
     seeds: int,
     done: Callable[[str], object] = lambda code: None,
@@ -129,7 +129,7 @@ def measure(
     """
     rows = []
     for setting in settings:
-        found: list[list[Measured]] = [[] for _ in contenders]
+        found: list[list[MeasuredCode]] = [[] for _ in contenders]
         cosines: list[float] = []
         for seed in range(seeds):
             gradients = setting.draw(seed)
@@ -146,7 +146,7 @@ def measure(
     return rows
 
 
-def parse_code(text: str) -> Contender:
+def parse_code(text: str) -> CodeContender:
     """The code that `thc:bits=4,rounding=nearest` names.
 
     Raises:
@@ -164,7 +164,7 @@ def parse_code(text: str) -> Contender:
         raise ConfigurationError(f"code {text!r}: say {', '.join(missing)}, as in {name}:{missing[0]}=4")
     try:
         settings = {field: readers[field](value, field) for field, value in fields.items()}
-        return Contender(text, make(**settings))
+        return CodeContender(text, make(**settings))
     except ConfigurationError as error:
         raise ConfigurationError(f"code {text!r}: {error}") from error
 
@@ -174,7 +174,7 @@ def _same(gradients: Gradients, seed: int) -> Gradients:
 
 
 def _row(
-    contender: Contender, setting: Setting, results: Sequence[Measured], length: int, actual: float | None
+    contender: CodeContender, setting: Setting, results: Sequence[MeasuredCode], length: int, actual: float | None
 ) -> dict[str, Any]:
     nmse = mean([result.nmse for result in results])
     bits = sum(result.traffic.bits for result in results) / len(results) / length
@@ -199,17 +199,17 @@ def _rounded(value: float | None) -> float | None:
     return float(f"{value:.6g}") if value is not None and isfinite(value) else None
 
 
-def _summed(make: Callable[[Gradients], SumCode | None], gradients: Gradients, seed: int) -> Measured | None:
+def _summed(make: Callable[[Gradients], SumCode | None], gradients: Gradients, seed: int) -> MeasuredCode | None:
     """One round of a sum code through its packed wire forms, after it has learnt from the earlier rounds."""
     code = make(gradients)
     if code is None:
         return None
     world, length = gradients.workers, gradients.length
-    places = [Place(rank, world, step=len(gradients.earlier) + seed) for rank in range(world)]
+    rounds = [Round(rank, world, step=len(gradients.earlier) + seed) for rank in range(world)]
     if gradients.shapes:
         code.arrange(0, gradients.shapes)
-    first_stats = code.measure(gradients.vectors[0], places[0])
-    learning = _sum_traffic(code, length, places[0], scales=first_stats.numel())
+    first_stats = code.measure(gradients.vectors[0], rounds[0])
+    learning = _sum_traffic(code, length, rounds[0], scales=first_stats.numel())
     basis_bits = 0
 
     def broadcast(row: Tensor) -> None:
@@ -217,25 +217,27 @@ def _summed(make: Callable[[Gradients], SumCode | None], gradients: Gradients, s
         basis_bits += 8 * row.element_size() * row.numel()
 
     for step, earlier in enumerate(gradients.earlier):
-        code.observe(earlier, Place(0, world, step), broadcast)
-    pairs = list(zip(gradients.vectors, places, strict=True))
-    stats = torch.stack([code.measure(vector, place) for vector, place in pairs]).amax(0)
-    packed = [code.pack(code.encode(vector, stats, place), place) for vector, place in pairs]
-    lanes = code.lanes(length, places[0])
-    total = code.add_packed(packed, lanes, places[0])
-    total = code.unpack_total(code.pack_total(total, places[0]), lanes, places[0])
-    traffic = _sum_traffic(code, length, places[0], scales=stats.numel())
+        code.observe(earlier, Round(0, world, step), broadcast)
+    pairs = list(zip(gradients.vectors, rounds, strict=True))
+    stats = torch.stack([code.measure(vector, this_round) for vector, this_round in pairs]).amax(0)
+    packed = [code.pack(code.encode(vector, stats, this_round), this_round) for vector, this_round in pairs]
+    lanes = code.lanes(length, rounds[0])
+    total = code.add_packed(packed, lanes, rounds[0])
+    total = code.unpack_total(code.pack_total(total, rounds[0]), lanes, rounds[0])
+    traffic = _sum_traffic(code, length, rounds[0], scales=stats.numel())
     if isinstance(code, GradiVeQ):
         traffic = _with_learning(traffic, learning, basis_bits, world)
-    mean = code.decode(total, stats, world, length, places[0])
+    mean = code.decode(total, stats, world, length, rounds[0])
     if isinstance(code, LowRank):
-        traffic = _with_other_side(traffic, code, gradients.vectors[0], mean, places[0], broadcast)
-    return Measured.of(mean, gradients, traffic)
+        traffic = _with_other_side(traffic, code, gradients.vectors[0], mean, rounds[0], broadcast)
+    return MeasuredCode.of(mean, gradients, traffic)
 
 
-def _sum_traffic(code: SumCode, length: int, place: Place, scales: int) -> Traffic:
-    lanes = code.lanes(length, place)
-    return sharded(place.world, 8 * code.packed_bytes(lanes, place), 8 * code.total_bytes(lanes, place), scales)
+def _sum_traffic(code: SumCode, length: int, this_round: Round, scales: int) -> Traffic:
+    lanes = code.lanes(length, this_round)
+    return sharded(
+        this_round.world, 8 * code.packed_bytes(lanes, this_round), 8 * code.total_bytes(lanes, this_round), scales
+    )
 
 
 def _with_learning(coding: Traffic, learning: Traffic, basis_bits: int, world: int) -> Traffic:
@@ -248,25 +250,25 @@ def _with_learning(coding: Traffic, learning: Traffic, basis_bits: int, world: i
 
 
 def _with_other_side(
-    traffic: Traffic, code: LowRank, vector: Tensor, mean: Tensor, place: Place, broadcast: Broadcast
+    traffic: Traffic, code: LowRank, vector: Tensor, mean: Tensor, this_round: Round, broadcast: Broadcast
 ) -> Traffic:
     """The average of a round and the next one, which tells the matrices' other side."""
-    code.observe(mean, place, broadcast)
-    after = _sum_traffic(code, len(vector), place, scales=code.measure(vector, place).numel())
+    code.observe(mean, this_round, broadcast)
+    after = _sum_traffic(code, len(vector), this_round, scales=code.measure(vector, this_round).numel())
     return Traffic(traffic.topology, (traffic.bits + after.bits) / 2)
 
 
-def _thc(**settings: Any) -> Run:
+def _thc(**settings: Any) -> MeasureCode:
     THC(**settings)  # refused now, if it is to be
     return partial(_summed, lambda gradients: THC(**settings))
 
 
-def _fixed(**settings: Any) -> Run:
+def _fixed(**settings: Any) -> MeasureCode:
     FixedPoint(**settings)
     return partial(_summed, lambda gradients: FixedPoint(**settings))
 
 
-def _gradiveq(inner: str = "fp32", **settings: Any) -> Run:
+def _gradiveq(inner: str = "fp32", **settings: Any) -> MeasureCode:
     def make(steps: int) -> GradiVeQ:
         return GradiVeQ(THC() if inner == "thc" else None, sample_steps=steps, **settings)
 
@@ -278,21 +280,21 @@ def _gradiveq(inner: str = "fp32", **settings: Any) -> Run:
     return partial(_summed, fitting)
 
 
-def _low_rank(inner: str = "fp32", **settings: Any) -> Run:
+def _low_rank(inner: str = "fp32", **settings: Any) -> MeasureCode:
     def make() -> LowRank:
         return LowRank(inner=THC(block=512) if inner == "thc" else None, **settings)
 
     def fitting(gradients: Gradients) -> SumCode | None:
-        code, place, length = make(), Place(0, 1), gradients.length
+        code, this_round, length = make(), Round(0, 1), gradients.length
         code.arrange(0, gradients.shapes or [(length,)])
-        shrinks = code.lanes(length, place) < code.inner.lanes(length, place)
+        shrinks = code.lanes(length, this_round) < code.inner.lanes(length, this_round)
         return code if shrinks and len(gradients.earlier) else None
 
     make()
     return partial(_summed, fitting)
 
 
-def _peer(function: Callable[..., Measured | None], **fixed: Any) -> Callable[..., Run]:
+def _peer(function: Callable[..., MeasuredCode | None], **fixed: Any) -> Callable[..., MeasureCode]:
     return lambda **settings: partial(function, **fixed, **settings)
 
 
@@ -352,7 +354,7 @@ _REQUIRED = {
 }
 
 # Name -> what makes one round of it from its fields, and how each field is read.
-_CODES: Mapping[str, tuple[Callable[..., Run], Mapping[str, Callable[[str, str], Any]]]] = {
+_CODES: Mapping[str, tuple[Callable[..., MeasureCode], Mapping[str, Callable[[str, str], Any]]]] = {
     "fp32": (_peer(fp32), {}),
     "bf16": (_peer(bf16), {}),
     "fp8": (_peer(fp8), {"block": _count(1, _LONGEST)}),

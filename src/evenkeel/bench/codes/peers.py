@@ -23,7 +23,7 @@ from evenkeel.coding.sums.rotation import padded_length, rotate, rotate_back
 from evenkeel.coding.sums.thc_table import clip
 
 __all__ = [
-    "Measured",
+    "MeasuredCode",
     "bf16",
     "drive",
     "eden",
@@ -45,7 +45,7 @@ _PUBLIC_P: Final = 1 / 32
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredCode:
     """Squared error of the mean as a share of its squared norm, and what was sent for it."""
 
     nmse: float
@@ -58,19 +58,19 @@ class Measured:
         return cls(float((mean.double() - true).square().sum() / true.square().sum()), traffic)
 
 
-def fp32(gradients: Gradients, seed: int) -> Measured:
+def fp32(gradients: Gradients, seed: int) -> MeasuredCode:
     """A ring all-reduce of the numbers as they are."""
     total = _added(list(gradients.vectors))
-    return Measured.of(total / gradients.workers, gradients, ring(gradients.workers, _NUMBER * gradients.length))
+    return MeasuredCode.of(total / gradients.workers, gradients, ring(gradients.workers, _NUMBER * gradients.length))
 
 
-def bf16(gradients: Gradients, seed: int) -> Measured:
+def bf16(gradients: Gradients, seed: int) -> MeasuredCode:
     """A ring all-reduce of halves: each hop rounds again. PyTorch's `bf16_compress_hook` (divided before the sum)."""
     total = _added([vector.bfloat16() / gradients.workers for vector in gradients.vectors])
-    return Measured.of(total, gradients, ring(gradients.workers, 16 * gradients.length))
+    return MeasuredCode.of(total, gradients, ring(gradients.workers, 16 * gradients.length))
 
 
-def fp8(gradients: Gradients, seed: int, *, block: int = 128) -> Measured:
+def fp8(gradients: Gradients, seed: int, *, block: int = 128) -> MeasuredCode:
     """E4M3 numbers with a float32 scale for each block, encoded once more on the way back.
 
     As torchft's `allreduce_quantized` does: all-to-all, sums in float32, all-gather. Source of the form: Micikevicius
@@ -85,7 +85,7 @@ def fp8(gradients: Gradients, seed: int, *, block: int = 128) -> Measured:
 
     mean = coded(torch.stack([coded(vector) for vector in gradients.vectors]).mean(0))
     bits = 8 * gradients.length + _NUMBER * block_count(gradients.length, block)
-    return Measured.of(mean, gradients, sharded(gradients.workers, bits, bits, topology="requantised"))
+    return MeasuredCode.of(mean, gradients, sharded(gradients.workers, bits, bits, topology="requantised"))
 
 
 def qsgd(
@@ -96,7 +96,7 @@ def qsgd(
     norm: Literal["largest", "euclidean"] = "largest",
     bucket: int = 512,
     coder: Literal["plain", "entropy"] = "plain",
-) -> Measured:
+) -> MeasuredCode:
     """Sign and level 0..`levels` of |x| / norm of the bucket, rounded at random without bias.
 
     The theory has the Euclidean norm, the experiments the largest |x|. `plain` packs into whole bits, enough for
@@ -119,7 +119,7 @@ def qsgd(
 
 def tern_grad(
     gradients: Gradients, seed: int, *, scale: Literal["own", "shared"] = "own", clipped: float = 2.5
-) -> Measured:
+) -> MeasuredCode:
     """-1, 0 or 1 times the largest |x| of the layer, rounded at random, after clipping at `clipped` deviations.
 
     A deviation is the root of the mean square.
@@ -141,10 +141,10 @@ def tern_grad(
         return _not_added(decoded, 2 * gradients.length + _NUMBER * len(sizes), gradients)
     sum_bits = (2 * gradients.workers).bit_length()
     traffic = sharded(gradients.workers, 2 * gradients.length, sum_bits * gradients.length, len(sizes))
-    return Measured.of(torch.stack(decoded).mean(0), gradients, traffic)
+    return MeasuredCode.of(torch.stack(decoded).mean(0), gradients, traffic)
 
 
-def eden(gradients: Gradients, seed: int, *, bits: int, block: int = 4096, requantise: bool = False) -> Measured:
+def eden(gradients: Gradients, seed: int, *, bits: int, block: int = 4096, requantise: bool = False) -> MeasuredCode:
     """Rotated blocks, each rank's in its own way, at the nearest Lloyd-Max level, scaled so that there is no bias.
 
     With one bit it is DRIVE. With `requantise` the owners of shares send the means on in the same form: no fewer bits
@@ -161,10 +161,10 @@ def eden(gradients: Gradients, seed: int, *, bits: int, block: int = 4096, requa
     if not requantise:
         return _not_added(decoded, message, gradients)
     mean = code(torch.stack(decoded).mean(0), secret=key(seed, gradients.workers))
-    return Measured.of(mean, gradients, sharded(gradients.workers, message, message, topology="requantised"))
+    return MeasuredCode.of(mean, gradients, sharded(gradients.workers, message, message, topology="requantised"))
 
 
-def drive(gradients: Gradients, seed: int, *, block: int = 4096) -> Measured:
+def drive(gradients: Gradients, seed: int, *, block: int = 4096) -> MeasuredCode:
     """DRIVE's other scale: signs of rotated blocks with the least error of each vector, but with a bias."""
     decoded = [
         _rotated_and_rounded(vector, levels=(-1.0, 1.0), block=block, unbiased=False, secret=key(seed, rank))
@@ -173,16 +173,16 @@ def drive(gradients: Gradients, seed: int, *, block: int = 4096) -> Measured:
     return _not_added(decoded, _rotated_bits(gradients.length, 1, block), gradients)
 
 
-def lloyd_max_limit(gradients: Gradients, seed: int, *, bits: int) -> Measured:
+def lloyd_max_limit(gradients: Gradients, seed: int, *, bits: int) -> MeasuredCode:
     """No code: D / (1 - D), the error of EDEN on endless vectors without scales. A line to read the others by."""
     _, error = lloyd_max(bits)
     true = gradients.vectors.double().mean(0)
     norms = gradients.vectors.double().square().sum()
     nmse = error / (1 - error) * float(norms / gradients.workers**2 / true.square().sum())
-    return Measured(nmse, gathered(gradients.workers, bits * gradients.length, gradients.length))
+    return MeasuredCode(nmse, gathered(gradients.workers, bits * gradients.length, gradients.length))
 
 
-def power_sgd(gradients: Gradients, seed: int, *, rank: int) -> Measured | None:
+def power_sgd(gradients: Gradients, seed: int, *, rank: int) -> MeasuredCode | None:
     """One step of power iteration for each matrix, started from the round before; two ring all-reduces of factors.
 
     What is no matrix, or is not made at least twice smaller, travels as it is. None where nothing is. Source: Vogels,
@@ -207,7 +207,7 @@ def power_sgd(gradients: Gradients, seed: int, *, rank: int) -> Measured | None:
         saved += size - rank * (rows + size // rows)
     if not saved:
         return None
-    return Measured.of(found, gradients, ring(gradients.workers, _NUMBER * (gradients.length - saved)))
+    return MeasuredCode.of(found, gradients, ring(gradients.workers, _NUMBER * (gradients.length - saved)))
 
 
 def thc_public(
@@ -216,7 +216,7 @@ def thc_public(
     *,
     noise: Literal["shared", "private"] = "shared",
     norm: Literal["whole", "block"] = "whole",
-) -> Measured:
+) -> MeasuredCode:
     """THC as its authors' public code does it: 4 bits up, whole bytes down. Written from reading it, not run.
 
     Two things there cost accuracy. The noise of the rounding comes from a generator that is never seeded, so all ranks
@@ -246,7 +246,7 @@ def thc_public(
     mean = rotate_back(rotated, _PUBLIC_BLOCK, signs_secret)[: gradients.length] / _PUBLIC_BLOCK
     sum_bits = 8 if top * gradients.workers <= 255 else 16
     norms = 1 if norm == "whole" else len(largest)
-    return Measured.of(mean, gradients, sharded(gradients.workers, 4 * lanes, sum_bits * lanes, norms))
+    return MeasuredCode.of(mean, gradients, sharded(gradients.workers, 4 * lanes, sum_bits * lanes, norms))
 
 
 def _rotated_and_rounded(vector: Tensor, *, levels: Sequence[float], block: int, unbiased: bool, secret: int) -> Tensor:
@@ -271,9 +271,9 @@ def _rotated_bits(length: int, bits: int, block: int) -> float:
     return bits * padded_length(length, block) + _NUMBER * block_count(length, block)
 
 
-def _not_added(decoded: Sequence[Tensor], message_bits: float, gradients: Gradients) -> Measured:
+def _not_added(decoded: Sequence[Tensor], message_bits: float, gradients: Gradients) -> MeasuredCode:
     traffic = gathered(gradients.workers, message_bits, gradients.length)
-    return Measured.of(torch.stack(list(decoded)).mean(0), gradients, traffic)
+    return MeasuredCode.of(torch.stack(list(decoded)).mean(0), gradients, traffic)
 
 
 def _added(vectors: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.backends.worker.model import load_model
 from evenkeel.bench.fills.float_input import with_float_input
-from evenkeel.bench.fills.measure import Backup
+from evenkeel.bench.fills.measure import MeasuredBackup
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.boxes import BoxCollage
 from evenkeel.coding.answers.cheap import Cheap
@@ -31,7 +31,7 @@ from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import Encoder, ModelCard, load_card, save_card
 
 __all__ = [
-    "Classifier",
+    "UserClassifier",
     "berrut_backup",
     "cheap_backup",
     "collage_backup",
@@ -41,11 +41,11 @@ __all__ = [
     "with_clear_names",
 ]
 
-Run = Callable[[Array], Array]
+Predict = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
-class Classifier:
+class UserClassifier:
     """The model whose replies may be late.
 
     Attributes:
@@ -62,7 +62,7 @@ class Classifier:
     """
 
     name: str
-    run: Run
+    run: Predict
     one_pass: Callable[[], object]
     form: ScoreForm
     height: int
@@ -70,10 +70,10 @@ class Classifier:
     classes: tuple[str, ...] | None
     macs: int | None
     parameters: int | None
-    with_float: Callable[[], Run]
+    with_float: Callable[[], Predict]
 
 
-def open_classifier(spec: str) -> Classifier:
+def open_classifier(spec: str) -> UserClassifier:
     """The classifier of a card (`.json`), of an ONNX file without a card, or a shipped one.
 
     Raises:
@@ -81,7 +81,7 @@ def open_classifier(spec: str) -> Classifier:
     """
     box = BlackBox.open(spec)
     form = ScoreForm(box.classes, kind=box.kind) if box.card is None else ScoreForm.from_card(box.card)
-    return Classifier(
+    return UserClassifier(
         box.name,
         box.scores,
         box.one_pass(),
@@ -95,22 +95,26 @@ def open_classifier(spec: str) -> Classifier:
     )
 
 
-def collage_backup(spec: str, classifier: Classifier) -> Backup:
+def collage_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
     """A Collage-CNN; `spec` is a card or the name of a shipped one."""
     path, card = _read_card(spec, "collage", "collage", classifier)
     code = Collage.from_card(card, "NHWC")
-    return Backup(code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None)
+    return MeasuredBackup(
+        code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None
+    )
 
 
-def detector_backup(spec: str, classifier: Classifier) -> Backup:
+def detector_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
     """The paper's detector on a collage; `spec` is a card."""
     path, card = _read_card(spec, "detector", "detector", classifier)
     form, pixels = ScoreForm.from_card(card), Pixels.from_card(card, "NHWC")
     code = BoxCollage(Collage(card.grid, card.tile_side, form, pixels=pixels, model=card.name))
-    return Backup(code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None)
+    return MeasuredBackup(
+        code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None
+    )
 
 
-def parity_backup(spec: str, encoder: Encoder, classifier: Classifier) -> Backup:
+def parity_backup(spec: str, encoder: Encoder, classifier: UserClassifier) -> MeasuredBackup:
     """A parity model (ParM); `spec` is a card, `k=4:` may stand before it and must agree with the card."""
     named = re.match(r"k=(\d+):", spec)
     path, card = _read_card(spec[named.end() :] if named else spec, f"parity-{encoder}", "parity", classifier)
@@ -131,10 +135,12 @@ def parity_backup(spec: str, encoder: Encoder, classifier: Classifier) -> Backup
         else ConcatEncoder(card.group, card.height, card.width, pixels)
     )
     code = Parity(made, ScoreForm.from_card(card), model=card.name)
-    return Backup(code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None)
+    return MeasuredBackup(
+        code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None
+    )
 
 
-def cheap_backup(spec: str, classifier: Classifier) -> Backup:
+def cheap_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
     """A small classifier run on each item; `spec` is `card:items`, the items of one pass."""
     text, _, count = spec.rpartition(":")
     if not text or not count.isdecimal() or int(count) < 1:
@@ -144,10 +150,12 @@ def cheap_backup(spec: str, classifier: Classifier) -> Backup:
     items = int(count)
     code = Cheap(items, ScoreForm.from_card(card), model=card.name)
     run = _from_images(load_model(str(path)).run, card)
-    return Backup(f"{code.name}{items}", code, card.name, run, card.macs * items or None, card.parameters or None)
+    return MeasuredBackup(
+        f"{code.name}{items}", code, card.name, run, card.macs * items or None, card.parameters or None
+    )
 
 
-def berrut_backup(items: int, classifier: Classifier) -> Backup:
+def berrut_backup(items: int, classifier: UserClassifier) -> MeasuredBackup:
     """ApproxIFER with one spare: mixtures of `items` items for the classifier itself, taking float32.
 
     Raises:
@@ -156,10 +164,10 @@ def berrut_backup(items: int, classifier: Classifier) -> Backup:
     run = classifier.with_float()
     code = Berrut(items, classifier.form, model=classifier.name)
     macs = None if classifier.macs is None else classifier.macs * code.spare_tasks
-    return Backup(code.name, code, classifier.name, run, macs, classifier.parameters)
+    return MeasuredBackup(code.name, code, classifier.name, run, macs, classifier.parameters)
 
 
-def with_clear_names(backups: Sequence[Backup]) -> list[Backup]:
+def with_clear_names(backups: Sequence[MeasuredBackup]) -> list[MeasuredBackup]:
     """The backups, with the model's name behind a method that there is more than once.
 
     Raises:
@@ -177,7 +185,7 @@ def with_clear_names(backups: Sequence[Backup]) -> list[Backup]:
     return clear
 
 
-def _read_card(spec: str, option: str, kind: str, classifier: Classifier | None = None) -> tuple[Path, ModelCard]:
+def _read_card(spec: str, option: str, kind: str, classifier: UserClassifier | None = None) -> tuple[Path, ModelCard]:
     path = shipped.card_path(spec) if spec in shipped.NAMES else Path(spec)
     if path.suffix != ".json":
         known = ", ".join(shipped.NAMES)
@@ -200,7 +208,7 @@ def _read_card(spec: str, option: str, kind: str, classifier: Classifier | None 
     return path, card
 
 
-def _check_size(card: ModelCard, option: str, classifier: Classifier) -> None:
+def _check_size(card: ModelCard, option: str, classifier: UserClassifier) -> None:
     if (card.height, card.width) != (classifier.height, classifier.width):
         raise ConfigurationError(
             f"{option}: {card.name} takes {card.height} x {card.width} pixels, "
@@ -208,7 +216,7 @@ def _check_size(card: ModelCard, option: str, classifier: Classifier) -> None:
         )
 
 
-def _from_images(run: Run, card: ModelCard) -> Run:
+def _from_images(run: Predict, card: ModelCard) -> Predict:
     """`run`, for rows `[height, width, 3]` of pixel values of any datatype."""
     pixels = Pixels(card.layout, card.datatype)
 
@@ -219,7 +227,7 @@ def _from_images(run: Run, card: ModelCard) -> Run:
     return converted
 
 
-def _float_run(box: BlackBox) -> Run:
+def _float_run(box: BlackBox) -> Predict:
     """The classifier for pixel values of float32, which need not lie in 0..255."""
     card, content = _float_card(box)
     with tempfile.TemporaryDirectory(prefix="evenkeel-") as folder:

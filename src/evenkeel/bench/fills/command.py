@@ -11,7 +11,7 @@ from rich.console import Console
 
 from evenkeel.arrays import Array
 from evenkeel.bench.fills.backups import (
-    Classifier,
+    UserClassifier,
     berrut_backup,
     cheap_backup,
     collage_backup,
@@ -21,7 +21,7 @@ from evenkeel.bench.fills.backups import (
     with_clear_names,
 )
 from evenkeel.bench.fills.figure import fills as fills_figure
-from evenkeel.bench.fills.measure import Backup, Fills, collect, from_scores, same_class_groups, spare_tasks
+from evenkeel.bench.fills.measure import Fills, MeasuredBackup, collect, from_scores, same_class_groups, spare_tasks
 from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, partial_fields, same_class_fields
 from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.errors import ConfigurationError
@@ -33,7 +33,7 @@ from evenkeel.figures.tables import Column, markdown, table
 from evenkeel.models import shipped
 from evenkeel.models.measure import interleaved_times_ms, shuffled_groups
 
-__all__ = ["Asked", "measure", "run_fills"]
+__all__ = ["FillsArguments", "measure", "run_fills"]
 
 _BATCH = 100
 _WIDE = 2000  # images below which intervals are wide enough to say so
@@ -54,7 +54,7 @@ Tell = Callable[[str, int], object]  # what is being done, how many groups (or i
 
 
 @dataclass(frozen=True)
-class Asked:
+class FillsArguments:
     """What is asked of every backup.
 
     Attributes:
@@ -75,7 +75,7 @@ class Asked:
 def run_fills(arguments: dict[str, Any]) -> None:
     """`evenkeel bench fills`: every backup on the same images, a table, and files where asked for."""
     check_outputs(json=arguments["json_path"], markdown=arguments["markdown"], figure=arguments["figure"])
-    asked = Asked(
+    asked = FillsArguments(
         arguments["shuffles"],
         arguments["seed"],
         arguments["partial"],
@@ -113,11 +113,11 @@ def run_fills(arguments: dict[str, Any]) -> None:
 
 
 def measure(
-    classifier: Classifier,
-    backups: Sequence[Backup],
+    classifier: UserClassifier,
+    backups: Sequence[MeasuredBackup],
     images: Array,
     labels: NDArray[np.int64] | None,
-    asked: Asked,
+    asked: FillsArguments,
     begin: Callable[[str, int], Tell],
 ) -> list[dict[str, Any]]:
     """One row for the classifier itself, then one for each backup.
@@ -171,11 +171,11 @@ def measure(
 
 
 def _answers(
-    backup: Backup,
+    backup: MeasuredBackup,
     images: Array,
     scores: Array,
     truth: Truth,
-    asked: Asked,
+    asked: FillsArguments,
     begin: Callable[[str, int], Tell],
 ) -> dict[str, Any]:
     most = backup.code.most_items
@@ -204,7 +204,7 @@ def _joined(parts: Sequence[tuple[Fills, Fills | None]]) -> tuple[Fills, Fills |
     return Fills.join([fills for fills, _ in parts]), Fills.join(unhurt) if unhurt else None
 
 
-def _pass(backup: Backup, images: Array) -> Callable[[], object]:
+def _pass(backup: MeasuredBackup, images: Array) -> Callable[[], object]:
     """Runs all spare tasks of one full group."""
     inputs = [task.inputs for task in spare_tasks(backup.code, list(images[: backup.code.most_items]))]
 
@@ -215,7 +215,7 @@ def _pass(backup: Backup, images: Array) -> Callable[[], object]:
     return run
 
 
-def _backups(arguments: dict[str, Any], classifier: Classifier) -> list[Backup]:
+def _backups(arguments: dict[str, Any], classifier: UserClassifier) -> list[MeasuredBackup]:
     backups = [collage_backup(spec, classifier) for spec in arguments["collages"]]
     backups += [detector_backup(spec, classifier) for spec in arguments["detectors"]]
     backups += [parity_backup(spec, "sum", classifier) for spec in arguments["parity_sums"]]
@@ -241,7 +241,7 @@ def _counts(text: str | None) -> list[int]:
 
 
 def _images(
-    arguments: dict[str, Any], classifier: Classifier, console: Console
+    arguments: dict[str, Any], classifier: UserClassifier, console: Console
 ) -> tuple[Array, NDArray[np.int64] | None]:
     """The images in the classifier's size, and their labels as the classifier numbers them."""
     path = arguments["images"]
@@ -270,7 +270,9 @@ def _images(
     return found.pixels, found.labels
 
 
-def _check_counts(asked: Asked, backups: Sequence[Backup], labels: NDArray[np.int64] | None, images: int) -> None:
+def _check_counts(
+    asked: FillsArguments, backups: Sequence[MeasuredBackup], labels: NDArray[np.int64] | None, images: int
+) -> None:
     for backup in backups:
         if backup.code.most_items > images:
             raise ConfigurationError(
@@ -287,7 +289,7 @@ def _columns(rows: Sequence[dict[str, Any]]) -> list[Column]:
     return [column for column in (*_COLUMNS, *_FURTHER) if any(row.get(column.key) is not None for row in rows)]
 
 
-def _notes(rows: Sequence[dict[str, Any]], asked: Asked, images: int) -> list[str]:
+def _notes(rows: Sequence[dict[str, Any]], asked: FillsArguments, images: int) -> list[str]:
     notes = ["groups: distinct images, shuffled, classes mixed; intervals: 95 %, over images"]
     if asked.shuffles > 1:
         notes.append(f"{asked.shuffles} shuffles ask every image again: more groups, not more images")

@@ -19,10 +19,10 @@ from evenkeel.arrays import Array
 from evenkeel.coding.code import Answer, Code, Task
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["NO_ANSWER", "Backup", "Fills", "collect", "from_scores", "same_class_groups", "spare_tasks"]
+__all__ = ["NO_ANSWER", "Fills", "MeasuredBackup", "collect", "from_scores", "same_class_groups", "spare_tasks"]
 
 Integers = NDArray[np.int64]
-Progress = Callable[[int], object]  # told how many groups more are done
+GroupsDone = Callable[[int], object]  # told how many groups more are done
 
 NO_ANSWER = -1  # in place of a class
 _MOST_ROWS = 64  # in one pass; fewer where they are large
@@ -30,7 +30,7 @@ _MOST_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
-class Backup:
+class MeasuredBackup:
     """A code with the model that runs its spare tasks.
 
     Attributes:
@@ -83,7 +83,7 @@ def from_scores(scores: Array, confidences: Array) -> Fills:
 
 
 def collect(
-    backup: Backup, images: Array, scores: Array, groups: Integers, progress: Progress = lambda done: None
+    backup: MeasuredBackup, images: Array, scores: Array, groups: Integers, progress: GroupsDone = lambda done: None
 ) -> tuple[Fills, Fills | None]:
     """The fills of a backup for every group, and what it answers when nothing is lost where that is approximate too.
 
@@ -169,7 +169,7 @@ def _blocks(groups: Integers, tasks: Sequence[Task]) -> Iterator[Integers]:
         yield groups[first : first + at_once]
 
 
-def _run(backup: Backup, images: Array, groups: Integers) -> Iterator[tuple[Integers, list[Task], list[Array]]]:
+def _run(backup: MeasuredBackup, images: Array, groups: Integers) -> Iterator[tuple[Integers, list[Task], list[Array]]]:
     """For each group the tasks that the backup's model runs, and its outputs."""
     encoded = [_encoded(backup.code, images[group]) for group in groups]
     outputs = backup.run(np.concatenate([task.inputs for tasks in encoded for task in tasks]))

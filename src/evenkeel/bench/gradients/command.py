@@ -38,7 +38,7 @@ _COLUMNS = (
 )
 _LOOPBACK = "over loopback, without a rate"
 
-Group = tuple[str, str]  # task and rate
+TaskAtRate = tuple[str, str]  # task and rate
 
 
 def run_gradients(arguments: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def _show(console: Console, rows: list[dict[str, Any]], arguments: dict[str, Any
         console.print(f"figure: {arguments['figure']}", soft_wrap=True)
 
 
-def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[Group, list[dict[str, Any]]]]:
+def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[TaskAtRate, list[dict[str, Any]]]]:
     """The mean rows of each task and rate."""
     for group in dict.fromkeys((row["task"], row["rate"]) for row in rows):
         yield group, [row for row in rows if (row["task"], row["rate"]) == group and row["seed"] == ALL_SEEDS]

@@ -14,14 +14,14 @@ from evenkeel.bench.gradients.data import ARRAYS
 from evenkeel.bench.gradients.models import convnet, mlp, transformer
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["Task", "open_task"]
+__all__ = ["TrainingTask", "open_task"]
 
 _LENGTH = 128  # characters that a text's model sees
 _TESTED_AT_ONCE = 500
 _WARM_STEPS = 10  # until the learning rate is reached
 
 
-class Task(ABC):
+class TrainingTask(ABC):
     """A task's data, and how they are learnt."""
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Task(ABC):
         return min(1.0, (step + 1) / _WARM_STEPS) * (1 - step / steps)
 
 
-class _Images(Task):
+class _Images(TrainingTask):
     def __init__(self, arrays: dict[str, NDArray[Any]], classes: int) -> None:
         self._arrays = arrays
         self._classes = classes
@@ -84,7 +84,7 @@ class _Images(Task):
         return pixels if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
-class _Text(Task):
+class _Text(TrainingTask):
     def __init__(self, arrays: dict[str, NDArray[Any]], classes: int) -> None:
         self._letters, self._tests, self._classes = arrays["inputs"], arrays["test_inputs"], classes
 
@@ -114,7 +114,7 @@ class _Text(Task):
         return torch.from_numpy(letters[begins[:, None] + np.arange(_LENGTH + 1)].astype(np.int64))
 
 
-def open_task(name: str, folder: Path, classes: int) -> Task:
+def open_task(name: str, folder: Path, classes: int) -> TrainingTask:
     """The task `mlp`, `convnet` or `transformer` over the arrays that `TaskData.save` wrote."""
     arrays = {array: np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS}
     return _Text(arrays, classes) if name == "transformer" else _Images(arrays, classes)

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from evenkeel.bench.gradients.cells import PIPE_WARM_SHARE, PROGRESS
 from evenkeel.bench.gradients.methods import Averaging, average_nothing
 from evenkeel.bench.gradients.socket_bytes import socket_bytes
-from evenkeel.bench.gradients.tasks import Task, open_task
+from evenkeel.bench.gradients.tasks import TrainingTask, open_task
 from evenkeel.processes import end_with_parent
 
 __all__ = ["main"]
@@ -101,7 +101,7 @@ def _run(plan: dict[str, Any], cell: dict[str, Any], rank: int, world: int) -> N
 class _Trainee:
     """One rank's part of one training."""
 
-    def __init__(self, task: Task, cell: dict[str, Any], rank: int, world: int) -> None:
+    def __init__(self, task: TrainingTask, cell: dict[str, Any], rank: int, world: int) -> None:
         self._task, self._cell, self._rank, self._world = task, cell, rank, world
 
     def compute_s(self) -> float:

@@ -26,7 +26,7 @@ from evenkeel.serving.simulate import Fleet, arrivals, simulate
 
 __all__ = ["Contender", "Experiment", "Run", "check_faults", "parse_contender", "run_all"]
 
-Progress = Callable[[str, int, int], object]  # policy, answered, requests
+RequestsDone = Callable[[str, int, int], object]  # policy, answered, requests
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ async def run_all(
     url: str | None = None,
     simulated: bool = False,
     records_folder: Path | None = None,
-    progress: Progress = lambda policy, answered, requests: None,
+    progress: RequestsDone = lambda policy, answered, requests: None,
 ) -> list[Run]:
     """Put every contender through the experiment, one after the other.
 
@@ -211,7 +211,7 @@ def _above_zero(name: str, value: float) -> float:
 
 
 async def _measure(
-    url: str, experiment: Experiment, contender: Contender, progress: Progress, *, keys: bool
+    url: str, experiment: Experiment, contender: Contender, progress: RequestsDone, *, keys: bool
 ) -> tuple[list[RequestRecord], Counters]:
     target = await _target(url, experiment)
     before = await read_counters(url)

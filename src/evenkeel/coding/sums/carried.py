@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 
 __all__ = ["Carried"]
 
@@ -24,34 +24,34 @@ class Carried(SumCode):
         self.granule = inner.granule
         self.most_workers = inner.most_workers
 
-    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
+    def add_packed(self, parts: Sequence[Tensor], lanes: int, this_round: Round) -> Tensor:
         """The inner code's sums."""
-        return self.inner.add_packed(parts, lanes, place)
+        return self.inner.add_packed(parts, lanes, this_round)
 
-    def lanes(self, length: int, place: Place) -> int:
+    def lanes(self, length: int, this_round: Round) -> int:
         """The inner code's."""
-        return self.inner.lanes(length, place)
+        return self.inner.lanes(length, this_round)
 
-    def up_width(self, place: Place) -> int:
+    def up_width(self, this_round: Round) -> int:
         """The inner code's."""
-        return self.inner.up_width(place)
+        return self.inner.up_width(this_round)
 
-    def down_width(self, place: Place) -> int:
+    def down_width(self, this_round: Round) -> int:
         """The inner code's."""
-        return self.inner.down_width(place)
+        return self.inner.down_width(this_round)
 
-    def pack(self, message: Tensor, place: Place) -> Tensor:
+    def pack(self, message: Tensor, this_round: Round) -> Tensor:
         """The inner code's bytes."""
-        return self.inner.pack(message, place)
+        return self.inner.pack(message, this_round)
 
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The inner code's lanes."""
-        return self.inner.unpack(packed, lanes, place)
+        return self.inner.unpack(packed, lanes, this_round)
 
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
+    def pack_total(self, total: Tensor, this_round: Round) -> Tensor:
         """The inner code's bytes."""
-        return self.inner.pack_total(total, place)
+        return self.inner.pack_total(total, this_round)
 
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack_total(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The inner code's sums."""
-        return self.inner.unpack_total(packed, lanes, place)
+        return self.inner.unpack_total(packed, lanes, this_round)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, Count, Place, SumCode, are_finite, flat
+from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, Count, Round, SumCode, are_finite, flat
 from evenkeel.coding.sums.carried import Carried
 from evenkeel.errors import CodeError, ConfigurationError
 
@@ -39,55 +39,55 @@ class ErrorFeedback(Carried):
     def __repr__(self) -> str:
         return f"ErrorFeedback({self.inner!r})"
 
-    def measure(self, vector: Tensor, place: Place) -> Tensor:
+    def measure(self, vector: Tensor, this_round: Round) -> Tensor:
         """Whether vector + memory is finite (0 or infinity), then what the code measures of it."""
         vector = flat(vector)
-        memory = self._memory_of(vector, place)
-        stats = self.inner.measure_owed(vector, memory, place)
+        memory = self._memory_of(vector, this_round)
+        stats = self.inner.measure_owed(vector, memory, this_round)
         finite = are_finite(stats if stats.numel() else vector + memory)
         return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
 
-    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """The code's message for vector + memory. The memory becomes what the message does not say of it."""
-        packed = self.encode_packed(vector, stats, place)
-        return self.inner.unpack(packed, self.inner.lanes(vector.numel(), place), place)
+        packed = self.encode_packed(vector, stats, this_round)
+        return self.inner.unpack(packed, self.inner.lanes(vector.numel(), this_round), this_round)
 
-    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode_packed(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """The same as bytes, which nobody may write into: they are kept in case they are lost."""
         vector = flat(vector)
-        memory = self._memory_of(vector, place)
+        memory = self._memory_of(vector, this_round)
         if bool(stats[0].isfinite()):
-            packed = self.inner.encode_owed(vector, memory, stats[1:], place)
+            packed = self.inner.encode_owed(vector, memory, stats[1:], this_round)
         else:
-            packed = self.inner.encode_packed(vector + memory, stats[1:], place)
-        self._memory[place.bucket] = memory
-        self._sent[place.bucket] = _Sent(place, packed, stats, vector.numel())
+            packed = self.inner.encode_packed(vector + memory, stats[1:], this_round)
+        self._memory[this_round.bucket] = memory
+        self._sent[this_round.bucket] = _Sent(this_round, packed, stats, vector.numel())
         return packed
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """What the code decodes."""
-        return self.inner.decode(total, stats[1:], count, length, place)
+        return self.inner.decode(total, stats[1:], count, length, this_round)
 
-    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """What the code decodes."""
-        return self.inner.decode_packed(packed, stats[1:], count, length, place)
+        return self.inner.decode_packed(packed, stats[1:], count, length, this_round)
 
-    def dropped(self, place: Place, lost: Tensor | None = None) -> None:
+    def dropped(self, this_round: Round, lost: Tensor | None = None) -> None:
         """Puts back into memory what the last message of the bucket said, where it was lost. Once for each message.
 
         Raises:
             CodeError: the last message was of another round, or has been reported already.
         """
-        sent = self._sent.pop(place.bucket, None)
-        if sent is None or sent.place != place:
+        sent = self._sent.pop(this_round.bucket, None)
+        if sent is None or sent.this_round != this_round:
             raise CodeError(
-                f"{place} has no message that could be lost: report each loss once, before the bucket's next round"
+                f"{this_round} has no message that could be lost: report each loss once, before the bucket's next round"
             )
-        message = self.inner.unpack(sent.packed, self.inner.lanes(sent.length, place), place)
+        message = self.inner.unpack(sent.packed, self.inner.lanes(sent.length, this_round), this_round)
         count = 1 if lost is None else lost.int()
-        told = self.inner.decode(message, sent.stats[1:], count, sent.length, place)
+        told = self.inner.decode(message, sent.stats[1:], count, sent.length, this_round)
         told = torch.where(sent.stats[0].isfinite(), told, 0.0)  # otherwise nothing was taken out of memory
-        self._memory[place.bucket] = self._memory[place.bucket] + told
+        self._memory[this_round.bucket] = self._memory[this_round.bucket] + told
 
     def memory(self, bucket: int) -> Tensor | None:
         """What is owed in `bucket`, `[length]`, until its next round changes it; None before its first round."""
@@ -127,18 +127,18 @@ class ErrorFeedback(Carried):
         super().prepare(world, device)
         self.reset(UNUSED_BUCKET)
 
-    def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
+    def observe(self, mean: Tensor, this_round: Round, broadcast: Broadcast) -> None:
         """Passed on."""
-        self.inner.observe(mean, place, broadcast)
+        self.inner.observe(mean, this_round, broadcast)
 
-    def _memory_of(self, vector: Tensor, place: Place) -> Tensor:
-        memory = self._memory.get(place.bucket)
+    def _memory_of(self, vector: Tensor, this_round: Round) -> Tensor:
+        memory = self._memory.get(this_round.bucket)
         if memory is None:
             return torch.zeros_like(vector)
         if memory.shape != vector.shape:
             raise CodeError(
-                f"bucket {place.bucket} has {vector.numel()} coordinates, but its memory has {memory.numel()}: "
-                f"if the buckets were rebuilt, call reset({place.bucket})"
+                f"bucket {this_round.bucket} has {vector.numel()} coordinates, but its memory has {memory.numel()}: "
+                f"if the buckets were rebuilt, call reset({this_round.bucket})"
             )
         return memory.to(vector.device)
 
@@ -147,7 +147,7 @@ class ErrorFeedback(Carried):
 class _Sent:
     """The last message of a bucket, kept until the next one in case it is lost."""
 
-    place: Place
+    this_round: Round
     packed: Tensor
     stats: Tensor
     length: int

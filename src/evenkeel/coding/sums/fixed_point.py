@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import whole
-from evenkeel.coding.sum_code import Count, Place, SumCode, count_per_granule, flat
+from evenkeel.coding.sum_code import Count, Round, SumCode, count_per_granule, flat
 from evenkeel.coding.sums.block_scales import block_count, check_scales, inverse, spread, usable
 from evenkeel.coding.sums.packing import Lanes, pack_bits, unpack_bits
 from evenkeel.errors import CodeError, ConfigurationError
@@ -42,58 +42,58 @@ class FixedPoint(SumCode):
     def __repr__(self) -> str:
         return f"FixedPoint(bits={self.bits}, block={self.granule})"
 
-    def measure(self, vector: Tensor, place: Place) -> Tensor:
+    def measure(self, vector: Tensor, this_round: Round) -> Tensor:
         """Largest magnitude of each block, `[blocks]`."""
         vector = flat(vector)
         blocks = block_count(vector.numel(), self.granule)
         padded = torch.nn.functional.pad(vector.abs(), (0, blocks * self.granule - vector.numel()))
         return usable(padded.view(blocks, self.granule).amax(dim=1))
 
-    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """Multiples of the step, shifted by top, `[length]`."""
         vector = flat(vector)
         check_scales(stats, vector.numel(), self.granule)
-        lane_type = self._lanes.dtype(place.world)
+        lane_type = self._lanes.dtype(this_round.world)
         # First to -1..1, as top / scale may be too large for float32. What is not finite has the inverse 0.
         share = (vector * spread(inverse(stats), vector.numel(), self.granule)).nan_to_num(0.0).clamp(-1, 1)
         return ((share * self._top).round() + self._top).to(lane_type)
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """(total / count - top) * step."""
         check_scales(stats, length, self.granule)
         if total.shape != (length,):
             raise CodeError(f"a total of {length} lanes is expected, found {tuple(total.shape)}")
-        counts = count_per_granule(count, stats.numel(), place, total.device)
+        counts = count_per_granule(count, stats.numel(), this_round, total.device)
         centred = total.long() - self._top * spread(counts, length, self.granule)
         step = stats / self._top / counts.clamp(min=1)
         mean = centred.to(torch.float32) * spread(step, length, self.granule)
         # Infinity times zero must stay what it is, so only finite blocks that nothing arrived of are cleared.
         return mean.masked_fill(spread((counts == 0) & stats.isfinite(), length, self.granule), 0.0)
 
-    def lanes(self, length: int, place: Place) -> int:
+    def lanes(self, length: int, this_round: Round) -> int:
         """One for each coordinate."""
         return length
 
-    def up_width(self, place: Place) -> int:
+    def up_width(self, this_round: Round) -> int:
         """`bits`."""
         return self.bits
 
-    def down_width(self, place: Place) -> int:
+    def down_width(self, this_round: Round) -> int:
         """Bits of world * 2 * top."""
-        return self._lanes.width(place.world)
+        return self._lanes.width(this_round.world)
 
-    def pack(self, message: Tensor, place: Place) -> Tensor:
+    def pack(self, message: Tensor, this_round: Round) -> Tensor:
         """Lanes of `bits` bits."""
         return pack_bits(message, self.bits)
 
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The lanes again."""
-        return unpack_bits(packed, self.bits, lanes).to(self._lanes.dtype(place.world))
+        return unpack_bits(packed, self.bits, lanes).to(self._lanes.dtype(this_round.world))
 
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
+    def pack_total(self, total: Tensor, this_round: Round) -> Tensor:
         """Sums of `down_width` bits."""
-        return self._lanes.pack(total, place.world)
+        return self._lanes.pack(total, this_round.world)
 
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack_total(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The sums again."""
-        return self._lanes.unpack(packed, lanes, place.world)
+        return self._lanes.unpack(packed, lanes, this_round.world)

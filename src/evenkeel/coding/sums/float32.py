@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Count, Place, SumCode, count_per_granule, flat
+from evenkeel.coding.sum_code import Count, Round, SumCode, count_per_granule, flat
 from evenkeel.errors import CodeError
 
 __all__ = ["Plain"]
@@ -18,47 +18,47 @@ class Plain(SumCode):
     def __repr__(self) -> str:
         return "Plain()"
 
-    def measure(self, vector: Tensor, place: Place) -> Tensor:
+    def measure(self, vector: Tensor, this_round: Round) -> Tensor:
         """Nothing: `[0]`. What is not finite travels in the sum itself."""
         return flat(vector)[:0]
 
-    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """A copy of the vector as float32, since reducers may add into it."""
         return flat(vector).clone(memory_format=torch.contiguous_format)
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """Total / count."""
         if total.shape != (length,):
             raise CodeError(f"a total of {length} lanes is expected, found {tuple(total.shape)}")
-        counts = count_per_granule(count, length, place, total.device)
+        counts = count_per_granule(count, length, this_round, total.device)
         return torch.where(counts > 0, total / counts.clamp(min=1), 0.0)
 
-    def lanes(self, length: int, place: Place) -> int:
+    def lanes(self, length: int, this_round: Round) -> int:
         """One for each coordinate."""
         return length
 
-    def up_width(self, place: Place) -> int:
+    def up_width(self, this_round: Round) -> int:
         """32 bits."""
         return 32
 
-    def down_width(self, place: Place) -> int:
+    def down_width(self, this_round: Round) -> int:
         """32 bits."""
         return 32
 
-    def pack(self, message: Tensor, place: Place) -> Tensor:
+    def pack(self, message: Tensor, this_round: Round) -> Tensor:
         """The numbers' own bytes."""
         return message.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The numbers again."""
         if packed.shape != (4 * lanes,):
             raise CodeError(f"{lanes} numbers of 32 bits take {4 * lanes} bytes, found {tuple(packed.shape)}")
         return packed.clone().view(torch.float32)
 
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
+    def pack_total(self, total: Tensor, this_round: Round) -> Tensor:
         """The numbers' own bytes."""
-        return self.pack(total, place)
+        return self.pack(total, this_round)
 
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack_total(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The numbers again."""
-        return self.unpack(packed, lanes, place)
+        return self.unpack(packed, lanes, this_round)

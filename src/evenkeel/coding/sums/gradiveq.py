@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import number, whole
-from evenkeel.coding.sum_code import Broadcast, Place, SumCode, are_finite, flat
+from evenkeel.coding.sum_code import Broadcast, Round, SumCode, are_finite, flat
 from evenkeel.coding.sums.bucket_bases import Basis, BucketBases
 from evenkeel.coding.sums.projected import Projected, check_arrangement
 from evenkeel.coding.sums.shared_basis import Moments, learn
@@ -104,10 +104,10 @@ class GradiVeQ(Projected):
         """Share of held-out energy that each convolution of a bucket loses while it is compressed, in order."""
         return list(self._buckets[bucket].lost)
 
-    def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
+    def observe(self, mean: Tensor, this_round: Round, broadcast: Broadcast) -> None:
         """Learns from the mean's slices that travelled whole; at times, changes to the directions that they have."""
-        self._checked(mean.numel(), place)
-        bucket = self._buckets.get(place.bucket)
+        self._checked(mean.numel(), this_round)
+        bucket = self._buckets.get(this_round.bucket)
         if bucket is None or not bucket.vector.convolutions:
             return
         bucket.rounds += 1
@@ -115,7 +115,7 @@ class GradiVeQ(Projected):
         if bucket.coding:
             bucket.vector.turn = (bucket.vector.turn + 1) % self.turns
         if bucket.rounds >= (self.code_steps if bucket.coding else self.sample_steps):
-            learnt = self._learn(bucket) if place.rank == 0 else None
+            learnt = self._learn(bucket) if this_round.rank == 0 else None
             bucket.renew(*_share(bucket.vector, learnt, mean.device, broadcast))
 
     def state_dict(self) -> dict[str, Any]:

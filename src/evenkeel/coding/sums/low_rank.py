@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import number, whole
-from evenkeel.coding.sum_code import Broadcast, Place, SumCode, are_finite, flat
+from evenkeel.coding.sum_code import Broadcast, Round, SumCode, are_finite, flat
 from evenkeel.coding.sums.counter_hash import Stream, key, signs
 from evenkeel.coding.sums.projected import Projected, Projection, check_arrangement
 from evenkeel.errors import CodeError
@@ -67,11 +67,11 @@ class LowRank(Projected):
             self._buckets[bucket] = self._first(bucket, shapes)
         check_arrangement(bucket, self._buckets[bucket].shapes, shapes)
 
-    def observe(self, mean: Tensor, place: Place, broadcast: Broadcast) -> None:
+    def observe(self, mean: Tensor, this_round: Round, broadcast: Broadcast) -> None:
         """Turns each matrix to its other side; where the mean is zero or not finite, it stays as it is."""
-        bucket = self._checked(mean.numel(), place)
+        bucket = self._checked(mean.numel(), this_round)
         if bucket is not None:
-            self._buckets[place.bucket].turn(flat(mean))
+            self._buckets[this_round.bucket].turn(flat(mean))
 
     def state_dict(self) -> dict[str, Any]:
         """Each bucket's shapes, and the sides and directions of its matrices."""
@@ -182,13 +182,13 @@ class BucketFactors(Projection):
         sizes = [prod(shape) for shape in self.shapes]
         self.length = sum(sizes)
         self.matrices: list[Factored] = []
-        for place, (start, shape) in enumerate(zip(accumulate(sizes, initial=0), self.shapes, strict=False)):
-            if len(shape) < 2 or not sizes[place]:
+        for this_round, (start, shape) in enumerate(zip(accumulate(sizes, initial=0), self.shapes, strict=False)):
+            if len(shape) < 2 or not sizes[this_round]:
                 continue
-            rows, columns = shape[0], sizes[place] // shape[0]
+            rows, columns = shape[0], sizes[this_round] // shape[0]
             coded = rank * (rows + columns) / 2  # on average of the two sides
             if rank < min(rows, columns) and rows * columns >= min_ratio * coded:
-                chance = signs(rank * columns, key(secret, place, Stream.BASIS), torch.device("cpu"))
+                chance = signs(rank * columns, key(secret, this_round, Stream.BASIS), torch.device("cpu"))
                 self.matrices.append(Factored(start, rows, columns, True, _orthonormal(chance.view(rank, columns))))
 
     @property

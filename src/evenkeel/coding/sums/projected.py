@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Count, Place, SumCode, flat
+from evenkeel.coding.sum_code import Count, Round, SumCode, flat
 from evenkeel.coding.sums.carried import Carried
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.float32 import Plain
@@ -73,75 +73,79 @@ class Projected(Carried):
     def _projection(self, bucket: int) -> Projection | None:
         """The bucket's, in its next round; None where the bucket was not arranged."""
 
-    def measure(self, vector: Tensor, place: Place) -> Tensor:
+    def measure(self, vector: Tensor, this_round: Round) -> Tensor:
         """What the inner code measures of the projection."""
-        return self.inner.measure(self._project(vector, None, place).coded, place)
+        return self.inner.measure(self._project(vector, None, this_round).coded, this_round)
 
-    def measure_owed(self, vector: Tensor, memory: Tensor, place: Place) -> Tensor:
+    def measure_owed(self, vector: Tensor, memory: Tensor, this_round: Round) -> Tensor:
         """The same of vector + memory."""
-        return self.inner.measure(self._project(vector, memory, place).coded, place)
+        return self.inner.measure(self._project(vector, memory, this_round).coded, this_round)
 
-    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """The inner code's message for the projection."""
-        return self.inner.encode(self._projected(vector, None, place).coded, stats, place)
+        return self.inner.encode(self._projected(vector, None, this_round).coded, stats, this_round)
 
-    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode_packed(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """The inner code's message for the projection, as bytes."""
-        return self.inner.encode_packed(self._projected(vector, None, place).coded, stats, place)
+        return self.inner.encode_packed(self._projected(vector, None, this_round).coded, stats, this_round)
 
-    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """The same of vector + memory, projected once for both `measure_owed` and this."""
-        projected = self._projected(vector, memory, place)
-        packed = self.inner.encode_packed(projected.coded, stats, place)
-        message = self.inner.unpack(packed, self.inner.lanes(projected.coded.numel(), place), place)
-        told = self.decode(message, stats, 1, projected.owed.numel(), place)
+        projected = self._projected(vector, memory, this_round)
+        packed = self.inner.encode_packed(projected.coded, stats, this_round)
+        message = self.inner.unpack(packed, self.inner.lanes(projected.coded.numel(), this_round), this_round)
+        told = self.decode(message, stats, 1, projected.owed.numel(), this_round)
         torch.sub(projected.owed, told, out=memory)
         return packed
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """The vector that the mean projection stands for."""
-        coded = self.inner.decode(total, stats, count, self._coded_length(length, place), place)
-        return self._expand(coded, place)
+        coded = self.inner.decode(total, stats, count, self._coded_length(length, this_round), this_round)
+        return self._expand(coded, this_round)
 
-    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """The vector that the mean projection stands for."""
-        coded = self.inner.decode_packed(packed, stats, count, self._coded_length(length, place), place)
-        return self._expand(coded, place)
+        coded = self.inner.decode_packed(packed, stats, count, self._coded_length(length, this_round), this_round)
+        return self._expand(coded, this_round)
 
-    def lanes(self, length: int, place: Place) -> int:
+    def lanes(self, length: int, this_round: Round) -> int:
         """The inner code's, of as many numbers as a projection has in the bucket's next round."""
-        return self.inner.lanes(self._coded_length(length, place), place)
+        return self.inner.lanes(self._coded_length(length, this_round), this_round)
 
-    def _checked(self, length: int, place: Place) -> Projection | None:
-        projection = self._projection(place.bucket)
+    def _checked(self, length: int, this_round: Round) -> Projection | None:
+        projection = self._projection(this_round.bucket)
         if projection is not None and length != projection.length:
             raise CodeError(
                 f"the bucket was arranged with {projection.length} coordinates, but its vector has {length}"
             )
         return projection
 
-    def _coded_length(self, length: int, place: Place) -> int:
-        projection = self._checked(length, place)
+    def _coded_length(self, length: int, this_round: Round) -> int:
+        projection = self._checked(length, this_round)
         return length if projection is None else projection.coded_length
 
-    def _expand(self, coded: Tensor, place: Place) -> Tensor:
-        projection = self._projection(place.bucket)
+    def _expand(self, coded: Tensor, this_round: Round) -> Tensor:
+        projection = self._projection(this_round.bucket)
         return coded if projection is None else projection.expand(coded)
 
-    def _project(self, vector: Tensor, memory: Tensor | None, place: Place) -> "_Measured":
+    def _project(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_Measured":
         owed = flat(vector) if memory is None else flat(vector) + memory
-        projection = self._checked(owed.numel(), place)
+        projection = self._checked(owed.numel(), this_round)
         coded = owed if projection is None else projection.project(owed)
-        measured = _Measured(place, _contents(vector), _contents(memory), (vector, memory), owed, coded)
-        self._measured[place.bucket] = measured
+        measured = _Measured(this_round, _contents(vector), _contents(memory), (vector, memory), owed, coded)
+        self._measured[this_round.bucket] = measured
         return measured
 
-    def _projected(self, vector: Tensor, memory: Tensor | None, place: Place) -> "_Measured":
+    def _projected(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_Measured":
         """What the measurement before has projected, if it was of the same numbers; kept no longer."""
-        found = self._measured.pop(place.bucket, None)
-        if found is None or (found.place, found.vector, found.memory) != (place, _contents(vector), _contents(memory)):
-            found = self._project(vector, memory, place)
-            del self._measured[place.bucket]
+        found = self._measured.pop(this_round.bucket, None)
+        if found is None or (found.this_round, found.vector, found.memory) != (
+            this_round,
+            _contents(vector),
+            _contents(memory),
+        ):
+            found = self._project(vector, memory, this_round)
+            del self._measured[this_round.bucket]
         return found
 
 
@@ -153,7 +157,7 @@ class _Measured:
     """What was measured in a round, for its encoding.
 
     Attributes:
-        place: the round's.
+        this_round: the round's.
         vector: tells whether a vector is the one measured.
         memory: likewise.
         alive: both, so that their addresses are nobody else's.
@@ -161,7 +165,7 @@ class _Measured:
         coded: its projection.
     """
 
-    place: Place
+    this_round: Round
     vector: _Contents
     memory: _Contents
     alive: tuple[Tensor, Tensor | None]

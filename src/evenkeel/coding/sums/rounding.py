@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.counter_hash import Stream, counters, key, mix, uniform
 from evenkeel.errors import ConfigurationError
 
@@ -21,7 +21,7 @@ def check_rounding(rounding: str) -> None:
         raise ConfigurationError(f"rounding: must be one of {', '.join(get_args(Rounding))}, found {rounding!r}")
 
 
-def thresholds(rounding: Rounding, length: int, seed: int, place: Place, device: torch.device) -> Tensor:
+def thresholds(rounding: Rounding, length: int, seed: int, this_round: Round, device: torch.device) -> Tensor:
     """Thresholds u, float32 `[length]`: a share f of the way to the next level is rounded up if u < f.
 
     - `nearest`: u = 1/2. Least error of one vector, but its bias does not average out over workers.
@@ -38,20 +38,20 @@ def thresholds(rounding: Rounding, length: int, seed: int, place: Place, device:
     """
     if rounding == "nearest":
         return torch.full((length,), 0.5, device=device)
-    words = mix(counters(length, device) + key(seed, place.step, place.bucket, Stream.STRATA) & _MASK)
-    private = uniform(mix(words ^ key(seed, place.step, place.bucket, Stream.PRIVATE, place.rank)))
+    words = mix(counters(length, device) + key(seed, this_round.step, this_round.bucket, Stream.STRATA) & _MASK)
+    private = uniform(mix(words ^ key(seed, this_round.step, this_round.bucket, Stream.PRIVATE, this_round.rank)))
     if rounding == "stochastic":
         return private
-    strata = (words * place.world >> 32) + rank_order(seed, place)
-    strata = torch.where(strata >= place.world, strata - place.world, strata)
-    return (strata.to(torch.float32) + private) * float32(1 / place.world)
+    strata = (words * this_round.world >> 32) + rank_order(seed, this_round)
+    strata = torch.where(strata >= this_round.world, strata - this_round.world, strata)
+    return (strata.to(torch.float32) + private) * float32(1 / this_round.world)
 
 
-def rank_order(seed: int, place: Place) -> int:
+def rank_order(seed: int, this_round: Round) -> int:
     """Where this rank stands in the round's random order of ranks, 0..world-1; all ranks use the same order."""
-    base = key(seed, place.step, place.bucket, Stream.ORDER)
-    lots = [mix(base ^ rank) for rank in range(place.world)]  # all different, since `mix` is one to one
-    return sum(lot < lots[place.rank] for lot in lots)
+    base = key(seed, this_round.step, this_round.bucket, Stream.ORDER)
+    lots = [mix(base ^ rank) for rank in range(this_round.world)]  # all different, since `mix` is one to one
+    return sum(lot < lots[this_round.rank] for lot in lots)
 
 
 def float32(number: float) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from evenkeel.coding.checks import number, whole
-from evenkeel.coding.sum_code import Count, Place, SumCode, count_per_granule, flat
+from evenkeel.coding.sum_code import Count, Round, SumCode, count_per_granule, flat
 from evenkeel.coding.sums import thc_table
 from evenkeel.coding.sums.block_scales import block_count, check_scales, inverse, spread, usable
 from evenkeel.coding.sums.counter_hash import Stream, key
@@ -100,7 +100,7 @@ class THC(SumCode):
             f"block={self.granule}, seed={self.seed}, table={crc32(repr(self.table).encode()):08x})"
         )
 
-    def measure(self, vector: Tensor, place: Place) -> Tensor:
+    def measure(self, vector: Tensor, this_round: Round) -> Tensor:
         """Norm of each block, `[blocks]`. The rotation keeps norms, so it can wait until after the exchange."""
         vector = flat(vector)
         if kernels := fast(vector):
@@ -110,123 +110,129 @@ class THC(SumCode):
         squares = pad(vector.double().square(), (0, blocks * self.granule - vector.numel()))
         return usable(squares.view(blocks, self.granule).sum(dim=1).sqrt())
 
-    def measure_owed(self, vector: Tensor, memory: Tensor, place: Place) -> Tensor:
+    def measure_owed(self, vector: Tensor, memory: Tensor, this_round: Round) -> Tensor:
         """The same of vector + memory, without their sum between."""
         vector = flat(vector)
         kernels = fast(vector, memory)
         if kernels is None or memory.shape != vector.shape:
-            return super().measure_owed(vector, memory, place)
+            return super().measure_owed(vector, memory, this_round)
         return usable(kernels.squares(vector, memory, self.granule).sqrt())
 
-    def encode(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """Table numbers, `[lanes(length)]`."""
         vector = flat(vector)
         check_scales(stats, vector.numel(), self.granule)
-        lane_type = self._lanes.dtype(place.world)
-        lanes = self.lanes(vector.numel(), place)
-        if kernels := self._kernels(place, vector, stats):
-            return kernels.encode(vector, inverse(stats), lanes, lane_type, self._coder(place))
+        lane_type = self._lanes.dtype(this_round.world)
+        lanes = self.lanes(vector.numel(), this_round)
+        if kernels := self._kernels(this_round, vector, stats):
+            return kernels.encode(vector, inverse(stats), lanes, lane_type, self._coder(this_round))
         lookup = self._lookup(vector.device)
         # |H D (x / M)| = sqrt(size) |x| / M: near N(0, 1) for the largest of the ranks' blocks. What is not finite has
         # the inverse 0.
         shares = (vector * spread(inverse(stats), vector.numel(), self.granule)).nan_to_num(0.0)
-        normal = rotate(pad(shares, (0, lanes - vector.numel())), self.granule, self._secret(place))
+        normal = rotate(pad(shares, (0, lanes - vector.numel())), self.granule, self._secret(this_round))
         half = self.granularity / 2
         position = (normal * float32(half / self._clip) + half).clamp(0, self.granularity)
         level = lookup.level_below[position.long().clamp(max=self.granularity - 1)]
         low, gap = lookup.table[level], lookup.gap[level]
-        threshold = thresholds(self.rounding, lanes, self.seed, place, vector.device)
+        threshold = thresholds(self.rounding, lanes, self.seed, this_round, vector.device)
         return torch.where(position - low > threshold * gap, low + gap, low).to(lane_type)
 
-    def encode_packed(self, vector: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode_packed(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """Levels, `bits` each, without the message between."""
         vector = flat(vector)
-        kernels = self._kernels(place, vector, stats)
+        kernels = self._kernels(this_round, vector, stats)
         if kernels is None:
-            return super().encode_packed(vector, stats, place)
+            return super().encode_packed(vector, stats, this_round)
         check_scales(stats, vector.numel(), self.granule)
-        return kernels.encode_packed(vector, inverse(stats), self.lanes(vector.numel(), place), self._coder(place))
+        return kernels.encode_packed(
+            vector, inverse(stats), self.lanes(vector.numel(), this_round), self._coder(this_round)
+        )
 
-    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, place: Place) -> Tensor:
+    def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """The same of vector + memory, and what is left in memory, all in one pass."""
         vector = flat(vector)
-        kernels = self._kernels(place, vector, memory, stats)
+        kernels = self._kernels(this_round, vector, memory, stats)
         if kernels is None or memory.shape != vector.shape:
-            return super().encode_owed(vector, memory, stats, place)
+            return super().encode_owed(vector, memory, stats, this_round)
         check_scales(stats, vector.numel(), self.granule)
-        lanes = self.lanes(vector.numel(), place)
-        step, _ = self._steps(stats, count_per_granule(1, stats.numel(), place, stats.device), lanes)
-        return kernels.encode_owed(vector, memory, inverse(stats), step, lanes, self._coder(place))
+        lanes = self.lanes(vector.numel(), this_round)
+        step, _ = self._steps(stats, count_per_granule(1, stats.numel(), this_round, stats.device), lanes)
+        return kernels.encode_owed(vector, memory, inverse(stats), step, lanes, self._coder(this_round))
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """D H (2 total - granularity count), times M t / (granularity size count)."""
         check_scales(stats, length, self.granule)
-        lanes = self.lanes(length, place)
+        lanes = self.lanes(length, this_round)
         if total.shape != (lanes,):
             raise CodeError(f"a total of {lanes} lanes is expected, found {tuple(total.shape)}")
-        counts = count_per_granule(count, stats.numel(), place, total.device)
+        counts = count_per_granule(count, stats.numel(), this_round, total.device)
         step, cleared = self._steps(stats, counts, lanes)
-        if (kernels := self._kernels(place, stats)) and fast(total, types=(torch.uint8, torch.int32)):
+        if (kernels := self._kernels(this_round, stats)) and fast(total, types=(torch.uint8, torch.int32)):
             middle = self.granularity * counts
-            return kernels.decode(total, middle, step, cleared, length, self.granule, self._secret(place))
+            return kernels.decode(total, middle, step, cleared, length, self.granule, self._secret(this_round))
         # Whole numbers all through the rotation: exact in float32, in any order, while block * granularity * count <
         # 2**24.
         centred = 2 * total.long() - self.granularity * spread(counts, lanes, self.granule)
-        rotated = rotate_back(centred.to(torch.float32), self.granule, self._secret(place))[:length]
+        rotated = rotate_back(centred.to(torch.float32), self.granule, self._secret(this_round))[:length]
         mean = rotated * spread(step, length, self.granule)
         return mean.masked_fill(spread(cleared, length, self.granule), 0.0)
 
-    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, place: Place) -> Tensor:
+    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
         """The same, without the lanes between."""
-        kernels = self._kernels(place, stats)
-        lanes = self.lanes(length, place)
-        fits = packed.shape == (self.total_bytes(lanes, place),) and stats.shape == (block_count(length, self.granule),)
+        kernels = self._kernels(this_round, stats)
+        lanes = self.lanes(length, this_round)
+        fits = packed.shape == (self.total_bytes(lanes, this_round),) and stats.shape == (
+            block_count(length, self.granule),
+        )
         if kernels is None or not fits or not fast(packed, types=(torch.uint8,)):
-            return super().decode_packed(packed, stats, count, length, place)
-        counts = count_per_granule(count, stats.numel(), place, packed.device)
+            return super().decode_packed(packed, stats, count, length, this_round)
+        counts = count_per_granule(count, stats.numel(), this_round, packed.device)
         step, cleared = self._steps(stats, counts, lanes)
-        middle, width = self.granularity * counts, self.down_width(place)
-        return kernels.decode_packed(packed, width, middle, step, cleared, length, self.granule, self._secret(place))
+        middle, width = self.granularity * counts, self.down_width(this_round)
+        return kernels.decode_packed(
+            packed, width, middle, step, cleared, length, self.granule, self._secret(this_round)
+        )
 
-    def lanes(self, length: int, place: Place) -> int:
+    def lanes(self, length: int, this_round: Round) -> int:
         """One for each coordinate, and the padding of the last block."""
         return padded_length(length, self.granule)
 
-    def up_width(self, place: Place) -> int:
+    def up_width(self, this_round: Round) -> int:
         """`bits`."""
         return self.bits
 
-    def down_width(self, place: Place) -> int:
+    def down_width(self, this_round: Round) -> int:
         """Bits of world * granularity."""
-        return self._lanes.width(place.world)
+        return self._lanes.width(this_round.world)
 
-    def pack(self, message: Tensor, place: Place) -> Tensor:
+    def pack(self, message: Tensor, this_round: Round) -> Tensor:
         """Levels, `bits` each."""
         if kernels := fast(message, types=(torch.uint8, torch.int32)):
             return kernels.pack_levels(message, self.table)
         return pack_bits(self._lookup(message.device).level_of[message.long()], self.bits)
 
-    def unpack(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The levels' table numbers."""
-        if (kernels := fast(packed, types=(torch.uint8,))) and packed.shape == (self.packed_bytes(lanes, place),):
-            return kernels.add_packed([packed], lanes, self._lanes.dtype(place.world), self.table)
+        if (kernels := fast(packed, types=(torch.uint8,))) and packed.shape == (self.packed_bytes(lanes, this_round),):
+            return kernels.add_packed([packed], lanes, self._lanes.dtype(this_round.world), self.table)
         levels = unpack_bits(packed, self.bits, lanes)
-        return self._lookup(packed.device).table[levels.long()].to(self._lanes.dtype(place.world))
+        return self._lookup(packed.device).table[levels.long()].to(self._lanes.dtype(this_round.world))
 
-    def add_packed(self, parts: Sequence[Tensor], lanes: int, place: Place) -> Tensor:
+    def add_packed(self, parts: Sequence[Tensor], lanes: int, this_round: Round) -> Tensor:
         """Sums of table numbers, without the messages between."""
         kernels = fast(*parts, types=(torch.uint8,))
-        if kernels is None or any(part.shape != (self.packed_bytes(lanes, place),) for part in parts):
-            return super().add_packed(parts, lanes, place)
-        return kernels.add_packed(parts, lanes, self._lanes.dtype(place.world), self.table)
+        if kernels is None or any(part.shape != (self.packed_bytes(lanes, this_round),) for part in parts):
+            return super().add_packed(parts, lanes, this_round)
+        return kernels.add_packed(parts, lanes, self._lanes.dtype(this_round.world), self.table)
 
-    def pack_total(self, total: Tensor, place: Place) -> Tensor:
+    def pack_total(self, total: Tensor, this_round: Round) -> Tensor:
         """Sums of `down_width` bits."""
-        return self._lanes.pack(total, place.world)
+        return self._lanes.pack(total, this_round.world)
 
-    def unpack_total(self, packed: Tensor, lanes: int, place: Place) -> Tensor:
+    def unpack_total(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
         """The sums again."""
-        return self._lanes.unpack(packed, lanes, place.world)
+        return self._lanes.unpack(packed, lanes, this_round.world)
 
     def _steps(self, stats: Tensor, counts: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
         """What a block's rotated sum is multiplied by, and whether it is cleared instead, both `[blocks]`."""
@@ -236,16 +242,16 @@ class THC(SumCode):
         # Infinity times zero must stay what it is, so only finite blocks that nothing arrived of are cleared.
         return step, (counts == 0) & stats.isfinite()
 
-    def _kernels(self, place: Place, *tensors: Tensor) -> Kernels | None:
+    def _kernels(self, this_round: Round, *tensors: Tensor) -> Kernels | None:
         kernels = fast(*tensors)
-        fits = kernels is not None and self.granule <= kernels.LARGEST_BLOCK and place.world <= MOST_WORKERS
+        fits = kernels is not None and self.granule <= kernels.LARGEST_BLOCK and this_round.world <= MOST_WORKERS
         return kernels if fits else None
 
-    def _coder(self, place: Place) -> Coder:
-        return coder_of(self.table, self._clip, self.rounding, self.granule, self.seed, place)
+    def _coder(self, this_round: Round) -> Coder:
+        return coder_of(self.table, self._clip, self.rounding, self.granule, self.seed, this_round)
 
-    def _secret(self, place: Place) -> int:
-        return key(self.seed, place.step, place.bucket, Stream.SIGNS)
+    def _secret(self, this_round: Round) -> int:
+        return key(self.seed, this_round.step, this_round.bucket, Stream.SIGNS)
 
     def _lookup(self, device: torch.device) -> "_Lookup":
         if device not in self._of_device:

@@ -8,13 +8,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.reducers.ranks.collectives import Collectives, ring_bytes
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.training.hook.stats import Meter, Stopwatch
 
-__all__ = ["Plan", "Unit", "average_bucket"]
+__all__ = ["BucketPlan", "Unit", "average_bucket"]
 
 # The error of a message costs another decoding to know.
 _STEPS_PER_SAMPLE = 16
@@ -31,7 +31,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BucketPlan:
     """What to do with a bucket in one step.
 
     Attributes:
@@ -49,7 +49,7 @@ class Plan:
     metered: bool
 
 
-def average_bucket(buffer: Tensor, plan: Plan, code: SumCode | None, reducer: Reducer, meter: Meter) -> Tensor:
+def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reducer: Reducer, meter: Meter) -> Tensor:
     """`buffer`, overwritten with the average over all ranks.
 
     Raises:
@@ -81,18 +81,18 @@ class _Coded:
 
     views: list[Tensor]
     code: SumCode
-    place: Place
+    this_round: Round
     vector: Tensor
     stats: Tensor
 
     @classmethod
-    def of(cls, unit: Unit, plan: Plan, code: SumCode, ranks: Collectives) -> Self:
-        place = Place(ranks.rank, ranks.world, plan.step, unit.number)
+    def of(cls, unit: Unit, plan: BucketPlan, code: SumCode, ranks: Collectives) -> Self:
+        this_round = Round(ranks.rank, ranks.world, plan.step, unit.number)
         vector = _joined(unit.views).to(torch.float32)
         if plan.loss_scale != 1:
             # What codes remember must not depend on a scale that changes from step to step.
             vector = vector / plan.loss_scale
-        return cls(unit.views, code, place, vector, code.measure(vector, place))
+        return cls(unit.views, code, this_round, vector, code.measure(vector, this_round))
 
 
 def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -111,28 +111,28 @@ def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple
     return total, list(torch.split(largest, lengths))
 
 
-def _average_coded(each: _Coded, plan: Plan, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
-    code, place, vector, stats = each.code, each.place, each.vector, each.stats
-    packed = code.encode_packed(vector, stats, place)
-    lanes = code.lanes(vector.numel(), place)
+def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
+    code, this_round, vector, stats = each.code, each.this_round, each.vector, each.stats
+    packed = code.encode_packed(vector, stats, this_round)
+    lanes = code.lanes(vector.numel(), this_round)
     tally.encode(watch.lap())
     if plan.step % _STEPS_PER_SAMPLE == 0:
-        told = code.decode(code.unpack(packed, lanes, place), stats, 1, vector.numel(), place)
-        _sample_error(code, vector, told, place, tally)
+        told = code.decode(code.unpack(packed, lanes, this_round), stats, 1, vector.numel(), this_round)
+        _sample_error(code, vector, told, this_round, tally)
         watch.lap()
-    total = reducer.total(code, packed, lanes, place)
+    total = reducer.total(code, packed, lanes, this_round)
     tally.add_up(watch.lap())
     if total.lost is not None:
-        code.dropped(place, total.lost)
-    mean = total.mean(code, stats, vector.numel(), place)
-    code.observe(mean, place, reducer.ranks.broadcast)
+        code.dropped(this_round, total.lost)
+    mean = total.mean(code, stats, vector.numel(), this_round)
+    code.observe(mean, this_round, reducer.ranks.broadcast)
     _write(each.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
     tally.coordinates += vector.numel()
     tally.decode(watch.lap())
 
 
-def _sample_error(code: SumCode, vector: Tensor, told: Tensor, place: Place, tally: Meter) -> None:
-    error = code.memory(place.bucket) if isinstance(code, ErrorFeedback) else vector - told
+def _sample_error(code: SumCode, vector: Tensor, told: Tensor, this_round: Round, tally: Meter) -> None:
+    error = code.memory(this_round.bucket) if isinstance(code, ErrorFeedback) else vector - told
     assert error is not None
     error_energy, energy = float(error.norm()) ** 2, float((told + error).norm()) ** 2
     if isfinite(energy) and isfinite(error_energy):

@@ -18,7 +18,7 @@ from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.hook.agreement import check_agreement
-from evenkeel.training.hook.bucket_average import Plan, Unit, average_bucket
+from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
 from evenkeel.training.hook.buckets import Bucket, check_dense
 from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_saved_state
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
@@ -195,18 +195,18 @@ class HookState:
                 stacklevel=2,
             )
 
-    def _round(self, buffer: Tensor, plan: Plan, fields: dict[str, object] | None) -> Tensor:
+    def _round(self, buffer: Tensor, plan: BucketPlan, fields: dict[str, object] | None) -> Tensor:
         if fields is not None:
             check_agreement(self._reducer.ranks, fields, buffer.device)
             self._check_world()
         return average_bucket(buffer, plan, self._code, self._reducer, self._meter)
 
-    def _plan(self, buffer: Tensor, members: Sequence[int], views: Sequence[Tensor]) -> Plan:
+    def _plan(self, buffer: Tensor, members: Sequence[int], views: Sequence[Tensor]) -> BucketPlan:
         if not buffer.numel():
-            return Plan(self._step, self._scale, [], [], metered=False)
+            return BucketPlan(self._step, self._scale, [], [], metered=False)
         code = self._code
         if code is None or self._step < self._start_step:
-            return Plan(
+            return BucketPlan(
                 self._step, self._scale, [], [buffer], metered=code is not None and self._step >= self._start_step
             )
         by_number = {number: view for number, view in zip(members, views, strict=True) if view.numel()}
@@ -223,7 +223,7 @@ class HookState:
                 code.arrange(number, [tuple(self._book.parameter(member).shape) for member in unit])
                 units.append(Unit(number, [by_number[member] for member in unit]))
         plain = [view for number, view in by_number.items() if self._is_skipped(number)]
-        return Plan(self._step, self._scale, units, plain, metered=True)
+        return BucketPlan(self._step, self._scale, units, plain, metered=True)
 
     def _is_skipped(self, number: int) -> bool:
         if number not in self._skipped:

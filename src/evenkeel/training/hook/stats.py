@@ -136,7 +136,7 @@ class Stopwatch:
         return time.perf_counter(), self._exchanged_s()
 
 
-def break_even_bps(saved_bytes: int, work_s: float) -> float:
+def break_even_bps(saved_bytes: float, work_s: float) -> float:
     """Bandwidth at which `saved_bytes` take as long to send as the `work_s` spent on saving them."""
     if saved_bytes <= 0:
         return 0.0

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
-from evenkeel.training.plan.timing import Link, Step, ddp_segments
+from evenkeel.training.plan.timing import NetworkLink, Step, ddp_segments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -38,14 +38,14 @@ _TIMEOUT_S = 120.0  # for a peer to come or to answer
 class MeasuredLink:
     """A group's link, and what it was told from."""
 
-    link: Link
+    link: NetworkLink
     workers: int
     points: tuple[tuple[int, float], ...]  # bytes and seconds of all-reduces
 
 
 def fit_link(
     message_s: float, small_s: float, points: Sequence[tuple[float, float]], gamma_s_per_byte: float, workers: int
-) -> Link:
+) -> NetworkLink:
     """The constants that explain what was measured.
 
     `message_s` is alpha; a sum of nearly nothing takes 2(p-1) alpha + S, which gives S; and the slope of sums over
@@ -65,7 +65,7 @@ def fit_link(
         raise EvenkeelError("a link's bandwidth needs all-reduces of two sizes at least")
     slope = statistics.linear_regression(sizes, seconds).slope
     share = (workers - 1) / workers
-    return Link(
+    return NetworkLink(
         alpha_s=message_s,
         beta_s_per_byte=max(0.0, (slope - share * gamma_s_per_byte) / (2 * share)),
         gamma_s_per_byte=gamma_s_per_byte,
@@ -142,9 +142,9 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
         if not told(float(go_on)):
             break
     gamma_s_per_byte = _adding_s_per_byte(torch, device, settle)
-    link = fit_link(message_s, small_s, points, gamma_s_per_byte, workers) if rank == 0 else Link(0, 0)
+    link = fit_link(message_s, small_s, points, gamma_s_per_byte, workers) if rank == 0 else NetworkLink(0, 0)
     numbers = (link.alpha_s, link.beta_s_per_byte, link.gamma_s_per_byte, link.sync_s)
-    link = Link(*(told(number) for number in numbers))
+    link = NetworkLink(*(told(number) for number in numbers))
     seconds = [told(time_s) for _, time_s in points]
     return MeasuredLink(link, workers, tuple(zip((size for size, _ in points), seconds, strict=True)))
 

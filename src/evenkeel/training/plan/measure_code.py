@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from evenkeel.coding.sum_code import Place, SumCode
+from evenkeel.coding.sum_code import Round, SumCode
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
-from evenkeel.training.hook.bucket_average import Plan, Unit, average_bucket
+from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
 from evenkeel.training.hook.stats import Meter
-from evenkeel.training.plan.timing import CodeCost, Link, comm_s
+from evenkeel.training.plan.timing import CodeCost, NetworkLink, comm_s
 
 __all__ = ["measure_code"]
 
@@ -20,7 +20,7 @@ _ROUNDS = 5  # and one before, which compiles
 def measure_code(
     code: SumCode,
     parameters: int,
-    link: Link,
+    link: NetworkLink,
     *,
     reducer: Reducer | None = None,
     name: str | None = None,
@@ -48,19 +48,19 @@ def measure_code(
     for step in range(1, _ROUNDS + 2):
         bucket, meter = noise.clone(), Meter()
         ranks.add(torch.zeros(1, device=device))  # so that nobody begins before the others
-        average_bucket(bucket, Plan(step, 1.0, [Unit(0, [bucket])], [], metered=True), code, reducer, meter)
+        average_bucket(bucket, BucketPlan(step, 1.0, [Unit(0, [bucket])], [], metered=True), code, reducer, meter)
         laps.append([meter.encode_s, meter.add_s + meter.decode_s, meter.communicate_s])
     medians = torch.tensor(laps[1:]).median(0).values.to(device)
     encode_s, decode_s, exchange_s = (ranks.add(medians) / workers).tolist()
-    place = Place(ranks.rank, workers)
-    stats_bytes = 4 * code.measure(noise, place).numel()
+    this_round = Round(ranks.rank, workers)
+    stats_bytes = 4 * code.measure(noise, this_round).numel()
 
     def cost(count: int) -> CodeCost:
-        lanes, scale = code.lanes(count, place), count / coordinates
+        lanes, scale = code.lanes(count, this_round), count / coordinates
         return CodeCost(
             name or code.name,
-            up_bytes=code.packed_bytes(lanes, place) + stats_bytes * scale,
-            down_bytes=code.total_bytes(lanes, place) + stats_bytes * scale,
+            up_bytes=code.packed_bytes(lanes, this_round) + stats_bytes * scale,
+            down_bytes=code.total_bytes(lanes, this_round) + stats_bytes * scale,
             added_bytes=0.0,  # is in the time to decode
             encode_s=encode_s * scale,
             decode_s=decode_s * scale,

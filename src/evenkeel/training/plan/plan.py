@@ -14,7 +14,7 @@ from evenkeel.text_values import read_number, unknown
 from evenkeel.training.plan.advice import Recommendation, rate_text, recommend, time_text
 from evenkeel.training.plan.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
 from evenkeel.training.plan.measure import group_from_environment, measure_link
-from evenkeel.training.plan.timing import CodeCost, Link, Prediction, Step, fp32, predict
+from evenkeel.training.plan.timing import CodeCost, NetworkLink, Prediction, Step, fp32, predict
 
 __all__ = ["Plan", "Wanted", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix", "show"]
 
@@ -38,7 +38,7 @@ class Wanted:
 class Plan:
     """All predictions for one link, and what to do."""
 
-    link: Link
+    link: NetworkLink
     workers: int
     measured: bool  # whether the link was, or was assumed
     step: Step
@@ -64,7 +64,7 @@ def codes_of(wanted: Wanted, workers: int) -> list[CodeCost]:
     return [measured.get(code.name, code) for code in codes]
 
 
-def make_plan(link: Link, workers: int, wanted: Wanted, *, measured: bool = False) -> Plan:
+def make_plan(link: NetworkLink, workers: int, wanted: Wanted, *, measured: bool = False) -> Plan:
     """Predictions of every code under every schedule on this link, and the advice that follows."""
     predictions = predict(link, workers, wanted.step, codes_of(wanted, workers))
     timed = (*wanted.code_times_ns, *(code.name for code in wanted.measured))

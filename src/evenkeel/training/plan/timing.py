@@ -34,11 +34,10 @@ from evenkeel.errors import ConfigurationError
 __all__ = [
     "SCHEDULES",
     "CodeCost",
-    "Link",
+    "NetworkLink",
     "Prediction",
     "Schedule",
     "Step",
-    "break_even_bps",
     "comm_s",
     "ddp_segments",
     "fp32",
@@ -58,7 +57,7 @@ _SLOWEST_BPS, _FASTEST_BPS = 1e3, 1e15  # between which a break-even rate is loo
 
 
 @dataclass(frozen=True)
-class Link:
+class NetworkLink:
     """What the network and the adding cost; each field slows communication down."""
 
     alpha_s: float  # latency of one message
@@ -155,7 +154,7 @@ def ddp_segments(parameters: int) -> int:
     return 1 if size <= _FIRST_BUCKET_BYTES else 1 + math.ceil((size - _FIRST_BUCKET_BYTES) / _BUCKET_BYTES)
 
 
-def comm_s(link: Link, workers: int, cost: CodeCost, segments: int = 1) -> float:
+def comm_s(link: NetworkLink, workers: int, cost: CodeCost, segments: int = 1) -> float:
     """A whole gradient's communication by ring or sharded, in `segments` pieces one after another."""
     meetings = segments * cost.collectives * (2 * (workers - 1) * link.alpha_s + link.sync_s)
     share = (workers - 1) / workers
@@ -163,7 +162,7 @@ def comm_s(link: Link, workers: int, cost: CodeCost, segments: int = 1) -> float
     return meetings + cost.sent_bytes(workers) * link.beta_s_per_byte + added_s + cost.excess_s
 
 
-def server_comm_s(link: Link, workers: int, cost: CodeCost) -> float:
+def server_comm_s(link: NetworkLink, workers: int, cost: CodeCost) -> float:
     """A whole gradient's communication through one server, whose own link carries what all the workers send."""
     meetings = cost.collectives * (2 * link.alpha_s + link.sync_s)
     carried = workers * (cost.up_bytes + cost.down_bytes)
@@ -171,7 +170,7 @@ def server_comm_s(link: Link, workers: int, cost: CodeCost) -> float:
     return meetings + carried * link.beta_s_per_byte + added_s + cost.excess_s
 
 
-def step_s(link: Link, workers: int, step: Step, cost: CodeCost, schedule: Schedule) -> float:
+def step_s(link: NetworkLink, workers: int, step: Step, cost: CodeCost, schedule: Schedule) -> float:
     """Seconds of one step; the formulas stand in the module's text."""
     compute_s = step.compute_s + cost.encode_s + cost.decode_s
     if schedule == "parameter server":
@@ -187,15 +186,8 @@ def step_s(link: Link, workers: int, step: Step, cost: CodeCost, schedule: Sched
     return step.update_s + step.forward_s + tail_s + cost.decode_s
 
 
-def break_even_bps(saved_bytes: float, encode_s: float, decode_s: float) -> float:
-    """The rate above which a code costs more time than its saved bytes give back; infinite where it costs none."""
-    if saved_bytes <= 0:
-        return 0.0
-    return 8 * saved_bytes / (encode_s + decode_s) if encode_s + decode_s > 0 else math.inf
-
-
 def predict(
-    link: Link,
+    link: NetworkLink,
     workers: int,
     step: Step,
     codes: Sequence[CodeCost],
@@ -223,7 +215,7 @@ def predict(
 
 
 def _prediction(
-    link: Link, workers: int, step: Step, cost: CodeCost, schedule: Schedule, plain: CodeCost, plain_s: float
+    link: NetworkLink, workers: int, step: Step, cost: CodeCost, schedule: Schedule, plain: CodeCost, plain_s: float
 ) -> Prediction:
     seconds = step_s(link, workers, step, cost, schedule)
     segments = step.segments if schedule in ("layer-wise", "pipelined") else 1
@@ -246,7 +238,7 @@ def _prediction(
 
 
 def _break_even_of_schedule(
-    link: Link, workers: int, step: Step, cost: CodeCost, schedule: Schedule, plain: CodeCost
+    link: NetworkLink, workers: int, step: Step, cost: CodeCost, schedule: Schedule, plain: CodeCost
 ) -> float:
     """The rate up to which this is at least as fast as plain DDP at every slower rate too."""
 

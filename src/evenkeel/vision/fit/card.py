@@ -16,7 +16,7 @@ from evenkeel.images.image_set import ImageSet
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard, save_card
 from evenkeel.models.measure import (
-    Session,
+    ModelSession,
     fit_temperature,
     interleaved_latencies_ms,
     reliability_table,
@@ -94,7 +94,7 @@ def write_model(
     )
     seen = np.concatenate(list(islice(_collages(card, held.images)[1], _SEEN))) if eight_bit else None
     difference = write_onnx(folded, path, length, MEAN, STD, seen)
-    session = Session.open(path)
+    session = ModelSession.open(path)
     gain = _mirror_gain(session, card, held) if notes["mirrored_views"] else None
     canvas = np.random.default_rng(0).integers(0, 256, (1, length, length, 3), dtype=np.uint8)
     base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
@@ -142,7 +142,7 @@ def told(card: ModelCard) -> str:
     )
 
 
-def _lost(session: Session, network: CollageNet, card: ModelCard, held: Asked) -> float:
+def _lost(session: ModelSession, network: CollageNet, card: ModelCard, held: Asked) -> float:
     """By how much fewer of the held-out images are right in 8 bits than in floating point."""
     cells, scores = _collage_scores(session, card, held.images)
     served, truth = Served(network, MEAN, STD), held.truth[cells]
@@ -152,7 +152,7 @@ def _lost(session: Session, network: CollageNet, card: ModelCard, held: Asked) -
     return round(float(right_exactly - right), 5)
 
 
-def _mirror_gain(session: Session, card: ModelCard, held: Asked) -> float:
+def _mirror_gain(session: ModelSession, card: ModelCard, held: Asked) -> float:
     """By how much more of the held-out images are right when a mirrored look is averaged with the plain one."""
     cells, scores = _collage_scores(session, card, held.images)
     _, looks = _collage_scores(session, card, replace(held.images, pixels=held.images.pixels[:, :, ::-1]))
@@ -161,7 +161,7 @@ def _mirror_gain(session: Session, card: ModelCard, held: Asked) -> float:
     return round(both - alone, 5)
 
 
-def _calibration(session: Session, card: ModelCard, held: Asked) -> dict[str, Any]:
+def _calibration(session: ModelSession, card: ModelCard, held: Asked) -> dict[str, Any]:
     cells, scores = _collage_scores(session, card, held.images)
     truth = held.truth[cells]
     temperature = fit_temperature(scores, truth)
@@ -172,7 +172,7 @@ def _calibration(session: Session, card: ModelCard, held: Asked) -> dict[str, An
     }
 
 
-def _quality(session: Session, card: ModelCard, shown: Asked) -> dict[str, Any]:
+def _quality(session: ModelSession, card: ModelCard, shown: Asked) -> dict[str, Any]:
     cells, scores = _collage_scores(session, card, shown.images)
     found, labels = scores.argmax(1), shown.images.labels
     how = f"{len(cells):,} {shown.kind} images in shuffled full {card.grid}x{card.grid} collages"
@@ -183,7 +183,7 @@ def _quality(session: Session, card: ModelCard, shown: Asked) -> dict[str, Any]:
 
 
 def _collage_scores(
-    session: Session, card: ModelCard, images: ImageSet
+    session: ModelSession, card: ModelCard, images: ImageSet
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Which images the cells held [n], and their scores [n, classes]."""
     cells, canvases = _collages(card, images)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from evenkeel.vision.networks.winograd import WinogradConv2d
 
-__all__ = ["Classifier", "CollageNet", "Served", "TileNet", "count_macs", "count_parameters"]
+__all__ = ["ClassifierNet", "CollageNet", "Served", "TileNet", "count_macs", "count_parameters"]
 
 
-class Classifier(nn.Module):
+class ClassifierNet(nn.Module):
     """Scores `[n, classes]` of images `[n, 3, side, side]`: the model that a replica holds.
 
     A fixed whitening convolution, then three blocks of two 3x3 convolutions each; the first convolution of a block
@@ -64,7 +64,7 @@ class Classifier(nn.Module):
         return [cast(Tensor, self.whiten.bias), *norms]
 
 
-class TileNet(Classifier):
+class TileNet(ClassifierNet):
     """Scores `[n, classes]` of tiles `[n, 3, side, side]`: what a Collage-CNN does to each of its tiles.
 
     The classifier above, thinner, with ReLU, on which ONNX Runtime spends a tenth less of a pass than on GELU and which

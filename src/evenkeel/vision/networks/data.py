@@ -12,7 +12,7 @@ __all__ = [
     "CLASSES",
     "MEAN",
     "STD",
-    "Images",
+    "LabelledImages",
     "alternating_flip",
     "as_images",
     "collage",
@@ -27,7 +27,7 @@ STD = (0.24703223, 0.24348513, 0.26158784)
 
 
 @dataclass(frozen=True)
-class Images:
+class LabelledImages:
     """Labelled images: `pixels` uint8 [n, 3, side, side], `labels` int64 [n]."""
 
     pixels: Tensor
@@ -37,7 +37,7 @@ class Images:
         return len(self.labels)
 
 
-def as_images(read: ImageSet) -> Images:
+def as_images(read: ImageSet) -> LabelledImages:
     """The same images for torch, channels first.
 
     Raises:
@@ -45,7 +45,7 @@ def as_images(read: ImageSet) -> Images:
     """
     if read.labels is None:
         raise ConfigurationError("labels are needed to learn from, and these images have none")
-    return Images(torch.from_numpy(read.pixels.transpose(0, 3, 1, 2).copy()), torch.from_numpy(read.labels))
+    return LabelledImages(torch.from_numpy(read.pixels.transpose(0, 3, 1, 2).copy()), torch.from_numpy(read.labels))
 
 
 def translate(tiles: Tensor, reach: int, generator: torch.Generator) -> Tensor:

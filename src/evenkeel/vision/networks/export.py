@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from evenkeel.models.cards import ModelCard, save_card
-from evenkeel.models.measure import Session, fit_temperature, interleaved_latencies_ms, wilson
+from evenkeel.models.measure import ModelSession, fit_temperature, interleaved_latencies_ms, wilson
 from evenkeel.vision.networks.architecture import Served, count_macs, count_parameters
-from evenkeel.vision.networks.data import MEAN, STD, Images
+from evenkeel.vision.networks.data import MEAN, STD, LabelledImages
 from evenkeel.vision.networks.eight_bit import quantise_convolutions
 
 __all__ = [
@@ -120,7 +120,7 @@ def write_served(model: nn.Module, example: Tensor, path: Path, seen: Pixels | N
         quantise_convolutions(path, seen)
     _halve(path)
     with torch.no_grad():
-        difference = model(example).numpy() - Session.open(path)(example.numpy())
+        difference = model(example).numpy() - ModelSession.open(path)(example.numpy())
     return float(f"{np.abs(difference).max():.1e}")
 
 
@@ -151,8 +151,8 @@ def export_classifier(
     name: str,
     data_name: str,
     classes: tuple[str, ...],
-    held: Images,
-    test: Images,
+    held: LabelledImages,
+    test: LabelledImages,
     folder: Path,
     rounds: int = 300,
 ) -> ModelCard:
@@ -163,7 +163,7 @@ def export_classifier(
     folder.mkdir(parents=True, exist_ok=True)
     path, side = folder / f"{name}.onnx", test.pixels.shape[2]
     difference = write_onnx(fold_norms(network), path, side)
-    session = Session.open(path)
+    session = ModelSession.open(path)
     labels = test.labels.numpy()
     hits = int((session(_nhwc(test)).argmax(axis=1) == labels).sum())
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
@@ -197,13 +197,13 @@ def export_classifier(
     return card
 
 
-def write_demonstration_images(test: Images, path: Path, count: int = 400, seed: int = 0) -> None:
+def write_demonstration_images(test: LabelledImages, path: Path, count: int = 400, seed: int = 0) -> None:
     """`count` of the `test` images, drawn at random over all classes, as `images` and `labels` in one npz file."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(test))[:count])
     np.savez_compressed(path, images=_nhwc(test)[order], labels=test.labels[order].numpy())
 
 
-def _nhwc(images: Images) -> Pixels:
+def _nhwc(images: LabelledImages) -> Pixels:
     return images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 

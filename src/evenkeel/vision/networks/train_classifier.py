@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.vision.networks.architecture import Classifier
+from evenkeel.vision.networks.architecture import ClassifierNet
 from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint
-from evenkeel.vision.networks.data import MEAN, STD, Images, alternating_flip, translate
+from evenkeel.vision.networks.data import MEAN, STD, LabelledImages, alternating_flip, translate
 from evenkeel.vision.networks.muon import Muon
 
 __all__ = ["ClassifierRecipe", "normalise", "train_classifier"]
@@ -104,8 +104,8 @@ def _gather_statistics(network: nn.Module, workers: list[_Worker]) -> None:
 
 
 def train_classifier(
-    train: Images,
-    held: Images,
+    train: LabelledImages,
+    held: LabelledImages,
     recipe: ClassifierRecipe,
     checkpoint: Path | None = None,
     report: Report = print,
@@ -114,7 +114,7 @@ def train_classifier(
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     classes = int(train.labels.max()) + 1
-    network = Classifier(classes, recipe.widths, recipe.stem_stride)
+    network = ClassifierNet(classes, recipe.widths, recipe.stem_stride)
     network.set_whitening(normalise(train.pixels[torch.randperm(len(train))[:5000]]))
     for parameter in network.parameters():
         if parameter.ndim == 4:
@@ -194,7 +194,7 @@ def train_classifier(
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, images: Images) -> float:
+def _accuracy(network: nn.Module, images: LabelledImages) -> float:
     network.eval()
     right = 0
     for start in range(0, len(images), 250):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.coding.answers.boxes import decode_boxes
-from evenkeel.vision.networks.data import Images, collage, random_blanks
+from evenkeel.vision.networks.data import LabelledImages, collage, random_blanks
 from evenkeel.vision.networks.muon import Muon
 from evenkeel.vision.networks.train_classifier import normalise
 from evenkeel.vision.peers.detector import Boxes, Detector, detector_loss
-from evenkeel.vision.peers.training import Run, Views
+from evenkeel.vision.peers.training import TrainingRun, Views
 
 __all__ = ["DetectorRecipe", "boxed_classes", "train_detector"]
 
@@ -45,7 +45,7 @@ class DetectorRecipe:
 def train_detector(
     network: Detector,
     views: Views,
-    held: Images,
+    held: LabelledImages,
     recipe: DetectorRecipe,
     checkpoint: Path | None = None,
     report: Report = print,
@@ -64,7 +64,7 @@ def train_detector(
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    run = Run(
+    run = TrainingRun(
         network,
         _optimisers(network, recipe),
         minutes=recipe.minutes,
@@ -115,7 +115,7 @@ def boxed_classes(boxes: Tensor, grid: int, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def _judge(network: Detector, held: Images, grid: int) -> tuple[float, float]:
+def _judge(network: Detector, held: LabelledImages, grid: int) -> tuple[float, float]:
     """Shares of held-out items in full collages that get an answer, and that get the right one."""
     cells, side = grid * grid, held.pixels.shape[-1]
     whole = len(held) // cells * cells  # held-out images are in random order already

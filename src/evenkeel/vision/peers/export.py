@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.models.cards import ModelCard, save_card
-from evenkeel.vision.networks.architecture import Classifier, Served, count_macs, count_parameters
+from evenkeel.vision.networks.architecture import ClassifierNet, Served, count_macs, count_parameters
 from evenkeel.vision.networks.data import MEAN, STD
 from evenkeel.vision.networks.export import OPSET, example_images, file_sha256, fold_norms, write_served
 from evenkeel.vision.peers.detector import Boxes, Detector
@@ -19,7 +19,7 @@ __all__ = ["export_detector", "export_parity"]
 
 
 def export_parity(
-    network: Classifier,
+    network: ClassifierNet,
     encoder: EncoderName,
     group: int,
     name: str,

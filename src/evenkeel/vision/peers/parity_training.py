@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from evenkeel.coding.answers.parity import ConcatEncoder, ParityEncoder, SumEncoder
 from evenkeel.coding.answers.tiles import Pixels
-from evenkeel.vision.networks.architecture import Classifier
-from evenkeel.vision.networks.data import MEAN, STD, Images
+from evenkeel.vision.networks.architecture import ClassifierNet
+from evenkeel.vision.networks.data import MEAN, STD, LabelledImages
 from evenkeel.vision.networks.muon import Muon
 from evenkeel.vision.networks.train_classifier import normalise
-from evenkeel.vision.peers.training import Run, Views
+from evenkeel.vision.peers.training import TrainingRun, Views
 
 __all__ = [
     "EncoderName",
@@ -94,12 +94,12 @@ class ParityServed(nn.Module):
         return self.network(parities.permute(0, 3, 1, 2))
 
 
-def parity_network(base: Classifier, recipe: ParityRecipe, views: Views, from_base: bool) -> Classifier:
+def parity_network(base: ClassifierNet, recipe: ParityRecipe, views: Views, from_base: bool) -> ClassifierNet:
     """A network of the base's architecture to train: with its weights, or new ones whose first layer fits parities."""
     whiten, head = base.whiten, base.head
     firsts = (cast(nn.Conv2d, cast(nn.Sequential, block)[0]) for block in base.blocks)
     first, second, third = (convolution.out_channels for convolution in firsts)
-    network = Classifier(head.out_features, (first, second, third), whiten.stride[0])
+    network = ClassifierNet(head.out_features, (first, second, third), whiten.stride[0])
     if from_base:
         network.load_state_dict(base.state_dict())
         if recipe.encoder == "sum":  # whose spread is the root of k as large, and the first layer has no norm behind it
@@ -118,14 +118,14 @@ def parity_network(base: Classifier, recipe: ParityRecipe, views: Views, from_ba
 
 
 def train_parity(
-    base: Classifier,
+    base: ClassifierNet,
     views: Views,
-    held: Images,
+    held: LabelledImages,
     recipe: ParityRecipe,
     from_base: bool = True,
     checkpoint: Path | None = None,
     report: Report = print,
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[ClassifierNet, dict[str, Any]]:
     """A parity model for `base`, and notes for its card; `held` images only show how it goes.
 
     Args:
@@ -141,7 +141,7 @@ def train_parity(
     torch.manual_seed(recipe.seed)
     network = parity_network(base, recipe, views, from_base)
     encoder = parity_encoder(recipe.encoder, recipe.group, held.pixels.shape[-1])
-    run = Run(
+    run = TrainingRun(
         network,
         _optimisers(network, recipe),
         minutes=recipe.minutes,
@@ -182,7 +182,7 @@ def train_parity(
     return network.eval(), notes
 
 
-def _optimisers(network: Classifier, recipe: ParityRecipe) -> list[torch.optim.Optimizer]:
+def _optimisers(network: ClassifierNet, recipe: ParityRecipe) -> list[torch.optim.Optimizer]:
     parts = [(network.biases, recipe.bias_rate), ([network.head.weight], recipe.head_rate)]
     groups = [{"params": part, "lr": rate, "weight_decay": recipe.decay / rate} for part, rate in parts]
     return [torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=True), Muon(network.filters, recipe.rate)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from evenkeel.errors import EvenkeelError
 from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint
 
-__all__ = ["Run", "Views"]
+__all__ = ["TrainingRun", "Views"]
 
 _CHECKPOINT_EVERY_S = 60.0
 
@@ -35,7 +35,7 @@ class Views(Protocol):
         ...
 
 
-class Run:
+class TrainingRun:
     """The clock, the learning rates and the checkpoint of one training.
 
     Progress runs from 0 to 1 by items or by minutes, whichever comes first, and every learning rate falls straight from

@@ -4,7 +4,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from evenkeel.coding.sum_code import Place
+from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.counter_hash import Stream, key
 from evenkeel.coding.sums.rounding import Rounding, float32, rank_order
 
@@ -46,7 +46,9 @@ class Coder(NamedTuple):
     share: float
 
 
-def coder_of(table: tuple[int, ...], clip: float, rounding: Rounding, block: int, seed: int, place: Place) -> Coder:
+def coder_of(
+    table: tuple[int, ...], clip: float, rounding: Rounding, block: int, seed: int, this_round: Round
+) -> Coder:
     """What to encode with, given a THC code's settings and whose turn it is."""
     granularity = table[-1]
     half = granularity / 2
@@ -58,12 +60,12 @@ def coder_of(table: tuple[int, ...], clip: float, rounding: Rounding, block: int
         half=half,
         steps=_steps(table),
         rounding=("nearest", "stochastic", "correlated").index(rounding),
-        signs=key(seed, place.step, place.bucket, Stream.SIGNS),
-        strata=key(seed, place.step, place.bucket, Stream.STRATA),
-        private=key(seed, place.step, place.bucket, Stream.PRIVATE, place.rank),
-        world=place.world,
-        order=rank_order(seed, place) if rounding == "correlated" else 0,
-        share=float32(1 / place.world),
+        signs=key(seed, this_round.step, this_round.bucket, Stream.SIGNS),
+        strata=key(seed, this_round.step, this_round.bucket, Stream.STRATA),
+        private=key(seed, this_round.step, this_round.bucket, Stream.PRIVATE, this_round.rank),
+        world=this_round.world,
+        order=rank_order(seed, this_round) if rounding == "correlated" else 0,
+        share=float32(1 / this_round.world),
     )
 
 
