@@ -146,7 +146,7 @@ few = settings(max_examples=10, deadline=None, derandomize=True)
 
 
 @dataclass
-class Round:
+class Played:
     """One round of `world` workers, up to their messages."""
 
     code: SumCode
@@ -165,13 +165,13 @@ class Round:
         return self.code.decode(total, self.stats, count, len(self.vectors[0]), self.rounds[0])
 
 
-def play(case: Case, vectors: list[Tensor], step: int = 4) -> Round:
+def play(case: Case, vectors: list[Tensor], step: int = 4) -> Played:
     codes = [case.coder(len(vectors[0])) for _ in vectors]
     rounds = [Round(rank, len(vectors), step, BUCKET) for rank in range(len(vectors))]
     measured = [code.measure(v, p) for code, v, p in zip(codes, vectors, rounds, strict=True)]
     stats = torch.stack(measured).amax(0) if measured[0].numel() else measured[0]
     messages = [code.encode(v, stats, p) for code, v, p in zip(codes, vectors, rounds, strict=True)]
-    return Round(codes[0], vectors, rounds, stats, messages)
+    return Played(codes[0], vectors, rounds, stats, messages)
 
 
 def draw_vectors(case: Case, seed: int, world: int, length: int) -> list[Tensor]:
