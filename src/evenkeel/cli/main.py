@@ -264,9 +264,9 @@ def worker(arguments: tuple[str, ...]) -> None:
 )
 def fit(**arguments: Any) -> None:
     """Train Collage-CNNs for your own classifier, from your own images, without labels."""
-    from evenkeel.vision.fit.command import run_fit
+    from evenkeel.vision.fit.command import FitArguments, run_fit
 
-    run_fit(arguments)
+    run_fit(FitArguments(**arguments))
 
 
 @main.group()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from evenkeel.images.image_set import ImageSet, read_images
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
 
-__all__ = ["run_fit"]
+__all__ = ["FitArguments", "run_fit"]
 
 _NAMES_SHOWN = 10
 _COLUMNS = (
@@ -29,6 +29,48 @@ _COLUMNS = (
     Column("mmac", "MMAC", ""),
     Column("temperature", "temperature", ""),
 )
+
+
+@dataclass(frozen=True)
+class FitArguments:
+    """Holds the options of `evenkeel fit`, by the names that `--json` gives them; `--help` says what each one means."""
+
+    classifier: str
+    images: Path
+    out: Path
+    grid: str
+    cost: float
+    precision: str
+    shared: bool
+    minutes: float
+    epochs: float | None
+    rate: float | None
+    tiles: int | None
+    start: Path | None
+    views: int
+    reach: int | None
+    mirror: bool
+    held_out: int | None
+    labels: str
+    split: str | None
+    limit: int | None
+    more_images: Path | None
+    more_split: str | None
+    test_images: Path | None
+    test_split: str | None
+    side: int | None
+    scale: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    device: str
+    threads: int
+    seed: int
+    resume: bool
+    json_path: Path | None
+
+    def given(self) -> dict[str, Any]:
+        """Gives the options that have a value, by their names."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class _Bars:
@@ -70,8 +112,8 @@ class _Bars:
         return advance
 
 
-def run_fit(arguments: dict[str, Any]) -> None:
-    """`evenkeel fit`: Collage-CNNs for a classifier.
+def run_fit(arguments: FitArguments) -> None:
+    """Runs `evenkeel fit`: fits Collage-CNNs to a classifier.
 
     Raises:
         EvenkeelError: interrupted; the last checkpoint is kept.
@@ -81,53 +123,31 @@ def run_fit(arguments: dict[str, Any]) -> None:
         from evenkeel.vision.fit.options import FitOptions
     except ImportError as error:
         raise MissingExtraError("torch or onnx", "train") from error
-    images_path, split, test_images, test_split, more_images, more_split = (
-        arguments[name] for name in ("images", "split", "test_images", "test_split", "more_images", "more_split")
-    )
-    tested = test_images is not None or test_split is not None
-    test_images = test_images or images_path
-    if tested and _overlap(images_path, split, test_images, test_split):
-        raise ConfigurationError(
-            "test-split: the test images would be among those to learn from; give two different parts with --split and "
-            "--test-split, or other --test-images"
-        )
-    if more_images is None and more_split is not None:
-        raise ConfigurationError("more-split: it names a part of --more-images, which is missing")
-    if _overlap(more_images, more_split, images_path, split):  # where the held-out images are
-        raise ConfigurationError("more-images: they are among --images; name another part with --more-split")
-    if tested and _overlap(more_images, more_split, test_images, test_split):
-        raise ConfigurationError(
-            "more-images: the test images would be among those to learn from; name another part with --more-split"
-        )
+    tested = arguments.test_images is not None or arguments.test_split is not None
+    test_images = arguments.test_images or arguments.images
+    _check_overlaps(arguments, test_images if tested else None)
+    given = arguments.given()
     options = FitOptions(
-        grids=_grids(arguments["grid"]),
-        **{
-            name: arguments[name]
-            for name in (
-                *("cost", "precision", "shared", "epochs", "minutes", "rate", "tiles", "start", "views", "reach"),
-                *("mirror", "held_out", "device", "threads", "seed", "resume"),
-            )
-        },
+        grids=_grids(arguments.grid),
+        **{each.name: given[each.name] for each in fields(FitOptions) if each.name in given},
     )
-    out: Path = arguments["out"]
-    json_path: Path | None = arguments["json_path"]
+    out, json_path = arguments.out, arguments.json_path
     if json_path is None or out.exists() or json_path.parent.resolve() != out.resolve():  # else the fit makes it
         check_outputs(json=json_path)
     console = Console(stderr=True)
     bars = _Bars(console)
     classifier = BlackBox.open(
-        arguments["classifier"],
-        threads=arguments["threads"],
-        **{name: arguments[name] for name in ("side", "scale", "mean", "std") if arguments[name] is not None},
+        arguments.classifier,
+        threads=arguments.threads,
+        **{name: given[name] for name in ("side", "scale", "mean", "std") if name in given},
     )
-    labels = arguments["labels"]
-    images = _read(images_path, labels, split, arguments["limit"], classifier, bars)
+    images = _read(arguments.images, arguments.labels, arguments.split, arguments.limit, classifier, bars)
     test = None
     if tested:
-        test = _read(test_images, labels, test_split, None, classifier, bars)
+        test = _read(test_images, arguments.labels, arguments.test_split, None, classifier, bars)
     more = None
-    if more_images is not None:
-        more = _read(more_images, "none", more_split, None, classifier, bars)
+    if arguments.more_images is not None:
+        more = _read(arguments.more_images, "none", arguments.more_split, None, classifier, bars)
     try:
         cards = fit(classifier, images, out, options, bars, test, more)
     except KeyboardInterrupt as error:
@@ -138,8 +158,26 @@ def run_fit(arguments: dict[str, Any]) -> None:
     Console().print(table(rows, [column for column in _COLUMNS if column.key in rows[0]], "collage"))
     bars.say(f"(on {'held-out' if test is None else 'test'} images, with the 95 % interval below)")
     if json_path is not None:
-        given = {name: value for name, value in arguments.items() if value is not None}
         write_json(json_path, json_document(given, [asdict(card) for card in cards]))
+
+
+def _check_overlaps(arguments: FitArguments, test_images: Path | None) -> None:
+    """Refuses images that would be both learned from and measured on."""
+    images, split, test_split = arguments.images, arguments.split, arguments.test_split
+    if test_images is not None and _overlap(images, split, test_images, test_split):
+        raise ConfigurationError(
+            "test-split: the test images would be among those to learn from; give two different parts with --split and "
+            "--test-split, or other --test-images"
+        )
+    more_images, more_split = arguments.more_images, arguments.more_split
+    if more_images is None and more_split is not None:
+        raise ConfigurationError("more-split: it names a part of --more-images, which is missing")
+    if _overlap(more_images, more_split, images, split):  # where the held-out images are
+        raise ConfigurationError("more-images: they are among --images; name another part with --more-split")
+    if test_images is not None and _overlap(more_images, more_split, test_images, test_split):
+        raise ConfigurationError(
+            "more-images: the test images would be among those to learn from; name another part with --more-split"
+        )
 
 
 def _overlap(path: Path | None, split: str | None, other: Path, other_split: str | None) -> bool:
