@@ -80,6 +80,8 @@ class ServeConfig:
     drain_s: float = 30.0
     delay: str = ""  # injected into the workers started here, for experiments
     run: str = ""  # python:module:factory, which replaces the card's ONNX file in the workers started here
+    worker_key_file: str = ""  # the key shared with workers on TCP; "": of the variable EVENKEEL_WORKER_KEY, or none
+    no_worker_key: bool = False  # reach workers on other machines without a key
 
     def card(self) -> ModelCard:
         """The served model's card."""
@@ -154,6 +156,10 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         changes["max_body_bytes"] = fields.size("max_body")
     if "drain" in fields:
         changes["drain_s"] = fields.seconds("drain")
+    if "worker_key_file" in fields:
+        changes["worker_key_file"] = str(folder / fields.text("worker_key_file"))
+    if "no_worker_key" in fields:
+        changes["no_worker_key"] = fields.truth("no_worker_key")
     if "delay" in fields:
         changes["delay"] = fields.text("delay")
         parse_delay(changes["delay"] or "none")
@@ -347,6 +353,12 @@ class _Fields:
             raise ConfigurationError(
                 f"{self.path(field_name)}: expected a whole number from {low} to {high}, found {value!r}"
             )
+        return value
+
+    def truth(self, field_name: str) -> bool:
+        value = self.take(field_name)
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"{self.path(field_name)}: expected true or false, found {value!r}")
         return value
 
     def number(self, field_name: str) -> float:

@@ -14,7 +14,9 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.backends.oip.backend import OipBackend
+from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.config import WorkerConfig
+from evenkeel.backends.worker.key import check_open, read_key
 from evenkeel.backends.worker.process import ProcessBackend
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
@@ -164,8 +166,10 @@ def _nodes(
             worker_number=first + number,
         )
         backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted))
+    key = read_key(config.worker_key_file) if nodes.addresses else b""
     for address in nodes.addresses:
-        options = ClientOptions(start_timeout_s=_REACH_S)
+        check_open(parse_address(address), key, config.no_worker_key)
+        options = ClientOptions(start_timeout_s=_REACH_S, key=key)
         backends.append(WorkerBackend(f"{kind}-{len(backends)}", address, wanted, options))
     for url in nodes.urls:
         if len(cards) > 1:

@@ -30,6 +30,10 @@ class WorkerConfig:
         delay_cost: multiplies every draw; None: each model's own `relative_cost`, as its card says, does.
         delay_epoch_s: when the experiment began, by `time.monotonic()`; None: when the worker did.
         worker_number: given to the delay, so that some workers can be the slow ones.
+        key_file: holds the key that clients on TCP must have; "": of the variable EVENKEEL_WORKER_KEY, or none.
+        no_key: take tasks from anybody who can reach a TCP address beyond this machine.
+        most_clients: connections at once.
+        most_rows: of one task.
         drain_s: how long, once told to stop, the worker may go on with what is queued.
         parent_pid: dies with that process, however it ends; 0: stands alone.
     """
@@ -42,6 +46,10 @@ class WorkerConfig:
     delay_cost: float | None = None
     delay_epoch_s: float | None = None
     worker_number: int = 0
+    key_file: str = ""
+    no_key: bool = False
+    most_clients: int = 64
+    most_rows: int = 1024
     drain_s: float = 10.0
     parent_pid: int = 0
 
@@ -50,7 +58,14 @@ class WorkerConfig:
             raise ConfigurationError("a worker needs at least one model")
         parse_address(self.listen)
         parse_delay(self.delay or "none")
-        for name, least in (("threads", 1), ("most_queued", 1), ("worker_number", 0), ("parent_pid", 0)):
+        for name, least in (
+            ("threads", 1),
+            ("most_queued", 1),
+            ("most_clients", 1),
+            ("most_rows", 1),
+            ("worker_number", 0),
+            ("parent_pid", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"worker: {name} must be at least {least}, found {getattr(self, name)}")
         if self.delay_cost is not None and not 0 < self.delay_cost < 1e6:
@@ -73,6 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
     add("--threads", type=int, default=1, help="threads of one pass")
     add("--most-queued", type=int, default=1024, help="refuse tasks beyond that many waiting ones")
+    add("--key-file", default="", metavar="FILE", help="file with the key that clients on TCP must have; see the docs")
+    add("--no-key", action="store_true", help="take tasks from anybody who can reach a TCP address, without a key")
+    add("--most-clients", type=int, default=64, help="refuse connections beyond that many")
+    add("--most-rows", type=int, default=1024, help="refuse tasks with more rows than that")
     add("--delay", default="", metavar="LAW", help="injected delay, e.g. two-mode:scale=0.3,seed=7")
     add("--drain", type=float, default=10.0, dest="drain_s", help="seconds to finish the queue after SIGTERM")
     # What a gateway or an experiment tells the workers that it starts.
@@ -105,6 +124,9 @@ def to_arguments(config: WorkerConfig) -> list[str]:
         "--listen": config.listen,
         "--threads": config.threads,
         "--most-queued": config.most_queued,
+        "--most-clients": config.most_clients,
+        "--most-rows": config.most_rows,
+        "--key-file": config.key_file,
         "--delay": config.delay,
         "--worker-number": config.worker_number,
         "--drain": config.drain_s,
@@ -113,4 +135,6 @@ def to_arguments(config: WorkerConfig) -> list[str]:
     for name, value in (("--delay-cost", config.delay_cost), ("--delay-epoch", config.delay_epoch_s)):
         if value is not None:
             values[name] = value
-    return [*(f"--model={spec}" for spec in config.models), *(f"{name}={value}" for name, value in values.items())]
+    flags = ["--no-key"] if config.no_key else []
+    options = [f"{name}={value}" for name, value in values.items()]
+    return [*(f"--model={spec}" for spec in config.models), *options, *flags]

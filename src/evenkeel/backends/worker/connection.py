@@ -39,6 +39,10 @@ class Connection(asyncio.BufferedProtocol):
         self._error: Exception | None = None
         self._closing = False
 
+    def limit_payload(self, max_payload_bytes: int) -> None:
+        """Refuse longer payloads from the next frame on."""
+        self._reader.max_payload_bytes = max_payload_bytes
+
     def send(self, pieces: "Iterable[bytes | memoryview]") -> None:
         """Send a frame; silently nothing once the connection is closing."""
         if not self._closing and self._transport is not None:
@@ -66,6 +70,7 @@ class Connection(asyncio.BufferedProtocol):
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family in (socket.AF_INET, socket.AF_INET6):
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _keep_alive(plain)
         if self._closing:  # aborted while it was being opened
             self._transport.abort()
         else:
@@ -104,3 +109,11 @@ class Connection(asyncio.BufferedProtocol):
         """Report the end."""
         self._closing = True
         self._on_end(self._error or exc)
+
+
+def _keep_alive(plain: socket.socket) -> None:
+    """Have the kernel notice a peer that vanished without a word: after 10 s of silence, and three probes in 5 s."""
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 15_000)):
+        if hasattr(socket, name):
+            plain.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -36,7 +36,7 @@ __all__ = [
 
 VERSION = 1
 MAX_PAYLOAD_BYTES = 256 << 20  # of a tensor; a peer that announces more is cut off before anything is allocated
-MAX_TEXT_BYTES = 1 << 20  # of HELLO, SHARE, SHARED and ERROR
+MAX_TEXT_BYTES = 1 << 20  # of a frame that carries text or JSON
 MAX_AXES = 6
 NO_SLOT = 0xFFFFFFFF
 
@@ -70,10 +70,14 @@ class FrameKind(IntEnum):
     PING = 9  # client -> worker
     PONG = 10  # worker -> client
     GOODBYE = 11  # worker -> client: finishes what it holds, takes nothing new
+    CHALLENGE = 12  # worker -> client, first frame where a key is shared: JSON, a random text
+    PROOF = 13  # both ways: JSON, that the sender holds the key (`key.py`)
 
 
 _WITH_TENSOR = frozenset({FrameKind.TASK, FrameKind.REPLY})
-_WITH_TEXT = frozenset({FrameKind.HELLO, FrameKind.SHARE, FrameKind.SHARED, FrameKind.ERROR})
+_WITH_TEXT = frozenset(
+    {FrameKind.HELLO, FrameKind.SHARE, FrameKind.SHARED, FrameKind.ERROR, FrameKind.CHALLENGE, FrameKind.PROOF}
+)
 _KINDS = {int(kind): kind for kind in FrameKind}
 
 
@@ -129,7 +133,7 @@ class FrameReader:
     """
 
     def __init__(self, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
-        self._max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = max_payload_bytes  # may be changed between two frames
         self._staging = memoryview(bytearray(_STAGING_BYTES))
         self._filled = 0
         self._frame: Frame | None = None  # whose payload is on its way
@@ -227,7 +231,7 @@ class FrameReader:
             return frame, size_bytes if slot == NO_SLOT else 0
         if code or axes or any(dims) or slot != NO_SLOT:
             raise ProtocolError(f"a {kind.name} frame that announces a tensor")
-        most_bytes = MAX_TEXT_BYTES if kind in _WITH_TEXT else 0
+        most_bytes = min(MAX_TEXT_BYTES, self.max_payload_bytes) if kind in _WITH_TEXT else 0
         if size_bytes > most_bytes:
             raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {most_bytes}")
         return Frame(kind, ticket, key, service_s, model, None, (), slot, size_bytes), size_bytes
@@ -244,8 +248,8 @@ class FrameReader:
         expected = math.prod(shape) * dtype.itemsize
         if size_bytes != expected:
             raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; its shape {shape} needs {expected}")
-        if size_bytes > self._max_payload_bytes:
-            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {self._max_payload_bytes}")
+        if size_bytes > self.max_payload_bytes:
+            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {self.max_payload_bytes}")
         if slot != NO_SLOT and kind is not FrameKind.TASK:
             raise ProtocolError(f"a {kind.name} frame in shared memory; only tasks may be")
         return dtype, shape

@@ -17,9 +17,11 @@ class WorkerLink(ABC):
 
     Attributes:
         where: the worker's address or process, for messages.
+        shares_key: others can connect there too, so that both ends prove to each other that they hold the key.
     """
 
     where: str
+    shares_key: bool = False
 
     @abstractmethod
     async def open(self, make: Callable[[], Connection]) -> None:
@@ -51,6 +53,7 @@ class SocketLink(WorkerLink):
             raise ConfigurationError(f"a worker cannot be reached at {address}; expected unix:/path or tcp://host:port")
         self._address = address
         self.where = str(address)
+        self.shares_key = address.kind == "tcp"
 
     async def open(self, make: Callable[[], Connection]) -> None:
         """Connect."""

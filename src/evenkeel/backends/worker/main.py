@@ -1,8 +1,8 @@
 """The worker process: serves models over framed connections until it is told to stop.
 
 Run as `python -m evenkeel.backends.worker.main --listen unix:/tmp/w.sock --model cifar10-base`; `evenkeel worker` calls
-the same `run_worker`. There is no authentication: a Unix socket is open to its own user only, a TCP address to whoever
-can reach it, so bind one beyond the loopback only in a network you trust.
+the same `run_worker`. A Unix socket is open to its own user only. On TCP, clients prove that they hold the worker's key
+(`key.py`); beyond this machine a worker without a key does not listen, unless `--no-key` says so.
 """
 
 import asyncio
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 import uvloop
 
+from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.config import WorkerConfig, config_from
+from evenkeel.backends.worker.key import check_open, read_key
 from evenkeel.backends.worker.model import Model, load_model
 from evenkeel.backends.worker.server import serve
 from evenkeel.delays.laws import Delay
@@ -32,20 +34,22 @@ def run_worker(config: WorkerConfig) -> int:
     try:
         if config.parent_pid:
             end_with_parent(config.parent_pid)
+        key = read_key(config.key_file)
+        check_open(parse_address(config.listen), key, config.no_key)
         models = [load_model(spec, config.threads) for spec in config.models]
         names = [model.name for model in models]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"two models of one worker have the same name: {', '.join(names)}")
         delay = parse_delay(config.delay) if config.delay else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve_until_signal(models, delay, config))
+            runner.run(_serve_until_signal(models, delay, config, key))
     except EvenkeelError as error:
         print(f"evenkeel worker: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
 
 
-async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, config: WorkerConfig) -> None:
+async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, config: WorkerConfig, key: bytes) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,6 +66,9 @@ async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, conf
         worker_number=config.worker_number,
         most_queued=config.most_queued,
         drain_s=config.drain_s,
+        key=key,
+        most_clients=config.most_clients,
+        most_rows=config.most_rows,
         stop=stop,
         on_listening=_announce,
     )

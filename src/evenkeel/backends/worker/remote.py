@@ -129,7 +129,8 @@ class WorkerBackend(Backend):
         failures = 0
         while True:
             greeted_s: float | None = None
-            session = WorkerSession(self._link.where, self._options, self._update)
+            key = self._options.key if self._link.shares_key else b""
+            session = WorkerSession(self._link.where, self._options, self._update, key)
             try:
                 try:
                     await self._link.open(lambda: session.connection)  # noqa: B023 - used before the next round

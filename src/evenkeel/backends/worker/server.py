@@ -2,16 +2,29 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from evenkeel.arrays import Array
 from evenkeel.backends.worker.address import Address, parse_address
 from evenkeel.backends.worker.connection import Connection
-from evenkeel.backends.worker.frames import VERSION, Frame, FrameKind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.frames import (
+    MAX_PAYLOAD_BYTES,
+    VERSION,
+    Frame,
+    FrameKind,
+    encode,
+    encode_object,
+    encode_tensor,
+)
+from evenkeel.backends.worker.key import challenge, check_proof, proof
 from evenkeel.backends.worker.model import Model
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotReader
 from evenkeel.backends.worker.task_runner import TaskRunner
@@ -22,14 +35,19 @@ from evenkeel.version import __version__
 
 __all__ = ["serve"]
 
+_PROVE_S = 5.0  # for a client to prove that it holds the key
+_UNPROVEN_BYTES = 4096  # the longest payload before that
 _FLUSH_S = 2.0  # for the last replies to leave after the last task
 
 
 class _Client:
     """One connection, from the worker's side; the owner of the tasks that came over it."""
 
-    def __init__(self, runner: TaskRunner, hello: bytes, shares: bool, clients: "set[_Client]") -> None:
-        self._runner, self._hello, self._shares, self._clients = runner, hello, shares, clients
+    def __init__(self, runner: TaskRunner, room: "_Room") -> None:
+        self._runner, self._room = runner, room
+        self._challenge = challenge() if room.key else ""
+        self._trusted = not room.key
+        self._prove_timer: asyncio.TimerHandle | None = None
         self._slots: SlotReader | None = None
         self._open_tickets: set[int] = set()
         self.connection = Connection(
@@ -55,11 +73,40 @@ class _Client:
     # What the connection says.
 
     def _on_open(self) -> None:
-        self._clients.add(self)
-        self.connection.send([self._hello])
+        room = self._room
+        if len(room.clients) >= room.most_clients:
+            self.connection.send([_error(0, f"{room.most_clients} clients are connected, the most this worker takes")])
+            self.connection.close()
+            return
+        room.clients.add(self)
+        if self._trusted:
+            self._greet()
+            return
+        self.connection.limit_payload(_UNPROVEN_BYTES)
+        self._prove_timer = asyncio.get_running_loop().call_later(_PROVE_S, self.connection.abort)
+        self.connection.send([encode_object(FrameKind.CHALLENGE, {"challenge": self._challenge})])
+
+    def _greet(self) -> None:
+        self.connection.limit_payload(self._room.max_payload_bytes)
+        self.connection.send([self._room.hello])
+
+    def _prove(self, frame: Frame) -> None:
+        """Check the client's proof, prove the same to it, and greet it."""
+        if frame.kind is not FrameKind.PROOF:
+            raise ProtocolError("this worker asks for a key; give the client the same one")
+        words, key = frame.object(), self._room.key
+        check_proof(words.get("proof"), key, "client", self._challenge, words.get("challenge"))
+        self._trusted = True
+        if self._prove_timer is not None:
+            self._prove_timer.cancel()
+        answer = {"proof": proof(key, "worker", self._challenge, str(words["challenge"]))}
+        self.connection.send([encode_object(FrameKind.PROOF, answer)])
+        self._greet()
 
     def _on_frame(self, frame: Frame) -> None:
-        if frame.kind is FrameKind.TASK:
+        if not self._trusted:
+            self._prove(frame)
+        elif frame.kind is FrameKind.TASK:
             if frame.ticket == 0 or frame.ticket in self._open_tickets:
                 raise ProtocolError(f"ticket {frame.ticket} is not free")
             inputs = frame.tensor() if frame.payload is not None else self._read_slot(frame)
@@ -82,7 +129,7 @@ class _Client:
     def _open_memory(self, frame: Frame) -> None:
         reason = ""
         try:
-            if not self._shares or self._slots is not None:
+            if not self._room.shares or self._slots is not None:
                 raise SharedMemoryError("only once on a Unix socket")
             self._slots = SlotReader(frame.object())
         except SharedMemoryError as error:
@@ -90,11 +137,25 @@ class _Client:
         self.connection.send([encode_object(FrameKind.SHARED, {"accepted": not reason, "reason": reason})])
 
     def _on_end(self, error: Exception | None) -> None:
-        self._clients.discard(self)
+        self._room.clients.discard(self)
+        if self._prove_timer is not None:
+            self._prove_timer.cancel()
         self._runner.forget(self)
         self._slots = None
         if not self.ended.done():
             self.ended.set_result(None)
+
+
+@dataclass
+class _Room:
+    """What all connections to one worker share."""
+
+    hello: bytes
+    shares: bool
+    key: bytes
+    most_clients: int
+    max_payload_bytes: int
+    clients: set[_Client] = field(default_factory=set)
 
 
 async def serve(
@@ -107,6 +168,9 @@ async def serve(
     worker_number: int = 0,
     most_queued: int = 1024,
     drain_s: float = 10.0,
+    key: bytes = b"",
+    most_clients: int = 64,
+    most_rows: int = 1024,
     stop: asyncio.Event | None = None,
     on_listening: Callable[[str], object] = lambda address: None,
 ) -> None:
@@ -121,6 +185,9 @@ async def serve(
         worker_number: given to the delay.
         most_queued: more waiting tasks are refused.
         drain_s: the most that finishing may take.
+        key: that clients on TCP must hold; empty: none. On the other addresses only this user's processes can connect.
+        most_clients: connections at once; more are told so and closed.
+        most_rows: of one task; of the models' rows, where these are of known shape, follows the longest payload.
         stop: set it to end.
         on_listening: called with the address once tasks can be sent; a tcp port of 0 is replaced by the real one.
 
@@ -140,17 +207,23 @@ async def serve(
     )
     address = parse_address(listen)
     hello = encode_object(FrameKind.HELLO, _hello(models, worker_number, shares=address.kind != "tcp"))
-    clients: set[_Client] = set()
+    room = _Room(
+        hello,
+        shares=address.kind != "tcp",
+        key=key if address.kind == "tcp" else b"",
+        most_clients=most_clients,
+        max_payload_bytes=_longest_payload(models, most_rows),
+    )
 
     def accept() -> Connection:
-        return _Client(runner, hello, address.kind != "tcp", clients).connection
+        return _Client(runner, room).connection
 
     stopped = asyncio.ensure_future(stop.wait())
     server: asyncio.AbstractServer | None = None
     plain: socket.socket | None = None
     try:
         if address.kind == "fd":
-            only = _Client(runner, hello, True, clients)
+            only = _Client(runner, room)
             try:
                 await loop.connect_accepted_socket(lambda: only.connection, socket.socket(fileno=address.number))
             except OSError as error:
@@ -170,7 +243,7 @@ async def serve(
             await stopped
         if server is not None:
             server.close()
-        await _drain(runner, clients, drain_s)
+        await _drain(runner, room.clients, drain_s)
     finally:
         stopped.cancel()
         if server is not None:
@@ -235,6 +308,16 @@ def _remove_stale(path: str) -> None:
         return
     except ConnectionRefusedError:
         os.unlink(path)
+
+
+def _longest_payload(models: Sequence[Model], most_rows: int) -> int:
+    """Bytes of the longest task that any of the models may be sent."""
+    longest = 0
+    for model in models:
+        if model.input_shape is None or model.dtype is None:
+            return MAX_PAYLOAD_BYTES
+        longest = max(longest, most_rows * math.prod(model.input_shape) * np.dtype(model.dtype).itemsize)
+    return min(longest, MAX_PAYLOAD_BYTES)
 
 
 def _hello(models: Sequence[Model], worker_number: int, shares: bool) -> dict[str, Any]:

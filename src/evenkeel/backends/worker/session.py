@@ -3,19 +3,21 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import OnReply, Reply
 from evenkeel.backends.worker.connection import Connection
 from evenkeel.backends.worker.frames import NO_SLOT, VERSION, Frame, FrameKind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.key import challenge, check_proof, proof
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotWriter
 from evenkeel.errors import BackendError, BackendLostError, EvenkeelError, ProtocolError
 
 __all__ = ["ClientOptions", "RemoteModel", "WorkerHello", "WorkerSession", "call"]
 
 _log = logging.getLogger(__name__)
+_MAX_WORDS = 4096  # of a worker's error that are kept
 _NO_OFFER = {"accepted": False, "reason": ""}
 
 
@@ -34,6 +36,7 @@ class ClientOptions:
         share_from_bytes: tensors of at least that size go through shared memory, where the worker can open it.
         share_slots: how many of them may be on their way at once, others take the socket; 0 shares nothing.
         share_slot_bytes: the largest tensor that fits.
+        key: shared with workers on TCP; empty where they have none.
     """
 
     start_timeout_s: float = 30.0
@@ -45,6 +48,7 @@ class ClientOptions:
     share_from_bytes: int = 8 << 10
     share_slots: int = 16
     share_slot_bytes: int = 4 << 20
+    key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,13 @@ class WorkerSession:
     Args:
         where: the worker's address or process, for messages.
         on_change: called when the worker says goodbye, and when the session ends.
+        key: that both ends must hold; empty: none.
     """
 
-    def __init__(self, where: str, options: ClientOptions, on_change: Callable[[], object]) -> None:
-        self._where, self._options, self._on_change = where, options, on_change
+    def __init__(self, where: str, options: ClientOptions, on_change: Callable[[], object], key: bytes = b"") -> None:
+        self._where, self._options, self._on_change, self._key = where, options, on_change, key
+        self._trusted = not key
+        self._challenges: tuple[str, str] | tuple[()] = ()
         self._loop = asyncio.get_running_loop()
         self.connection = Connection(self._on_frame, self._on_end)
         self.ended: asyncio.Future[EvenkeelError] = self._loop.create_future()
@@ -110,13 +117,31 @@ class WorkerSession:
 
         Raises:
             BackendLostError: the connection ended, or nothing came.
-            ProtocolError: it is no worker, or of another version.
+            ProtocolError: it is no worker, of another version, or does not hold the key.
         """
         hello = _read_hello((await self._wait_for(FrameKind.HELLO)).object())
         if hello.shares and self._options.share_slots > 0:
             await self._share()
         self._beat()
         return hello
+
+    def _prove(self, frame: Frame) -> None:
+        """Answer a CHALLENGE, and check the PROOF that follows; nothing else is taken before that."""
+        if frame.kind is FrameKind.CHALLENGE and not self._key:
+            raise ProtocolError(f"the worker at {self._where} asks for a key; give this side the same one")
+        words = frame.object() if frame.kind in (FrameKind.CHALLENGE, FrameKind.PROOF) else {}
+        if frame.kind is FrameKind.CHALLENGE and not self._challenges:
+            of_worker, of_client = str(words.get("challenge")), challenge()
+            self._challenges = (of_worker, of_client)
+            answer = {"challenge": of_client, "proof": proof(self._key, "client", of_worker, of_client)}
+            self.connection.send([encode_object(FrameKind.PROOF, answer)])
+        elif frame.kind is FrameKind.PROOF and self._challenges:
+            check_proof(words.get("proof"), self._key, "worker", *self._challenges)
+            self._trusted = True
+        else:
+            raise ProtocolError(
+                f"the worker at {self._where} does not ask for the key that this side has; start it with the same key"
+            )
 
     async def _share(self) -> None:
         offer = _NO_OFFER
@@ -188,16 +213,18 @@ class WorkerSession:
         self._silent_beats = 0
         self._suspected = False
         kind = frame.kind
-        if kind is FrameKind.REPLY:
+        if kind is FrameKind.ERROR and frame.ticket == 0:
+            self.connection.abort(BackendLostError(f"the worker at {self._where} hung up: {frame.text()[:_MAX_WORDS]}"))
+        elif not self._trusted or kind is FrameKind.CHALLENGE:
+            self._prove(frame)
+        elif kind is FrameKind.REPLY:
             entry = self._take(frame)
             self._finish(entry, _checked(frame, entry))
         elif kind is FrameKind.CANCELLED:
             error = BackendError("the task was cancelled before it began")
             self._finish(self._take(frame), Reply(error=error, cancelled=True))
-        elif kind is FrameKind.ERROR and frame.ticket == 0:
-            self.connection.abort(BackendLostError(f"the worker at {self._where} hung up: {frame.text()}"))
         elif kind is FrameKind.ERROR:
-            self._finish(self._take(frame), Reply(error=BackendError(frame.text())))
+            self._finish(self._take(frame), Reply(error=BackendError(frame.text()[:_MAX_WORDS])))
         elif kind is FrameKind.GOODBYE:
             self._leaving = True
             call(self._on_change)

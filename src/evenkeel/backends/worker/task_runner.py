@@ -11,7 +11,9 @@ from evenkeel.clock import Clock
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError
 
-__all__ = ["TaskOwner", "TaskRunner"]
+__all__ = ["MOST_QUEUED_BYTES", "TaskOwner", "TaskRunner"]
+
+MOST_QUEUED_BYTES = 1 << 30
 
 
 class TaskOwner(Protocol):
@@ -45,6 +47,7 @@ class TaskRunner:
 
     Args:
         most_queued: a task beyond that many waiting ones fails at once.
+        most_queued_bytes: a task whose inputs would make the waiting ones hold more than that fails at once.
         worker: this worker's number, given to the delay.
         delay_epoch_s: when the experiment began on the clock; draws are told the time since then.
         delay_cost: multiplies every draw; None: each model's own `relative_cost` does.
@@ -56,12 +59,14 @@ class TaskRunner:
         clock: Clock,
         *,
         most_queued: int = 1024,
+        most_queued_bytes: int = MOST_QUEUED_BYTES,
         delay: Delay | None = None,
         delay_cost: float | None = None,
         worker: int = 0,
         delay_epoch_s: float | None = None,
     ) -> None:
         self._models, self._clock, self._most_queued = list(models), clock, most_queued
+        self._most_queued_bytes, self._queued_bytes = most_queued_bytes, 0
         self._delay, self._delay_cost, self._worker = delay, delay_cost, worker
         self._delay_epoch_s = clock.time() if delay_epoch_s is None else delay_epoch_s
         # An OrderedDict, not a dict: taking the first of a dict again and again costs more each time.
@@ -85,7 +90,10 @@ class TaskRunner:
             owner.failed(ticket, complaint)
         elif len(self._waiting) >= self._most_queued:
             owner.failed(ticket, f"queue full: {self._most_queued} tasks wait; send the task elsewhere")
+        elif self._waiting and self._queued_bytes + inputs.nbytes > self._most_queued_bytes:
+            owner.failed(ticket, f"queue full: waiting tasks hold {self._queued_bytes} bytes; send the task elsewhere")
         else:
+            self._queued_bytes += inputs.nbytes
             self._waiting[id(owner), ticket] = _Task(owner, ticket, key, self._models[model], inputs)
             if not self._busy:
                 self._busy = True
@@ -93,13 +101,15 @@ class TaskRunner:
 
     def cancel(self, owner: TaskOwner, ticket: int) -> None:
         """Give a waiting task up; one that began goes on."""
-        if self._waiting.pop((id(owner), ticket), None) is not None:
+        task = self._waiting.pop((id(owner), ticket), None)
+        if task is not None:
+            self._queued_bytes -= task.inputs.nbytes
             owner.cancelled(ticket)
 
     def forget(self, owner: TaskOwner) -> None:
         """Drop what waits for an owner that went away."""
         for place in [place for place, task in self._waiting.items() if task.owner is owner]:
-            del self._waiting[place]
+            self._queued_bytes -= self._waiting.pop(place).inputs.nbytes
 
     def stop(self, on_empty: Callable[[], object]) -> None:
         """Take nothing new; call `on_empty` once the last task is done."""
@@ -113,6 +123,7 @@ class TaskRunner:
             self._rest()
             return
         _, task = self._waiting.popitem(last=False)
+        self._queued_bytes -= task.inputs.nbytes
         began_s = self._clock.time()
         outputs: Array | None = None
         error = ""

@@ -1,0 +1,106 @@
+"""The key that a worker and its clients share: each proves to the other that it holds it, and neither sends it.
+
+The worker sends a random challenge; the client answers with a challenge of its own and with the HMAC-SHA256 of both;
+the worker answers with the HMAC for its own role. The roles differ, so that no side's proof can be sent back to it.
+What follows is neither encrypted nor signed: a key keeps strangers out, not somebody who can change packets on their
+way.
+"""
+
+import hmac
+import ipaddress
+import logging
+import os
+import secrets
+from pathlib import Path
+
+from evenkeel.backends.worker.address import Address
+from evenkeel.errors import ConfigurationError, ProtocolError
+
+__all__ = ["CHALLENGE_BYTES", "KEY_VARIABLE", "challenge", "check_open", "check_proof", "proof", "read_key"]
+
+_log = logging.getLogger(__name__)
+
+KEY_VARIABLE = "EVENKEEL_WORKER_KEY"
+CHALLENGE_BYTES = 32
+_MIN_KEY_BYTES = 16
+_MAX_KEY_BYTES = 4096
+
+
+def read_key(file: str | Path = "") -> bytes:
+    """The shared key: the content of `file`, else of the variable `EVENKEEL_WORKER_KEY`, else nothing.
+
+    White space around it does not count. A file that others on the machine may read is used with a warning.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or the key is shorter than 16 bytes.
+    """
+    if file:
+        where = f"key file {file}"
+        try:
+            with open(file, "rb") as opened:
+                key = opened.read(_MAX_KEY_BYTES + 1).strip()
+                if os.fstat(opened.fileno()).st_mode & 0o077:
+                    _log.warning("%s can be read by other users of this machine; run `chmod 600` on it", where)
+        except OSError as error:
+            raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}") from error
+    else:
+        where = f"variable {KEY_VARIABLE}"
+        key = os.environb.get(KEY_VARIABLE.encode(), b"").strip()
+        if not key:
+            return b""
+    if not _MIN_KEY_BYTES <= len(key) <= _MAX_KEY_BYTES:
+        raise ConfigurationError(
+            f"{where}: a key has {_MIN_KEY_BYTES} to {_MAX_KEY_BYTES} bytes, found {len(key)}; "
+            "make one with `openssl rand -hex 32`"
+        )
+    return key
+
+
+def challenge() -> str:
+    """A fresh random challenge, as hexadecimal text."""
+    return secrets.token_hex(CHALLENGE_BYTES)
+
+
+def proof(key: bytes, role: str, of_worker: str, of_client: str) -> str:
+    """What only a holder of `key` can say: the HMAC of a role and both sides' challenges, as hexadecimal text."""
+    return hmac.new(key, f"evenkeel {role} {of_worker} {of_client}".encode(), "sha256").hexdigest()
+
+
+def check_proof(found: object, key: bytes, role: str, of_worker: object, of_client: object) -> None:
+    """Accept the peer's proof, or refuse it; takes as long for a wrong one as for the right one.
+
+    Raises:
+        ProtocolError: the peer does not hold the key.
+    """
+    sides = (of_worker, of_client)
+    if all(isinstance(side, str) and len(side) == 2 * CHALLENGE_BYTES for side in sides) and isinstance(found, str):
+        wanted = proof(key, role, str(of_worker), str(of_client))
+        if hmac.compare_digest(wanted.encode(), found.encode()):
+            return
+    raise ProtocolError("the peer does not hold this side's key; give both the same key")
+
+
+def check_open(address: Address, key: bytes, no_key: bool) -> None:
+    """Refuse a TCP address beyond this machine without a key, unless `no_key` says that this is meant.
+
+    Raises:
+        ConfigurationError: there is no key, and other machines could send tasks or answer in a worker's place.
+    """
+    if key or not _is_open_to_others(address):
+        return
+    if not no_key:
+        raise ConfigurationError(
+            f"{address} can be reached from other machines, so that anybody there could send tasks or answer them: "
+            f"give both sides the same key (--key-file or worker_key_file, or the variable {KEY_VARIABLE}), "
+            "or say --no-key (no_worker_key: true)"
+        )
+    _log.warning("%s has no key: whoever reaches it can send tasks, or answer in a worker's place", address)
+
+
+def _is_open_to_others(address: Address) -> bool:
+    if address.kind != "tcp" or address.host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(address.host.partition("%")[0]).is_loopback
+    except ValueError:  # a name: who knows where it leads
+        return True
