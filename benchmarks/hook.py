@@ -24,7 +24,7 @@ import evenkeel
 from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 from evenkeel.training.hook import bucket_average
 
-PARTS = ("measure", "encode_packed", "add_packed", "pack_total", "decode_packed", "observe")
+OF_CODE, OF_WIRE = ("measure", "encode", "decode", "observe"), ("add", "pack_total")
 
 
 class Bucket:
@@ -69,8 +69,12 @@ def measure(length: int, workers: int, bits: int, steps: int) -> dict[str, Any]:
     gradient = torch.randn(length, generator=torch.Generator().manual_seed(0))
     for ranks in thread_collectives(workers):
         state = evenkeel.HookState(evenkeel.THC(bits=bits), reducer=evenkeel.Sharded(ranks))
-        for name in PARTS:
-            setattr(state._code, name, timed(getattr(state._code, name), name, spent_s))
+        code = state._code
+        wire = code.wire(workers)
+        for owner, names in ((code, OF_CODE), (wire, OF_WIRE)):
+            for name in names:
+                setattr(owner, name, timed(getattr(owner, name), name, spent_s))
+        code.wire = lambda world, wire=wire: wire
         states.append(state)
         parameter = torch.nn.Parameter(torch.zeros(1, length))
         buckets.append(Bucket(parameter, gradient.clone()))

@@ -17,9 +17,9 @@ import click
 import torch
 from output import show, write_json
 
-from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.kernels import twins_only
 from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.wire import Round, Total
 
 
 def least_s(work: Callable[[], object], repeats: int, device: torch.device) -> tuple[float, float]:
@@ -40,22 +40,22 @@ def operations(length: int, workers: int, device: torch.device) -> dict[str, tup
     code, this_round = THC(), Round(0, workers)
     vector = torch.randn(length, generator=torch.Generator().manual_seed(0)).to(device)
     stats = code.measure(vector, this_round)
-    message = code.encode(vector, stats, this_round)
-    lanes = message.numel()
-    parts = [code.encode_packed(vector, stats, Round(rank, workers)) for rank in range(workers)]
-    total = code.add_packed(parts, lanes, this_round)
-    packed = code.pack_total(total, this_round)
-    up, down, lane = code.bits / 8, code.down_width(this_round) / 8, message.itemsize
+    lanes, wire = code.lanes(length, this_round), code.wire(workers)
+    parts = [code.encode(vector, stats, Round(rank, workers)) for rank in range(workers)]
+    total = wire.add(parts, lanes)
+    packed = wire.pack_total(total)
+    up, down, lane = code.bits / 8, wire.down_width / 8, total.itemsize
     return {
         "measure": (lambda: code.measure(vector, this_round), 4),
-        "encode": (lambda: code.encode(vector, stats, this_round), 4 + lane),
-        "encode_packed": (lambda: code.encode_packed(vector, stats, this_round), 4 + up),
-        "pack": (lambda: code.pack(message, this_round), lane + up),
-        "add_packed": (lambda: code.add_packed(parts, lanes, this_round), workers * up + lane),
-        "pack_total": (lambda: code.pack_total(total, this_round), lane + down),
-        "unpack_total": (lambda: code.unpack_total(packed, lanes, this_round), down + lane),
-        "decode": (lambda: code.decode(total, stats, workers, length, this_round), lane + 4),
-        "decode_packed": (lambda: code.decode_packed(packed, stats, workers, length, this_round), down + 4),
+        "encode": (lambda: code.encode(vector, stats, this_round), 4 + up),
+        "add": (lambda: wire.add(parts, lanes), workers * up + lane),
+        "pack_total": (lambda: wire.pack_total(total), lane + down),
+        "unpack_total": (lambda: wire.unpack_total(packed, lanes), down + lane),
+        "decode": (lambda: code.decode(Total(total, workers), stats, length, this_round), lane + 4),
+        "decode_packed": (
+            lambda: code.decode(Total(packed, workers, packed=True), stats, length, this_round),
+            down + 4,
+        ),
     }
 
 

@@ -10,18 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.float32 import Plain
 from evenkeel.coding.sums.thc import THC
-from evenkeel.errors import ConfigurationError, ReducerError
+from evenkeel.coding.wire import Round, Total
+from evenkeel.errors import ReducerError
 from evenkeel.reducers.fake import FakeReducer
 from evenkeel.reducers.process_group import ProcessGroup
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.group_collectives import GroupCollectives
 from evenkeel.reducers.ranks.local_ranks import local_ranks
 from evenkeel.reducers.ranks.thread_collectives import thread_collectives
-from evenkeel.reducers.reducer import Reducer, Total
+from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded, shares_of
 
 REDUCERS: list[Callable[[Collectives], Reducer]] = [FakeReducer, ProcessGroup, Sharded]
@@ -50,15 +51,16 @@ def one_round(
     stats = code.measure(vector, this_round)
     stats = ranks.largest(stats) if stats.numel() else stats
     lanes = code.lanes(length, this_round)
-    packed = code.encode_packed(vector, stats, this_round)
+    packed = code.encode(vector, stats, this_round)
     before = packed.clone()
-    total = reducer.total(code, packed, lanes, this_round)
+    wire = code.wire(ranks.world)
+    total = reducer.total(wire, packed, lanes, this_round)
     assert torch.equal(packed, before)
-    return total, code.unpack(packed, lanes, this_round), total.mean(code, stats, length, this_round)
+    return total, wire.unpack(packed, lanes), code.decode(total, stats, length, this_round)
 
 
 def lanes_of(total: Total, code: SumCode, world: int, lanes: int) -> torch.Tensor:
-    return code.unpack_total(total.sums, lanes, Round(0, world)) if total.packed else total.sums
+    return code.wire(world).lanes_of(total, lanes)
 
 
 def check_total(reducer: Reducer, code: SumCode, length: int, bucket: int = 0) -> None:
@@ -99,20 +101,21 @@ def test_a_peer_that_left_is_an_error_from_then_on(make: Callable[[Collectives],
     reducer, code = make(ranks), FixedPoint(bits=4, block=8)
     make(leaving).close()
     this_round = Round(0, 2)
-    packed = code.encode_packed(torch.ones(4), torch.ones(1), this_round)
+    packed = code.encode(torch.ones(4), torch.ones(1), this_round)
     for _ in range(2):
         with pytest.raises(ReducerError):
-            reducer.total(code, packed, 4, this_round)
+            reducer.total(code.wire(2), packed, 4, this_round)
 
 
 def test_sharded_sends_what_it_says() -> None:
     def check(ranks: Collectives) -> None:
         code, length = FixedPoint(bits=4, block=8), 8 * 4 * 25
         reducer, this_round = Sharded(ranks), Round(ranks.rank, 4)
-        packed = code.encode_packed(whole_numbers(ranks.rank, length), torch.full([100], 50.0), this_round)
+        packed = code.encode(whole_numbers(ranks.rank, length), torch.full([100], 50.0), this_round)
         before = ranks.sent_bytes
-        total = reducer.total(code, packed, length, this_round)
-        assert code.down_width(this_round) == 6  # 4 times 14
+        wire = code.wire(4)
+        total = reducer.total(wire, packed, length, this_round)
+        assert wire.down_width == 6  # 4 times 14
         assert total.packed
         assert total.sums.numel() == length * 6 // 8
         assert ranks.sent_bytes - before == 3 * length * (4 + 6) // 8 // 4
@@ -126,15 +129,16 @@ def test_sharded_never_unpacks_a_message_or_a_total(length: int) -> None:
 
     def check(ranks: Collectives) -> None:
         code = THC(bits=4, block=64)
-        for way in ("encode", "pack", "unpack", "unpack_total", "decode"):
-            setattr(code, way, None)
+        wire = code.wire(ranks.world)
+        for way in ("unpack", "unpack_total", "lanes_of"):
+            setattr(wire, way, None)
+        code.wire = lambda world: wire  # type: ignore[method-assign]
         reducer, this_round = Sharded(ranks), Round(ranks.rank, ranks.world)
         vector = whole_numbers(ranks.rank, length)
         stats = ranks.largest(code.measure(vector, this_round))
-        total = reducer.total(
-            code, code.encode_packed(vector, stats, this_round), code.lanes(length, this_round), this_round
-        )
-        mean = total.mean(code, stats, length, this_round)
+        message = code.encode(vector, stats, this_round)
+        total = reducer.total(wire, message, code.lanes(length, this_round), this_round)
+        mean = code.decode(total, stats, length, this_round)
         true = torch.stack([whole_numbers(rank, length) for rank in range(3)]).mean(0)
         assert float((mean - true).square().sum()) <= 0.05 * float(stats.square().sum())
 
@@ -149,16 +153,6 @@ def test_all_reduce_widens_lanes_only_where_sums_need_it() -> None:
             assert not total.packed
 
     in_threads(3, check)
-
-
-def test_sums_that_fit_no_type_are_refused() -> None:
-    class Wide(FixedPoint):  # a code whose sums no integer holds
-        def down_width(self, this_round: Round) -> int:
-            return 64
-
-    (ranks,) = thread_collectives(1)
-    with pytest.raises(ConfigurationError, match="64 bits"):
-        ProcessGroup(ranks).total(Wide(), torch.zeros(3, dtype=torch.uint8), 3, Round(0, 1))
 
 
 @given(lanes=st.integers(0, 500), granule=st.integers(1, 40), world=st.integers(1, 9), first=st.integers(0, 20))

@@ -8,15 +8,18 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.float32 import Plain
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import LowRank
+from evenkeel.coding.sums.plain_thc import PlainTHC
 from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.sums.thc_table import clip
+from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.errors import CodeError, ConfigurationError
+from sum_rounds import lanes_of
 
 CONV = (4, 4, 3, 3)
 CONV_SIZE = 144
@@ -73,7 +76,7 @@ def fixed_point_bound(bits: int, block: int) -> Callable[[list[Tensor]], float]:
     return bound
 
 
-def thc_bound(code: THC) -> Callable[[list[Tensor]], float]:
+def thc_bound(code: PlainTHC) -> Callable[[list[Tensor]], float]:
     """For tables that clip nothing that occurs here: every rotated coordinate is off by less than the widest gap."""
     gap = max(above - below for below, above in zip(code.table, code.table[1:], strict=False))
     step = gap * 2 * clip(code.p) / code.granularity
@@ -117,6 +120,11 @@ CASES = [
         Case(f"thc_{rounding}_{bits}", lambda r=rounding, b=bits: thc(r, b), thc_bound(thc(rounding, bits)))
         for rounding, bits in (("correlated", 8), ("correlated", 4), ("stochastic", 4), ("nearest", 3))
     ),
+    Case(
+        "plain_thc",
+        lambda: PlainTHC(4, 17, 1e-9, "correlated", 64, seed=5),
+        thc_bound(PlainTHC(4, 17, 1e-9, "correlated", 64)),
+    ),
     Case("error_feedback", lambda: ErrorFeedback(FixedPoint(8, block=16)), fixed_point_bound(8, 16)),
     Case("error_feedback_plain", lambda: ErrorFeedback(Plain()), plain_bound),
     Case(
@@ -147,13 +155,18 @@ few = settings(max_examples=10, deadline=None, derandomize=True)
 
 @dataclass
 class Played:
-    """One round of `world` workers, up to their messages."""
+    """One round of `world` workers, up to their messages: as bytes, and as lanes."""
 
     code: SumCode
     vectors: list[Tensor]
     rounds: list[Round]
     stats: Tensor
+    packed: list[Tensor]
     messages: list[Tensor]
+
+    @property
+    def wire(self) -> Wire:
+        return self.code.wire(len(self.vectors))
 
     def total(self, ranks: list[int]) -> Tensor:
         total = torch.zeros_like(self.messages[0])
@@ -162,7 +175,7 @@ class Played:
         return total
 
     def decode(self, total: Tensor, count: int | Tensor) -> Tensor:
-        return self.code.decode(total, self.stats, count, len(self.vectors[0]), self.rounds[0])
+        return self.code.decode(Total(total, count), self.stats, len(self.vectors[0]), self.rounds[0])
 
 
 def play(case: Case, vectors: list[Tensor], step: int = 4) -> Played:
@@ -170,8 +183,10 @@ def play(case: Case, vectors: list[Tensor], step: int = 4) -> Played:
     rounds = [Round(rank, len(vectors), step, BUCKET) for rank in range(len(vectors))]
     measured = [code.measure(v, p) for code, v, p in zip(codes, vectors, rounds, strict=True)]
     stats = torch.stack(measured).amax(0) if measured[0].numel() else measured[0]
-    messages = [code.encode(v, stats, p) for code, v, p in zip(codes, vectors, rounds, strict=True)]
-    return Played(codes[0], vectors, rounds, stats, messages)
+    packed = [code.encode(v, stats, p) for code, v, p in zip(codes, vectors, rounds, strict=True)]
+    lanes = codes[0].lanes(len(vectors[0]), rounds[0])
+    messages = [codes[0].wire(len(vectors)).unpack(each, lanes) for each in packed]
+    return Played(codes[0], vectors, rounds, stats, packed, messages)
 
 
 def draw_vectors(case: Case, seed: int, world: int, length: int) -> list[Tensor]:
@@ -239,28 +254,49 @@ def test_every_granule_may_hold_another_subset(
 
 @few
 @given(seed=st.integers(0, 99), length=lengths, world=st.integers(1, 18), cut=st.integers(0, 20))
-def test_wire_forms_give_back_what_was_packed_whole_or_cut_at_granules(
+def test_both_wire_forms_are_as_long_as_they_say_and_may_be_cut_at_granules(
     case: Case, seed: int, length: int, world: int, cut: int
 ) -> None:
     played = play(case, draw_vectors(case, seed, world, length))
-    code, this_round, message = played.code, played.rounds[0], played.messages[0]
-    lanes = code.lanes(length, this_round)
-    packed = code.pack(message, this_round)
+    wire, lanes = played.wire, played.code.lanes(length, played.rounds[0])
+    message, sums, total = played.packed[0], played.messages[0], played.total(list(range(world)))
+    assert wire.granule == played.code.granule
+    assert message.dtype == torch.uint8
+    assert message.numel() == wire.message_bytes(lanes) == -(-lanes * wire.up_width // 8)
+    packed = wire.pack_total(total)
     assert packed.dtype == torch.uint8
-    assert packed.numel() == code.packed_bytes(lanes, this_round) == -(-lanes * code.up_width(this_round) // 8)
-    assert torch.equal(code.unpack(packed, lanes, this_round), message)
-    assert code.unpack(packed, lanes, this_round).dtype == message.dtype
-    total = played.total(list(range(world)))
-    wire = code.pack_total(total, this_round)
-    assert wire.numel() == code.total_bytes(lanes, this_round) == -(-lanes * code.down_width(this_round) // 8)
-    assert torch.equal(code.unpack_total(wire, lanes, this_round), total)
-    here = min(cut * code.granule, lanes)
-    parts = [code.pack(message[:here], this_round), code.pack(message[here:], this_round)]
-    assert torch.equal(torch.cat(parts), packed)
-    halves = [code.pack_total(total[:here], this_round), code.pack_total(total[here:], this_round)]
-    assert torch.equal(torch.cat(halves), wire)
-    added = code.add_packed([code.pack(each, this_round) for each in played.messages], lanes, this_round)
-    torch.testing.assert_close(added, total)
+    assert packed.numel() == wire.total_bytes(lanes) == -(-lanes * wire.down_width // 8)
+    here = min(cut * wire.granule, lanes)
+    for whole, numbers, read, at in (
+        (message, sums, wire.unpack, wire.message_bytes(here)),
+        (packed, total, wire.unpack_total, wire.total_bytes(here)),
+    ):
+        assert numbers.shape == (lanes,)
+        for part, expected in ((whole[:at], numbers[:here]), (whole[at:], numbers[here:])):
+            assert torch.equal(read(part, len(expected)), expected)
+            assert read(part, len(expected)).dtype == sums.dtype
+    assert torch.equal(torch.cat([wire.pack_total(total[:here]), wire.pack_total(total[here:])]), packed)
+
+
+@few
+@given(seed=st.integers(0, 99), length=lengths, world=st.integers(1, 18))
+def test_a_wire_gives_back_totals_and_adds_messages_in_a_type_that_holds_the_sum(
+    case: Case, seed: int, length: int, world: int
+) -> None:
+    played = play(case, draw_vectors(case, seed, world, length))
+    wire, lanes = played.wire, len(played.messages[0])
+    exact = torch.stack([message.double() for message in played.messages]).sum(0)
+    added = wire.add(played.packed, lanes)
+    if added.is_floating_point():
+        slack = 1e-6 * torch.stack(played.messages).double().abs().sum(0)
+        assert bool(((added - exact).abs() <= slack).all())
+    else:
+        assert torch.equal(added.double(), exact)
+        assert not lanes or int(added.max()) < 2**wire.down_width
+    assert added.dtype == played.messages[0].dtype
+    assert torch.equal(wire.add(played.packed[:1], lanes), played.messages[0])
+    for total in (Total(added, world), Total(wire.pack_total(added), world, packed=True)):
+        assert torch.equal(wire.lanes_of(total, lanes), added)
 
 
 @few
@@ -273,17 +309,16 @@ def test_shorter_ways_give_the_same(case: Case, seed: int, length: int, world: i
     measured = code.measure_owed(vector, memory, this_round)
     assert torch.equal(memory, left)
     torch.testing.assert_close(measured, case.coder(length).measure(owed, this_round), rtol=2**-22, atol=0)
-    packed = code.encode_owed(vector, left, measured, this_round)
+    message = code.encode_owed(vector, left, measured, this_round)
     plain = case.coder(length)
-    assert torch.equal(packed, plain.encode_packed(owed, measured, this_round))
-    message = case.coder(length).encode(owed, measured, this_round)
-    assert torch.equal(packed, plain.pack(message, this_round))
-    assert torch.equal(left, owed - plain.decode(message, measured, 1, length, this_round))
-    total = plain.add_packed([packed] * world, lanes, this_round)
-    mean = plain.decode(total, measured, world, length, this_round)
-    assert torch.equal(
-        plain.decode_packed(plain.pack_total(total, this_round), measured, world, length, this_round), mean
-    )
+    wire = plain.wire(world)
+    assert torch.equal(message, plain.encode(owed, measured, this_round))
+    alone = Total(wire.unpack(message, lanes), 1)
+    assert torch.equal(left, owed - plain.decode(alone, measured, length, this_round))
+    total = wire.add([message] * world, lanes)
+    mean = plain.decode(Total(total, world), measured, length, this_round)
+    packed = Total(wire.pack_total(total), world, packed=True)
+    assert torch.equal(plain.decode(packed, measured, length, this_round), mean)
 
 
 def test_preparing_leaves_no_trace(case: Case) -> None:
@@ -294,7 +329,7 @@ def test_preparing_leaves_no_trace(case: Case) -> None:
     assert str(code.state_dict()) == before
     (vector,) = draw_vectors(case, 3, 1, 200)
     stats = code.measure(vector, this_round)
-    assert torch.equal(code.encode(vector, stats, this_round), case.coder(200).encode(vector, stats, this_round))
+    assert torch.equal(lanes_of(code, vector, stats, this_round), lanes_of(case.coder(200), vector, stats, this_round))
 
 
 @few
@@ -335,12 +370,10 @@ def test_a_round_can_be_repeated_bit_for_bit_and_strides_do_not_matter(
     first, again = play(case, vectors, step), play(case, strided, step)
     assert torch.equal(first.stats, again.stats)
     first_vectors = draw_vectors(case, seed, 2, length)
-    played = [message.clone() for message in first.messages]
-    for message in first.messages:
-        message.fill_(1)  # as reducers may
+    assert all(torch.equal(one, other) for one, other in zip(first.packed, again.packed, strict=True))
+    for message in first.packed:
+        message.fill_(1)
     assert all(torch.equal(one, other) for one, other in zip(vectors, first_vectors, strict=True))
-    first.messages = played
-    assert all(torch.equal(one, other) for one, other in zip(first.messages, again.messages, strict=True))
 
 
 def test_half_precision_is_coded_like_the_same_numbers_in_single(case: Case) -> None:
@@ -358,7 +391,7 @@ def test_a_stopped_code_goes_on_identically_from_its_state(case: Case) -> None:
     def turn(code: SumCode, vector: Tensor, step: int) -> Tensor:
         this_round = Round(0, 1, step, BUCKET)
         stats = code.measure(vector, this_round)
-        mean = code.decode(code.encode(vector, stats, this_round), stats, 1, len(vector), this_round)
+        mean = code.decode(Total(lanes_of(code, vector, stats, this_round), 1), stats, len(vector), this_round)
         code.observe(mean, this_round, lambda row: None)
         return mean
 
@@ -380,12 +413,14 @@ def test_ranks_can_compare_their_settings(case: Case) -> None:
 def test_a_world_too_large_for_the_lanes_is_refused(case: Case) -> None:
     code = case.make()
     if code.most_workers is None:
-        assert code.encode(torch.ones(1), code.measure(torch.ones(1), Round(0, 1)), Round(0, 1)).is_floating_point()
+        assert lanes_of(code, torch.ones(1), code.measure(torch.ones(1), Round(0, 1)), Round(0, 1)).is_floating_point()
         return
     this_round = Round(0, code.most_workers + 1)
     stats = code.measure(torch.ones(9), this_round)
     with pytest.raises(ConfigurationError, match=r"do not fit into 32 bits: use at most \d+ workers"):
         code.encode(torch.ones(9), stats, this_round)
+    with pytest.raises(ConfigurationError, match=r"do not fit into 32 bits: use at most \d+ workers"):
+        code.wire(this_round.world)
 
 
 @pytest.mark.parametrize(
@@ -411,9 +446,10 @@ def test_totals_and_counts_that_do_not_fit_are_refused(case: Case) -> None:
         played.decode(total, 3)
     with pytest.raises(CodeError, match="one for each granule"):
         played.decode(total, torch.ones(77, dtype=torch.int64))
-    packed = played.code.pack(played.messages[0], played.rounds[0])
     with pytest.raises(CodeError, match="bits take"):
-        played.code.unpack(packed[:-1], total.numel(), played.rounds[0])
+        played.wire.unpack(played.packed[0][:-1], total.numel())
+    with pytest.raises(CodeError, match="bits take"):
+        played.wire.unpack_total(played.wire.pack_total(total)[:-1], total.numel())
     if played.stats.numel() > 1 and not isinstance(played.code, ErrorFeedback):
         with pytest.raises(CodeError, match="scales"):
             played.code.encode(played.vectors[0], played.stats[:-1], played.rounds[0])

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.reducers.ranks.collectives import Collectives
-from evenkeel.reducers.reducer import Reducer, Total
+from evenkeel.reducers.reducer import Reducer
 
 __all__ = ["FakeReducer", "Losses"]
 
@@ -27,17 +27,17 @@ class FakeReducer(Reducer):
         self.ranks = over
         self._losses = losses
 
-    def total(self, code: SumCode, packed: Tensor, lanes: int, this_round: Round) -> Total:
-        """The sum of all ranks' messages, but for those that are lost, as lanes."""
+    def total(self, wire: Wire, message: Tensor, lanes: int, this_round: Round) -> Total:
+        """Adds all ranks' messages, but for those that are lost; gives lanes."""
         world = self.ranks.world
-        messages = [code.unpack(each, lanes, this_round) for each in self.ranks.gather(packed)]
+        messages = [wire.unpack(each, lanes) for each in self.ranks.gather(message)]
         wide = torch.float32 if messages[0].is_floating_point() else torch.int64
         if self._losses is None:
-            return Total(torch.stack(messages).sum(0, dtype=wide), packed=False, count=world)
-        granules = -(-lanes // code.granule)
+            return Total(torch.stack(messages).sum(0, dtype=wide), world)
+        granules = -(-lanes // wire.granule)
         lost = [self._losses(Round(rank, world, this_round.step, this_round.bucket), granules) for rank in range(world)]
         arrived = ~torch.stack(lost)
-        kept = arrived.repeat_interleave(code.granule, 1)[:, :lanes]
+        kept = arrived.repeat_interleave(wire.granule, 1)[:, :lanes]
         total = torch.where(kept, torch.stack(messages), 0).sum(0, dtype=wide)
         own = lost[self.ranks.rank]
-        return Total(total, packed=False, count=arrived.sum(0), lost=own if bool(own.any()) else None)
+        return Total(total, arrived.sum(0), lost=own if bool(own.any()) else None)

@@ -6,10 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.group_collectives import collectives_over
-from evenkeel.reducers.reducer import Reducer, Total
+from evenkeel.reducers.reducer import Reducer
 
 __all__ = ["Sharded"]
 
@@ -28,16 +28,16 @@ class Sharded(Reducer):
     def __init__(self, over: Collectives | dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
         self.ranks = collectives_over(over, timeout_s)
 
-    def total(self, code: SumCode, packed: Tensor, lanes: int, this_round: Round) -> Total:
-        """The sum of all ranks' messages, as bytes."""
+    def total(self, wire: Wire, message: Tensor, lanes: int, this_round: Round) -> Total:
+        """Adds all ranks' messages; gives bytes."""
         ranks = self.ranks
-        shares = shares_of(lanes, code.granule, ranks.world, this_round.bucket)
+        shares = shares_of(lanes, wire.granule, ranks.world, this_round.bucket)
         mine = shares[ranks.rank]
-        cut = torch.split(packed, [code.packed_bytes(share, this_round) for share in shares])
-        parts = ranks.swap(cut, [code.packed_bytes(mine, this_round)] * ranks.world)
-        sums = code.pack_total(code.add_packed(parts, mine, this_round), this_round)
-        totals = ranks.gather(sums, [code.total_bytes(share, this_round) for share in shares])
-        return Total(torch.cat(totals), packed=True, count=this_round.world)
+        cut = torch.split(message, [wire.message_bytes(share) for share in shares])
+        parts = ranks.swap(cut, [wire.message_bytes(mine)] * ranks.world)
+        sums = wire.pack_total(wire.add(parts, mine))
+        totals = ranks.gather(sums, [wire.total_bytes(share) for share in shares])
+        return Total(torch.cat(totals), this_round.world, packed=True)
 
 
 def shares_of(lanes: int, granule: int, world: int, first: int = 0) -> list[int]:

@@ -240,7 +240,7 @@ def test_fp8_keeps_what_has_three_bits_of_fraction() -> None:
 )
 def test_peers_are_unbiased(peer, monkeypatch: pytest.MonkeyPatch) -> None:
     means = []
-    monkeypatch.setattr(peers.Measured, "of", lambda mean, gradients, traffic: means.append(mean))
+    monkeypatch.setattr(peers.MeasuredCode, "of", lambda mean, gradients, traffic: means.append(mean))
     vectors = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     rounds = 200
     for seed in range(rounds):

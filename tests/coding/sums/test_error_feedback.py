@@ -5,13 +5,15 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.float32 import Plain
 from evenkeel.coding.sums.kernels import twins_only
 from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.wire import Round, Total
 from evenkeel.errors import CodeError, ConfigurationError
+from sum_rounds import lanes_of
 
 
 def coarse() -> SumCode:
@@ -28,7 +30,7 @@ def play(codes: list[ErrorFeedback], vectors: list[Tensor], step: int, arrived: 
     """One round; ranks that did not arrive are told so. Adds in this_round, as reducers may."""
     rounds = [Round(rank, len(codes), step) for rank in range(len(codes))]
     stats = torch.stack([c.measure(v, p) for c, v, p in zip(codes, vectors, rounds, strict=True)]).amax(0)
-    messages = [c.encode(v, stats, p) for c, v, p in zip(codes, vectors, rounds, strict=True)]
+    messages = [lanes_of(c, v, stats, p) for c, v, p in zip(codes, vectors, rounds, strict=True)]
     arrived = set(range(len(codes))) if arrived is None else arrived
     total = torch.zeros_like(messages[0])
     for rank, message in enumerate(messages):
@@ -37,7 +39,7 @@ def play(codes: list[ErrorFeedback], vectors: list[Tensor], step: int, arrived: 
         else:
             codes[rank].dropped(rounds[rank])
         message.fill_(1)
-    return codes[0].decode(total, stats, len(arrived), len(vectors[0]), rounds[0])
+    return codes[0].decode(Total(total, len(arrived)), stats, len(vectors[0]), rounds[0])
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -72,7 +74,7 @@ def test_with_memory_the_average_over_steps_becomes_exact() -> None:
 def test_only_the_lost_granules_go_back_into_memory() -> None:
     code, this_round = ErrorFeedback(FixedPoint(4, block=8)), Round(0, 2)
     vector = torch.randn(20, generator=torch.Generator().manual_seed(1))
-    code.encode(vector, code.measure(vector, this_round), this_round)
+    lanes_of(code, vector, code.measure(vector, this_round), this_round)
     residual = memory(code).clone()
     code.dropped(this_round, torch.tensor([False, True, False]))
     assert torch.equal(memory(code)[:8], residual[:8])
@@ -83,7 +85,7 @@ def test_only_the_lost_granules_go_back_into_memory() -> None:
 
 def test_a_loss_is_reported_once_and_of_the_last_round() -> None:
     code, this_round = ErrorFeedback(Plain()), Round(0, 1, step=3)
-    code.encode(torch.ones(2), code.measure(torch.ones(2), this_round), this_round)
+    lanes_of(code, torch.ones(2), code.measure(torch.ones(2), this_round), this_round)
     with pytest.raises(CodeError, match="no message that could be lost"):
         code.dropped(Round(0, 1, step=4))
     with pytest.raises(CodeError, match="no message that could be lost"):
@@ -116,7 +118,7 @@ def test_buckets_have_their_own_memories_and_can_be_reset() -> None:
     code = ErrorFeedback(FixedPoint(2))
     for bucket, length in ((0, 4), (1, 6)):
         this_round, vector = Round(0, 1, bucket=bucket), torch.arange(float(length))
-        code.encode(vector, code.measure(vector, this_round), this_round)
+        lanes_of(code, vector, code.measure(vector, this_round), this_round)
     assert {bucket: kept.numel() for bucket, kept in code.state_dict()["memory"].items()} == {0: 4, 1: 6}
     with pytest.raises(CodeError, match=r"bucket 1 has 4 coordinates, but its memory has 6.*call reset\(1\)"):
         code.measure(torch.ones(4), Round(0, 1, bucket=1))
@@ -128,36 +130,34 @@ def test_buckets_have_their_own_memories_and_can_be_reset() -> None:
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(length=st.sampled_from([0, 1, 16, 37, 333]), block=st.sampled_from([16, 64]), world=st.integers(1, 20))
-def test_packed_rounds_are_the_plain_rounds_bit_for_bit(length: int, block: int, world: int) -> None:
+def test_rounds_are_those_of_the_code_and_a_memory_kept_by_hand(length: int, block: int, world: int) -> None:
     generator = torch.Generator().manual_seed(length)
-    plain, packed, by_hand = (ErrorFeedback(THC(4, block=block)) for _ in range(3))
+    code, inner = ErrorFeedback(THC(4, block=block)), THC(4, block=block)
     owed = torch.zeros(length)
     for step in range(4):
         this_round, vector = Round(0, world, step), torch.randn(length, generator=generator)
         if step == 2 and length:
             vector[-1] = float("inf")
-        stats = plain.measure(vector, this_round)
-        message, sent = plain.encode(vector, stats, this_round), packed.encode_packed(vector, stats, this_round)
-        lanes = packed.lanes(length, this_round)
+        stats = code.measure(vector, this_round)
+        message = code.encode(vector, stats, this_round)
         with twins_only():
-            twin = by_hand.inner.encode(vector + owed, stats[1:], this_round)
+            twin = lanes_of(inner, vector + owed, stats[1:], this_round)
             if stats[0] == 0:
-                owed = vector + owed - by_hand.inner.decode(twin, stats[1:], 1, length, this_round)
-        for found in (message, packed.unpack(sent, lanes, this_round)):
-            assert torch.equal(found, twin)
-        assert torch.equal(packed.pack(message, this_round), sent)
-        assert torch.equal(memory(plain), owed)
-        assert torch.equal(memory(packed), owed)
-        total = packed.add_packed([sent] * world, lanes, this_round)
+                owed = vector + owed - inner.decode(Total(twin, 1), stats[1:], length, this_round)
+        wire, lanes = code.wire(world), code.lanes(length, this_round)
+        assert torch.equal(wire.unpack(message, lanes), twin)
+        assert torch.equal(memory(code), owed)
+        total = wire.add([message] * world, lanes)
         assert torch.equal(total.long(), twin.long() * world)
-        mean = packed.decode_packed(packed.pack_total(total, this_round), stats, world, length, this_round)
-        assert torch.equal(mean.nan_to_num(), plain.decode(total, stats, world, length, this_round).nan_to_num())
+        mean = code.decode(Total(wire.pack_total(total), world, packed=True), stats, length, this_round)
+        unpacked = code.decode(Total(total, world), stats, length, this_round)
+        assert torch.equal(mean.nan_to_num(), unpacked.nan_to_num())
 
 
-def test_a_packed_message_that_is_lost_goes_back_into_memory() -> None:
+def test_a_message_of_thc_that_is_lost_goes_back_into_memory() -> None:
     code, this_round = ErrorFeedback(THC(4, block=16)), Round(0, 2)
     vector = torch.randn(40, generator=torch.Generator().manual_seed(1))
-    code.encode_packed(vector, code.measure(vector, this_round), this_round)
+    code.encode(vector, code.measure(vector, this_round), this_round)
     left = memory(code).clone()
     code.dropped(this_round, torch.tensor([False, True, False]))
     torch.testing.assert_close(memory(code)[16:32], vector[16:32])

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.wire import Round, Total
 from evenkeel.errors import CodeError, ConfigurationError
+from sum_rounds import lanes_of
 
 SHAPES = [(10,), (8, 8, 3, 3), (5, 4), (4, 8, 1, 1), (4,)]
 LENGTH = 10 + 576 + 20 + 32 + 4
@@ -44,9 +45,9 @@ class Cluster:
         rounds = [Round(rank, len(self.codes), self.step) for rank in range(len(self.codes))]
         triples = list(zip(self.codes, vectors, rounds, strict=True))
         stats = torch.stack([code.measure(vector, this_round) for code, vector, this_round in triples]).amax(0)
-        total = sum(code.encode(vector, stats, this_round) for code, vector, this_round in triples)
+        total = sum(lanes_of(code, vector, stats, this_round) for code, vector, this_round in triples)
         assert isinstance(total, Tensor)
-        means = [c.decode(total, stats, len(vectors), LENGTH, this_round) for c, _, this_round in triples]
+        means = [c.decode(Total(total, len(vectors)), stats, LENGTH, this_round) for c, _, this_round in triples]
         assert all(torch.equal(mean, means[0]) for mean in means)
         sent: list[Tensor] = []
         for code, _, this_round in triples:
@@ -146,7 +147,7 @@ def test_coefficients_travel_through_another_code() -> None:
         vectors = [gradient(generator) for _ in range(4)]
         mean = cluster.play(vectors)
     code = cluster.codes[0]
-    assert (code.up_width(Round(0, 4)), code.granule) == (8, 64)
+    assert (code.wire(4).up_width, code.granule) == (8, 64)
     weights = slice(10, 586)
     true = torch.stack(vectors).mean(0)[weights]
     assert float((mean[weights] - true).norm() / true.norm()) < 0.05
@@ -211,7 +212,9 @@ def test_a_bucket_that_was_not_arranged_is_a_row_of_numbers() -> None:
     for step in range(6):
         this_round = Round(0, 1, step)
         stats = code.measure(vector, this_round)
-        assert torch.equal(code.decode(code.encode(vector, stats, this_round), stats, 1, 50, this_round), vector)
+        assert torch.equal(
+            code.decode(Total(lanes_of(code, vector, stats, this_round), 1), stats, 50, this_round), vector
+        )
         code.observe(vector, this_round, lambda row: None)
 
 
@@ -239,9 +242,9 @@ def test_a_resume_with_fewer_steps_and_turns_goes_on_with_those(rounds: int) -> 
     assert told  # directions, at once
     vector = gradient(generator)
     stats = later.measure(vector, Round(0, 1, rounds + 1))
-    message = later.encode(vector, stats, Round(0, 1, rounds + 1))
+    message = lanes_of(later, vector, stats, Round(0, 1, rounds + 1))
     assert 642 / 4 < len(message) < LENGTH / 2
-    mean = later.decode(message, stats, 1, LENGTH, Round(0, 1, rounds + 1))
+    mean = later.decode(Total(message, 1), stats, LENGTH, Round(0, 1, rounds + 1))
     torch.testing.assert_close(mean[WEIGHTS], vector[WEIGHTS], atol=1e-3, rtol=1e-3)
 
 

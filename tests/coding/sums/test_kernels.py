@@ -13,14 +13,16 @@ import torch
 from hypothesis import Phase, given, settings, strategies as st
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums import kernels
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.coding.sums.integer_lanes import pack_bits, unpack_bits
 from evenkeel.coding.sums.kernels import MOST_WORKERS, cpu, fast, threads, twins_only
-from evenkeel.coding.sums.packing import pack_bits, unpack_bits
 from evenkeel.coding.sums.rounding import Rounding
 from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.wire import Round, Total
+from sum_rounds import lanes_of
 
 TABLES = [(1, 1), (1, 7), (2, 3), (3, 7), (4, 15), (4, 17), (4, 30), (4, 60), (5, 31), (6, 80), (7, 127), (8, 255)]
 PECULIAR = ["zeros", "infinite", "nan", "huge", "tiny", "one_hot"]
@@ -81,7 +83,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 def assert_agrees(case: Case, device: str = "cpu") -> None:
-    code, this_round = case.code, case.this_round
+    code, this_round, wire = case.code, case.this_round, case.code.wire(case.this_round.world)
     ranks = [
         Round((this_round.rank + k) % this_round.world, this_round.world, this_round.step, this_round.bucket)
         for k in range(case.messages)
@@ -94,29 +96,28 @@ def assert_agrees(case: Case, device: str = "cpu") -> None:
         owed_packed = code.encode_owed(vectors[0], left, owed_stats, this_round)
         own = [code.measure(vector, rank) for vector, rank in zip(vectors, ranks, strict=True)]
         stats = torch.stack(own).amax(0)
-        message = code.encode(vectors[0], stats, this_round)
-        parts = [code.encode_packed(vector, stats, rank) for vector, rank in zip(vectors, ranks, strict=True)]
-        total = code.add_packed(parts, message.numel(), this_round)
-        packed = code.pack_total(total, this_round)
-        unpacked = code.unpack_total(packed, message.numel(), this_round)
+        message = lanes_of(code, vectors[0], stats, this_round)
+        parts = [code.encode(vector, stats, rank) for vector, rank in zip(vectors, ranks, strict=True)]
+        total = wire.add(parts, message.numel())
+        packed = wire.pack_total(total)
+        unpacked = wire.unpack_total(packed, message.numel())
         generator = torch.Generator().manual_seed(case.seed)
         counts = torch.randint(0, min(this_round.world, 5) + 1, stats.shape, generator=generator).to(device)
-        means = [code.decode(total, stats, count, case.length, this_round) for count in (case.messages, counts)]
+        means = [code.decode(Total(total, count), stats, case.length, this_round) for count in (case.messages, counts)]
     torch.testing.assert_close(code.measure(vectors[0], this_round), own[0], rtol=2**-23, atol=0, equal_nan=True)
-    assert_same(code.encode(vectors[0], stats, this_round), message)
-    assert_same(code.encode_packed(vectors[0], stats, this_round), parts[0])
-    assert_same(code.pack(message, this_round), parts[0])
-    assert_same(code.unpack(parts[0], message.numel(), this_round), message)
+    assert_same(lanes_of(code, vectors[0], stats, this_round), message)
+    assert_same(code.encode(vectors[0], stats, this_round), parts[0])
+    assert_same(wire.unpack(parts[0], message.numel()), message)
     found = code.measure_owed(vectors[0], memory, this_round)
     torch.testing.assert_close(found, owed_stats, rtol=2**-23, atol=0, equal_nan=True)
     assert_same(code.encode_owed(vectors[0], memory, owed_stats, this_round), owed_packed)
     assert_same(memory, left)
-    assert_same(code.add_packed(parts, message.numel(), this_round), total)
-    assert_same(code.pack_total(total, this_round), packed)
-    assert_same(code.unpack_total(packed, message.numel(), this_round), unpacked)
+    assert_same(wire.add(parts, message.numel()), total)
+    assert_same(wire.pack_total(total), packed)
+    assert_same(wire.unpack_total(packed, message.numel()), unpacked)
     for count, mean in zip((case.messages, counts), means, strict=True):
-        assert_same(code.decode(total, stats, count, case.length, this_round), mean)
-        assert_same(code.decode_packed(packed, stats, count, case.length, this_round), mean)
+        assert_same(code.decode(Total(total, count), stats, case.length, this_round), mean)
+        assert_same(code.decode(Total(packed, count, packed=True), stats, case.length, this_round), mean)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -181,10 +182,11 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def one_round(code: SumCode, vector: Tensor, this_round: Round) -> Tensor:
     stats = code.measure(vector, this_round)
-    packed = code.encode_packed(vector, stats, this_round)
+    packed = code.encode(vector, stats, this_round)
     lanes = code.lanes(len(vector), this_round)
-    total = code.pack_total(code.add_packed([packed, packed], lanes, this_round), this_round)
-    return code.decode_packed(total, stats, 2, len(vector), this_round)
+    wire = code.wire(this_round.world)
+    total = wire.pack_total(wire.add([packed, packed], lanes))
+    return code.decode(Total(total, 2, packed=True), stats, len(vector), this_round)
 
 
 def test_ordinary_tensors_take_the_kernels_in_the_fewest_passes(used: list[str]) -> None:
@@ -202,10 +204,10 @@ def test_error_feedback_takes_no_pass_of_its_own(used: list[str]) -> None:
 
 def test_unpacking_looks_numbers_up_in_the_kernel(used: list[str]) -> None:
     packed = torch.arange(200, dtype=torch.uint8)
-    found = THC().unpack(packed, 400, Round(0, 4))
+    found = THC().wire(4).unpack(packed, 400)
     assert used == ["add_parts"]
     with twins_only():
-        assert_same(found, THC().unpack(packed, 400, Round(0, 4)))
+        assert_same(found, THC().wire(4).unpack(packed, 400))
 
 
 @pytest.mark.parametrize("memory", [torch.ones(300, dtype=torch.float64), torch.ones(600)[::2]])
@@ -238,18 +240,18 @@ def test_threads_change_nothing_of_what_is_left_in_memory(monkeypatch: pytest.Mo
 def test_what_the_kernels_cannot_read_takes_the_twin_and_gives_the_same(used: list[str]) -> None:
     code, this_round, vector = THC(block=64), Round(1, 4), torch.randn(300, dtype=torch.float64)
     stats = code.measure(vector, this_round)
-    message = code.encode(vector, stats, this_round)
-    mean = code.decode(message, stats, 1, 300, this_round)
+    message = lanes_of(code, vector, stats, this_round)
+    mean = code.decode(Total(message, 1), stats, 300, this_round)
     used.clear()
-    assert_same(code.decode(message.long(), stats, 1, 300, this_round), mean)
-    assert_same(code.decode(message.repeat_interleave(2)[::2], stats, 1, 300, this_round), mean)
-    assert_same(code.encode(vector, stats.double(), this_round), message)
-    assert_same(code.encode(vector[:0], stats[:0], this_round), message[:0])
+    assert_same(code.decode(Total(message.long(), 1), stats, 300, this_round), mean)
+    assert_same(code.decode(Total(message.repeat_interleave(2)[::2], 1), stats, 300, this_round), mean)
+    assert_same(lanes_of(code, vector, stats.double(), this_round), message)
+    assert_same(lanes_of(code, vector[:0], stats[:0], this_round), message[:0])
     crowd = Round(0, MOST_WORKERS + 1)
     code.encode(vector, stats, crowd)
     with twins_only():
         one_round(code, vector, this_round)
-    assert used == []
+    assert set(used) <= {"pack", "add_parts"}  # of the bytes, whoever coded them
 
 
 def test_without_numba_the_twins_do_the_work(monkeypatch: pytest.MonkeyPatch, used: list[str]) -> None:
@@ -270,18 +272,17 @@ def test_without_numba_the_twins_do_the_work(monkeypatch: pytest.MonkeyPatch, us
 def test_wire_forms_may_be_cut_at_granules(code: SumCode) -> None:
     this_round, vector = Round(1, 4), torch.randn(3 * code.granule + 100)
     stats = code.measure(vector, this_round)
-    lanes = code.lanes(len(vector), this_round)
-    message, packed = code.encode(vector, stats, this_round), code.encode_packed(vector, stats, this_round)
-    if isinstance(code, ErrorFeedback):  # which by now owes something
-        message = code.unpack(packed, lanes, this_round)
+    lanes, wire = code.lanes(len(vector), this_round), code.wire(4)
+    packed = code.encode(vector, stats, this_round)
+    message = wire.unpack(packed, lanes)
     shares = [2 * code.granule, lanes - 2 * code.granule]
-    cut = packed.split([code.packed_bytes(share, this_round) for share in shares])
+    cut = packed.split([wire.message_bytes(share) for share in shares])
     for share, part, numbers in zip(shares, cut, message.split(shares), strict=True):
-        assert_same(part, code.pack(numbers, this_round))
-        assert_same(code.add_packed([part], share, this_round), numbers)
-    total = torch.cat([code.pack_total(numbers, this_round) for numbers in message.split(shares)])
-    mean = code.decode_packed(total, stats, 1, len(vector), this_round)
-    assert_same(mean, code.decode(message, stats, 1, len(vector), this_round))
+        assert_same(wire.unpack(part, share), numbers)
+        assert_same(wire.add([part], share), numbers)
+    total = torch.cat([wire.pack_total(numbers) for numbers in message.split(shares)])
+    mean = code.decode(Total(total, 1, packed=True), stats, len(vector), this_round)
+    assert_same(mean, code.decode(Total(message, 1), stats, len(vector), this_round))
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

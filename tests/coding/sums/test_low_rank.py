@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import BucketFactors, LowRank
 from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.wire import Round, Total
 from evenkeel.errors import CodeError, ConfigurationError
+from sum_rounds import lanes_of
 
 SHAPES = [(10,), (12, 30), (7,), (8, 3, 3, 3), (3, 4), (2,)]
 MATRICES = {1: (12, 30), 3: (8, 27)}  # the 3 x 4 matrix would not shrink twice in 2 directions
@@ -40,9 +42,11 @@ class Ranks:
         each = list(zip(self.codes, vectors, rounds, strict=True))
         stats = torch.stack([code.measure(vector, this_round) for code, vector, this_round in each]).amax(0)
         lanes = self.codes[0].lanes(len(vectors[0]), rounds[0])
-        packed = [code.encode_packed(vector, stats, this_round) for code, vector, this_round in each]
-        total = self.codes[0].add_packed(packed, lanes, rounds[0])
-        means = [code.decode(total, stats, len(vectors), len(vectors[0]), this_round) for code, _, this_round in each]
+        packed = [code.encode(vector, stats, this_round) for code, vector, this_round in each]
+        total = self.codes[0].wire(rounds[0].world).add(packed, lanes)
+        means = [
+            code.decode(Total(total, len(vectors)), stats, len(vectors[0]), this_round) for code, _, this_round in each
+        ]
         assert all(torch.equal(mean.nan_to_num(), means[0].nan_to_num()) for mean in means)
         for code, mean, this_round in zip(self.codes, means, rounds, strict=True):
             code.observe(mean, this_round, lambda row: None)
@@ -146,13 +150,13 @@ def test_with_feedback_the_sums_miss_nothing(inner: SumCode | None) -> None:
 def test_coefficients_travel_through_another_code() -> None:
     code = arranged(LowRank(2, THC(4, block=64)))
     this_round = Round(0, 4)
-    assert (code.granule, code.up_width(this_round), code.most_workers) == (64, 4, THC(4).most_workers)
+    assert (code.granule, code.wire(this_round.world).up_width, code.most_workers) == (64, 4, THC(4).most_workers)
     assert code.lanes(LENGTH, this_round) == 72  # 71 numbers, in a block of 64 and one of 8
     exact, vector = arranged(LowRank(2)), torch.randn(LENGTH, generator=chance(6))
 
     def mean(code: SumCode) -> Tensor:
         stats = code.measure(vector, this_round)
-        return code.decode(code.encode(vector, stats, this_round), stats, 1, LENGTH, this_round)
+        return code.decode(Total(lanes_of(code, vector, stats, this_round), 1), stats, LENGTH, this_round)
 
     error = mean(code) - mean(exact)
     assert 0.01 < float(error.norm() / mean(exact).norm()) < 0.3
@@ -229,7 +233,7 @@ def test_what_does_not_shrink_enough_stays_as_it_is() -> None:
 def test_a_bucket_that_was_not_arranged_is_a_row_of_numbers() -> None:
     code, vector, this_round = LowRank(1), torch.arange(50.0), Round(0, 1)
     stats = code.measure(vector, this_round)
-    assert torch.equal(code.decode(code.encode(vector, stats, this_round), stats, 1, 50, this_round), vector)
+    assert torch.equal(code.decode(Total(lanes_of(code, vector, stats, this_round), 1), stats, 50, this_round), vector)
     code.observe(vector, this_round, lambda row: None)
     assert code.state_dict() == {}
 
@@ -257,7 +261,9 @@ def test_what_was_written_to_since_it_was_measured_is_projected_anew() -> None:
     code = arranged(LowRank(2))
     stats = code.measure(vector, this_round)
     vector *= 2
-    assert torch.equal(code.encode(vector, stats, this_round), arranged(LowRank(2)).encode(vector, stats, this_round))
+    assert torch.equal(
+        lanes_of(code, vector, stats, this_round), lanes_of(arranged(LowRank(2)), vector, stats, this_round)
+    )
 
 
 def test_a_state_of_other_settings_is_refused() -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.rounding import check_rounding, rank_order, thresholds
+from evenkeel.coding.wire import Round
 from evenkeel.errors import ConfigurationError
 
 CPU = torch.device("cpu")

@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.sums.thc_table import clamp_error, rounding_error
+from evenkeel.coding.wire import Round, Total
 from evenkeel.errors import ConfigurationError
+from sum_rounds import lanes_of
 
 
 def mean_of(code: THC, vectors: Sequence[Tensor], step: int = 0) -> Tensor:
     rounds = [Round(rank, len(vectors), step) for rank in range(len(vectors))]
     stats = torch.stack([code.measure(v, p) for v, p in zip(vectors, rounds, strict=True)]).amax(0)
-    total = sum(code.encode(v, stats, p).int() for v, p in zip(vectors, rounds, strict=True))
+    total = sum(lanes_of(code, v, stats, p).int() for v, p in zip(vectors, rounds, strict=True))
     assert isinstance(total, Tensor)
-    return code.decode(total, stats, len(vectors), len(vectors[0]), rounds[0])
+    return code.decode(Total(total, len(vectors)), stats, len(vectors[0]), rounds[0])
 
 
 def nmse(code: THC, vectors: Sequence[Tensor]) -> float:
@@ -91,7 +92,7 @@ def test_every_rank_for_itself_is_unbiased(rounding: str) -> None:
     for rank in range(3):
         this_round = Round(rank, 3)
         stats = code.measure(vector, this_round)
-        decoded = code.decode(code.encode(vector, stats, this_round), stats, 1, len(vector), this_round)
+        decoded = code.decode(Total(lanes_of(code, vector, stats, this_round), 1), stats, len(vector), this_round)
         errors = (decoded - vector).double().view(repeats, 64)
         along = errors @ pattern.double()
         assert abs(float(along.mean())) < 4 * float(along.std()) / repeats**0.5
@@ -104,7 +105,7 @@ def test_ranks_do_not_round_alike_and_steps_rotate_anew() -> None:
     vector = gaussian(1, 4096, 0)[0]
     code = THC()
     stats = code.measure(vector, Round(0, 2))
-    messages = [code.encode(vector, stats, Round(rank, 2, step)) for rank, step in ((0, 0), (1, 0), (0, 1))]
+    messages = [lanes_of(code, vector, stats, Round(rank, 2, step)) for rank, step in ((0, 0), (1, 0), (0, 1))]
     assert 0.2 < float((messages[0] != messages[1]).float().mean()) < 0.8
     assert float((messages[0] != messages[2]).float().mean()) > 0.8
 
@@ -114,9 +115,10 @@ def test_bits_on_the_wire_of_four_workers() -> None:
     length = 4096 * 25
     lanes = code.lanes(length, this_round)
     norms = code.measure(torch.ones(length), this_round).numel() * 4
-    sent = (code.packed_bytes(lanes, this_round) + code.total_bytes(lanes, this_round)) * 3 / 4 + 2 * 2 * 3 / 4 * norms
+    wire = code.wire(4)
+    sent = (wire.message_bytes(lanes) + wire.total_bytes(lanes)) * 3 / 4 + 2 * 2 * 3 / 4 * norms
     assert 8 * sent / length <= 9.2
-    assert (code.up_width(this_round), code.down_width(this_round)) == (4, 7)
+    assert (wire.up_width, wire.down_width) == (4, 7)
 
 
 def test_padding_of_the_last_block_is_at_most_as_long_as_it() -> None:
@@ -128,8 +130,8 @@ def test_the_sum_goes_from_bytes_to_integers_before_it_would_wrap() -> None:
     code = THC()
     vector = torch.ones(4)
     stats = code.measure(vector, Round(0, 15))
-    assert code.encode(vector, stats, Round(0, 15)).dtype == torch.uint8
-    assert code.encode(vector, stats, Round(0, 16)).dtype == torch.int32
+    assert lanes_of(code, vector, stats, Round(0, 15)).dtype == torch.uint8
+    assert lanes_of(code, vector, stats, Round(0, 16)).dtype == torch.int32
 
 
 def test_large_and_small_numbers_keep_their_precision() -> None:
@@ -138,7 +140,7 @@ def test_large_and_small_numbers_keep_their_precision() -> None:
         this_round = Round(0, 1)
         scaled = vector * 2.0**power
         stats = THC().measure(scaled, this_round)
-        decoded = THC().decode(THC().encode(scaled, stats, this_round), stats, 1, 4096, this_round)
+        decoded = THC().decode(Total(lanes_of(THC(), scaled, stats, this_round), 1), stats, 4096, this_round)
         assert float((decoded.double() / 2.0**power - vector).norm() / vector.norm()) < 0.15
 
 

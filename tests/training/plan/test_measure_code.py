@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.wire import Round
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.plan.code_costs import thc
 from evenkeel.training.plan.measure_code import measure_code
@@ -33,7 +33,7 @@ def test_all_ranks_find_the_same_and_bytes_are_as_packed() -> None:
     )  # a row of error feedback's own goes with them
     assert found.name == "mine"
     assert found.up_bytes == lanes * 4 / 8 + norms
-    assert found.down_bytes == lanes * code.down_width(this_round) / 8 + norms
+    assert found.down_bytes == lanes * code.wire(WORLD).down_width / 8 + norms
     assert found.collectives == 2
     # As the formulas have it for offline use, but for the padding of the last block.
     assert found.sent_bytes(WORLD) == pytest.approx(thc(COUNT, WORLD).sent_bytes(WORLD), rel=0.05)

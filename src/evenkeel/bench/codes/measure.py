@@ -26,11 +26,12 @@ from evenkeel.bench.codes.peers import (
 from evenkeel.bench.codes.recorded import Recorded
 from evenkeel.bench.codes.traffic import Traffic, sharded
 from evenkeel.bench.codes.vectors import Gradients, check_made, correlation_of, made
-from evenkeel.coding.sum_code import Broadcast, Round, SumCode
+from evenkeel.coding.sum_code import Broadcast, SumCode
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import LowRank
 from evenkeel.coding.sums.thc import THC
+from evenkeel.coding.wire import Round, Total
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import mean
 from evenkeel.text_values import read_count, split_spec, unknown
@@ -220,24 +221,21 @@ def _summed(make: Callable[[Gradients], SumCode | None], gradients: Gradients, s
         code.observe(earlier, Round(0, world, step), broadcast)
     pairs = list(zip(gradients.vectors, rounds, strict=True))
     stats = torch.stack([code.measure(vector, this_round) for vector, this_round in pairs]).amax(0)
-    packed = [code.pack(code.encode(vector, stats, this_round), this_round) for vector, this_round in pairs]
-    lanes = code.lanes(length, rounds[0])
-    total = code.add_packed(packed, lanes, rounds[0])
-    total = code.unpack_total(code.pack_total(total, rounds[0]), lanes, rounds[0])
+    messages = [code.encode(vector, stats, this_round) for vector, this_round in pairs]
+    wire = code.wire(world)
+    packed = wire.pack_total(wire.add(messages, code.lanes(length, rounds[0])))
     traffic = _sum_traffic(code, length, rounds[0], scales=stats.numel())
     if isinstance(code, GradiVeQ):
         traffic = _with_learning(traffic, learning, basis_bits, world)
-    mean = code.decode(total, stats, world, length, rounds[0])
+    mean = code.decode(Total(packed, world, packed=True), stats, length, rounds[0])
     if isinstance(code, LowRank):
         traffic = _with_other_side(traffic, code, gradients.vectors[0], mean, rounds[0], broadcast)
     return MeasuredCode.of(mean, gradients, traffic)
 
 
 def _sum_traffic(code: SumCode, length: int, this_round: Round, scales: int) -> Traffic:
-    lanes = code.lanes(length, this_round)
-    return sharded(
-        this_round.world, 8 * code.packed_bytes(lanes, this_round), 8 * code.total_bytes(lanes, this_round), scales
-    )
+    lanes, wire = code.lanes(length, this_round), code.wire(this_round.world)
+    return sharded(this_round.world, 8 * wire.message_bytes(lanes), 8 * wire.total_bytes(lanes), scales)
 
 
 def _with_learning(coding: Traffic, learning: Traffic, basis_bits: int, world: int) -> Traffic:

@@ -17,8 +17,8 @@ from torch.nn.functional import pad
 from evenkeel.bench.codes.lloyd_max import lloyd_max
 from evenkeel.bench.codes.traffic import Traffic, gathered, ring, sharded
 from evenkeel.bench.codes.vectors import Gradients
-from evenkeel.coding.sums.block_scales import block_count, inverse, spread
 from evenkeel.coding.sums.counter_hash import counters, key, mix, uniform
+from evenkeel.coding.sums.integer_lanes import block_count, inverse, spread
 from evenkeel.coding.sums.rotation import padded_length, rotate, rotate_back
 from evenkeel.coding.sums.thc_table import clip
 

@@ -7,14 +7,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, Count, Round, SumCode, are_finite, flat
-from evenkeel.coding.sums.carried import Carried
+from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, SumCode, are_finite, flat
+from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["ErrorFeedback"]
 
 
-class ErrorFeedback(Carried):
+class ErrorFeedback(SumCode):
     """Another code with a memory for each bucket: it sends vector + memory, and keeps what its message does not say.
 
     Over time the sums miss nothing: what was decoded and what is in memory add up to all vectors given. A round in
@@ -23,6 +23,9 @@ class ErrorFeedback(Carried):
 
     Args:
         code: what codes vector + memory. Shared by nobody else if it keeps a state of its own.
+
+    Attributes:
+        inner: the code.
     """
 
     name: Final = "error_feedback"
@@ -32,7 +35,9 @@ class ErrorFeedback(Carried):
             raise CodeError("error feedback around error feedback has nothing to remember: wrap once")
         if not isinstance(code, SumCode):
             raise ConfigurationError(f"code: must be a sum code such as THC(bits=4), found {code!r}")
-        super().__init__(code)
+        self.inner = code
+        self.granule = code.granule
+        self.most_workers = code.most_workers
         self._memory: dict[int, Tensor] = {}
         self._sent: dict[int, _Sent] = {}
 
@@ -48,29 +53,31 @@ class ErrorFeedback(Carried):
         return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The code's message for vector + memory. The memory becomes what the message does not say of it."""
-        packed = self.encode_packed(vector, stats, this_round)
-        return self.inner.unpack(packed, self.inner.lanes(vector.numel(), this_round), this_round)
+        """The code's message for vector + memory; it is kept in case it is lost.
 
-    def encode_packed(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The same as bytes, which nobody may write into: they are kept in case they are lost."""
+        The memory becomes what the message does not say of vector + memory.
+        """
         vector = flat(vector)
         memory = self._memory_of(vector, this_round)
         if bool(stats[0].isfinite()):
-            packed = self.inner.encode_owed(vector, memory, stats[1:], this_round)
+            message = self.inner.encode_owed(vector, memory, stats[1:], this_round)
         else:
-            packed = self.inner.encode_packed(vector + memory, stats[1:], this_round)
+            message = self.inner.encode(vector + memory, stats[1:], this_round)
         self._memory[this_round.bucket] = memory
-        self._sent[this_round.bucket] = _Sent(this_round, packed, stats, vector.numel())
-        return packed
+        self._sent[this_round.bucket] = _Sent(this_round, message, stats, vector.numel())
+        return message
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
+    def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
         """What the code decodes."""
-        return self.inner.decode(total, stats[1:], count, length, this_round)
+        return self.inner.decode(total, stats[1:], length, this_round)
 
-    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
-        """What the code decodes."""
-        return self.inner.decode_packed(packed, stats[1:], count, length, this_round)
+    def lanes(self, length: int, this_round: Round) -> int:
+        """The code's."""
+        return self.inner.lanes(length, this_round)
+
+    def wire(self, world: int) -> Wire:
+        """The code's."""
+        return self.inner.wire(world)
 
     def dropped(self, this_round: Round, lost: Tensor | None = None) -> None:
         """Puts back into memory what the last message of the bucket said, where it was lost. Once for each message.
@@ -83,9 +90,10 @@ class ErrorFeedback(Carried):
             raise CodeError(
                 f"{this_round} has no message that could be lost: report each loss once, before the bucket's next round"
             )
-        message = self.inner.unpack(sent.packed, self.inner.lanes(sent.length, this_round), this_round)
-        count = 1 if lost is None else lost.int()
-        told = self.inner.decode(message, sent.stats[1:], count, sent.length, this_round)
+        lanes = self.inner.lanes(sent.length, this_round)
+        message = self.inner.wire(this_round.world).unpack(sent.message, lanes)
+        alone = Total(message, count=1 if lost is None else lost.int())
+        told = self.inner.decode(alone, sent.stats[1:], sent.length, this_round)
         told = torch.where(sent.stats[0].isfinite(), told, 0.0)  # otherwise nothing was taken out of memory
         self._memory[this_round.bucket] = self._memory[this_round.bucket] + told
 
@@ -148,6 +156,6 @@ class _Sent:
     """The last message of a bucket, kept until the next one in case it is lost."""
 
     this_round: Round
-    packed: Tensor
+    message: Tensor
     stats: Tensor
     length: int

@@ -6,10 +6,19 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import whole
-from evenkeel.coding.sum_code import Count, Round, SumCode, count_per_granule, flat
-from evenkeel.coding.sums.block_scales import block_count, check_scales, inverse, spread, usable
-from evenkeel.coding.sums.packing import Lanes, pack_bits, unpack_bits
-from evenkeel.errors import CodeError, ConfigurationError
+from evenkeel.coding.sum_code import SumCode, count_per_granule, flat
+from evenkeel.coding.sums.integer_lanes import (
+    IntegerWire,
+    block_count,
+    check_scales,
+    inverse,
+    most_workers,
+    pack_bits,
+    spread,
+    usable,
+)
+from evenkeel.coding.wire import Round, Total
+from evenkeel.errors import ConfigurationError
 
 __all__ = ["FixedPoint"]
 
@@ -36,8 +45,7 @@ class FixedPoint(SumCode):
         if self.granule < 8 or self.granule % 8:
             raise ConfigurationError(f"block: must be a multiple of 8, found {block}")
         self._top = (1 << (self.bits - 1)) - 1
-        self._lanes = Lanes(2 * self._top)
-        self.most_workers = self._lanes.most_workers
+        self.most_workers = most_workers(2 * self._top)
 
     def __repr__(self) -> str:
         return f"FixedPoint(bits={self.bits}, block={self.granule})"
@@ -50,21 +58,20 @@ class FixedPoint(SumCode):
         return usable(padded.view(blocks, self.granule).amax(dim=1))
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """Multiples of the step, shifted by top, `[length]`."""
+        """Multiples of the step, shifted by top, of `bits` bits each."""
         vector = flat(vector)
         check_scales(stats, vector.numel(), self.granule)
-        lane_type = self._lanes.dtype(this_round.world)
+        wire = self.wire(this_round.world)
         # First to -1..1, as top / scale may be too large for float32. What is not finite has the inverse 0.
         share = (vector * spread(inverse(stats), vector.numel(), self.granule)).nan_to_num(0.0).clamp(-1, 1)
-        return ((share * self._top).round() + self._top).to(lane_type)
+        return pack_bits(((share * self._top).round() + self._top).to(wire.lane_type), self.bits)
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
-        """(total / count - top) * step."""
+    def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
+        """(sum / count - top) * step."""
         check_scales(stats, length, self.granule)
-        if total.shape != (length,):
-            raise CodeError(f"a total of {length} lanes is expected, found {tuple(total.shape)}")
-        counts = count_per_granule(count, stats.numel(), this_round, total.device)
-        centred = total.long() - self._top * spread(counts, length, self.granule)
+        sums = self.wire(this_round.world).lanes_of(total, length)
+        counts = count_per_granule(total.count, stats.numel(), this_round, sums.device)
+        centred = sums.long() - self._top * spread(counts, length, self.granule)
         step = stats / self._top / counts.clamp(min=1)
         mean = centred.to(torch.float32) * spread(step, length, self.granule)
         # Infinity times zero must stay what it is, so only finite blocks that nothing arrived of are cleared.
@@ -74,26 +81,6 @@ class FixedPoint(SumCode):
         """One for each coordinate."""
         return length
 
-    def up_width(self, this_round: Round) -> int:
-        """`bits`."""
-        return self.bits
-
-    def down_width(self, this_round: Round) -> int:
-        """Bits of world * 2 * top."""
-        return self._lanes.width(this_round.world)
-
-    def pack(self, message: Tensor, this_round: Round) -> Tensor:
-        """Lanes of `bits` bits."""
-        return pack_bits(message, self.bits)
-
-    def unpack(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
-        """The lanes again."""
-        return unpack_bits(packed, self.bits, lanes).to(self._lanes.dtype(this_round.world))
-
-    def pack_total(self, total: Tensor, this_round: Round) -> Tensor:
-        """Sums of `down_width` bits."""
-        return self._lanes.pack(total, this_round.world)
-
-    def unpack_total(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
-        """The sums again."""
-        return self._lanes.unpack(packed, lanes, this_round.world)
+    def wire(self, world: int) -> IntegerWire:
+        """Lanes of `bits` bits, up to 2 * top."""
+        return IntegerWire(self.bits, 2 * self._top, self.granule, world)

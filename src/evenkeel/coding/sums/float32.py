@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Count, Round, SumCode, count_per_granule, flat
+from evenkeel.coding.sum_code import SumCode, count_per_granule, flat
+from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.errors import CodeError
 
-__all__ = ["Plain"]
+__all__ = ["FloatWire", "Plain"]
 
 
 class Plain(SumCode):
@@ -23,42 +24,40 @@ class Plain(SumCode):
         return flat(vector)[:0]
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """A copy of the vector as float32, since reducers may add into it."""
-        return flat(vector).clone(memory_format=torch.contiguous_format)
+        """A copy of the vector's float32 numbers."""
+        return flat(vector).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
-        """Total / count."""
-        if total.shape != (length,):
-            raise CodeError(f"a total of {length} lanes is expected, found {tuple(total.shape)}")
-        counts = count_per_granule(count, length, this_round, total.device)
-        return torch.where(counts > 0, total / counts.clamp(min=1), 0.0)
+    def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
+        """Sum / count."""
+        sums = self.wire(this_round.world).lanes_of(total, length)
+        counts = count_per_granule(total.count, length, this_round, sums.device)
+        return torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
 
     def lanes(self, length: int, this_round: Round) -> int:
         """One for each coordinate."""
         return length
 
-    def up_width(self, this_round: Round) -> int:
-        """32 bits."""
-        return 32
+    def wire(self, world: int) -> "FloatWire":
+        """The numbers' own bytes, whatever the world."""
+        return FloatWire()
 
-    def down_width(self, this_round: Round) -> int:
-        """32 bits."""
-        return 32
 
-    def pack(self, message: Tensor, this_round: Round) -> Tensor:
-        """The numbers' own bytes."""
-        return message.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+class FloatWire(Wire):
+    """Float32 lanes and sums, as their own bytes."""
 
-    def unpack(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
-        """The numbers again."""
-        if packed.shape != (4 * lanes,):
-            raise CodeError(f"{lanes} numbers of 32 bits take {4 * lanes} bytes, found {tuple(packed.shape)}")
-        return packed.clone().view(torch.float32)
+    granule = 1
+    up_width = down_width = 32
 
-    def pack_total(self, total: Tensor, this_round: Round) -> Tensor:
-        """The numbers' own bytes."""
-        return self.pack(total, this_round)
+    def unpack(self, message: Tensor, lanes: int) -> Tensor:
+        """Gives the numbers again."""
+        if message.shape != (4 * lanes,):
+            raise CodeError(f"{lanes} numbers of 32 bits take {4 * lanes} bytes, found {tuple(message.shape)}")
+        return message.clone().view(torch.float32)
 
-    def unpack_total(self, packed: Tensor, lanes: int, this_round: Round) -> Tensor:
-        """The numbers again."""
-        return self.unpack(packed, lanes, this_round)
+    def pack_total(self, total: Tensor) -> Tensor:
+        """Gives the numbers' own bytes."""
+        return total.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+    def unpack_total(self, packed: Tensor, lanes: int) -> Tensor:
+        """Gives the numbers again."""
+        return self.unpack(packed, lanes)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import number, whole
-from evenkeel.coding.sum_code import Broadcast, Round, SumCode, are_finite, flat
+from evenkeel.coding.sum_code import Broadcast, SumCode, are_finite, flat
 from evenkeel.coding.sums.bucket_bases import Basis, BucketBases
 from evenkeel.coding.sums.projected import Projected, check_arrangement
 from evenkeel.coding.sums.shared_basis import Moments, learn
+from evenkeel.coding.wire import Round
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["GradiVeQ"]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import number, whole
-from evenkeel.coding.sum_code import Broadcast, Round, SumCode, are_finite, flat
+from evenkeel.coding.sum_code import Broadcast, SumCode, are_finite, flat
 from evenkeel.coding.sums.counter_hash import Stream, key, signs
 from evenkeel.coding.sums.projected import Projected, Projection, check_arrangement
+from evenkeel.coding.wire import Round
 from evenkeel.errors import CodeError
 
 __all__ = ["BucketFactors", "LowRank"]

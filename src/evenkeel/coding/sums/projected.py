@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Count, Round, SumCode, flat
-from evenkeel.coding.sums.carried import Carried
+from evenkeel.coding.sum_code import SumCode, flat
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.float32 import Plain
+from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["Projected", "Projection", "Shapes", "check_arrangement"]
@@ -43,7 +43,7 @@ class Projection(ABC):
         """The vector `[length]` that numbers stand for."""
 
 
-class Projected(Carried):
+class Projected(SumCode):
     """A code whose messages are those of `inner` for a vector's projection.
 
     A bucket that there is no projection for travels in `inner` as it is.
@@ -66,7 +66,9 @@ class Projected(Carried):
             )
         if not isinstance(inner, SumCode | None):
             raise ConfigurationError(f"inner: must be a sum code such as THC(bits=4), or None, found {inner!r}")
-        super().__init__(Plain() if inner is None else inner)
+        self.inner = Plain() if inner is None else inner
+        self.granule = self.inner.granule
+        self.most_workers = self.inner.most_workers
         self._measured: dict[int, _Measured] = {}
 
     @abstractmethod
@@ -85,32 +87,28 @@ class Projected(Carried):
         """The inner code's message for the projection."""
         return self.inner.encode(self._projected(vector, None, this_round).coded, stats, this_round)
 
-    def encode_packed(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The inner code's message for the projection, as bytes."""
-        return self.inner.encode_packed(self._projected(vector, None, this_round).coded, stats, this_round)
-
     def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """The same of vector + memory, projected once for both `measure_owed` and this."""
         projected = self._projected(vector, memory, this_round)
-        packed = self.inner.encode_packed(projected.coded, stats, this_round)
-        message = self.inner.unpack(packed, self.inner.lanes(projected.coded.numel(), this_round), this_round)
-        told = self.decode(message, stats, 1, projected.owed.numel(), this_round)
-        torch.sub(projected.owed, told, out=memory)
-        return packed
+        message = self.inner.encode(projected.coded, stats, this_round)
+        lanes = self.inner.lanes(projected.coded.numel(), this_round)
+        alone = Total(self.inner.wire(this_round.world).unpack(message, lanes), 1)
+        torch.sub(projected.owed, self.decode(alone, stats, projected.owed.numel(), this_round), out=memory)
+        return message
 
-    def decode(self, total: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
+    def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
         """The vector that the mean projection stands for."""
-        coded = self.inner.decode(total, stats, count, self._coded_length(length, this_round), this_round)
-        return self._expand(coded, this_round)
-
-    def decode_packed(self, packed: Tensor, stats: Tensor, count: Count, length: int, this_round: Round) -> Tensor:
-        """The vector that the mean projection stands for."""
-        coded = self.inner.decode_packed(packed, stats, count, self._coded_length(length, this_round), this_round)
-        return self._expand(coded, this_round)
+        coded = self.inner.decode(total, stats, self._coded_length(length, this_round), this_round)
+        projection = self._projection(this_round.bucket)
+        return coded if projection is None else projection.expand(coded)
 
     def lanes(self, length: int, this_round: Round) -> int:
         """The inner code's, of as many numbers as a projection has in the bucket's next round."""
         return self.inner.lanes(self._coded_length(length, this_round), this_round)
+
+    def wire(self, world: int) -> Wire:
+        """The inner code's."""
+        return self.inner.wire(world)
 
     def _checked(self, length: int, this_round: Round) -> Projection | None:
         projection = self._projection(this_round.bucket)
@@ -123,10 +121,6 @@ class Projected(Carried):
     def _coded_length(self, length: int, this_round: Round) -> int:
         projection = self._checked(length, this_round)
         return length if projection is None else projection.coded_length
-
-    def _expand(self, coded: Tensor, this_round: Round) -> Tensor:
-        projection = self._projection(this_round.bucket)
-        return coded if projection is None else projection.expand(coded)
 
     def _project(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_Measured":
         owed = flat(vector) if memory is None else flat(vector) + memory

@@ -7,9 +7,15 @@ all blocks. The signs come from a key, which all ranks share and which changes w
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sums.counter_hash import signs
+from evenkeel.coding.sums.counter_hash import Stream, key, signs
+from evenkeel.coding.wire import Round
 
-__all__ = ["hadamard", "padded_length", "rotate", "rotate_back"]
+__all__ = ["hadamard", "padded_length", "rotate", "rotate_back", "signs_key"]
+
+
+def signs_key(seed: int, this_round: Round) -> int:
+    """Gives the key of a round's signs: the same on all ranks, another one in each step and bucket."""
+    return key(seed, this_round.step, this_round.bucket, Stream.SIGNS)
 
 
 def padded_length(length: int, block: int) -> int:

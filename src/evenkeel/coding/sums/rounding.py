@@ -5,8 +5,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.counter_hash import Stream, counters, key, mix, uniform
+from evenkeel.coding.wire import Round
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["Rounding", "check_rounding", "float32", "rank_order", "thresholds"]

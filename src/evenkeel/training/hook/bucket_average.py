@@ -8,8 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.wire import Round, Total
 from evenkeel.reducers.ranks.collectives import Collectives, ring_bytes
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.training.hook.stats import Meter, Stopwatch
@@ -113,18 +114,18 @@ def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple
 
 def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
     code, this_round, vector, stats = each.code, each.this_round, each.vector, each.stats
-    packed = code.encode_packed(vector, stats, this_round)
+    message, wire = code.encode(vector, stats, this_round), code.wire(this_round.world)
     lanes = code.lanes(vector.numel(), this_round)
     tally.encode(watch.lap())
     if plan.step % _STEPS_PER_SAMPLE == 0:
-        told = code.decode(code.unpack(packed, lanes, this_round), stats, 1, vector.numel(), this_round)
+        told = code.decode(Total(wire.unpack(message, lanes), 1), stats, vector.numel(), this_round)
         _sample_error(code, vector, told, this_round, tally)
         watch.lap()
-    total = reducer.total(code, packed, lanes, this_round)
+    total = reducer.total(wire, message, lanes, this_round)
     tally.add_up(watch.lap())
     if total.lost is not None:
         code.dropped(this_round, total.lost)
-    mean = total.mean(code, stats, vector.numel(), this_round)
+    mean = code.decode(total, stats, vector.numel(), this_round)
     code.observe(mean, this_round, reducer.ranks.broadcast)
     _write(each.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
     tally.coordinates += vector.numel()

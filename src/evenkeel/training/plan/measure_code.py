@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from evenkeel.coding.sum_code import Round, SumCode
+from evenkeel.coding.sum_code import SumCode
+from evenkeel.coding.wire import Round
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
@@ -56,11 +57,11 @@ def measure_code(
     stats_bytes = 4 * code.measure(noise, this_round).numel()
 
     def cost(count: int) -> CodeCost:
-        lanes, scale = code.lanes(count, this_round), count / coordinates
+        lanes, wire, scale = code.lanes(count, this_round), code.wire(workers), count / coordinates
         return CodeCost(
             name or code.name,
-            up_bytes=code.packed_bytes(lanes, this_round) + stats_bytes * scale,
-            down_bytes=code.total_bytes(lanes, this_round) + stats_bytes * scale,
+            up_bytes=wire.message_bytes(lanes) + stats_bytes * scale,
+            down_bytes=wire.total_bytes(lanes) + stats_bytes * scale,
             added_bytes=0.0,  # is in the time to decode
             encode_s=encode_s * scale,
             decode_s=decode_s * scale,

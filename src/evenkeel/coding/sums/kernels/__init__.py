@@ -1,4 +1,4 @@
-"""Fast ways to do what plain torch code does in `thc.py` and `packing.py`, bit for bit; the plain code is their twin.
+"""Does fast, bit for bit, what plain torch code does in `plain_thc.py` and `integer_lanes.py`, which is its twin.
 
 `fast` says which to use for given tensors: Numba's for CPU tensors, Triton's for CUDA tensors, and None, so the twin,
 where the library is not installed or the tensors are unusual. Nobody else needs to know.
@@ -35,11 +35,8 @@ class Kernels(Protocol):
 
     LARGEST_BLOCK: int
 
-    def encode(self, vector: Tensor, inverse: Tensor, lanes: int, lane_type: torch.dtype, coder: Coder) -> Tensor:
-        """Table numbers, `[lanes]`, of a float32 vector whose blocks are to be multiplied by float32 `inverse`."""
-
     def encode_packed(self, vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
-        """The levels of the same numbers, packed: uint8 `[ceil(lanes * bits / 8)]`."""
+        """Packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a float32 vector whose blocks are times `inverse`."""
 
     def encode_owed(
         self, vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder
@@ -67,14 +64,11 @@ class Kernels(Protocol):
     def add_packed(self, parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, table: tuple[int, ...]) -> Tensor:
         """Sums of table numbers, `[lanes]`, of packed levels."""
 
-    def pack_levels(self, numbers: Tensor, table: tuple[int, ...]) -> Tensor:
-        """Table numbers `[lanes]`, uint8 or int32, as packed levels."""
-
     def pack_bits(self, numbers: Tensor, width: int) -> Tensor:
-        """As `packing.pack_bits`, of uint8 or int32 numbers."""
+        """As `integer_lanes.pack_bits`, of uint8 or int32 numbers."""
 
     def unpack_bits(self, packed: Tensor, width: int, length: int) -> Tensor:
-        """As `packing.unpack_bits`."""
+        """As `integer_lanes.unpack_bits`."""
 
     def squares(self, vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
         """The sum of squares of each block of vector + memory, float64 `[blocks]`.

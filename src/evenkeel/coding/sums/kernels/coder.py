@@ -4,9 +4,10 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from evenkeel.coding.sum_code import Round
 from evenkeel.coding.sums.counter_hash import Stream, key
+from evenkeel.coding.sums.rotation import signs_key
 from evenkeel.coding.sums.rounding import Rounding, float32, rank_order
+from evenkeel.coding.wire import Round
 
 __all__ = ["Coder", "coder_of"]
 
@@ -60,7 +61,7 @@ def coder_of(
         half=half,
         steps=_steps(table),
         rounding=("nearest", "stochastic", "correlated").index(rounding),
-        signs=key(seed, this_round.step, this_round.bucket, Stream.SIGNS),
+        signs=signs_key(seed, this_round),
         strata=key(seed, this_round.step, this_round.bucket, Stream.STRATA),
         private=key(seed, this_round.step, this_round.bucket, Stream.PRIVATE, this_round.rank),
         world=this_round.world,

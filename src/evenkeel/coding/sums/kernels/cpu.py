@@ -17,11 +17,9 @@ __all__ = [
     "add_packed",
     "decode",
     "decode_packed",
-    "encode",
     "encode_owed",
     "encode_packed",
     "pack_bits",
-    "pack_levels",
     "squares",
     "unpack_bits",
 ]
@@ -29,16 +27,8 @@ __all__ = [
 LARGEST_BLOCK = 1 << 30
 
 
-def encode(vector: Tensor, inverse: Tensor, lanes: int, lane_type: torch.dtype, coder: Coder) -> Tensor:
-    """Table numbers, `[lanes]`, of a vector whose blocks are to be multiplied by `inverse`."""
-    message = torch.empty(lanes, dtype=lane_type)
-    arguments = vector.numpy(), inverse.numpy(), _typed(coder), message.numpy()
-    share_out(loops.encode_lanes, inverse.numel(), coder.block, *arguments)
-    return message
-
-
 def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
-    """The levels of the same numbers, packed: uint8 `[ceil(lanes * bits / 8)]`."""
+    """Packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a vector whose blocks are to be multiplied by `inverse`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8)
     arguments = vector.numpy(), inverse.numpy(), _typed(coder), packed.numpy()
     share_out(loops.encode_packed, inverse.numel(), coder.block, *arguments)
@@ -88,17 +78,8 @@ def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, tabl
     return total
 
 
-def pack_levels(numbers: Tensor, table: tuple[int, ...]) -> Tensor:
-    """Table numbers `[lanes]`, uint8 or int32, as packed levels."""
-    bits = len(table).bit_length() - 1
-    packed = torch.empty(-(-numbers.numel() * bits // 8), dtype=torch.uint8)
-    runs = -(-numbers.numel() // loops.RUN)
-    share_out(loops.pack_levels, runs, loops.RUN, numbers.numpy(), _level_of(table), bits, packed.numpy())
-    return packed
-
-
 def pack_bits(numbers: Tensor, width: int) -> Tensor:
-    """As `packing.pack_bits`, of uint8 or int32 numbers."""
+    """As `integer_lanes.pack_bits`, of uint8 or int32 numbers."""
     numbers = numbers.to(torch.uint8 if width <= 8 else torch.int32)
     packed = torch.empty(-(-numbers.numel() * width // 8), dtype=torch.uint8)
     share_out(loops.pack, -(-numbers.numel() // loops.RUN), loops.RUN, numbers.numpy(), width, packed.numpy())
@@ -106,7 +87,7 @@ def pack_bits(numbers: Tensor, width: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
-    """As `packing.unpack_bits`."""
+    """As `integer_lanes.unpack_bits`."""
     numbers = torch.empty(length, dtype=torch.uint8 if width <= 8 else torch.int32)
     share_out(loops.unpack, -(-length // loops.RUN), loops.RUN, packed.numpy(), width, numbers.numpy())
     return numbers
@@ -145,9 +126,3 @@ def _numbers(table: tuple[int, ...], dtype: Any) -> tuple[Any, Any, Any]:
     gaps = np.diff(numbers)
     jumps = np.flatnonzero(gaps > 1) + 1
     return numbers.astype(dtype), jumps.astype(np.uint8), (gaps[jumps - 1] - 1).astype(dtype)
-
-
-@lru_cache(maxsize=64)
-def _level_of(table: tuple[int, ...]) -> Any:
-    """The level of a number, or the one below where it is none."""
-    return (np.searchsorted(table, np.arange(table[-1] + 1), side="right") - 1).astype(np.uint8)

@@ -22,11 +22,9 @@ __all__ = [
     "add_packed",
     "decode",
     "decode_packed",
-    "encode",
     "encode_owed",
     "encode_packed",
     "pack_bits",
-    "pack_levels",
     "squares",
     "unpack_bits",
 ]
@@ -37,24 +35,17 @@ _RUN = 1024
 _EXACT = {"enable_fp_fusion": False}
 
 
-def encode(vector: Tensor, inverse: Tensor, lanes: int, lane_type: torch.dtype, coder: Coder) -> Tensor:
-    """Table numbers, `[lanes]`, of a vector whose blocks are to be multiplied by `inverse`."""
-    message = torch.empty(lanes, dtype=lane_type, device=vector.device)
-    _launch_encode(vector, vector, inverse, inverse, lanes, coder, message)
-    return message
-
-
 def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
-    """The levels of the same numbers, packed: uint8 `[ceil(lanes * bits / 8)]`."""
+    """Packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a vector whose blocks are to be multiplied by `inverse`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device=vector.device)
-    _launch_encode(vector, vector, inverse, inverse, lanes, coder, packed, packs=True)
+    _launch_encode(vector, vector, inverse, inverse, lanes, coder, packed)
     return packed
 
 
 def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder) -> Tensor:
     """`encode_packed` of vector + memory. In memory stays that less what the message says, in steps of `step`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device=vector.device)
-    _launch_encode(vector, memory, inverse, step.contiguous(), lanes, coder, packed, packs=True, owed=True)
+    _launch_encode(vector, memory, inverse, step.contiguous(), lanes, coder, packed, owed=True)
     return packed
 
 
@@ -88,14 +79,8 @@ def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, tabl
     return total
 
 
-def pack_levels(numbers: Tensor, table: tuple[int, ...]) -> Tensor:
-    """Table numbers `[lanes]`, uint8 or int32, as packed levels."""
-    levels = torch.bucketize(numbers, _on(table, numbers.device), out_int32=True)
-    return pack_bits(levels, _bits(table))
-
-
 def pack_bits(numbers: Tensor, width: int) -> Tensor:
-    """As `packing.pack_bits`, of uint8 or int32 numbers."""
+    """As `integer_lanes.pack_bits`, of uint8 or int32 numbers."""
     packed = torch.empty(-(-numbers.numel() * width // 8), dtype=torch.uint8, device=numbers.device)
     arguments = numbers, numbers.numel(), packed.numel(), packed
     with torch.cuda.device_of(packed):
@@ -104,7 +89,7 @@ def pack_bits(numbers: Tensor, width: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
-    """As `packing.unpack_bits`."""
+    """As `integer_lanes.unpack_bits`."""
     numbers = torch.empty(length, dtype=torch.uint8 if width <= 8 else torch.int32, device=packed.device)
     arguments = packed, packed.numel(), length, numbers
     with torch.cuda.device_of(packed):
@@ -131,7 +116,6 @@ def _launch_encode(
     coder: Coder,
     out: Tensor,
     *,
-    packs: bool = False,
     owed: bool = False,
 ) -> None:
     arguments = (
@@ -154,7 +138,7 @@ def _launch_encode(
     constants = _of_block(coder.block) | {
         "GRANULARITY": coder.granularity,
         "ROUNDING": coder.rounding,
-        "BITS": coder.bits if packs else 0,
+        "BITS": coder.bits,
         "OWED": owed,
     }
     with torch.cuda.device_of(out):
@@ -269,20 +253,17 @@ def _encode(
     low = step & 0x7FF
     gap = (step >> 11) & 0x7FF
     up = position - low.to(tl.float32) > cut * gap.to(tl.float32)
-    number = tl.where(up, low + gap, low)
     if OWED:
+        number = tl.where(up, low + gap, low)
         told = tl.where(lane < lanes, 2 * number - GRANULARITY, 0).to(tl.float32)
         told = _flipped(_hadamard(told, BLOCK, STAGES), lane, signs) * tl.load(back + block)
         tl.store(memory + lane, owed - told, mask=lane < length)
-    if BITS == 0:
-        tl.store(out + lane, number, mask=lane < lanes)
-    else:
-        level = tl.where(lane < lanes, (step >> 22) + up.to(tl.int32), 0).to(tl.int64)
-        places = tl.arange(0, 8).to(tl.int64) * BITS
-        word = tl.sum(tl.reshape(level, (BLOCK // 8, 8)) << places[None, :], axis=1)
-        first = (block * (BLOCK // 8) + tl.arange(0, BLOCK // 8)) * BITS
-        for byte in tl.static_range(BITS):
-            tl.store(out + first + byte, (word >> (8 * byte)) & 255, mask=first + byte < (lanes * BITS + 7) // 8)
+    level = tl.where(lane < lanes, (step >> 22) + up.to(tl.int32), 0).to(tl.int64)
+    places = tl.arange(0, 8).to(tl.int64) * BITS
+    word = tl.sum(tl.reshape(level, (BLOCK // 8, 8)) << places[None, :], axis=1)
+    first = (block * (BLOCK // 8) + tl.arange(0, BLOCK // 8)) * BITS
+    for byte in tl.static_range(BITS):
+        tl.store(out + first + byte, (word >> (8 * byte)) & 255, mask=first + byte < (lanes * BITS + 7) // 8)
 
 
 @triton.jit(do_not_specialize=["size", "lanes", "length", "signs"])

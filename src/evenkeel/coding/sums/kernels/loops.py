@@ -29,11 +29,9 @@ __all__ = [
     "add_parts",
     "decode_lanes",
     "decode_packed",
-    "encode_lanes",
     "encode_owed",
     "encode_packed",
     "pack",
-    "pack_levels",
     "squares",
     "unpack",
 ]
@@ -146,7 +144,7 @@ def _thresholds(out: Any, start: Any, coder: Any) -> None:
 
 
 @_compiled()
-def _rounded(out: Any, as_levels: Any, lanes: Any, cuts: Any, found: Any, coder: Any) -> None:
+def _rounded(levels: Any, lanes: Any, cuts: Any, found: Any, coder: Any) -> None:
     top = np.float32(coder.granularity)
     last = np.int32(coder.granularity - 1)
     for i in range(len(lanes)):
@@ -161,27 +159,7 @@ def _rounded(out: Any, as_levels: Any, lanes: Any, cuts: Any, found: Any, coder:
         low = found[i] & np.int32(0x7FF)
         gap = (found[i] >> np.int32(11)) & np.int32(0x7FF)
         up = lanes[i] - np.float32(low) > cuts[i] * np.float32(gap)
-        if as_levels:
-            out[i] = (found[i] >> np.int32(22)) + np.int32(up)
-        else:
-            out[i] = low + (gap if up else np.int32(0))
-
-
-@_compiled()
-def encode_lanes(first: Any, last: Any, vector: Any, inverse: Any, coder: Any, out: Any) -> None:
-    """Table numbers of blocks, in `out[lanes]`."""
-    scratch = np.empty(coder.block, np.float32)
-    cuts = np.empty(RUN, np.float32)
-    found = np.empty(RUN, np.int32)
-    for index in range(first, last):
-        start = index * coder.block
-        block = vector[start : start + coder.block]
-        lanes = scratch[: _size(len(block), coder.block)]
-        _rotated(lanes, block, start, inverse[index], coder.signs)
-        for at in range(0, len(lanes), RUN):
-            run = lanes[at : at + RUN]
-            _thresholds(cuts[: len(run)], start + at, coder)
-            _rounded(out[start + at : start + at + len(run)], False, run, cuts, found, coder)
+        levels[i] = (found[i] >> np.int32(22)) + np.int32(up)
 
 
 @_compiled()
@@ -199,7 +177,7 @@ def encode_packed(first: Any, last: Any, vector: Any, inverse: Any, coder: Any, 
         for at in range(0, len(lanes), RUN):
             run = lanes[at : at + RUN]
             _thresholds(cuts[: len(run)], start + at, coder)
-            _rounded(levels, True, run, cuts, found, coder)
+            _rounded(levels, run, cuts, found, coder)
             _pack(out[(start + at) * coder.bits // 8 :], levels[: len(run)], coder.bits)
 
 
@@ -231,7 +209,7 @@ def encode_owed(first: Any, last: Any, vector: Any, memory: Any, inverse: Any, s
         for at in range(0, len(lanes), RUN):
             run = lanes[at : at + RUN]
             _thresholds(cuts[: len(run)], start + at, coder)
-            _rounded(levels, True, run, cuts, found, coder)
+            _rounded(levels, run, cuts, found, coder)
             _pack(out[(start + at) * coder.bits // 8 :], levels[: len(run)], coder.bits)
             _told(run, found, levels, coder)
         _hadamard(lanes)
@@ -410,18 +388,6 @@ def unpack(first: Any, last: Any, packed: Any, width: Any, numbers: Any) -> None
         _unpack(run, packed[first * RUN * width // 8 :], width)
     else:
         _unpack_wide(run, packed[first * RUN * width // 8 :], width)
-
-
-@_compiled()
-def pack_levels(first: Any, last: Any, numbers: Any, level_of: Any, bits: Any, packed: Any) -> None:
-    """Runs of table numbers as packed levels, in `packed[bytes]`."""
-    levels = np.empty(RUN, np.uint8)
-    largest = np.uint32(len(level_of) - 1)
-    for index in range(first, last):
-        run = numbers[index * RUN : (index + 1) * RUN]
-        for i in range(len(run)):
-            levels[i] = level_of[min(np.uint32(run[i]), largest)]
-        _pack(packed[index * RUN * bits // 8 :], levels[: len(run)], bits)
 
 
 @_compiled()
