@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from evenkeel.errors import ConfigurationError
 
 __all__ = [
+    "is_text",
     "read_count",
     "read_duration_s",
     "read_number",
@@ -18,6 +19,15 @@ __all__ = [
 
 _MULTIPLES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+
+
+def is_text(name: str) -> bool:
+    """Whether `name` can be written as UTF-8; a file's name need not be text at all."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def split_spec(text: str, what: str) -> tuple[str, dict[str, str]]:

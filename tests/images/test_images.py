@@ -674,8 +674,11 @@ def test_held_out_images_are_never_trained_on() -> None:
     assert np.array_equal(again, held.labels)
 
 
-def test_labels_of_the_same_names_keep_their_numbers_though_a_name_is_there_twice() -> None:
-    """In ImageNet two classes are called crane, the bird and the machine."""
-    names = ("crane", "dog", "crane")
-    images = ImageSet(some_pixels(3), np.array([0, 1, 2]), names)
-    assert images.numbered_as(names, 3).labels.tolist() == [0, 1, 2]  # type: ignore[union-attr]
+def test_a_class_whose_name_is_not_text_is_refused(tmp_path: Path) -> None:
+    """Answers carry names as UTF-8, and a folder may be called anything."""
+    for name in (b"caf\xe9", b"tea"):
+        (tmp_path / os.fsdecode(name)).mkdir()
+        Image.fromarray(some_pixels(1)[0]).save(tmp_path / os.fsdecode(name) / "a.png")
+    with pytest.raises(ConfigurationError, match=r"class 'caf\\udce9' has a name that is not UTF-8"):
+        read(tmp_path)
+    assert len(read(tmp_path, labels_from="none")) == 2

@@ -252,6 +252,11 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option(
     "--side", type=click.IntRange(8), help="Side of the classifier's input in pixels, where its file leaves it open."
 )
+@click.option(
+    "--classes",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File with the names of the classifier's classes, one a line, in the order of its scores.",
+)
 @click.option("--scale", type=float, help="Factor that turns pixels 0..255 into a float input; the default is 1/255.")
 @click.option("--mean", type=float, nargs=3, help="Mean of each colour, subtracted after scaling.")
 @click.option("--std", type=float, nargs=3, help="Standard deviation of each colour, by which pixels are then divided.")

@@ -15,6 +15,7 @@ from evenkeel.images.sources.idx import IdxSource, is_idx
 from evenkeel.images.sources.npz import NpzSource
 from evenkeel.images.sources.parquet import ParquetSource, parquet_files
 from evenkeel.images.sources.source import AUTO, ImageSource, Indices
+from evenkeel.text_values import is_text
 
 __all__ = ["MOST_NAMES", "ImageSet", "read_images"]
 
@@ -54,32 +55,6 @@ class ImageSet:
         order = np.random.default_rng(seed).permutation(len(self))
         return self.take(order[count:]), self.take(order[:count])
 
-    def numbered_as(self, class_names: Sequence[str] | None, classes: int) -> "ImageSet":
-        """The same images with labels numbered as a classifier numbers its `classes`.
-
-        Labels with the very names of the classifier's classes in another order are renumbered by name; others are taken
-        by number.
-
-        Raises:
-            ConfigurationError: a label that the classifier cannot give.
-        """
-        labels, names = self.labels, self.class_names
-        if (
-            labels is not None
-            and names is not None
-            and class_names is not None
-            and names != tuple(class_names)  # a name may be there twice, as in ImageNet; then only the number tells
-            and sorted(names) == sorted(class_names)
-        ):
-            labels = np.array([list(class_names).index(name) for name in names])[labels]
-            names = tuple(class_names)
-        if labels is not None and labels.size and not 0 <= labels.min() <= labels.max() < classes:
-            raise ConfigurationError(
-                f"the images' labels go from {labels.min()} to {labels.max()}, but the classifier has {classes} "
-                "classes; read the images without labels (--labels none), or give those of its classes"
-            )
-        return ImageSet(self.pixels, labels, names, self.skipped, self.skipped_count)
-
 
 def read_images(
     path: str | Path,
@@ -118,6 +93,12 @@ def read_images(
             raise ConfigurationError(f"{name} must be 1 or more, found {value}")
     path = Path(path)
     source = _open(path, str(labels_from), split)
+    for name in source.class_names or ():
+        if not is_text(name):
+            raise ConfigurationError(
+                f"{path}: class {name!r} has a name that is not UTF-8 text, so no answer could carry it; "
+                "rename it, or read the images without labels (--labels none)"
+            )
     chosen = _spread(source.count, limit)
     pixels = _room(len(chosen), height, width)
     labels: list[int] = []

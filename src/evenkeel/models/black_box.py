@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.classifier_form import ACCEPTED, InputForm, Normalisation, input_form, output_name
+from evenkeel.models.labels import read_class_names
 from evenkeel.models.measure import interleaved_latencies_ms
 from evenkeel.models.onnx_costs import count_costs
 from evenkeel.models.shipped import NAMES, card_path
@@ -39,7 +40,7 @@ class BlackBox:
         height: of the images that it takes, pixels.
         width: the same.
         classes: how many it tells apart.
-        class_names: by its card; None where it has none.
+        class_names: by its card or a file of them; None where they are not known.
         kind: its scores are `logits` or `probabilities`.
         layout: of its input.
         datatype: of its input.
@@ -81,6 +82,7 @@ class BlackBox:
         scale: float | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        classes: str | Path | None = None,
     ) -> "BlackBox":
         """The classifier at `path`, run on a few made-up images to see that it answers as a classifier does.
 
@@ -93,6 +95,7 @@ class BlackBox:
                 graph gets 0..255.
             mean: None: 0.
             std: None: 1.
+            classes: a file with the names of its classes, in the order of its scores; see `read_class_names`.
 
         Raises:
             ConfigurationError: not there, not ONNX, of a form that is no image classifier's; what is taken is in the
@@ -100,8 +103,9 @@ class BlackBox:
         """
         card, file = _card_and_file(path)
         given = [name for name, value in (("scale", scale), ("mean", mean), ("std", std)) if value is not None]
-        if card is not None and (given or side is not None):
-            names = ", ".join([*given, *(["side"] if side is not None else [])])
+        others = [name for name, value in (("side", side), ("classes", classes)) if value is not None]
+        if card is not None and (given or others):
+            names = ", ".join([*given, *others])
             raise ConfigurationError(f"classifier {path}: {names} stands in its model card; leave it away here")
         normalisation = Normalisation(
             1 / 255 if scale is None else scale,
@@ -116,6 +120,8 @@ class BlackBox:
                 f"classifier {path} takes uint8 pixels and normalises them itself; leave {', '.join(given)} away"
             )
         made = cls(file, card, session, form, output_name(session, file, card), sha256)
+        if classes is not None:
+            made.class_names = read_class_names(classes, made.classes)
         if card is not None and str(path) not in NAMES:
             made.card_path = Path(path)
         return made

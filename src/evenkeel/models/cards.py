@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.text_values import is_text
 
 __all__ = ["FORMAT", "Measured", "ModelCard", "load_card", "save_card"]
 
@@ -160,6 +161,8 @@ def _check(card: ModelCard, path: Path) -> None:
         refuse("file", "must be a path below the card's own folder")
     if len(card.classes) < 2 or not all(isinstance(label, str) for label in card.classes):
         refuse("classes", "must list two or more label names")
+    if not all(is_text(label) for label in card.classes):
+        refuse("classes", "holds a name that cannot be written as UTF-8; name that class otherwise")
     for name in ("height", "width", "grid", "group"):
         value = getattr(card, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

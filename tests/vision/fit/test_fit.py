@@ -493,3 +493,74 @@ def test_images_need_not_be_square(folder: Path, tmp_path: Path) -> None:
     card = load_card(tmp_path / "out" / "tall-collage-3x3.json")
     assert card.agreement is not None
     assert card.agreement.value > 0.3  # a tenth by chance
+
+
+def named(path: Path, names: list[str], some: list[int] | None = None) -> Path:
+    """The images of the classes in `some` with the names of their classes as labels."""
+    chosen = np.isin(LABELS, range(10) if some is None else some)
+    repeated = 1 if some is None else 5
+    pixels, labels = PIXELS[chosen].repeat(repeated, axis=0), LABELS[chosen].repeat(repeated)
+    np.savez(path, images=pixels, labels=np.array(names)[labels])
+    return path
+
+
+def test_names_of_folders_in_another_order_are_served_for_their_own_classes(folder: Path, tmp_path: Path) -> None:
+    names = list("jihgfedcba")  # sorted, they are in the opposite order
+    images = named(tmp_path / "named.npz", names)
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", images=str(images))
+    assert result.exit_code == 0, result.output
+    assert "by the classifier's own answers" in result.output
+    for name in ("colours", "colours-collage-3x3"):
+        assert load_card(tmp_path / "out" / f"{name}.json").classes == tuple(names)
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["calibrated_to"] == "labels"
+
+
+def test_a_few_of_the_classes_are_found_among_them(folder: Path, tmp_path: Path) -> None:
+    names = [f"kind {number}" for number in range(10)]
+    images = named(tmp_path / "some.npz", names, [2, 5, 7])
+    result = run(folder, tmp_path / "out", "--epochs", "2", images=str(images))
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "colours.json")
+    assert [card.classes[number] for number in (0, 2, 5, 7)] == ["0", "kind 2", "kind 5", "kind 7"]
+    fitted = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert fitted.accuracy is not None
+    assert fitted.accuracy.value > 0.7
+    assert card.temperature < 5
+
+
+def test_labels_that_the_classifier_is_at_chance_on_calibrate_nothing(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "mixed.npz", images=PIXELS, labels=np.random.default_rng(0).permutation(LABELS))
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", images=str(tmp_path / "mixed.npz"))
+    assert result.exit_code == 0, result.output
+    assert "the classifier itself is right for" in result.output
+    assert "WARNING: that is near chance" in result.output
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.notes["calibrated_to"] == "the classifier's answers"
+    assert load_card(tmp_path / "out" / "colours.json").temperature == 1.0
+
+
+def test_a_file_names_the_classes_of_a_bare_classifier(folder: Path, tmp_path: Path) -> None:
+    names = list("jihgfedcba")
+    images = named(tmp_path / "named.npz", names, [1, 4])
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    result = run(
+        folder, tmp_path / "out", "--epochs", "0.1", "--classes", str(tmp_path / "labels.txt"), images=str(images)
+    )
+    assert result.exit_code == 0, result.output
+    assert "matched with the classifier's classes by name" in result.output
+    assert load_card(tmp_path / "out" / "colours.json").classes == tuple(names)
+
+
+def test_what_the_classifier_answers_is_said_without_labels(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", images="unlabelled.npz")
+    assert "its answers to 100 held-out images: " in result.output
+    assert "and 5 other classes" in result.output
+
+
+def test_a_class_that_is_seen_too_seldom_to_be_held_out_is_something_to_learn(folder: Path, tmp_path: Path) -> None:
+    """Whether there is anything to learn is decided by all images, not by the held-out ones."""
+    pixels = PIXELS[LABELS == 3].repeat(12, axis=0)
+    pixels[:5] = PIXELS[LABELS == 4][:5]
+    np.savez(tmp_path / "rare.npz", images=pixels)
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", images=str(tmp_path / "rare.npz"))
+    assert result.exit_code == 0, result.output

@@ -31,6 +31,7 @@ from evenkeel.figures.progress import bars
 from evenkeel.figures.records import json_document
 from evenkeel.figures.tables import Column, markdown, table
 from evenkeel.models import shipped
+from evenkeel.models.labels import number_by_asking
 from evenkeel.models.measure import interleaved_times_ms, shuffled_groups
 
 __all__ = ["FillsArguments", "measure", "run_fills"]
@@ -263,11 +264,14 @@ def _images(
         console.print(f"{found.skipped_count} images cannot be read and are left out:", soft_wrap=True)
         for name, reason in found.skipped[:10]:
             console.print(f"  {name}: {reason}", soft_wrap=True, markup=False)
-    found = found.numbered_as(classifier.classes, classifier.form.classes)
-    named = found.labels is not None and found.class_names is not None and classifier.classes is not None
-    if named and found.class_names != classifier.classes:
-        console.print("the images' class names are not the classifier's; labels are taken by their numbers")
-    return found.pixels, found.labels
+    if found.labels is None:
+        return found.pixels, None
+    numbering = number_by_asking(
+        classifier.run, found.pixels, found.labels, found.class_names, classifier.classes, classifier.form.classes
+    )
+    for line in numbering.told():
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return found.pixels, numbering.numbered(found.labels)
 
 
 def _check_counts(

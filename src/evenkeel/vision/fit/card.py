@@ -27,7 +27,7 @@ from evenkeel.vision.fit.loop import MEAN, STD
 from evenkeel.vision.networks.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
 from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_name, write_onnx
 
-__all__ = ["Asked", "class_names", "told", "write_model"]
+__all__ = ["Asked", "told", "write_model"]
 
 _LATENCY_ROUNDS = 200
 _SEEN = 100  # collages that set the scales of 8-bit convolutions
@@ -35,7 +35,10 @@ _SEEN = 100  # collages that set the scales of 8-bit convolutions
 
 @dataclass(frozen=True)
 class Asked:
-    """Images, the classifier's answers to them `[images]`, and what they are: held-out or test."""
+    """Images, the classifier's answers to them `[images]`, and what they are: held-out or test.
+
+    Their labels, where there are some, are numbers of the classifier's classes.
+    """
 
     images: ImageSet
     answers: NDArray[np.int64]
@@ -52,6 +55,7 @@ def write_model(
     grid: int,
     side: int,
     classifier: BlackBox,
+    class_names: tuple[str, ...],
     held: Asked,
     shown: Asked,
     notes: dict[str, Any],
@@ -64,6 +68,7 @@ def write_model(
         grid: tiles along one side of a collage.
         side: pixels along one side of a tile.
         classifier: whose answers it gives.
+        class_names: of the classifier's classes.
         held: images that it was not trained on, which its confidence is calibrated with.
         shown: images that accuracy and agreement are of.
         notes: how it was trained; without `mirrored_views` free cells stay blank.
@@ -80,7 +85,7 @@ def write_model(
         kind="collage",
         file=path.name,
         sha256="",
-        classes=class_names(classifier, held.images),
+        classes=class_names,
         height=length,
         width=length,
         mean=MEAN,
@@ -121,15 +126,6 @@ def write_model(
     )
     save_card(card, out / f"{name}.json")
     return card
-
-
-def class_names(classifier: BlackBox, images: ImageSet) -> tuple[str, ...]:
-    """The classifier's own, or the images' where they fit, or numbers."""
-    if classifier.class_names is not None:
-        return classifier.class_names
-    if images.class_names is not None and len(images.class_names) == classifier.classes:
-        return images.class_names
-    return tuple(str(number) for number in range(classifier.classes))
 
 
 def told(card: ModelCard) -> str:

@@ -59,6 +59,7 @@ class FitArguments:
     test_images: Path | None
     test_split: str | None
     side: int | None
+    classes: Path | None
     scale: float | None
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
@@ -80,7 +81,9 @@ class _Bars:
         self._console = console
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)  # names of files may hold brackets
+        # Names of files may hold brackets, and bytes that are no text.
+        line = line.encode(errors="replace").decode()
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -139,7 +142,7 @@ def run_fit(arguments: FitArguments) -> None:
     classifier = BlackBox.open(
         arguments.classifier,
         threads=arguments.threads,
-        **{name: given[name] for name in ("side", "scale", "mean", "std") if name in given},
+        **{name: given[name] for name in ("side", "scale", "mean", "std", "classes") if name in given},
     )
     images = _read(arguments.images, arguments.labels, arguments.split, arguments.limit, classifier, bars)
     test = None
@@ -189,14 +192,9 @@ def _read(
 ) -> ImageSet:
     images = read_images(
         path, height=classifier.height, width=classifier.width, labels_from=labels_from, split=split, limit=limit
-    ).numbered_as(classifier.class_names, classifier.classes)
+    )
     labels = "without labels" if images.labels is None else "with labels, used only to report accuracy and to calibrate"
     bars.say(f"{len(images):,} images {labels}")
-    if images.labels is not None and images.class_names is not None and images.class_names != classifier.class_names:
-        bars.say(
-            f"  whose names ({', '.join(images.class_names[:3])}, ...) are not known to be the classifier's: labels "
-            "are taken by their numbers; if that is wrong, --labels none"
-        )
     if images.skipped_count:
         bars.say(f"{images.skipped_count:,} could not be read and are left out:")
         for name, reason in images.skipped[:_NAMES_SHOWN]:

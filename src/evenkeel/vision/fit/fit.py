@@ -18,8 +18,9 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.images.image_set import ImageSet
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
+from evenkeel.models.labels import Numbering, number_labels, sample_by_label
 from evenkeel.models.measure import fit_temperature
-from evenkeel.vision.fit.card import Asked, class_names, told, write_model
+from evenkeel.vision.fit.card import Asked, told, write_model
 from evenkeel.vision.fit.lock import locked
 from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
 from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
@@ -33,6 +34,7 @@ from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
 __all__ = ["fit"]
 
 LEAST_IMAGES = 500
+_MIX_SHOWN = 5  # classes
 _TRIAL_STEPS = 8  # timed to turn minutes into epochs
 
 
@@ -76,13 +78,29 @@ def fit(
             raise ConfigurationError(f"{out} holds a fit already; go on with it with --resume, or give another --out")
         learned_from = f"{len(train):,} images" + ("" if more is None else f" and {len(more):,} more")
         run = _Run(classifier, out, options, watcher or Silent(), learned_from)
-        asked = Asked(held, _answers(classifier, held), "held-out")
+        asked = run.asked(train, held, test)
         plan = run.plan(identity_of(classifier, images, more, options))
-        bank = run.bank(train, more, reach)
-        shown = asked if test is None else Asked(test, classifier.scores(test.pixels).argmax(1), "test")
-        cards = run.models(plan, bank, asked, shown)
-        run.serving(cards, held)
+        bank = run.bank(train, more, asked.held, reach)
+        cards = run.models(plan, bank, asked)
+        run.serving(cards, asked)
         return cards
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the classifier makes of the images that are not learned from.
+
+    Attributes:
+        held: held-out images, which confidence is calibrated with; labels only where they can be trusted with that.
+        shown: images that accuracy and agreement are of.
+        class_names: of the classifier's classes, numbers where they are not known.
+        scores: of the held-out images.
+    """
+
+    held: Asked
+    shown: Asked
+    class_names: tuple[str, ...]
+    scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,49 @@ class _Run:
     options: FitOptions
     watcher: Watcher
     learned_from: str
+
+    def asked(self, train: ImageSet, held: ImageSet, test: ImageSet | None) -> _Asked:
+        """What the classifier answers, before anything long: what labels are worth, and whether it is fed right."""
+        classifier, say = self.classifier, self.watcher.say
+        scores = classifier.log_probabilities(held.pixels)
+        answers: NDArray[np.int64] = scores.argmax(1)
+        class_names = classifier.class_names
+        labels = trusted = None
+        if held.labels is not None and train.labels is not None:
+            numbering = self._numbering(train, held, answers)
+            for line in numbering.told():
+                say(line)
+            class_names, labels = numbering.class_names, numbering.numbered(held.labels)
+            trusted = labels if numbering.trusted else None
+        known = tuple(map(str, range(classifier.classes))) if class_names is None else class_names
+        say(f"its answers to {len(held):,} held-out images: {_mix(answers, known)}")
+        shown = Asked(replace(held, labels=labels), answers, "held-out")
+        if test is not None:
+            shown = self._tested(test, class_names)
+        return _Asked(Asked(replace(held, labels=trusted), answers, "held-out"), shown, known, scores)
+
+    def _numbering(self, train: ImageSet, held: ImageSet, answers: NDArray[np.int64]) -> Numbering:
+        """How labels are matched, by the held-out images and some of those that are learned from, for rare labels."""
+        assert train.labels is not None
+        assert held.labels is not None
+        labels = np.concatenate([held.labels, train.labels])
+        more = sample_by_label(labels, np.arange(len(held)))[len(held) :] - len(held)
+        if len(more):
+            answers = np.concatenate([answers, self.classifier.scores(train.pixels[more]).argmax(1)])
+        labels = np.concatenate([held.labels, train.labels[more]])
+        classifier = self.classifier
+        return number_labels(labels, held.class_names, classifier.class_names, classifier.classes, answers)
+
+    def _tested(self, test: ImageSet, class_names: tuple[str, ...] | None) -> Asked:
+        """The test images, with labels where they can be matched."""
+        answers = self.classifier.scores(test.pixels).argmax(1)
+        labels = None
+        if test.labels is not None:
+            numbering = number_labels(test.labels, test.class_names, class_names, self.classifier.classes, answers)
+            for line in numbering.told():
+                self.watcher.say(f"test images: {line}")
+            labels = numbering.numbered(test.labels)
+        return Asked(replace(test, labels=labels), answers, "test")
 
     def plan(self, identity: dict[str, Any]) -> FitPlan:
         """The plan in the folder, or a new one: sizes as large as the cost allows."""
@@ -121,7 +182,7 @@ class _Run:
         plan.save()
         return plan
 
-    def bank(self, train: ImageSet, more: ImageSet | None, reach: int) -> ViewBank:
+    def bank(self, train: ImageSet, more: ImageSet | None, held: Asked, reach: int) -> ViewBank:
         """Views of the images that are trained on, all of them scored."""
         options = self.options
         bank = ViewBank(
@@ -137,9 +198,15 @@ class _Run:
         with self.watcher.stage("asking the classifier", bank.missing) as done:
             for scored in bank.fill(self.classifier.log_probabilities):
                 done(scored)
+        answers = np.unique(np.concatenate([bank.answers(), held.answers]))
+        if len(answers) == 1:
+            raise ConfigurationError(
+                f"the classifier gives class {answers[0]} for all of {len(bank) + len(held.images):,} images, so there "
+                "is nothing to learn; check that the images are of several classes, and prepared as it expects"
+            )
         return bank
 
-    def models(self, plan: FitPlan, bank: ViewBank, held: Asked, shown: Asked) -> list[ModelCard]:
+    def models(self, plan: FitPlan, bank: ViewBank, asked: _Asked) -> list[ModelCard]:
         """The networks of all grids, trained, measured and written."""
         recipe = _recipe(bank, self.options)
         networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
@@ -149,7 +216,17 @@ class _Run:
                 networks[size] = self._train(grid, size, bank, recipe, plan)
             network, notes = networks[size]
             try:
-                card = write_model(network, grid, size.side, self.classifier, held, shown, notes, self.out)
+                card = write_model(
+                    network,
+                    grid,
+                    size.side,
+                    self.classifier,
+                    asked.class_names,
+                    asked.held,
+                    asked.shown,
+                    notes,
+                    self.out,
+                )
             except OSError as error:
                 raise ConfigurationError(
                     f"the {grid}x{grid} model cannot be written into {self.out}: {error.strerror or error}; free some "
@@ -159,12 +236,12 @@ class _Run:
             cards.append(card)
         return cards
 
-    def serving(self, cards: list[ModelCard], held: ImageSet) -> None:
+    def serving(self, cards: list[ModelCard], asked: _Asked) -> None:
         """What `evenkeel serve` needs to serve them."""
-        classifier, temperature = self.classifier, 1.0
-        if held.labels is not None:  # which alone could tell
-            temperature = fit_temperature(classifier.log_probabilities(held.pixels), held.labels)
-        configuration = write_serving(classifier, class_names(classifier, held), temperature, cards, self.out)
+        labels, temperature = asked.held.images.labels, 1.0
+        if labels is not None:  # which alone could tell
+            temperature = fit_temperature(asked.scores, labels)
+        configuration = write_serving(self.classifier, asked.class_names, temperature, cards, self.out)
         self.watcher.say(f"serve them with: evenkeel serve {configuration}")
 
     def _train(
@@ -277,12 +354,10 @@ def _reach(options: FitOptions, classifier: BlackBox) -> int:
     return options.reach
 
 
-def _answers(classifier: BlackBox, images: ImageSet) -> NDArray[np.int64]:
-    """The classifier's answers to the held-out images, asked first: they tell whether there is anything to learn."""
-    answers: NDArray[np.int64] = classifier.scores(images.pixels).argmax(1)
-    if answers.min() == answers.max():
-        raise ConfigurationError(
-            f"the classifier gives class {answers[0]} for all of {len(images):,} images, so there is nothing to learn; "
-            "check that the images are of several classes, and prepared as it expects"
-        )
-    return answers
+def _mix(answers: NDArray[np.int64], class_names: tuple[str, ...]) -> str:
+    """The shares of the most frequent answers, in a clause."""
+    counts = np.bincount(answers, minlength=len(class_names))
+    often = np.argsort(-counts, kind="stable")[:_MIX_SHOWN]
+    said = [f"{class_names[number]} {counts[number] / len(answers):.1%}" for number in often.tolist() if counts[number]]
+    others = int((counts > 0).sum()) - len(said)
+    return f"{', '.join(said)}{f', and {others:,} other classes' if others else ''}"

@@ -114,6 +114,11 @@ class ViewBank:
         columns = _reflect(columns + across[:, None], width)
         return self.images[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
+    def answers(self) -> NDArray[np.int64]:
+        """The classifier's answers to the images themselves [n]."""
+        parts = [self._scores[0, first : first + _AT_ONCE].argmax(1) for first in range(0, len(self), _AT_ONCE)]
+        return np.concatenate(parts)
+
     def scores(self, images: Tensor, views: Tensor) -> Tensor:
         """float32 [n, classes]: what the classifier says of those views."""
         return torch.from_numpy(self._scores[views.numpy(), images.numpy()])

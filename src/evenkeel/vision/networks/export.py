@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 OPSET = 17  # read by every ONNX Runtime since 1.12
+_STILL = 1e-7  # variance of a channel that is the same for all images; dividing by it would leave half precision
 
 Pixels = NDArray[np.uint8]
 Network = TypeVar("Network", bound=nn.Module)
@@ -48,7 +49,7 @@ def fold_norms(network: Network) -> Network:
 
     A pooling between the two is no obstacle: with a gain above zero the maximum of a scaled map is the scaled maximum.
     Weights are rounded to half precision, though still float32 here: the file then holds them at half the size, and
-    computes exactly what this network computes.
+    computes exactly what this network computes. A channel that was the same for all images stays so for all others.
     """
     network = copy.deepcopy(network).eval()
     for parent in list(network.modules()):
@@ -62,6 +63,7 @@ def fold_norms(network: Network) -> Network:
             assert isinstance(convolution, nn.Conv2d)
             assert isinstance(parent, nn.Sequential)
             assert not between or (isinstance(between[0], nn.MaxPool2d) and bool((norm.weight > 0).all()))
+            _silence(convolution, norm)
             parent[before] = nn.utils.fusion.fuse_conv_bn_eval(convolution, norm)
             parent[place] = nn.Identity()
             after = children[place + 1][1] if place + 1 < len(children) else None
@@ -73,6 +75,17 @@ def fold_norms(network: Network) -> Network:
             if parameter.ndim > 1:
                 parameter.copy_(parameter.half())
     return network.requires_grad_(False)
+
+
+@torch.no_grad()
+def _silence(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    still = norm.running_var < _STILL
+    convolution.weight[still] = 0
+    if convolution.bias is not None:
+        convolution.bias[still] = 0
+    norm.running_mean[still], norm.running_var[still] = 0, 1
 
 
 def write_onnx(
