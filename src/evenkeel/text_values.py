@@ -1,7 +1,8 @@
-"""Short texts such as `two-mode:scale=0.3,seed=7`: how delays and faults are written on a command line."""
+"""Reads short texts such as `two-mode:scale=0.3,seed=7`: how delays, faults and codes are written on a command line."""
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from evenkeel.errors import ConfigurationError
 
@@ -9,6 +10,7 @@ __all__ = [
     "is_text",
     "read_count",
     "read_duration_s",
+    "read_fraction",
     "read_number",
     "read_quantity",
     "read_rate_bps",
@@ -72,6 +74,14 @@ def read_count(text: str, where: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigurationError(f"{where} must be a whole number, found {text!r}") from None
+
+
+def read_fraction(text: str, where: str) -> float:
+    """A number from `1/32` or `0.03`; `where` names the field in the message."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise ConfigurationError(f"{where}: must be a number such as 0.03 or 1/32, found {text!r}") from None
 
 
 def read_duration_s(text: str, where: str) -> float:

@@ -426,7 +426,7 @@ def bench_fills(**arguments: Any) -> None:
     "codes",
     multiple=True,
     metavar="CODE",
-    help="Code to measure; may be repeated: thc:bits=4,rounding=nearest.",
+    help="Code to measure; may be repeated: thc:bits=4,rounding=nearest, lowrank:rank=16+thc:block=512.",
 )
 @click.option("--workers", default="8", show_default=True, metavar="N[,N...]")
 @click.option(

@@ -452,12 +452,16 @@ def test_the_command_reads_recordings(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--code", "zip"), "code 'zip' is unknown; allowed are fp32, bf16"),
-        (("--code", "thc:bit=4"), "code 'thc:bit=4': field 'bit' is unknown; allowed are bits, granularity"),
+        (("--code", "thc:bit=4"), "code 'thc:bit=4': setting 'bit' is unknown; allowed are bits, granularity"),
         (("--code", "thc:bits=9"), "code 'thc:bits=9': bits: must be a whole number from 1 to 8, found 9"),
         (("--code", "thc:p=1/0"), "p: must be a number such as 0.03 or 1/32, found '1/0'"),
         (("--code", "thc:rounding=up"), "rounding: must be one of correlated, stochastic, nearest, found 'up'"),
         (("--code", "gradiveq:ratio=.5"), "ratio: must be a finite number of 1 or more"),
         (("--code", "qsgd"), "code 'qsgd': say levels"),
+        (("--code", "eden:bit=2"), "code 'eden:bit=2': setting 'bit' is unknown; allowed are bits, block"),
+        (("--code", "bf16+thc"), "code 'bf16+thc' is unknown"),
+        (("--code", "thc+fp32"), "thc takes no code inside"),
+        (("--code", "ef+thc"), "code 'ef+thc': one round is measured, in which nothing is owed yet: leave ef+ out"),
         (("--code", "eden:bits=9"), "bits: must be 1 to 8, found 9"),
         (("--code", "eden:bits=2,block=100"), "block: must be a power of two from 8, found 100"),
         (("--code", "terngrad:clipped=0"), "clipped: must be above 0"),
@@ -482,6 +486,21 @@ def test_too_few_recorded_workers_are_told(tmp_path: Path) -> None:
     result = run("--gradients", recording(tmp_path / "tiny.npz"), "--workers", 4)
     assert result.exit_code == 2
     assert "workers: the recorded gradients are of 3 workers; ask for at most so many" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("lowrank:rank=4,inner=thc", "lowrank:rank=4+thc:block=512"),
+        ("lowrank:inner=fp32,rank=4", "lowrank:rank=4"),
+        ("gradiveq:inner=thc", "gradiveq+thc"),
+        ("gradiveq:inner=thc,ratio=4", "gradiveq:ratio=4+thc"),
+    ],
+)
+def test_the_old_way_to_put_thc_inside_is_the_new_one(old: str, new: str) -> None:
+    rows = measure([parse_code(old), parse_code(new)], [made_setting("low-rank", 2, 0.5, LENGTH)], 1)
+    assert [row.pop("code") for row in rows] == [old, new]
+    assert rows[0] == rows[1]
 
 
 def test_all_default_codes_can_be_read() -> None:

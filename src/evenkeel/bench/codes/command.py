@@ -92,7 +92,7 @@ def _notes(rows: Sequence[dict[str, Any]], codes: Sequence[str], *, recorded: bo
     ]
     used = {row["topology"] for row in rows}
     notes += [f"{name}: {meaning}" for name, meaning in TOPOLOGIES.items() if name in used]
-    names = {code.partition(":")[0] for code in codes}
+    names = {code.partition("+")[0].partition(":")[0] for code in codes}
     if recorded:
         notes.append("recorded gradients are the same for every seed: intervals are over the codes' randomness alone")
     if "thc-public" in names:

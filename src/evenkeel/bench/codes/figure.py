@@ -78,10 +78,11 @@ def codes(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _family(code: str) -> str:
-    """The code without the number that its settings differ in."""
-    name, _, fields = code.partition(":")
+    """Names the code without the number that its settings differ in."""
+    outer, plus, inner = code.partition("+")
+    name, _, fields = outer.partition(":")
     kept = [field for field in fields.split(",") if field and not _SIZES.match(field)]
-    return f"{name} {', '.join(kept)}" if kept else name
+    return f"{name} {', '.join(kept)}{plus}{inner}".rstrip()
 
 
 def _styles(families: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from math import ceil, isfinite
 from typing import Any
@@ -27,14 +26,14 @@ from evenkeel.bench.codes.recorded import Recorded
 from evenkeel.bench.codes.traffic import Traffic, sharded
 from evenkeel.bench.codes.vectors import Gradients, check_made, correlation_of, made
 from evenkeel.coding.sum_code import Broadcast, SumCode
-from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.coding.sums.by_name import CODES, code_of
+from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import LowRank
-from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.wire import Round, Total
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import mean
-from evenkeel.text_values import read_count, split_spec, unknown
+from evenkeel.text_values import read_count, read_fraction, split_spec, unknown
 
 __all__ = ["DEFAULT_CODES", "CodeContender", "Setting", "made_setting", "measure", "parse_code", "recorded_settings"]
 
@@ -52,9 +51,9 @@ DEFAULT_CODES = (
     "thc-public",
     "thc-public:norm=block",
     "gradiveq",
-    "gradiveq:inner=thc",
+    "gradiveq+thc",
     "lowrank:rank=4",
-    "lowrank:rank=16,inner=thc",
+    "lowrank:rank=16+thc:block=512",
     "powersgd:rank=1",
     "powersgd:rank=4",
     *(f"qsgd:levels={levels}" for levels in (1, 3, 7, 127)),
@@ -148,26 +147,45 @@ def measure(
 
 
 def parse_code(text: str) -> CodeContender:
-    """The code that `thc:bits=4,rounding=nearest` names.
+    """Reads `thc:bits=4,rounding=nearest`, as `sums/by_name.py` has it, or a peer such as `eden:bits=2`.
 
     Raises:
         ConfigurationError: no such code or field, or a value it cannot have.
     """
-    name, fields = split_spec(text, "code")
-    if name not in _CODES:
-        raise unknown("code", name, list(_CODES))
-    make, readers = _CODES[name]
+    name, fields = split_spec(text.partition("+")[0], "code")
+    if name in CODES.keys() - _PEERS.keys():
+        named = _new_spelling(text, name, fields)
+        if isinstance(code_of(named), ErrorFeedback):
+            raise ConfigurationError(
+                f"code {text!r}: one round is measured, in which nothing is owed yet: leave ef+ out"
+            )
+        return CodeContender(text, partial(_summed, named))
+    if name not in _PEERS or "+" in text:
+        raise unknown(
+            "code", text if name in _PEERS else name, [*_PEERS, *(each for each in CODES if each not in _PEERS)]
+        )
+    make, readers = _PEERS[name]
     for field in fields:
         if field not in readers:
-            raise unknown(f"code {text!r}: field", field, list(readers) or ["none"])
+            raise unknown(f"code {text!r}: setting", field, list(readers) or ["none"])
     missing = [field for field in _REQUIRED.get(name, ()) if field not in fields]
     if missing:
         raise ConfigurationError(f"code {text!r}: say {', '.join(missing)}, as in {name}:{missing[0]}=4")
     try:
         settings = {field: readers[field](value, field) for field, value in fields.items()}
-        return CodeContender(text, make(**settings))
+        return CodeContender(text, partial(make, **settings))
     except ConfigurationError as error:
         raise ConfigurationError(f"code {text!r}: {error}") from error
+
+
+def _new_spelling(text: str, name: str, fields: Mapping[str, str]) -> str:
+    """Gives what `lowrank:rank=16,inner=thc` is called since codes are put inside others with `+`."""
+    inner = fields.get("inner")
+    if inner not in _OLD_INNER or "+" in text or name not in ("gradiveq", "lowrank"):
+        return text
+    rest = ",".join(f"{field}={value}" for field, value in fields.items() if field != "inner")
+    block = ":block=512" if (name, inner) == ("lowrank", "thc") else ""
+    return f"{name}:{rest}+{inner}{block}" if rest else f"{name}+{inner}{block}"
 
 
 def _same(gradients: Gradients, seed: int) -> Gradients:
@@ -200,11 +218,13 @@ def _rounded(value: float | None) -> float | None:
     return float(f"{value:.6g}") if value is not None and isfinite(value) else None
 
 
-def _summed(make: Callable[[Gradients], SumCode | None], gradients: Gradients, seed: int) -> MeasuredCode | None:
-    """One round of a sum code through its packed wire forms, after it has learnt from the earlier rounds."""
-    code = make(gradients)
-    if code is None:
+def _summed(name: str, gradients: Gradients, seed: int) -> MeasuredCode | None:
+    """Plays one round of a sum code through its packed wire forms, after it has learnt from the earlier rounds."""
+    code = code_of(name)
+    if not _applies(code, gradients):
         return None
+    if isinstance(code, GradiVeQ):
+        usual, code.sample_steps = code.sample_steps, len(gradients.earlier)
     world, length = gradients.workers, gradients.length
     rounds = [Round(rank, world, step=len(gradients.earlier) + seed) for rank in range(world)]
     if gradients.shapes:
@@ -226,7 +246,7 @@ def _summed(make: Callable[[Gradients], SumCode | None], gradients: Gradients, s
     packed = wire.pack_total(wire.add(messages, code.lanes(length, rounds[0])))
     traffic = _sum_traffic(code, length, rounds[0], scales=stats.numel())
     if isinstance(code, GradiVeQ):
-        traffic = _with_learning(traffic, learning, basis_bits, world)
+        traffic = _with_learning(traffic, learning, basis_bits, world, usual, code.code_steps)
     mean = code.decode(Total(packed, world, packed=True), stats, length, rounds[0])
     if isinstance(code, LowRank):
         traffic = _with_other_side(traffic, code, gradients.vectors[0], mean, rounds[0], broadcast)
@@ -238,12 +258,13 @@ def _sum_traffic(code: SumCode, length: int, this_round: Round, scales: int) -> 
     return sharded(this_round.world, 8 * wire.message_bytes(lanes), 8 * wire.total_bytes(lanes), scales)
 
 
-def _with_learning(coding: Traffic, learning: Traffic, basis_bits: int, world: int) -> Traffic:
-    """The average over GradiVeQ's first rounds: those to learn from, coded ones, and the bases sent around at times."""
-    usual = GradiVeQ()
-    coded = _ROUNDS - usual.sample_steps
-    bases_bits = ceil(coded / usual.code_steps) * (world - 1) / world * basis_bits
-    total = usual.sample_steps * learning.bits + coded * coding.bits + bases_bits
+def _with_learning(
+    coding: Traffic, learning: Traffic, basis_bits: int, world: int, sample_steps: int, code_steps: int
+) -> Traffic:
+    """Averages over GradiVeQ's first rounds: those to learn from, coded ones, and the bases sent around at times."""
+    coded = _ROUNDS - sample_steps
+    bases_bits = ceil(coded / code_steps) * (world - 1) / world * basis_bits
+    total = sample_steps * learning.bits + coded * coding.bits + bases_bits
     return Traffic(coding.topology, total / _ROUNDS)
 
 
@@ -256,44 +277,15 @@ def _with_other_side(
     return Traffic(traffic.topology, (traffic.bits + after.bits) / 2)
 
 
-def _thc(**settings: Any) -> MeasureCode:
-    THC(**settings)  # refused now, if it is to be
-    return partial(_summed, lambda gradients: THC(**settings))
-
-
-def _fixed(**settings: Any) -> MeasureCode:
-    FixedPoint(**settings)
-    return partial(_summed, lambda gradients: FixedPoint(**settings))
-
-
-def _gradiveq(inner: str = "fp32", **settings: Any) -> MeasureCode:
-    def make(steps: int) -> GradiVeQ:
-        return GradiVeQ(THC() if inner == "thc" else None, sample_steps=steps, **settings)
-
-    def fitting(gradients: Gradients) -> SumCode | None:
-        convolutions = any(len(shape) > 2 for shape in gradients.shapes)
-        return make(len(gradients.earlier)) if convolutions and len(gradients.earlier) >= 4 else None
-
-    make(4)
-    return partial(_summed, fitting)
-
-
-def _low_rank(inner: str = "fp32", **settings: Any) -> MeasureCode:
-    def make() -> LowRank:
-        return LowRank(inner=THC(block=512) if inner == "thc" else None, **settings)
-
-    def fitting(gradients: Gradients) -> SumCode | None:
-        code, this_round, length = make(), Round(0, 1), gradients.length
-        code.arrange(0, gradients.shapes or [(length,)])
-        shrinks = code.lanes(length, this_round) < code.inner.lanes(length, this_round)
-        return code if shrinks and len(gradients.earlier) else None
-
-    make()
-    return partial(_summed, fitting)
-
-
-def _peer(function: Callable[..., MeasuredCode | None], **fixed: Any) -> Callable[..., MeasureCode]:
-    return lambda **settings: partial(function, **fixed, **settings)
+def _applies(code: SumCode, gradients: Gradients) -> bool:
+    """Tells whether a projection makes something in the vectors smaller, after earlier rounds to learn from."""
+    if isinstance(code, GradiVeQ):
+        return any(len(shape) > 2 for shape in gradients.shapes) and len(gradients.earlier) >= 4
+    if isinstance(code, LowRank):
+        code.arrange(0, gradients.shapes or [(gradients.length,)])
+        shrinks = code.lanes(gradients.length, Round(0, 1)) < code.inner.lanes(gradients.length, Round(0, 1))
+        return shrinks and len(gradients.earlier) > 0
+    return True
 
 
 def _count(low: int, high: int) -> Callable[[str, str], int]:
@@ -306,16 +298,8 @@ def _count(low: int, high: int) -> Callable[[str, str], int]:
     return read
 
 
-def _fraction(text: str, field: str) -> float:
-    """`1/32` or `0.03`."""
-    try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ConfigurationError(f"{field}: must be a number such as 0.03 or 1/32, found {text!r}") from None
-
-
 def _positive(text: str, field: str) -> float:
-    value = _fraction(text, field)
+    value = read_fraction(text, field)
     if value <= 0:
         raise ConfigurationError(f"{field}: must be above 0, found {text}")
     return value
@@ -341,38 +325,25 @@ def _power_of_two(text: str, field: str) -> int:
     return value
 
 
-_whole = read_count  # what the code's own constructor checks
 _LONGEST = 1 << 30
 _ROUNDS = 500  # of a training, over which the bits of a code that learns are averaged
+_OLD_INNER = ("fp32", "thc")
 
 _REQUIRED = {
-    **dict.fromkeys(("lowrank", "powersgd"), ("rank",)),
+    "powersgd": ("rank",),
     "qsgd": ("levels",),
     **dict.fromkeys(("eden", "lloyd-max"), ("bits",)),
 }
 
-# Name -> what makes one round of it from its fields, and how each field is read.
-_CODES: Mapping[str, tuple[Callable[..., MeasureCode], Mapping[str, Callable[[str, str], Any]]]] = {
-    "fp32": (_peer(fp32), {}),
-    "bf16": (_peer(bf16), {}),
-    "fp8": (_peer(fp8), {"block": _count(1, _LONGEST)}),
-    "fixed": (_fixed, {"bits": _whole, "block": _whole}),
-    "thc": (
-        _thc,
-        {
-            "bits": _whole,
-            "granularity": _whole,
-            "p": _fraction,
-            "rounding": _word("correlated", "stochastic", "nearest"),
-            "block": _whole,
-        },
-    ),
-    "thc-public": (_peer(thc_public), {"noise": _word("shared", "private"), "norm": _word("whole", "block")}),
-    "gradiveq": (_gradiveq, {"inner": _word("fp32", "thc"), "ratio": _positive, "loss": _positive}),
-    "lowrank": (_low_rank, {"rank": _count(1, 1024), "inner": _word("fp32", "thc")}),
-    "powersgd": (_peer(power_sgd), {"rank": _count(1, 1024)}),
+# What are no sum codes: name -> one round of it, and how each field is read.
+_PEERS: Mapping[str, tuple[Callable[..., MeasuredCode | None], Mapping[str, Callable[[str, str], Any]]]] = {
+    "fp32": (fp32, {}),
+    "bf16": (bf16, {}),
+    "fp8": (fp8, {"block": _count(1, _LONGEST)}),
+    "thc-public": (thc_public, {"noise": _word("shared", "private"), "norm": _word("whole", "block")}),
+    "powersgd": (power_sgd, {"rank": _count(1, 1024)}),
     "qsgd": (
-        _peer(qsgd),
+        qsgd,
         {
             "levels": _count(1, 1 << 20),
             "norm": _word("largest", "euclidean"),
@@ -380,8 +351,8 @@ _CODES: Mapping[str, tuple[Callable[..., MeasureCode], Mapping[str, Callable[[st
             "coder": _word("plain", "entropy"),
         },
     ),
-    "terngrad": (_peer(tern_grad), {"scale": _word("own", "shared"), "clipped": _positive}),
-    "drive": (_peer(drive), {"block": _power_of_two}),
-    "eden": (_peer(eden), {"bits": _count(1, 8), "block": _power_of_two, "requantise": _yes}),
-    "lloyd-max": (_peer(lloyd_max_limit), {"bits": _count(1, 8)}),
+    "terngrad": (tern_grad, {"scale": _word("own", "shared"), "clipped": _positive}),
+    "drive": (drive, {"block": _power_of_two}),
+    "eden": (eden, {"bits": _count(1, 8), "block": _power_of_two, "requantise": _yes}),
+    "lloyd-max": (lloyd_max_limit, {"bits": _count(1, 8)}),
 }
