@@ -4,11 +4,16 @@ Each name is loaded on first use: what trains brings torch, which serving does w
 your own tests stand in `evenkeel.testing`.
 """
 
+import os as _os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from evenkeel.errors import MissingExtraError as _MissingExtraError
 from evenkeel.version import __version__ as __version__
+
+# ONNX Runtime (1.31, Linux) sends usage data to its maker unless this stands in the environment when it is imported.
+# Here, since every module of ours, in every child process too, is imported after this one. Say 0 yourself to allow it.
+_os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from evenkeel.coding.answers.berrut import Berrut as Berrut

@@ -374,7 +374,7 @@ def test_external_weights_are_found_and_are_part_of_the_hash(tmp_path: Path) -> 
     (tmp_path / "x.onnx.data").unlink()
     message = refusal(path)
     assert "not an ONNX model that can be run" in message
-    assert "its weights lie in x.onnx.data, which is not beside it" in message
+    assert "its weights are in x.onnx.data, which is not beside it" in message
 
 
 # Costs

@@ -1,13 +1,11 @@
 """The user's classifier as a black box: images in, scores out. Neither torch nor its weights are needed."""
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
@@ -16,6 +14,7 @@ from evenkeel.models.classifier_form import ACCEPTED, InputForm, Normalisation, 
 from evenkeel.models.labels import read_class_names
 from evenkeel.models.measure import interleaved_latencies_ms
 from evenkeel.models.onnx_costs import count_costs
+from evenkeel.models.session import external_files, open_session
 from evenkeel.models.shipped import NAMES, card_path
 
 __all__ = ["BlackBox", "log_softmax"]
@@ -113,7 +112,7 @@ class BlackBox:
             (1.0, 1.0, 1.0) if std is None else std,
         )
         sha256 = _sha256(file, card)
-        session = _session(file, threads)
+        session = open_session(file, threads)
         form = input_form(session, file, card, side, normalisation)
         if given and form.datatype == "UINT8":
             raise ConfigurationError(
@@ -172,7 +171,7 @@ class BlackBox:
 
     def one_pass(self) -> Callable[[], object]:
         """A function that runs it once on one image on one thread, from uint8 pixels to scores; to be timed."""
-        session = _session(self.path, 1)
+        session = open_session(self.path)
         image = np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), dtype=np.uint8)
         names, form = [self.output_name], self._form
         return lambda: session.run(names, {form.name: form.prepared(image)})
@@ -266,43 +265,13 @@ def _sha256(file: Path, card: ModelCard | None) -> str:
                 f"model card of {file}: field 'sha256' is {card.sha256}, but the file has {own.hexdigest()}; "
                 "one of the two is not the one that was measured"
             )
-        for name in _external_files(content):
+        for name in external_files(content):
             if (file.parent / name).is_file():
                 with (file.parent / name).open("rb") as weights:
                     own.update(hashlib.file_digest(weights, "sha256").digest())
     except OSError as error:
         raise ConfigurationError(f"classifier {file} cannot be read: {error.strerror or error}") from error
     return own.hexdigest()
-
-
-def _external_files(content: bytes) -> list[str]:
-    """Names of the files beside the model that hold its weights.
-
-    Found by the bytes of an entry with key `location`, since reading the graph would need the package onnx.
-    """
-    found = set()
-    for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", content):
-        name = content[match.end() : match.end() + match[1][0]]
-        found.add(name.decode("utf-8", "replace"))
-    return sorted(name for name in found if name.isprintable())
-
-
-def _session(file: Path, threads: int) -> Any:
-    if threads < 1:
-        raise ConfigurationError(f"threads must be 1 or more, found {threads}")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # what goes wrong is raised, and then said once
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as workers run it
-    try:
-        # From the path, not from bytes: weights in files of their own are looked for beside it.
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors have no common base
-        missing = [name for name in _external_files(file.read_bytes()) if not (file.parent / name).is_file()]
-        hint = f"; its weights lie in {', '.join(missing)}, which is not beside it" if missing else ""
-        raise ConfigurationError(f"classifier {file} is not an ONNX model that can be run: {error}{hint}") from error
 
 
 def _probe_images(height: int, width: int) -> Pixels:

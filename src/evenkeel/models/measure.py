@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from evenkeel.figures.estimates import share
 from evenkeel.models.cards import Measured
+from evenkeel.models.session import open_session
 
 __all__ = [
     "ModelSession",
@@ -37,15 +38,12 @@ class ModelSession:
     """A model file ready to run on one thread."""
 
     path: Path
-    runtime: onnxruntime.InferenceSession
+    runtime: Any  # of ONNX Runtime
 
     @classmethod
     def open(cls, path: Path) -> "ModelSession":
         """The model at `path`, loaded."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        return cls(path, onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        return cls(path, open_session(path))
 
     def __call__(self, images: Pixels, batch: int = 100) -> Scores:
         """Scores of `images` [n, height, width, 3]."""

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from evenkeel.arrays import Array
-from evenkeel.errors import ConfigurationError, MissingExtraError
+from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
+from evenkeel.models.session import open_session
 from evenkeel.models.shipped import NAMES, card_path
 
 __all__ = ["Model", "load_model"]
@@ -155,7 +156,7 @@ def _load_onnx(path: str, threads: int) -> Model:
             f"model card {path}: field 'sha256' is {card.sha256}, but {file} has {found}; "
             "one of the two is not the one that was measured"
         )
-    session = _session(content, file, threads)
+    session = open_session(file, threads)
     one_by_one = _check_graph(session, card, path)
     # Items come as pixels; what a code makes of them in FP32 it has normalised already (`coding/answers/tiles.py`).
     normalised = card.normalisation_inside or (card.kind != "classifier" and card.datatype == "FP32")
@@ -176,23 +177,6 @@ def _load_onnx(path: str, threads: int) -> Model:
     if first.shape != expected:
         raise ConfigurationError(f"model card {path}: one row gives {first.shape}, the card says {expected}")
     return model
-
-
-def _session(content: bytes, file: Path, threads: int) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:  # pragma: no cover - a base dependency
-        raise MissingExtraError("onnxruntime", "serving") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors; warnings about a model are of no use to who serves it
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # workers share the machine's cores
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors have no common base
-        raise ConfigurationError(f"model {file} is not an ONNX model that can be run: {error}") from error
 
 
 def _check_graph(session: Any, card: ModelCard, path: str) -> bool:

@@ -1,0 +1,60 @@
+"""Opens ONNX files in ONNX Runtime: the one place where the package makes a session."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from evenkeel.errors import ConfigurationError
+
+__all__ = ["external_files", "open_session"]
+
+
+def open_session(file: Path, threads: int = 1) -> Any:
+    """Opens the model in `file` on the CPU; gives an `onnxruntime.InferenceSession`.
+
+    ONNX Runtime would send usage data to its maker; `evenkeel/__init__.py` turns that off before it is imported.
+
+    Args:
+        file: ONNX. Weights in files of their own are read from beside it, whatever the working directory is.
+        threads: that one pass may use.
+
+    Raises:
+        ConfigurationError: it is not an ONNX model that can be run, or its weights are not beside it.
+    """
+    if threads < 1:
+        raise ConfigurationError(f"threads must be 1 or more, found {threads}")
+    import onnxruntime  # here, since a worker that runs a Python callable does without
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4  # what goes wrong is raised, and then said once
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # workers share the machine's cores
+    try:
+        # From the path: for a model given as bytes, weights are looked for in the working directory.
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors have no common base
+        raise ConfigurationError(
+            f"{file} is not an ONNX model that can be run: {error}{_missing_weights(file)}"
+        ) from error
+
+
+def external_files(content: bytes) -> list[str]:
+    """Names of the files beside the model that hold its weights.
+
+    Found by the bytes of an entry with key `location`, since reading the graph would need the package onnx.
+    """
+    found = set()
+    for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", content):
+        name = content[match.end() : match.end() + match[1][0]]
+        found.add(name.decode("utf-8", "replace"))
+    return sorted(name for name in found if name.isprintable())
+
+
+def _missing_weights(file: Path) -> str:
+    try:
+        missing = [name for name in external_files(file.read_bytes()) if not (file.parent / name).is_file()]
+    except OSError:
+        return ""
+    return f"; its weights are in {', '.join(missing)}, which is not beside it" if missing else ""
