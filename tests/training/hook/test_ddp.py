@@ -285,6 +285,78 @@ def uneven_inputs() -> None:
     check_alike_on_all_ranks(ddp)
 
 
+class OfManyTypes(nn.Module):
+    """Parameters of every type that can have a gradient: dense, strided, of one number, of none, complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        real = lambda *shape, dtype=torch.float32: nn.Parameter(torch.randn(shape, dtype=dtype))
+        self.narrow_type = real(6, 5)
+        self.wide_type = real(4, 3, dtype=torch.float64)
+        self.half_type = real(4, 3, dtype=torch.bfloat16)
+        self.empty = real(0, 3)
+        self.waves = real(5, 4, dtype=torch.complex64)
+        self.kernels = nn.Parameter(
+            torch.randn(3, 2, 2, 2, dtype=torch.complex64).to(memory_format=torch.channels_last)
+        )
+        self.phase = nn.Parameter(torch.randn((), dtype=torch.complex64))
+        self.long_waves = real(3, 7, dtype=torch.complex128)
+
+    def forward(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        loss = torch.zeros((), dtype=torch.float64)
+        for parameter in self.parameters():
+            kind = torch.complex128 if parameter.is_complex() else torch.float64
+            target = torch.randn(parameter.shape, dtype=kind, generator=generator).to(parameter.dtype)
+            loss = loss + (parameter - target).abs().square().sum() / 100
+        return loss
+
+
+def numbers_of(model: nn.Module) -> Tensor:
+    return torch.cat([torch.view_as_real(each.detach().to(torch.complex128)).flatten() for each in model.parameters()])
+
+
+def every_type_of_parameter() -> None:
+    """Each number is averaged, whatever its parameter's type: the ranks end alike, and where plain DDP ends."""
+    ends = {}
+    for name, make, options in (
+        ("plain", lambda: None, {}),
+        ("hook", lambda: evenkeel.HookState(None), {}),
+        ("hook with views", lambda: evenkeel.HookState(None), {"gradient_as_bucket_view": True}),
+        ("fixed point", lambda: evenkeel.HookState(evenkeel.FixedPoint(bits=16), skip=None), {}),
+        ("thc", lambda: evenkeel.HookState(evenkeel.THC(bits=8)), {}),
+        ("low rank", lambda: evenkeel.HookState(evenkeel.LowRank(1), skip=None), {}),
+        ("gradiveq", lambda: evenkeel.HookState(evenkeel.GradiVeQ(sample_steps=4), skip=None), {}),
+        ("pipe", evenkeel.PipeSGD, {}),
+        ("ahead", lambda: evenkeel.PipeSGD(evenkeel.HookState(evenkeel.THC(bits=8))), {}),
+    ):
+        state = make()
+        ddp = DistributedDataParallel(OfManyTypes(), **options)
+        if state is not None:
+            ddp.register_comm_hook(state, evenkeel.comm_hook)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=1.0, momentum=0.5)
+        if name in ("pipe", "ahead"):
+            state.attach(optimizer, look_ahead=ddp if name == "ahead" else None)
+        for step in range(10):
+            optimizer.zero_grad()
+            ddp(2 * step + dist.get_rank()).backward()
+            optimizer.step()
+        if isinstance(state, evenkeel.PipeSGD):
+            assert state.flush()
+            assert all(each.grad.dtype == each.dtype and each.grad.shape == each.shape for each in ddp.parameters())
+            optimizer.step()
+        ends[name] = mine = numbers_of(ddp)
+        theirs = mine.clone()
+        dist.broadcast(theirs, 0)
+        assert torch.equal(mine, theirs), name
+        assert bool(mine.isfinite().all()), name
+    for name in ("hook", "hook with views"):
+        assert torch.allclose(ends["plain"], ends[name], rtol=1e-6, atol=1e-6), name
+    for name in ("fixed point", "thc"):
+        assert torch.allclose(ends["plain"], ends[name], atol=0.05), name
+
+
 def everything_for_two() -> list[str]:
     done = []
     for work in (
@@ -295,6 +367,7 @@ def everything_for_two() -> list[str]:
         pipelined_like_a_delayed_loop,
         refusals,
         uneven_inputs,
+        every_type_of_parameter,
     ):
         work()
         done.append(work.__name__)
@@ -304,7 +377,7 @@ def everything_for_two() -> list[str]:
 def test_two_ranks() -> None:
     done = local_ranks(2, everything_for_two, timeout_s=100)
     assert done[0] == done[1]
-    assert len(done[0]) == 7
+    assert len(done[0]) == 8
 
 
 def four_and_then_three() -> str:

@@ -277,6 +277,35 @@ def test_half_precision_is_coded_in_float32_and_given_back_in_its_own_type(dtype
         assert nmse(averages, mean_of(2, 0)) < 1e-3
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-50, 1e45, 1e308])
+@pytest.mark.parametrize(("code", "skip"), [(None, None), (THC(bits=4), None), (THC(bits=4), lambda parameter: True)])
+def test_what_is_not_compressed_is_averaged_in_its_own_double_precision(
+    scale: float, code: SumCode | None, skip: object
+) -> None:
+    """Without a code, before compression starts, and where parameters are skipped; alone and joined with statistics."""
+    shapes = [(3, 2), (70, 60)]
+
+    def work(ranks: Collectives) -> list:
+        options = {"skip": skip} if skip else {}
+        state, model = sharded(ranks, code, **options), Model(shapes, torch.float64)
+        own = [torch.full(shape, scale * (0.3 + 0.4 * ranks.rank), dtype=torch.float64) for shape in shapes]
+        return [model.step(state, own, [[0], [1]]) for _ in range(4 if skip or code is None else 2)]
+
+    for step in in_threads(2, work)[0]:
+        for average, shape in zip(step, shapes, strict=True):
+            assert average.dtype == torch.float64
+            true = torch.full(shape, 0.3 * scale / 2 + 0.7 * scale / 2, dtype=torch.float64)
+            assert torch.allclose(average, true, rtol=1e-15, atol=0)
+
+
+def test_large_numbers_do_not_overflow_in_their_sum() -> None:
+    def work(ranks: Collectives) -> list:
+        state, model = sharded(ranks, None), Model([(2, 2)])
+        return model.step(state, [torch.full((2, 2), 3e38)], [[0]])
+
+    assert in_threads(4, work)[0][0].tolist() == [[pytest.approx(3e38)] * 2] * 2
+
+
 def test_strided_and_empty_gradients() -> None:
     shapes = [(6, 4, 3, 3), (0,), (7, 0)]
 

@@ -61,9 +61,10 @@ def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reduc
     watch = Stopwatch(buffer.device, lambda: ranks.exchanged_s)
     with torch.no_grad():
         coded = [_Coded.of(unit, plan, code, ranks) for unit in plan.units if code is not None]
-        plain = _joined(plan.plain).to(torch.float32) if plan.plain else buffer.new_empty(0, dtype=torch.float32)
-        total, stats = _shared(ranks, plain, [each.stats for each in coded])
-        _write(plan.plain, total / ranks.world)
+        # Divided before they are added, as DDP does: the sum of large numbers might not fit their type.
+        plain = _wide(_joined(plan.plain)) / ranks.world if plan.plain else buffer.new_empty(0, dtype=torch.float32)
+        mean, stats = _shared(ranks, plain, [each.stats for each in coded])
+        _write(plan.plain, mean)
         tally.encode(watch.lap())
         for each, common in zip(coded, stats, strict=True):
             _average_coded(replace(each, stats=common), plan, reducer, watch, tally)
@@ -109,7 +110,7 @@ def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple
     else:
         total = ranks.add(plain) if added else plain
         largest = ranks.largest(row[added:]) if sum(lengths) else row[added:]
-    return total, list(torch.split(largest, lengths))
+    return total, list(torch.split(largest.to(torch.float32), lengths))
 
 
 def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stopwatch, tally: Meter) -> None:
@@ -139,6 +140,11 @@ def _sample_error(code: SumCode, vector: Tensor, told: Tensor, this_round: Round
     if isfinite(energy) and isfinite(error_energy):
         tally.error_energy += error_energy
         tally.energy += energy
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In the type to average in: float32 for what is narrower, which would lose too much; its own for the rest."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _joined(views: Sequence[Tensor]) -> Tensor:

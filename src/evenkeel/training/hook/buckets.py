@@ -1,5 +1,6 @@
 """Buckets of gradients: what a hook reads of one, and one that outlives its backward pass."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["Bucket", "BucketCopy", "check_dense"]
+__all__ = ["Bucket", "BucketCopy", "as_gradient_of", "check_dense", "gradient_views"]
 
 
 class Bucket(Protocol):
@@ -75,6 +76,37 @@ class BucketCopy:
         return self._parameters
 
 
+def gradient_views(bucket: Bucket) -> list[Tensor]:
+    """Views of the bucket's buffer, one for each parameter, that hold every number of it.
+
+    A complex parameter's view has its real and imaginary parts side by side, `[*shape, 2]`: DDP's buffer holds both,
+    but DDP's own views of it name only half of the numbers, at wrong places.
+
+    Raises:
+        ConfigurationError: the gradients are sparse, or do not make up the buffer.
+    """
+    buffer = bucket.buffer()
+    check_dense(buffer)
+    views, parameters = list(bucket.gradients()), list(bucket.parameters())
+    if any(parameter.is_complex() for parameter in parameters) and 2 * _numbers(views) == buffer.numel():
+        pairs = torch.view_as_complex(buffer.view(-1, 2))
+        moved = pairs.storage_offset() - buffer.storage_offset()
+        views = [pairs.as_strided(view.size(), view.stride(), view.storage_offset() + moved) for view in views]
+    views = [torch.view_as_real(view) if view.is_complex() else view for view in views]
+    if _numbers(views) != buffer.numel():
+        kinds = ", ".join(sorted({str(parameter.dtype) for parameter in parameters}))
+        raise ConfigurationError(
+            f"a bucket of {buffer.numel()} numbers holds gradients of {_numbers(views)}, for parameters in {kinds}: "
+            "what they leave out would not be averaged; train this model without the hook"
+        )
+    return views
+
+
+def as_gradient_of(parameter: Tensor, view: Tensor) -> Tensor:
+    """A view that `gradient_views` gave, or a copy of it, in the type and shape of its parameter."""
+    return torch.view_as_complex(view) if parameter.is_complex() else view
+
+
 def check_dense(buffer: Tensor) -> None:
     """Refuse a bucket of sparse gradients.
 
@@ -86,3 +118,7 @@ def check_dense(buffer: Tensor) -> None:
             f"a parameter of shape {tuple(buffer.shape)} has sparse gradients, which cannot be added in lanes: use "
             "torch.nn.Embedding(..., sparse=False)"
         )
+
+
+def _numbers(views: Sequence[Tensor]) -> int:
+    return sum(view.numel() for view in views)

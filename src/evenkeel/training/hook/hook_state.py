@@ -19,7 +19,7 @@ from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.hook.agreement import check_agreement
 from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
-from evenkeel.training.hook.buckets import Bucket, check_dense
+from evenkeel.training.hook.buckets import Bucket, gradient_views
 from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_saved_state
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
 from evenkeel.training.hook.skipping import Skip, few_dimensions, skip_rule
@@ -45,8 +45,9 @@ class HookState:
     any, and error feedback does not take it in. (Where GradScaler then skips the step, what other buckets had sent in
     it is lost, as without compression.)
 
-    Gradient accumulation (`no_sync`), AMP, `static_graph` and unused parameters work as without the hook. Gradients in
-    half precision are coded in float32 and returned in their own type.
+    Gradient accumulation (`no_sync`), AMP, `static_graph` and unused parameters work as without the hook. What is
+    not compressed is averaged in its own type, half precision in float32; what is coded is coded in float32. All is
+    returned in its own type. Complex gradients are averaged as their real and imaginary parts.
 
     To make one takes seconds where the code's kernels have never been compiled on this machine: see the log, at INFO.
 
@@ -122,8 +123,7 @@ class HookState:
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The future of the bucket's average, in its own buffer. For `comm_hook`."""
-        buffer, parameters = bucket.buffer(), list(bucket.parameters())
-        check_dense(buffer)
+        views, buffer, parameters = gradient_views(bucket), bucket.buffer(), list(bucket.parameters())
         members = self._book.numbers(parameters)
         self._check_sizes(members)
         first_step = self._steps_here == 0
@@ -131,7 +131,7 @@ class HookState:
         if first_bucket:
             self._begun = True
             self._scale = 1.0 if self.loss_scale is None else float(self.loss_scale())
-        plan = self._plan(buffer, members, list(bucket.gradients()))
+        plan = self._plan(buffer, members, views)
         fields = self._fields(parameters) if first_step and first_bucket else None
         future = self._thread.submit(lambda: self._round(buffer, plan, fields), buffer.device)
         if bucket.is_last():
@@ -220,7 +220,7 @@ class HookState:
                 for number in given_up:
                     code.reset(number)
             for number, unit in covering.items():
-                code.arrange(number, [tuple(self._book.parameter(member).shape) for member in unit])
+                code.arrange(number, [tuple(by_number[member].shape) for member in unit])
                 units.append(Unit(number, [by_number[member] for member in unit]))
         plain = [view for number, view in by_number.items() if self._is_skipped(number)]
         return BucketPlan(self._step, self._scale, units, plain, metered=True)
@@ -282,8 +282,8 @@ class HookState:
 
 def _checksum(weights: Tensor) -> int:
     """Of the first values of a parameter, which DDP has made equal on all ranks that share the model."""
-    values = weights.detach().reshape(-1)[:_CHECKED_VALUES].to("cpu", torch.float32)
-    return crc32(values.numpy().tobytes())
+    real = torch.view_as_real(weights.detach()) if weights.is_complex() else weights.detach()
+    return crc32(real.reshape(-1)[:_CHECKED_VALUES].to("cpu", torch.float32).numpy().tobytes())
 
 
 def _nothing() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.training.hook.buckets import as_gradient_of
 
 __all__ = ["LookAhead"]
 
@@ -80,7 +81,7 @@ class LookAhead:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             place = self._places.get(id(parameter))
             if place is not None:
-                self._own[place] = gradient.clone()
+                self._own[place] = as_gradient_of(parameter, gradient.clone())
                 self._given[place] = (given, offset, gradient.numel())
             offset += gradient.numel()
 
@@ -181,5 +182,6 @@ def _copied(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
+    real = [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
+    norms = [torch.linalg.vector_norm(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in real]
     return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

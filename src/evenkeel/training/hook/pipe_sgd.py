@@ -11,7 +11,7 @@ from torch.futures import Future
 
 from evenkeel.coding.checks import whole
 from evenkeel.errors import ConfigurationError
-from evenkeel.training.hook.buckets import Bucket, BucketCopy, check_dense
+from evenkeel.training.hook.buckets import Bucket, BucketCopy, as_gradient_of, gradient_views
 from evenkeel.training.hook.checks import check_loss_scale, check_saved_state
 from evenkeel.training.hook.ddp_hook import comm_hook
 from evenkeel.training.hook.failures import raise_failures_of
@@ -115,22 +115,22 @@ class PipeSGD:
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The bucket's average of the step before. For `comm_hook`."""
-        check_dense(bucket.buffer())
+        views = gradient_views(bucket)
         members = self._book.numbers(bucket.parameters())
         if not self._begun:
             self._begin_step(bucket)
         last = bucket.is_last()
-        for number, view in zip(members, bucket.gradients(), strict=True):
+        for number, view in zip(members, views, strict=True):
             self._geometry[number] = (view.size(), view.stride())
         if self._step < self._warmup_steps:
             answer = self._hook(self._state, bucket)
         else:
             original = bucket.buffer()
             average = self._hook(self._state, BucketCopy(bucket))
-            sizes = [view.numel() for view in bucket.gradients()]
+            sizes = [view.numel() for view in views]
             self._now.append(_Flight(members, sizes, average, self._scale))
             answer = self._of_step_before(members, original)
-            self._ahead.keep(bucket.parameters(), bucket.gradients(), answer)
+            self._ahead.keep(bucket.parameters(), views, answer)
         if last:
             self._end_step()
         return answer
@@ -180,7 +180,8 @@ class PipeSGD:
         self._land(self._before, scale)
         for number, average in self._landed.items():
             size, stride = self._geometry[number]
-            self._book.parameter(number).grad = average.clone().as_strided(size, stride)
+            parameter = self._book.parameter(number)
+            parameter.grad = as_gradient_of(parameter, average.clone().as_strided(size, stride))
         self._before, self._landed = [], {}
         self._ahead.empty()
         self.skip_step = False
