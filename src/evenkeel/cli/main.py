@@ -478,7 +478,7 @@ def bench_codes(**arguments: Any) -> None:
     epilog=_example(
         "evenkeel bench gradients                        # three minutes: an MLP on made-up images, at 100 Mbit/s",
         "evenkeel bench gradients --mnist train-images-idx3-ubyte.gz --rates 100mbit,1gbit --seeds 3 --records out/",
-        "evenkeel bench gradients --tasks convnet --cifar cifar10.parquet --methods fp32,gradiveq,gradiveq+thc",
+        "evenkeel bench gradients --tasks convnet --cifar cifar10.parquet --methods thc:bits=2,gradiveq:ratio=2+thc",
         "evenkeel bench gradients --rates unlimited --methods fp32,bf16,thc,pipe+thc --json rows.json",
     ),
 )
@@ -488,7 +488,7 @@ def bench_codes(**arguments: Any) -> None:
 @click.option(
     "--methods",
     metavar="METHOD,METHOD",
-    help="Methods to compare: fp32, bf16, powersgd4, thc, lowrank16+thc, gradiveq+thc, pipe, pipe+thc, ...",
+    help="Methods to compare: fp32, bf16, powersgd:rank=4, thc, lowrank:rank=16+thc:block=512, pipe, pipe+thc, ...",
 )
 @click.option(
     "--rates",

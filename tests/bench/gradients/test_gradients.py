@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from evenkeel.bench.gradients import command as gradients_command, measure as gradients
-from evenkeel.bench.gradients.cells import TASKS, Cell, Records, Training, check_method
+from evenkeel.bench.gradients.cells import TASKS, Cell, Records, Training, read_method
 from evenkeel.bench.gradients.data import read_data
 from evenkeel.bench.gradients.figure import gradients as gradients_figure
 from evenkeel.bench.gradients.rows import rows_of
@@ -201,16 +201,34 @@ def test_what_is_wrong_is_said_before_anything_is_trained(arguments, says, no_ro
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "schedule", "code", "feedback"),
     [
-        *("fp32", "bf16", "powersgd12", "thc", "thc8", "thc4-no-ef", "pipe", "pipe+gradiveq+thc"),
-        *("pipe-ahead", "pipe-ahead+bf16", "pipe-ahead+lowrank16+thc"),
-        *("lowrank4", "lowrank16+thc", "lowrank1+thc2-no-ef", "pipe+lowrank4+thc", "lowrank4-no-ef"),
-        *("gradiveq", "gradiveq4", "gradiveq16+thc"),
+        ("fp32", "", "fp32", True),
+        ("pipe", "pipe", "fp32", False),
+        ("pipe-ahead+bf16", "pipe-ahead", "bf16", True),
+        ("pipe+powersgd:rank=12", "pipe", "powersgd:rank=12", True),
+        ("thc:bits=2,block=64", "", "thc:bits=2,block=64", True),
+        ("fixed:bits=8", "", "fixed:bits=8", True),
+        ("ef+thc", "", "ef+thc", True),
+        ("no-ef+thc", "", "thc", False),
+        ("pipe-ahead+no-ef+lowrank:rank=4+thc", "pipe-ahead", "lowrank:rank=4+thc", False),
+        # As they were written before settings had names.
+        ("powersgd12", "", "powersgd:rank=12", True),
+        ("thc8", "", "thc:bits=8", True),
+        ("thc4-no-ef", "", "thc:bits=4", False),
+        ("gradiveq4", "", "gradiveq:ratio=4", True),
+        ("pipe+gradiveq16+thc", "pipe", "gradiveq:ratio=16+thc", True),
+        ("lowrank4", "", "lowrank:rank=4", True),
+        ("lowrank16+thc", "", "lowrank:rank=16+thc:bits=4,block=512", True),
+        ("pipe-ahead+lowrank1+thc2-no-ef", "pipe-ahead", "lowrank:rank=1+thc:bits=2,block=512", False),
     ],
 )
-def test_methods_that_there_are(name):
-    check_method(name)
+def test_methods_that_there_are(name, schedule, code, feedback):
+    pytest.importorskip("torch", reason="codes of gradients need evenkeel[train]")
+    found = read_method(name)
+    assert (found.schedule, found.code) == (schedule, code)
+    assert found.error_feedback == feedback
+    assert found.is_sum_code == (code.partition(":")[0] not in ("fp32", "bf16", "powersgd"))
 
 
 @pytest.mark.parametrize(
@@ -218,47 +236,56 @@ def test_methods_that_there_are(name):
     [
         "",
         "thc9",
+        "thc:bits=9",
         "powersgd0",
+        "powersgd",
         "pipe+",
         "pipe-ahead+",
         "pipe+pipe",
         "pipe-ahead+fp32",
+        "no-ef+bf16",
+        "bf16+thc",
         "gradiveq+bf16",
         "gradiveq1",
         "fp32+thc",
-        "lowrank",
         "lowrank0",
         "lowrank4+thc9",
     ],
 )
 def test_methods_that_there_are_not(name):
-    with pytest.raises(ConfigurationError, match="there is no"):
-        check_method(name)
-
-
-def test_methods_that_are_codes():
     pytest.importorskip("torch", reason="codes of gradients need evenkeel[train]")
-    from evenkeel import THC, GradiVeQ, LowRank
-    from evenkeel.bench.gradients.methods import code_of
+    with pytest.raises(ConfigurationError, match="there is no"):
+        read_method(name)
 
-    codes = {
-        "thc": THC(),
-        "thc2": THC(bits=2),
-        "gradiveq": GradiVeQ(ratio=8),
-        "gradiveq4": GradiVeQ(ratio=4),
-        "gradiveq+thc": GradiVeQ(THC(), ratio=2),
-        "gradiveq8+thc": GradiVeQ(THC(), ratio=8),
-        "lowrank4": LowRank(4),
-        "lowrank16+thc": LowRank(16, THC(bits=4, block=512)),
-        "lowrank1+thc2": LowRank(1, THC(bits=2, block=512)),
-    }
-    assert {name: repr(code_of(name)) for name in codes} == {name: repr(code) for name, code in codes.items()}
+
+def test_the_one_old_method_that_would_mean_something_else_is_answered_with_the_new_ones():
+    with pytest.raises(ConfigurationError, match=r"write pipe\+gradiveq:ratio=2\+thc or pipe\+gradiveq:ratio=8\+thc"):
+        read_method("pipe+gradiveq+thc")
+
+
+def test_settings_in_a_list_of_methods_keep_their_commas():
+    pytest.importorskip("torch", reason="codes of gradients need evenkeel[train]")
+    listed = "thc:bits=2, block=64,pipe+thc ,lowrank:seed=1,rank=4+thc:bits=2,block=512,bf16"
+    assert gradients_command._methods(listed, "mlp") == [
+        "fp32",
+        "thc:bits=2, block=64",
+        "pipe+thc",
+        "lowrank:seed=1,rank=4+thc:bits=2,block=512",
+        "bf16",
+    ]
+
+
+def test_a_fraction_in_a_method_is_no_folder_of_its_records(tmp_path):
+    records, training = Records(tmp_path / "records"), Training(1, 1, 1, 1, "none")
+    kept = records.keep(Cell("mlp", "thc:p=1/32", "1gbit", 0), training, {"seconds": 1})
+    assert records.find(Cell("mlp", "thc:p=1/32", "1gbit", 0), training) == kept
 
 
 def test_every_task_compares_methods_that_there_are():
+    pytest.importorskip("torch", reason="codes of gradients need evenkeel[train]")
     for task in TASKS.values():
         for method in task.methods:
-            check_method(method)
+            read_method(method)
 
 
 def test_time_to_target_lies_between_the_evaluations_around_it():

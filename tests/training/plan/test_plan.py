@@ -43,11 +43,11 @@ def test_an_assumed_link(tmp_path):
         "break-even",
         "fp32",
         "bf16",
-        "thc 4-bit",
+        "thc:bits=4",
     ):
         assert heading in result.output
     assert "powersgd" not in result.output  # nothing is known of the shapes
-    assert "Use thc 4-bit" in result.output
+    assert "Use thc:bits=4" in result.output
 
     document = json.loads(out.read_text())
     assert document["recommendation"] in result.output
@@ -60,10 +60,10 @@ def test_an_assumed_link(tmp_path):
     assert plain["step_s"] == pytest.approx(step_s(link, 4, step, fp32(11_700_000), "layer-wise"))
     assert plain["speedup"] == 1
     assert plain["break_even_bps"] is None
-    code = rows["thc 4-bit", "pipelined"]
+    code = rows["thc:bits=4", "pipelined"]
     assert code["step_s"] == pytest.approx(step_s(link, 4, step, thc(11_700_000, 4), "pipelined"))
     assert 1e9 < code["break_even_bps"] < 1e10
-    assert [key for key, row in rows.items() if row["recommended"]] == [("thc 4-bit", "layer-wise")]
+    assert [key for key, row in rows.items() if row["recommended"]] == [("thc:bits=4", "layer-wise")]
     assert not any(row["measured"] for row in rows.values())
 
 
@@ -74,7 +74,7 @@ def test_a_fast_link_needs_nothing():
 
 def test_shapes_and_convolutions_bring_their_codes():
     result = run(*LINK, *MODEL, "--matrix", "4*512x4608", "--convolutions", "11.1M", env={"COLUMNS": "150"})
-    for code in ("gradiveq", "low rank r=16 + thc", "powersgd r=1", "powersgd r=4"):
+    for code in ("gradiveq:ratio=8", "lowrank:rank=16+thc:block=512", "powersgd:rank=1", "powersgd:rank=4"):
         assert code in result.output
 
 
@@ -84,17 +84,17 @@ def test_measured_times_of_a_code_count():
     assert (code.encode_s, code.decode_s) == pytest.approx((0.1, 0.05))
     slow = make_plan(NetworkLink(1e-4, 8e-8), 4, wanted)
     fast = make_plan(NetworkLink(1e-4, 8e-8), 4, Wanted(wanted.step, code_times_ns={"thc": (1.0, 1.0)}))
-    assert slow.recommendation.prediction.code != "thc 4-bit"
-    assert fast.recommendation.prediction.code == "thc 4-bit"
+    assert slow.recommendation.prediction.code != "thc:bits=4"
+    assert fast.recommendation.prediction.code == "thc:bits=4"
 
 
 def test_a_measured_code_takes_the_place_of_the_assumed():
     step = Step(0.03, 0.06, 10**6)
-    cost = CodeCost("thc 4-bit", 1e6, 1e6, 0.0, encode_s=0.5, decode_s=0.25, harm=2)
+    cost = CodeCost("thc:bits=4", 1e6, 1e6, 0.0, encode_s=0.5, decode_s=0.25, harm=2)
     plan = make_plan(NetworkLink(1e-4, 8e-8), 4, Wanted(step, measured=(cost,)), measured=True)
-    rows = [row for row in plan.predictions if row.code == "thc 4-bit"]
+    rows = [row for row in plan.predictions if row.code == "thc:bits=4"]
     assert [(row.encode_s, row.decode_s) for row in rows] == [(0.5, 0.25)] * 4
-    assert plan.timed_codes == ("thc 4-bit",)
+    assert plan.timed_codes == ("thc:bits=4",)
 
 
 def test_a_gain_on_every_link_is_null_in_json_and_inf_in_the_table(tmp_path):
@@ -158,3 +158,16 @@ def test_an_unlimited_link_is_a_rate_like_others():
     assert result.exit_code == 0
     assert "Do nothing" in result.output
     assert math.isinf(NetworkLink(0, 0).rate_bps)
+
+
+def test_codes_are_named_as_everywhere() -> None:
+    by_name = pytest.importorskip("evenkeel.coding.sums.by_name", reason="sum codes need evenkeel[train]")
+    wanted = Wanted(Step(0.03, 0.06, 10**7), matrices=((512, 4608),), convolutions=10**6)
+    names = {code.name for code in codes_of(wanted, 4)} - {"fp32", "bf16", "powersgd:rank=1", "powersgd:rank=4"}
+    made = {repr(by_name.code_of(name)) for name in names}
+    evenkeel = pytest.importorskip("evenkeel")
+    assert made == {
+        repr(evenkeel.THC()),
+        repr(evenkeel.GradiVeQ(ratio=8)),
+        repr(evenkeel.LowRank(16, evenkeel.THC(block=512))),
+    }

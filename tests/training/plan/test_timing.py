@@ -198,7 +198,7 @@ def test_predictions_stand_beside_plain_ddp(rate_bps):
     codes = [bf16(RESNET18), thc(RESNET18, 4)]
     rows = predict(link_of(rate_bps, alpha_s=1e-4), 4, step, codes)
     assert [(row.code, row.schedule) for row in rows] == [
-        (code, schedule) for code in ("fp32", "bf16", "thc 4-bit") for schedule in SCHEDULES
+        (code, schedule) for code in ("fp32", "bf16", "thc:bits=4") for schedule in SCHEDULES
     ]
     plain = next(row for row in rows if row.is_plain)
     assert plain.speedup == 1
@@ -252,20 +252,20 @@ def test_advice_on_a_fast_link_is_to_do_nothing():
 
 def test_advice_on_a_slow_link_is_a_code():
     advice = advised(1e8)
-    assert advice.prediction.code == "thc 4-bit"
+    assert advice.prediction.code == "thc:bits=4"
     assert advice.prediction.speedup > 3
-    assert advice.sentence.startswith("Use thc 4-bit")
+    assert advice.sentence.startswith("Use thc:bits=4")
     assert "waits 98% of it for the network" in advice.sentence
     assert "On links above" in advice.sentence
 
 
 @pytest.mark.parametrize(
     ("bf16_s", "thc_s", "chosen"),
-    [(1.05, 1.0, "bf16"), (1.2, 1.0, "thc 4-bit"), (2.1, 1.9, "fp32"), (2.1, 2.2, "fp32")],
+    [(1.05, 1.0, "bf16"), (1.2, 1.0, "thc:bits=4"), (2.1, 1.9, "fp32"), (2.1, 2.2, "fp32")],
 )
 def test_advice_takes_the_least_invasive_of_those_that_are_about_as_fast(bf16_s, thc_s, chosen):
     rows = [row for row in slow_rows() if row.schedule == "layer-wise"]
-    seconds = {"fp32": 2.0, "bf16": bf16_s, "thc 4-bit": thc_s}
+    seconds = {"fp32": 2.0, "bf16": bf16_s, "thc:bits=4": thc_s}
     rows = [replace(row, step_s=seconds[row.code], speedup=2 / seconds[row.code]) for row in rows]
     advice = recommend(rows)
     assert advice.prediction.code == chosen
@@ -283,10 +283,10 @@ def test_torchs_own_hooks_are_not_pipelined():
     step = Step(forward_s=0.03, backward_s=0.06, parameters=RESNET18, segments=3)
     rows = predict(link_of(1e8), 4, step, [power_sgd(RESNET18, [(4680, 2500)])])
     fastest = min(rows, key=lambda row: row.step_s)
-    assert (fastest.code, fastest.schedule) == ("powersgd r=1", "pipelined")
+    assert (fastest.code, fastest.schedule) == ("powersgd:rank=1", "pipelined")
     assert not fastest.available
     chosen = recommend(rows).prediction
-    assert (chosen.code, chosen.schedule) == ("powersgd r=1", "layer-wise")
+    assert (chosen.code, chosen.schedule) == ("powersgd:rank=1", "layer-wise")
 
 
 def test_advice_to_pipeline_warns_of_stale_gradients():

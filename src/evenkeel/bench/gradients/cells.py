@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
 
 __all__ = [
     "BASELINE",
@@ -17,33 +17,35 @@ __all__ = [
     "PROGRESS",
     "TASKS",
     "Cell",
+    "Method",
     "Records",
     "TaskSettings",
     "Training",
-    "check_method",
+    "read_method",
 ]
 
 BASELINE = "fp32"
 PIPE_WARM_SHARE = 0.1  # of the steps; gradients change fast in them
 PROGRESS = "@"  # begins rank 0's lines of progress: number of the cell, steps done
-_CODES = (
-    r"bf16|powersgd[1-9]\d*|thc[1-8]?(-no-ef)?|gradiveq([2-9]|[1-9]\d+)?(\+thc)?|"
-    r"lowrank[1-9]\d*(\+thc[1-8]?)?(-no-ef)?"
+_SCHEDULES = ("pipe", "pipe-ahead")
+_HOOKS_OF_TORCH = re.compile(r"fp32|bf16|powersgd:rank=[1-9]\d*")
+_OLD = re.compile(
+    r"powersgd(?P<powersgd>[1-9]\d*)|thc(?P<bits>[1-8])|gradiveq(?P<ratio>[2-9]|[1-9]\d+)(?P<coded>\+thc)?|"
+    r"lowrank(?P<rank>[1-9]\d*)(?P<factors>\+thc(?P<factor_bits>[1-8]?))?"
 )
-_METHOD = re.compile(rf"fp32|pipe(-ahead)?|(pipe(-ahead)?\+)?({_CODES})")
 _METHODS = (
     "fp32",
     "bf16",
-    "powersgd1",
-    "powersgd4",
+    "powersgd:rank=1",
+    "powersgd:rank=4",
     "thc",
-    "lowrank16+thc",
+    "lowrank:rank=16+thc:block=512",
     "pipe",
     "pipe+thc",
     "pipe-ahead+thc",
-    "pipe+lowrank16+thc",
+    "pipe+lowrank:rank=16+thc:block=512",
 )
-_CONVOLUTIONS = ("gradiveq", "gradiveq+thc", "pipe+gradiveq+thc")
+_CONVOLUTIONS = ("gradiveq", "gradiveq:ratio=2+thc", "pipe+gradiveq:ratio=2+thc")
 
 
 @dataclass(frozen=True)
@@ -143,19 +145,85 @@ class Records:
 
     def _path(self, cell: Cell, training: Training) -> Path:
         settings = crc32(json.dumps(asdict(training), sort_keys=True).encode())
-        return self._folder / f"{cell.task}-{cell.method}-{cell.rate}-seed{cell.seed}-{settings:08x}.json"
+        method = cell.method.replace("/", "%")  # of a fraction
+        return self._folder / f"{cell.task}-{method}-{cell.rate}-seed{cell.seed}-{settings:08x}.json"
 
 
-def check_method(name: str) -> None:
-    """Refuse a method that there is not.
+@dataclass(frozen=True)
+class Method:
+    """How gradients are averaged, as a name such as `pipe+thc:bits=2` has it.
+
+    Attributes:
+        schedule: `pipe`, `pipe-ahead`, or none.
+        code: `fp32`, `bf16`, `powersgd:rank=4`, or a sum code as `coding/sums/by_name.py` names it.
+        error_feedback: whether what a sum code loses is kept.
+    """
+
+    schedule: str
+    code: str
+    error_feedback: bool
+
+    @property
+    def is_sum_code(self) -> bool:
+        """Tells whether evenkeel's own hook averages."""
+        return not _HOOKS_OF_TORCH.fullmatch(self.code)
+
+
+def read_method(name: str) -> Method:
+    """Reads a method's name: `[pipe+|pipe-ahead+][no-ef+]code`, or a schedule alone.
 
     Raises:
-        ConfigurationError: it is not known.
+        ConfigurationError: there is no such method.
+        MissingExtraError: there is no torch, so no sum codes.
     """
-    if not _METHOD.fullmatch(name):
+    if name in _SCHEDULES:
+        return Method(name, BASELINE, error_feedback=False)
+    head, plus, rest = name.partition("+")
+    schedule, code = (head, rest) if plus and head in _SCHEDULES else ("", name)
+    feedback = not code.startswith("no-ef+") and not code.endswith("-no-ef")
+    method = Method(schedule, _new_spelling(code.removeprefix("no-ef+").removesuffix("-no-ef"), name), feedback)
+    if method.is_sum_code:
+        _check_sum_code(method.code, name)
+    elif (schedule and method.code == BASELINE) or not feedback:
+        raise _unknown(name, f"{method.code} has no error feedback, and pipe alone is fp32")
+    return method
+
+
+def _new_spelling(code: str, name: str) -> str:
+    """Gives what `lowrank16+thc` is called since every code's settings have names."""
+    if code == "gradiveq+thc":
         raise ConfigurationError(
-            f"methods: there is no {name!r}; there are fp32, bf16, powersgd1 (any rank), thc (thc2: 2 bits), gradiveq "
-            "(gradiveq4: ratio 4), gradiveq+thc, lowrank4 (any rank), lowrank4+thc (lowrank4+thc2: 2 bits), pipe, "
-            "pipe-ahead, pipe+ or pipe-ahead+ before any of them but fp32, and -no-ef (without error feedback) after "
-            "thc and lowrank"
+            f"methods: {name!r} was GradiVeQ with a ratio of 2, but without a ratio it is 8 now: "
+            f"write {name.replace('gradiveq', 'gradiveq:ratio=2')} or {name.replace('gradiveq', 'gradiveq:ratio=8')}"
         )
+    found = _OLD.fullmatch(code)
+    if not found:
+        return code
+    if found["powersgd"]:
+        return f"powersgd:rank={found['powersgd']}"
+    if found["bits"]:
+        return f"thc:bits={found['bits']}"
+    if found["ratio"]:
+        return f"gradiveq:ratio={found['ratio']}{found['coded'] or ''}"
+    # No longer blocks than most sides of the matrices here, so that strong directions do not blur weak ones.
+    inner = f"+thc:bits={found['factor_bits'] or 4},block=512" if found["factors"] else ""
+    return f"lowrank:rank={found['rank']}{inner}"
+
+
+def _check_sum_code(code: str, name: str) -> None:
+    try:
+        from evenkeel.coding.sums.by_name import code_of
+    except ImportError as error:
+        raise MissingExtraError("PyTorch", "train") from error
+    try:
+        code_of(code)
+    except ConfigurationError as error:
+        raise _unknown(name, str(error)) from error
+
+
+def _unknown(name: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"methods: there is no {name!r}; there are fp32, bf16, powersgd:rank=1, sum codes such as thc:bits=2 and "
+        "lowrank:rank=16+thc:block=512, no-ef+ before a sum code (without error feedback), pipe, pipe-ahead, and pipe+ "
+        f"or pipe-ahead+ before any of them but fp32 ({why})"
+    )

@@ -1,6 +1,7 @@
 """Runs `evenkeel bench gradients`: shows and writes its rows."""
 
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from evenkeel.bench.gradients.cells import BASELINE, PIPE_WARM_SHARE, TASKS, Cell, Records, Training, check_method
+from evenkeel.bench.gradients.cells import BASELINE, PIPE_WARM_SHARE, TASKS, Cell, Records, Training, read_method
 from evenkeel.bench.gradients.data import TaskData, read_data
 from evenkeel.bench.gradients.figure import gradients as gradients_figure
 from evenkeel.bench.gradients.measure import UNLIMITED, Work, lab_missing, train_cells
@@ -37,6 +38,7 @@ _COLUMNS = (
     Column("peak_bytes", "memory", "MB", 1e-6),
 )
 _LOOPBACK = "over loopback, without a rate"
+_BETWEEN_METHODS = r",(?!\s*\w+\s*=)"  # not a comma before another setting, as in thc:bits=2,block=64
 
 TaskAtRate = tuple[str, str]  # task and rate
 
@@ -176,9 +178,9 @@ def _tasks(text: str) -> list[str]:
 
 def _methods(text: str | None, task: str) -> list[str]:
     """The methods, the baseline first: it sets the target."""
-    methods = list(TASKS[task].methods) if text is None else _listed(text)
+    methods = list(TASKS[task].methods) if text is None else _listed(text, _BETWEEN_METHODS)
     for method in methods:
-        check_method(method)
+        read_method(method)
     return [BASELINE, *(method for method in methods if method != BASELINE)]
 
 
@@ -214,5 +216,5 @@ def _training(arguments: dict[str, Any], task: str, data: TaskData) -> Training:
     return Training(steps, batch, workers, arguments["evaluations"], data.identity)
 
 
-def _listed(text: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+def _listed(text: str, between: str = ",") -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in re.split(between, text) if part.strip()))

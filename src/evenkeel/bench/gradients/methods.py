@@ -11,10 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.futures import Future
 
-from evenkeel.coding.sum_code import SumCode
-from evenkeel.coding.sums.gradiveq import GradiVeQ
-from evenkeel.coding.sums.low_rank import LowRank
-from evenkeel.coding.sums.thc import THC
+from evenkeel.bench.gradients.cells import Method, read_method
+from evenkeel.coding.sums.by_name import code_of
 from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 from evenkeel.training.hook.buckets import Bucket
 from evenkeel.training.hook.ddp_hook import comm_hook
@@ -26,17 +24,16 @@ if TYPE_CHECKING:
 else:
     from torch.distributed import GradBucket
 
-__all__ = ["Averaging", "average_nothing", "code_of"]
+__all__ = ["Averaging", "average_nothing"]
 
 _START_STEP = 2  # the first step that a hook may compress, since DDP rebuilds its buckets after the first
-_FACTOR_BLOCK = 512  # no longer than most sides of the matrices here, so that strong directions do not blur weak ones
 
 
 class Averaging:
     """A method at work on one DDP model.
 
     Args:
-        name: checked by `check_method`.
+        name: as `read_method` reads it.
         ddp: whose gradients are averaged.
         optimizer: of the model.
         unpiped_steps: that Pipe-SGD begins with.
@@ -47,12 +44,12 @@ class Averaging:
         self._casts: _Casts | None = None
         self._state: HookState | None = None
         self._thread: OrderedThread | None = None
-        schedule, _, code = name.partition("+") if name.startswith("pipe") else ("", "", name)
-        state, hook = self._hook(code)
-        if schedule:
+        method = read_method(name)
+        state, hook = self._hook(method)
+        if method.schedule:
             hooks = {} if state is None else {"hook": hook}
             self._pipe = PipeSGD(state, warmup_steps=unpiped_steps, **hooks)
-            self._pipe.attach(optimizer, look_ahead=ddp if schedule == "pipe-ahead" else None)
+            self._pipe.attach(optimizer, look_ahead=ddp if method.schedule == "pipe-ahead" else None)
             ddp.register_comm_hook(self._pipe, comm_hook)
         elif state is not None:
             ddp.register_comm_hook(state, hook)
@@ -88,31 +85,18 @@ class Averaging:
             self._thread.submit(lambda: torch.empty(0), torch.device("cpu")).wait()
             self._thread.close()
 
-    def _hook(self, code: str) -> tuple[Any, Any]:
-        """A state and its hook; no state for what DDP does by itself."""
-        if code in ("", "fp32"):
+    def _hook(self, method: Method) -> tuple[Any, Any]:
+        """Makes a state and its hook; no state for what DDP does by itself."""
+        if method.is_sum_code:
+            self._state = HookState(code_of(method.code), error_feedback=method.error_feedback, start_step=_START_STEP)
+            return self._state, comm_hook
+        if method.code == "fp32":
             return None, None
-        if code == "bf16":
+        if method.code == "bf16":
             self._casts = _Casts()
             return self._casts, bf16_hook
-        if code.startswith("powersgd"):
-            self._thread = OrderedThread("powersgd", lambda: None)
-            return _PowerSGD(int(code.removeprefix("powersgd")), self._thread), powersgd_in_order
-        self._state = HookState(
-            code_of(code.removesuffix("-no-ef")), error_feedback=not code.endswith("-no-ef"), start_step=_START_STEP
-        )
-        return self._state, comm_hook
-
-
-def code_of(name: str) -> SumCode:
-    """The sum code that `thc2`, `gradiveq4+thc` or `lowrank16+thc` names."""
-    if name.startswith("gradiveq"):
-        ratio, _, coded = name.removeprefix("gradiveq").partition("+")
-        return GradiVeQ(THC(bits=4) if coded else None, ratio=float(ratio or (2 if coded else 8)))
-    if name.startswith("lowrank"):
-        rank, coded, bits = name.removeprefix("lowrank").partition("+thc")
-        return LowRank(int(rank), THC(bits=int(bits or 4), block=_FACTOR_BLOCK) if coded else None)
-    return THC(bits=int(name.removeprefix("thc") or 4))
+        self._thread = OrderedThread("powersgd", lambda: None)
+        return _PowerSGD(int(method.code.removeprefix("powersgd:rank=")), self._thread), powersgd_in_order
 
 
 def average_nothing(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -1,5 +1,7 @@
 """Estimates what a whole gradient costs with each code: bytes on the wire, time to encode and to decode.
 
+Codes are named as in `coding/sums/by_name.py`, so that what is advised can be tried in the benches.
+
 The times are assumed figures of one core, in nanoseconds a parameter; give measured ones where there are any.
 """
 
@@ -36,7 +38,7 @@ def thc(
     if not 1 <= bits <= 8:
         raise ConfigurationError(f"bits: must be 1 to 8, found {bits}")
     return CodeCost(
-        f"thc {bits}-bit",
+        f"thc:bits={bits}",
         *_thc_bytes(parameters, workers, bits, granularity, _NORM_BITS),
         *_times(parameters, encode_ns, decode_ns),
         collectives=2,
@@ -60,7 +62,7 @@ def gradiveq(
     if not 0 <= convolutions <= parameters:
         raise ConfigurationError(f"convolutions: must be 0 to {parameters} (all parameters), found {convolutions}")
     size = 4.0 * (convolutions / ratio + parameters - convolutions)
-    return CodeCost("gradiveq", size, size, size, *_times(convolutions, encode_ns, decode_ns), harm=3)
+    return CodeCost(f"gradiveq:ratio={ratio:g}", size, size, size, *_times(convolutions, encode_ns, decode_ns), harm=3)
 
 
 def low_rank(
@@ -85,7 +87,7 @@ def low_rank(
     encode_ns = 2.0 + 0.02 * rank if encode_ns is None else encode_ns
     decode_ns = 1.0 + 0.03 * rank if decode_ns is None else decode_ns
     return CodeCost(
-        f"low rank r={rank} + thc",
+        f"lowrank:rank={rank}+thc:{'' if bits == 4 else f'bits={bits},'}block=512",
         *_thc_bytes(parameters - kept, workers, bits, granularity, _SHORT_NORM_BITS),
         *_times(parameters, encode_ns, decode_ns),
         collectives=2,
@@ -111,7 +113,7 @@ def power_sgd(
     encode_ns = 2.0 + 0.5 * rank if encode_ns is None else encode_ns
     decode_ns = 1.0 + 0.25 * rank if decode_ns is None else decode_ns
     times = _times(inside, encode_ns, decode_ns)
-    return CodeCost(f"powersgd r={rank}", size, size, size, *times, collectives=2, harm=3, pipelines=False)
+    return CodeCost(f"powersgd:rank={rank}", size, size, size, *times, collectives=2, harm=3, pipelines=False)
 
 
 def _thc_bytes(

@@ -82,7 +82,7 @@ def on_a_group(wanted: Wanted, backend: str, budget_s: float) -> Plan | None:
             from evenkeel.training.plan.measure_code import measure_code
 
             code = ErrorFeedback(THC(bits=4))
-            cost = measure_code(code, wanted.step.parameters, found.link, name="thc 4-bit", device=device)
+            cost = measure_code(code, wanted.step.parameters, found.link, name="thc:bits=4", device=device)
             wanted = replace(wanted, measured=(cost,))
     return make_plan(found.link, found.workers, wanted, measured=True) if rank == 0 else None
 
