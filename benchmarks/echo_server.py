@@ -5,14 +5,14 @@ import sys
 
 import uvloop
 
-from evenkeel.serving.http.protocol import Exchange, HttpLimits, HttpServer
+from evenkeel.serving.http.connection import Exchange, HttpLimits, HttpServer
 
 __all__ = ["Echo"]
 
 
 class Echo:
     def handle(self, exchange: Exchange) -> None:
-        exchange.respond(200, b"content-type: application/octet-stream\r\n", exchange.body)
+        exchange.respond(200, b"content-type: application/octet-stream\r\n", exchange.request.body)
 
     def gone(self, exchange: Exchange) -> None:
         raise AssertionError("every exchange is answered at once")

@@ -20,7 +20,7 @@ from evenkeel.models.cards import ModelCard
 from evenkeel.oip import Tensor, write_request
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.app import App
-from evenkeel.serving.http.protocol import HttpProtocol, HttpServer
+from evenkeel.serving.http.connection import HttpConnection, HttpServer
 from evenkeel.serving.http.server import run_server
 
 CLASSES = ("dark", "dim", "bright")
@@ -175,7 +175,7 @@ class FakeTransport(asyncio.Transport):
         self.paused = False
 
 
-def connect(server: HttpServer) -> tuple[HttpProtocol, FakeTransport]:
+def connect(server: HttpServer) -> tuple[HttpConnection, FakeTransport]:
     protocol, transport = server.connect(), FakeTransport()
     protocol.connection_made(transport)
     return protocol, transport

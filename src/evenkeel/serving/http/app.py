@@ -1,4 +1,4 @@
-"""The HTTP front end: Open Inference Protocol over our own HTTP/1.1 (`http_protocol`).
+"""The HTTP front end: Open Inference Protocol over our own HTTP/1.1 (`reader`, `connection`).
 
     GET  /v2                                     the server and what it supports
     GET  /v2/health/live   /v2/health/ready
@@ -41,7 +41,8 @@ from evenkeel.serving.front.images import ImageDecoder
 from evenkeel.serving.front.items import ItemReader, read_key, read_options
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
-from evenkeel.serving.http.protocol import Exchange, HttpLimits
+from evenkeel.serving.http.connection import Exchange, HttpLimits
+from evenkeel.serving.http.reader import ReadLimits
 from evenkeel.version import __version__
 
 __all__ = ["App"]
@@ -102,7 +103,9 @@ class App:
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
     ) -> None:
-        self.limits = HttpLimits(body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, connections=max_connections)
+        self.limits = HttpLimits(
+            ReadLimits(body_bytes=max_body_bytes), body_timeout_s=body_timeout_s, connections=max_connections
+        )
         self._name = name
         self._version = version
         self._card = card
@@ -139,10 +142,11 @@ class App:
         """Answer a request, now or later."""
         self._open[exchange] = None
         try:
-            if exchange.target in self._infer_targets and exchange.method == b"POST":
+            request = exchange.request
+            if request.target in self._infer_targets and request.method == b"POST":
                 self._infer(exchange)
                 return
-            method, path = exchange.method.decode(), _path(exchange.target)
+            method, path = request.method.decode(), _path(request.target)
             if path in self._infer_paths and method == "POST":
                 self._infer(exchange)
             else:
@@ -176,11 +180,13 @@ class App:
         if isinstance(error, EvenkeelError):
             self._reply(exchange, *_from_error(error))
             return
-        _log.error("unexpected error while answering %s %s", exchange.method, exchange.target, exc_info=error)
+        _log.error(
+            "unexpected error while answering %s %s", exchange.request.method, exchange.request.target, exc_info=error
+        )
         self._reply(exchange, *_error(500, "internal error; the server's log has the details"))
 
     def _infer(self, exchange: Exchange) -> None:
-        headers, body = exchange.headers, exchange.body
+        headers, body = exchange.request.headers, exchange.request.body
         json_bytes = None
         if _JSON_BYTES in headers:
             json_bytes = _whole_number(_JSON_BYTES, headers[_JSON_BYTES])
@@ -228,8 +234,9 @@ class App:
         try:
             body, json_bytes = self._answers.write(outcomes, *wanted, request_id)
             headers = _JSON if json_bytes is None else _BINARY % json_bytes
-            if b"accept-encoding" in exchange.headers and len(body) >= _COMPRESS_FROM_BYTES:
-                chosen = pick_encoding(exchange.headers[b"accept-encoding"].decode("latin-1"))
+            accepted = exchange.request.headers.get(b"accept-encoding")
+            if accepted is not None and len(body) >= _COMPRESS_FROM_BYTES:
+                chosen = pick_encoding(accepted.decode("latin-1"))
                 if chosen is not None:
                     headers += b"content-encoding: %b\r\nvary: accept-encoding\r\n" % chosen.encode()
                     if len(body) > _COMPRESS_ASIDE_FROM_BYTES:
@@ -255,7 +262,7 @@ class App:
         return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args))
 
     async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
-        body = await self._run(decompress, exchange.body, encoding, self.limits.body_bytes)
+        body = await self._run(decompress, exchange.request.body, encoding, self.limits.sizes.body_bytes)
         await self._parse(exchange, body, json_bytes)
 
     async def _parse(self, exchange: Exchange, body: bytes, json_bytes: int | None) -> None:

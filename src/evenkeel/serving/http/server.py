@@ -19,7 +19,7 @@ from typing import Protocol
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.serving.http.app import App
-from evenkeel.serving.http.protocol import HttpServer
+from evenkeel.serving.http.connection import HttpServer
 
 __all__ = ["Drains", "run_server"]
 

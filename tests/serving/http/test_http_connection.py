@@ -9,14 +9,13 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evenkeel.clock import VirtualClock
-from evenkeel.serving.http.protocol import Exchange, HttpLimits, HttpProtocol, HttpServer
+from evenkeel.serving.http.connection import Exchange, HttpConnection, HttpLimits, HttpServer
+from evenkeel.serving.http.reader import ReadLimits
 from evenkeel.serving.http.sweeper import Sweeper
 from http_helpers import Response, connect, read_responses, request_bytes
 
 LIMITS = HttpLimits(
-    head_bytes=2000,
-    target_bytes=300,
-    body_bytes=1000,
+    ReadLimits(head_bytes=2000, target_bytes=300, body_bytes=1000),
     head_timeout_s=1.0,
     body_timeout_s=2.0,
     keep_alive_s=5.0,
@@ -43,7 +42,8 @@ class Echo:
 
     def answer(self, exchange: Exchange) -> None:
         exchange.last = self.last
-        seen = b"%b %b %b %b" % (exchange.method, exchange.target, exchange.headers.get(b"x-kept", b"-"), exchange.body)
+        asked = exchange.request
+        seen = b"%b %b %b %b" % (asked.method, asked.target, asked.headers.get(b"x-kept", b"-"), asked.body)
         exchange.respond(200, b"x-echo: 1\r\n", seen + self.padding)
 
     def gone(self, exchange: Exchange) -> None:
@@ -71,7 +71,7 @@ class Server:
 
     @property
     def targets(self) -> list[bytes]:
-        return [exchange.target for exchange in self.echo.asked]
+        return [exchange.request.target for exchange in self.echo.asked]
 
 
 def ask(*requests: bytes, echo: Echo | None = None) -> Server:
@@ -167,7 +167,7 @@ def test_a_client_that_goes_away_is_told_once_and_its_answer_dropped():
 
 def test_a_lost_connection_is_freed_without_the_garbage_collector():
     def alive() -> int:
-        return sum(type(thing) is HttpProtocol for thing in gc.get_objects())
+        return sum(type(thing) is HttpConnection for thing in gc.get_objects())
 
     gc.collect()
     gc.disable()
@@ -206,9 +206,8 @@ def test_long_heads_and_targets_are_refused():
     many = {f"X-{number}": "y" for number in range(500)}
     refused(ask(request_bytes("/", headers=many)), 431, "headers have more than 2000")
     refused(ask(request_bytes("/" + "a" * 300)), 414, "the URL has more than 300 bytes")
-    server = ask(b"GET / HTTP/1.1\r\nX: ")
-    for _ in range(2001):
-        assert server.transport.sent == b""
+    server = ask(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
+    for _ in range(4400):
         server.feed(b"y")
     refused(server, 431, "headers have more than 2000")
     assert server.echo.asked == []
@@ -226,15 +225,15 @@ def test_long_bodies_are_refused_before_they_are_read():
 def test_a_body_in_very_many_pieces_is_put_together():
     body = bytes(range(256)) * 3
     server = ask(request_bytes("/", [body[n : n + 1] for n in range(len(body))]))
-    assert server.echo.asked[0].body == body
+    assert server.echo.asked[0].request.body == body
     pieces = request_bytes("/", body)
     server = ask(*[pieces[n : n + 1] for n in range(len(pieces))])
-    assert server.echo.asked[0].body == body
+    assert server.echo.asked[0].request.body == body
 
 
 @pytest.mark.parametrize("begin", [b"1;x=", b"0\r\nX: "])
 def test_chunks_that_hold_nothing_are_refused(begin):
-    server = ask(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", begin)
+    server = ask(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", begin)
     for _ in range(30):
         server.feed(b"y" * 100)
     refused(server, 400, "chunks of the body hold too little")
@@ -242,7 +241,7 @@ def test_chunks_that_hold_nothing_are_refused(begin):
 
 
 def test_a_trailer_changes_nothing():
-    head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nX-Kept: a\r\n\r\n"
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nX-Kept: a\r\n\r\n"
     server = ask(head + b"1\r\nz\r\n0\r\nX-Kept: b\r\nExpect: 100-continue\r\n\r\n" + GET)
     assert [response.body for response in server.responses("POST", "GET")] == [b"POST / a z", b"GET /a - "]
 
@@ -412,12 +411,64 @@ def test_head_has_no_body():
     assert head.headers["content-length"] == str(len(b"HEAD /a - "))
 
 
-def test_an_upgrade_is_answered_as_if_it_were_none():
-    upgrade = {"Connection": "Upgrade", "Upgrade": "h2c"}
-    server = ask(b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nwhatever")
-    assert server.responses("GET")[0].status == 200
+UPGRADE = {
+    "Connection": "Upgrade, HTTP2-Settings",
+    "Upgrade": "h2c",
+    "HTTP2-Settings": "AAEAAEAA",
+}
+
+
+@pytest.mark.parametrize("body", [b"", b"xyz", [b"x", b"yz"], b"GET / HTTP/1.1\r\n\r\n"])
+def test_an_upgrade_is_answered_as_if_it_were_none(body):
+    for upgrade in (UPGRADE, {"Connection": "upgrade", "Upgrade": "websocket"}):
+        server = ask(request_bytes("/a", body, headers=upgrade) + GET + request_bytes("/b", body, headers=upgrade), GET)
+        plain = b"".join(body) if isinstance(body, list) else body
+        posted = [b"POST /a - " + plain, b"POST /b - " + plain]
+        found = [response.body for response in server.responses("POST", "GET", "POST", "GET")]
+        assert found == [posted[0], b"GET /a - ", posted[1], b"GET /a - "]
+        assert not server.transport.closing
+
+
+def test_the_last_request_may_ask_for_an_upgrade_too():
+    server = ask(request_bytes("/a", b"x", headers={**UPGRADE, "Connection": "close, Upgrade"}) + GET)
+    assert [response.body for response in server.responses("POST")] == [b"POST /a - x"]
     assert server.transport.closing
-    refused(ask(request_bytes("/", b"x", headers=upgrade)), 501, "a change of protocol is not offered")
+
+
+def test_a_tunnel_is_the_last_request():
+    server = ask(b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n" + GET)
+    assert [response.headers["connection"] for response in server.responses("CONNECT")] == ["close"]
+
+
+@pytest.mark.parametrize("host", [b"a", b"a:80", b"[::1]:8000", b"127.0.0.1", b"", b"a_b.c-d", b"%41"])
+def test_a_host_is_a_name_and_a_port(host):
+    request = b"GET /a HTTP/1.1\r\nHost: %b\r\n\r\n" % host
+    assert [found.status for found in ask(request, request).responses("GET", "GET")] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"",
+        b"X: a\r\n",
+        b"Host: a\r\nHost: a\r\n",
+        b"Host: a\r\nHost: b\r\n",
+        b"Host:\r\nHost:\r\n",
+        b"Host: a b\r\n",
+        b"Host: a/c\r\n",
+        b"Host: u@a\r\n",
+        b"Host: a:b\r\n",
+        b"Host: a:123456\r\n",
+        b"Host: [a\r\n",
+        b"Host: a, b\r\n",
+        b"Host: %4\r\n",
+        b"Host: a\\b\r\n",
+    ],
+)
+def test_without_one_right_host_it_is_400(lines):
+    server = ask(GET + b"GET /a HTTP/1.1\r\n" + lines + b"\r\n" + GET)
+    refused(server, 400, "the Host header", methods=2)
+    assert len(server.echo.asked) == 1
 
 
 def test_leave_to_send_is_given_when_it_is_the_requests_turn():
@@ -465,7 +516,7 @@ def test_a_server_that_closes_answers_what_was_sent_to_it():
 
 # ---- what is no request, or two at once ----
 
-SMUGGLED = b"GET /smuggled HTTP/1.1\r\n\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -491,7 +542,7 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\n\r\n"
     ],
 )
 def test_a_request_whose_end_is_doubtful_ends_the_connection(head):
-    server = ask(b"POST / HTTP/1.1\r\n" + head + b"\r\n\r\n0\r\n\r\n" + SMUGGLED)
+    server = ask(b"POST / HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n0\r\n\r\n" + SMUGGLED)
     (found,) = server.responses("POST")
     assert found.status in (400, 501)
     assert found.headers["connection"] == "close"
@@ -539,7 +590,8 @@ def test_any_bytes_are_answered_with_errors_only(data, cuts):
 
 def test_the_timers_end_with_the_connections():
     server = ask(GET)
-    sweepers = [value for value in vars(server.http).values() if isinstance(value, Sweeper)]
+    held = [*vars(server.http).values(), *server.http.patience.values()]
+    sweepers = [value for value in held if isinstance(value, Sweeper)]
     assert len(sweepers) == 5
     server.protocol.connection_lost(None)
     server.clock.run()  # would not end if anything stayed in a sweeper

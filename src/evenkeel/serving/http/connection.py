@@ -1,0 +1,389 @@
+"""HTTP/1.1 from the socket to a handler and back, in plain callbacks: no task, no future, no waiting.
+
+A connection hands the requests that its reader gives (`reader.py`) to the handler one at a time, and answers in their
+order. What a client could use up is bounded: sizes, times (by shared timers, see `Sweeper`), requests sent ahead,
+connections.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Protocol, cast
+
+import orjson
+
+from evenkeel.clock import Clock
+from evenkeel.serving.http.heads import ResponseHeads
+from evenkeel.serving.http.reader import ReadLimits, Refusal, Request, RequestReader, State
+from evenkeel.serving.http.sweeper import Sweeper
+
+__all__ = ["Exchange", "Handler", "HttpConnection", "HttpLimits", "HttpServer"]
+
+_log = logging.getLogger(__name__)
+
+_JSON = b"content-type: application/json\r\n"
+_CLOSE = b"connection: close\r\n"
+_KEEP = b"connection: keep-alive\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_JOIN_UP_TO_BYTES = 1 << 16  # a body beyond is handed to the transport beside its head, not copied behind it
+_MOST_AHEAD = 16  # requests that a client may send before the answer to an earlier one; beyond, reading stops
+_MOST_AHEAD_BYTES = 1 << 18
+_MOST_AT_ONCE = 16  # requests of one connection that are answered before other connections get their turn
+
+
+@dataclass(frozen=True, slots=True)
+class HttpLimits:
+    """What one client may use up. Times are exceeded by at most as much again before they are enforced."""
+
+    sizes: ReadLimits = field(default_factory=ReadLimits)
+    head_timeout_s: float = 20.0  # from a request's first byte to the end of its head
+    body_timeout_s: float = 30.0  # from there to the end of its body
+    keep_alive_s: float = 75.0  # without any request
+    write_timeout_s: float = 30.0  # without the client reading what fills the buffers
+    linger_s: float = 2.0  # for a client to read the answer to what it is still sending
+    connections: int = 10_000
+
+
+class Handler(Protocol):
+    """What answers requests."""
+
+    def handle(self, exchange: "Exchange") -> object:
+        """Answer `exchange`, now or later, by one call of its `respond`. Must not raise."""
+
+    def gone(self, exchange: "Exchange") -> object:
+        """The client of an unanswered exchange went away."""
+
+
+class Exchange:
+    """One request and the way to answer it.
+
+    Attributes:
+        last: ask the client to close once nothing else is under way on its connection.
+    """
+
+    __slots__ = ("_connection", "last", "request")
+
+    def __init__(self, connection: "HttpConnection", request: Request) -> None:
+        self._connection = connection
+        self.request = request
+        self.last = False
+
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
+        """Answer; ignored when the client is gone.
+
+        Args:
+            status: HTTP status.
+            headers: lines, each with its line end; length, date and connection are added.
+            body: whole; not sent when the method is HEAD.
+        """
+        self._connection.answer(self, status, headers, body)
+
+
+class HttpServer:
+    """What the connections of one server share.
+
+    Args:
+        handler: answers requests.
+        limits: of each client.
+        headers: lower-case names of the headers that the handler reads; others are dropped.
+        clock: gives the clock of the timeouts; by default the running event loop.
+
+    Attributes:
+        connections: open ones.
+        empty: set while there are none.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: HttpLimits,
+        headers: Collection[bytes],
+        clock: Callable[[], Clock] = asyncio.get_running_loop,
+    ) -> None:
+        self.clock = clock
+        self.handle = handler.handle
+        self.gone = handler.gone
+        self.limits = limits
+        self.wanted = frozenset(headers)
+        self.heads = ResponseHeads()
+        self.connections: set[HttpConnection] = set()
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self.closing = False
+        self.patience: dict[State, Sweeper] = {
+            "idle": Sweeper(limits.keep_alive_s, clock),
+            "head": Sweeper(limits.head_timeout_s, clock),
+            "body": Sweeper(limits.body_timeout_s, clock),
+        }
+        self.write_patience = Sweeper(limits.write_timeout_s, clock)
+        self.linger_patience = Sweeper(limits.linger_s, clock)
+
+    def connect(self) -> "HttpConnection":
+        """The new connection."""
+        return HttpConnection(self)
+
+    def close(self) -> None:
+        """Close idle connections now, and the others once what they have sent is answered."""
+        self.closing = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def abort(self) -> None:
+        """Close all connections at once."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection."""
+
+    __slots__ = (
+        "_current",
+        "_ending",
+        "_on_late",
+        "_read_paused",
+        "_reader",
+        "_running",
+        "_server",
+        "_transport",
+        "_waiting",
+        "_waiting_bytes",
+        "_watching",
+        "_write_paused",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._reader = RequestReader(server.limits.sizes, server.wanted)
+        self._on_late: Callable[[], object] = self._late  # one object, made once: it is added for every request
+        self._watching: Sweeper | None = None  # what counts the time that the client takes to send
+
+        self._current: Exchange | None = None  # with the handler
+        self._waiting: deque[Request | Refusal] = deque()
+        self._waiting_bytes = 0
+        self._running = False
+
+        self._ending = False  # nothing is answered any more
+        self._read_paused = False
+        self._write_paused = False
+
+    # ---- the transport's side ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start to read, or refuse when there are too many connections."""
+        server = self._server
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own have no common ancestor with asyncio's
+        full = len(server.connections) >= server.limits.connections
+        server.connections.add(self)
+        server.empty.clear()
+        if full:
+            self._reader.stop()
+            self._refuse(Refusal(503, "too many connections are open; try again later"))
+        else:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget everything, and tell the handler that nobody waits any more."""
+        server = self._server
+        self._ending = True
+        self._unwatch()
+        server.write_patience.remove(self.abort)
+        server.linger_patience.remove(self.abort)
+        current, self._current = self._current, None
+        self._waiting.clear()
+        self._reader.close()
+        del self._on_late  # which holds this object: only the garbage collector would free it
+        if current is not None:
+            server.gone(current)
+        server.connections.discard(self)
+        if not server.connections:
+            server.empty.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Read requests."""
+        reader = self._reader
+        before = reader.state
+        try:
+            events = reader.feed(data)
+            if self._watching is not None and (events or reader.state != before):
+                self._unwatch()
+            if events:
+                self._take(events)
+        except Exception:
+            # Nobody knows how far it came, so there is nothing to say that would surely be in its place.
+            _log.exception("unexpected error while reading a request")
+            self.abort()
+            return
+        if reader.state == "head" or reader.state == "body":
+            if reader.wants_continue:
+                self._pay_continue()
+            if self._watching is None and not self._read_paused:
+                self._watch()
+
+    def eof_received(self) -> None:
+        """The client went away, or will not send any more, which cannot be told apart."""
+        self._end()
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: begin no further ones, and give it some time."""
+        self._write_paused = True
+        self._server.write_patience.add(self.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._write_paused = False
+        if not self._ending:
+            self._server.write_patience.remove(self.abort)
+            self._advance()
+
+    # ---- the handler's side ----
+
+    def answer(self, exchange: Exchange, status: int, headers: bytes, body: bytes) -> None:
+        """See `Exchange.respond`."""
+        if self._current is not exchange:
+            return
+        self._current = None
+        request = exchange.request
+        keep = request.keep
+        if keep and (exchange.last or self._server.closing):
+            keep = bool(self._waiting) or self._reader.state != "idle" or self._read_paused
+        connection = b""
+        if not keep:
+            connection = _CLOSE
+        elif b"connection" in request.headers and b"keep-alive" in request.headers[b"connection"].lower():
+            connection = _KEEP  # a client that speaks HTTP/1.0 would not expect it otherwise
+        self._write(status, headers + connection, body, request.method)
+        if not keep:
+            self._end()
+        elif self._waiting:
+            self._advance()
+        else:
+            self._rest()
+
+    def close_if_idle(self) -> None:
+        """Close unless something is under way."""
+        if self._current is None and not self._waiting and self._reader.state in ("idle", "over"):
+            self._end()
+
+    def abort(self) -> None:
+        """Close at once; what is not sent yet is lost."""
+        self._reader.stop()
+        self._transport.abort()
+
+    def _write(self, status: int, headers: bytes, body: bytes, method: bytes) -> None:
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (self._server.heads.start(status), headers, len(body))
+        if method == b"HEAD":
+            self._transport.write(head)
+        elif len(body) <= _JOIN_UP_TO_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    # ---- order ----
+
+    def _take(self, events: list[Request | Refusal]) -> None:
+        if len(events) == 1 and self._current is None and not self._waiting and not self._write_paused:
+            self._hand_over(events[0])
+            return
+        for event in events:
+            self._waiting.append(event)
+            if isinstance(event, Request):
+                self._waiting_bytes += len(event.body)
+        full = len(self._waiting) > _MOST_AHEAD or self._waiting_bytes > _MOST_AHEAD_BYTES
+        if full and not self._read_paused and self._reader.state != "over":
+            self._read_paused = True
+            self._transport.pause_reading()
+        self._advance()
+
+    def _hand_over(self, event: Request | Refusal) -> None:
+        if isinstance(event, Request):
+            exchange = self._current = Exchange(self, event)
+            self._server.handle(exchange)
+        else:
+            self._refuse(event)
+
+    def _advance(self) -> None:
+        """Hand over what waits, as far as its turn has come."""
+        if self._running or self._ending:
+            return
+        self._running = True
+        for _ in range(_MOST_AT_ONCE):
+            if not self._waiting or self._current is not None or self._write_paused or self._ending:
+                break
+            event = self._waiting.popleft()
+            if isinstance(event, Request):
+                self._waiting_bytes -= len(event.body)
+            self._hand_over(event)
+        self._running = False
+        if self._waiting:
+            if self._current is None and not self._write_paused and not self._ending:
+                self._server.clock().call_soon(self._advance)
+        elif not self._ending:
+            if self._read_paused:
+                self._read_paused = False
+                self._transport.resume_reading()
+            if self._current is None:
+                self._rest()
+
+    def _rest(self) -> None:
+        """Everything that came is answered: wait for the client."""
+        if self._running:
+            return
+        if self._reader.state == "idle" and self._server.closing:
+            self._reader.stop()
+            self._linger()
+        elif self._reader.state != "over":
+            self._pay_continue()
+            if self._watching is None:
+                self._watch()
+
+    def _pay_continue(self) -> None:
+        if self._reader.wants_continue and self._current is None and not self._waiting:
+            self._reader.wants_continue = False
+            self._transport.write(_CONTINUE)
+
+    # ---- times ----
+
+    def _watch(self) -> None:
+        self._watching = self._server.patience[self._reader.state]
+        self._watching.add(self._on_late)
+
+    def _unwatch(self) -> None:
+        if self._watching is not None:
+            self._watching.remove(self._on_late)
+            self._watching = None
+
+    def _late(self) -> None:
+        self._watching = None
+        state = self._reader.state
+        if state == "idle":
+            self.close_if_idle()
+        elif self._read_paused:
+            self._watch()  # it is us who do not read
+        elif state != "over":
+            self._take([self._reader.refuse_late()])
+
+    # ---- ends ----
+
+    def _refuse(self, refusal: Refusal) -> None:
+        body = orjson.dumps({"error": refusal.message})
+        self._write(refusal.status, _JSON + _CLOSE, body, refusal.method)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but first let the client finish sending: closing now could destroy the answer on its way."""
+        self._ending = True
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._server.linger_patience.add(self.abort)
+
+    def _end(self) -> None:
+        self._reader.stop()
+        self._ending = True
+        self._unwatch()
+        self._server.write_patience.add(self.abort)
+        self._transport.close()
