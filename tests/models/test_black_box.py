@@ -12,6 +12,7 @@ import onnx
 import pytest
 from hypothesis import given, settings, strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.black_box import BlackBox, log_softmax
@@ -124,6 +125,91 @@ def test_float_inputs_are_normalised_as_told(
     images = some_images(3)
     expected = by_hand(images, lambda x: (x * scale - np.array(mean)) / np.array(std))
     assert np.allclose(box.scores(images), expected, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [("n", CLASSES, 1, 1), ("n", 1, CLASSES), ("n", CLASSES, 1), ("n", 1, 1, CLASSES)])
+@pytest.mark.parametrize("known", [True, False])
+def test_scores_may_have_further_axes_of_length_one(tmp_path: Path, shape: tuple[Any, ...], known: bool) -> None:
+    wanted = np.array([-1, *shape[1:]])
+    head = [
+        helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(wanted, "shape")),
+        helper.make_node("Reshape", ["product", "shape"], ["scores"]),
+    ]
+    path = write(tmp_path / "x.onnx", head=head, output=shape)
+    if not known:  # as exporters leave it where they cannot tell
+        model = onnx.load(str(path))
+        model.graph.output[0].type.tensor_type.ClearField("shape")
+        onnx.save(model, str(path))
+    box = BlackBox.open(path)
+    images = some_images()
+    assert (box.classes, box.plain) == (CLASSES, False)
+    assert np.allclose(box.scores(images), by_hand(images), rtol=1e-4, atol=1e-3)
+    card = write_card(path)
+    assert "give the ONNX file itself to evenkeel fit" in refusal(card)
+
+
+def test_one_row_of_scores_may_come_without_its_axis(tmp_path: Path) -> None:
+    head = [
+        helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([-1]), "shape")),
+        helper.make_node("Reshape", ["product", "shape"], ["scores"]),
+    ]
+    path = write(tmp_path / "x.onnx", shape=(1, SIDE, SIDE, 3), head=head, output=(CLASSES,))
+    box = BlackBox.open(path, output="scores")
+    images = some_images()
+    assert np.allclose(box.scores(images), by_hand(images), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_other_floats_are_taken(tmp_path: Path, kind: int) -> None:
+    box = BlackBox.open(write(tmp_path / "x.onnx", kind=kind, shape=("n", 3, SIDE, SIDE)))
+    images = some_images()
+    assert (box.datatype, box.plain) == ("FP32", False)
+    assert np.allclose(box.scores(images), by_hand(images, lambda x: x / 255), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [UINT8, FLOAT])
+@pytest.mark.parametrize("shape", [("n", 1, SIDE, SIDE), ("n", SIDE, SIDE, 1)])
+def test_grey_images_are_made_of_coloured_ones(tmp_path: Path, kind: int, shape: tuple[Any, ...]) -> None:
+    path = write(tmp_path / "x.onnx", kind=kind, shape=shape, matrix=weights(1))
+    model = onnx.load(str(path))
+    model.graph.node[1].attribute[0].ints[:] = [2, 3] if shape[1] == 1 else [1, 2]
+    onnx.save(model, str(path))
+    box = BlackBox.open(path, scale=None if kind == UINT8 else 1)
+    images = some_images()
+    grey = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images]).astype(np.float64)
+    expected = grey.mean(axis=(1, 2))[:, None] @ weights(1).astype(np.float64)
+    assert box.form.colours == "GREY"
+    assert np.allclose(box.scores(images), expected, rtol=1e-2, atol=0.5)
+    assert "bgr was asked for, and it takes grey images" in refusal(path, bgr=True)
+
+
+def test_colours_may_come_blue_first(tmp_path: Path) -> None:
+    """Mean and deviation are given for red, green and blue, whatever the order that the graph takes."""
+    mean, std = (0.1, 0.2, 0.3), (0.5, 1, 2)
+    path = write(tmp_path / "x.onnx", kind=FLOAT, shape=("n", 3, SIDE, SIDE))
+    box = BlackBox.open(path, bgr=True, scale=1 / 255, mean=mean, std=std)
+    images = some_images()
+    expected = by_hand(images, lambda x: ((x / 255 - np.array(mean)) / np.array(std))[..., ::-1])
+    assert np.allclose(box.scores(images), expected, rtol=1e-4, atol=1e-3)
+    assert not box.plain
+
+
+def test_what_a_graph_leaves_open_can_be_said(tmp_path: Path) -> None:
+    open_axes = write(tmp_path / "x.onnx", kind=FLOAT, shape=("n", "a", "b", "c"))
+    assert "say it with layout" in refusal(open_axes, side=(4, 9))
+    images = some_images(3, 4, 9)
+    for layout, axes in (("NHWC", [1, 2]), ("NCHW", [2, 3])):
+        model = onnx.load(str(open_axes))
+        model.graph.node[1].attribute[0].ints[:] = axes
+        onnx.save(model, str(open_axes))
+        box = BlackBox.open(open_axes, side=(4, 9), layout=layout, scale=1)
+        assert (box.height, box.width, box.layout) == (4, 9, layout)
+        assert np.allclose(box.scores(images), by_hand(images), rtol=1e-4, atol=1e-3)
+    both = write(tmp_path / "y.onnx", shape=("n", 3, SIDE, 3))
+    assert "say it with layout" in refusal(both)
+    assert BlackBox.open(both, layout="NCHW").width == 3
+    assert "layout: must be NHWC or NCHW" in refusal(both, layout="CHWN")
+    assert "which axis" in refusal(write(tmp_path / "z.onnx"), layout="NCHW")  # its second axis is no colours
 
 
 def test_a_graph_with_one_row_built_in_is_run_row_by_row(tmp_path: Path) -> None:
@@ -256,9 +342,8 @@ def test_a_shipped_model_answers_by_name() -> None:
     ("graph", "said"),
     [
         ({"more_inputs": (helper.make_tensor_value_info("z", FLOAT, [1]),)}, "takes 2 inputs"),
-        ({"kind": TensorProto.FLOAT16}, "its input is tensor(float16)"),
+        ({"kind": TensorProto.INT32}, "its input is tensor(int32)"),
         ({"shape": ("n", SIDE, 3)}, "has 3 axes"),
-        ({"shape": ("n", SIDE, SIDE, 1), "matrix": weights(1)}, "takes grey images"),
         ({"shape": ("n", SIDE, SIDE, 4), "matrix": weights(4)}, "which axis of its input holds the 3 colours"),
         ({"shape": ("n", 3, SIDE, 3)}, "which axis of its input holds the 3 colours"),
         ({"shape": ("n", "h", "w", 3)}, "leaves the size of its images open; say it with side"),
@@ -271,19 +356,19 @@ def test_a_graph_that_is_no_classifier_is_refused_with_both_shapes(
 ) -> None:
     message = refusal(write(tmp_path / "x.onnx", **graph))
     assert said in message
-    assert "expected one input of images, uint8 or float32, [n, h, w, 3] or [n, 3, h, w]" in message
+    assert "expected one input of images, uint8 or float, [n, h, w, 3] or [n, 3, h, w]" in message
     if "classes" not in said:
         shape = graph.get("shape", ("n", SIDE, SIDE, 3))
         assert f"[{', '.join(map(str, shape))}]" in message
 
 
 def test_scores_of_another_shape_are_refused(tmp_path: Path) -> None:
-    unsqueeze = [
-        helper.make_node("Constant", [], ["axes"], value=numpy_helper.from_array(np.array([2]), "axes")),
-        helper.make_node("Unsqueeze", ["product", "axes"], ["scores"]),
+    apart = [
+        helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([-1, 2, 2]), "shape")),
+        helper.make_node("Reshape", ["product", "shape"], ["scores"]),
     ]
-    message = refusal(write(tmp_path / "x.onnx", head=unsqueeze, output=("n", CLASSES, 1)))
-    assert "no output may be scores [n, classes]; its outputs are scores tensor(float) [n, 4, 1]" in message
+    message = refusal(write(tmp_path / "x.onnx", head=apart, output=("n", 2, 2)))
+    assert "no output may be scores [n, classes]; its outputs are scores tensor(float) [n, 2, 2]" in message
     flat = [
         helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([2, -1]), "shape")),
         helper.make_node("Reshape", ["product", "shape"], ["scores"]),
@@ -295,7 +380,7 @@ def test_scores_of_another_shape_are_refused(tmp_path: Path) -> None:
     assert "no output may be scores" in message
 
 
-def test_two_outputs_of_scores_need_a_card(tmp_path: Path) -> None:
+def test_two_outputs_of_scores_need_a_card_or_a_name(tmp_path: Path) -> None:
     path = write(tmp_path / "x.onnx")
     model = onnx.load(str(path))
     model.graph.node.append(helper.make_node("Softmax", ["scores"], ["shares"]))
@@ -303,6 +388,9 @@ def test_two_outputs_of_scores_need_a_card(tmp_path: Path) -> None:
     card = write_card(path)
     onnx.save(model, str(path))
     assert "2 outputs may be scores" in refusal(path)
+    assert BlackBox.open(path, output="shares").kind == "probabilities"
+    assert BlackBox.open(path, output="scores").kind == "logits"
+    assert "output is 'logits', its outputs are scores" in refusal(path, output="logits")
     raw = json.loads(card.read_text())
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     card.write_text(json.dumps(raw | {"sha256": sha256, "output_name": "shares", "scores": "probabilities"}))

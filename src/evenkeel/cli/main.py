@@ -250,8 +250,17 @@ def worker(arguments: tuple[str, ...]) -> None:
 @click.option("--test-images", type=click.Path(path_type=Path), help="Images to measure on, instead of held-out ones.")
 @click.option("--test-split", help="Part of --test-images, or of --images, to measure on.")
 @click.option(
-    "--side", type=click.IntRange(8), help="Side of the classifier's input in pixels, where its file leaves it open."
+    "--side",
+    metavar="N|HxW",
+    help="Side of the classifier's input in pixels, or height and width, where its file leaves them open.",
 )
+@click.option(
+    "--layout",
+    type=click.Choice(["NHWC", "NCHW"]),
+    help="Layout of the classifier's input, where its file leaves it open.",
+)
+@click.option("--bgr", is_flag=True, help="The classifier takes the colours in the order blue, green, red.")
+@click.option("--output", help="Name of the classifier's output that holds the scores, where several may.")
 @click.option(
     "--classes",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.models.cards import ModelCard, load_card
-from evenkeel.models.classifier_form import ACCEPTED, InputForm, Normalisation, input_form, output_name
+from evenkeel.models.cards import Layout, ModelCard, load_card
+from evenkeel.models.classifier_form import ACCEPTED, InputForm, Normalisation, Wanted, input_form, output_name
 from evenkeel.models.labels import read_class_names
 from evenkeel.models.measure import interleaved_latencies_ms
 from evenkeel.models.onnx_costs import count_costs
@@ -45,7 +45,9 @@ class BlackBox:
         datatype: of its input.
         input_name: in the graph.
         output_name: in the graph.
-        normalisation: of pixels 0..255 for a float32 input; none for a graph that normalises by itself.
+        normalisation: of pixels 0..255 for a float input; none for a graph that normalises by itself.
+        form: of its input, all of it.
+        plain: a card can say what it takes and gives, so that workers run its file as it is.
         macs: multiply-accumulates of one image; None where unknown.
         parameters: None where unknown.
     """
@@ -53,7 +55,7 @@ class BlackBox:
     def __init__(
         self, path: Path, card: ModelCard | None, session: Any, form: InputForm, output_name: str, sha256: str
     ) -> None:
-        self._form = form
+        self.form = form
         self._session = session
         self.name = path.stem if card is None else card.name
         self.path = path
@@ -66,7 +68,7 @@ class BlackBox:
         self.input_name, self.output_name = form.name, output_name
         self.class_names = None if card is None else card.classes
         self._one_by_one = form.fixed_batch
-        self.classes, self.kind = self._probe()
+        self.classes, self.kind, self.plain = self._probe()
         costs = count_costs(path, form.name, form.shape)
         self.macs = costs.macs or (card.macs if card is not None else 0) or None
         self.parameters = costs.parameters or (card.parameters if card is not None else 0) or None
@@ -77,7 +79,10 @@ class BlackBox:
         path: str | Path,
         *,
         threads: int = 1,
-        side: int | None = None,
+        side: int | tuple[int, int] | None = None,
+        layout: Layout | None = None,
+        bgr: bool = False,
+        output: str | None = None,
         scale: float | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -88,8 +93,11 @@ class BlackBox:
         Args:
             path: an ONNX file, a model card (.json), or the name of a shipped model.
             threads: that one pass may use.
-            side: height and width of the images, for a graph that leaves them open.
-            scale: for float32 inputs without a card, which take `(pixels * scale - mean) / std`, with pixels 0..255
+            side: height and width of the images, for a graph that leaves them open; one number for a square.
+            layout: NHWC or NCHW, where the graph leaves it open.
+            bgr: whether the graph takes the colours in the order blue, green, red.
+            output: name of the scores among the graph's outputs, where several may be.
+            scale: for float inputs without a card, which take `(pixels * scale - mean) / std`, with pixels 0..255
                 and a mean and std per channel of red, green, blue. None: 1 / 255, which gives 0..1. With scale 1 the
                 graph gets 0..255.
             mean: None: 0.
@@ -102,7 +110,8 @@ class BlackBox:
         """
         card, file = _card_and_file(path)
         given = [name for name, value in (("scale", scale), ("mean", mean), ("std", std)) if value is not None]
-        others = [name for name, value in (("side", side), ("classes", classes)) if value is not None]
+        wanted = Wanted((side, side) if isinstance(side, int) else side, layout, bgr, output)
+        others = [*wanted.names(), *(["classes"] if classes is not None else [])]
         if card is not None and (given or others):
             names = ", ".join([*given, *others])
             raise ConfigurationError(f"classifier {path}: {names} stands in its model card; leave it away here")
@@ -113,12 +122,12 @@ class BlackBox:
         )
         sha256 = _sha256(file, card)
         session = open_session(file, threads)
-        form = input_form(session, file, card, side, normalisation)
+        form = input_form(session, file, card, wanted, normalisation)
         if given and form.datatype == "UINT8":
             raise ConfigurationError(
                 f"classifier {path} takes uint8 pixels and normalises them itself; leave {', '.join(given)} away"
             )
-        made = cls(file, card, session, form, output_name(session, file, card), sha256)
+        made = cls(file, card, session, form, output_name(session, file, card, wanted), sha256)
         if classes is not None:
             made.class_names = read_class_names(classes, made.classes)
         if card is not None and str(path) not in NAMES:
@@ -173,7 +182,7 @@ class BlackBox:
         """A function that runs it once on one image on one thread, from uint8 pixels to scores; to be timed."""
         session = open_session(self.path)
         image = np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), dtype=np.uint8)
-        names, form = [self.output_name], self._form
+        names, form = [self.output_name], self.form
         return lambda: session.run(names, {form.name: form.prepared(image)})
 
     def latency_ms(self, rounds: int = 100) -> float:
@@ -181,23 +190,31 @@ class BlackBox:
         return interleaved_latencies_ms([self.one_pass()], rounds)[0]
 
     def _run(self, pixels: Pixels) -> NDArray[Any]:
-        found = self._session.run([self.output_name], {self._form.name: self._form.prepared(pixels)})[0]
+        found = self._output(pixels)
+        if found.ndim == 1 and len(pixels) == 1:
+            return found[None]  # a graph for one image may leave the row's axis away
+        if found.ndim > 2 and len(found) == len(pixels) and found[:1].size == max(found.shape[1:]):
+            return found.reshape(len(found), -1)  # [n, classes, 1, 1] and the like
+        return found
+
+    def _output(self, pixels: Pixels) -> NDArray[Any]:
+        found = self._session.run([self.output_name], {self.form.name: self.form.prepared(pixels)})[0]
         return cast(NDArray[Any], found)
 
     def _refuse(self, what: str) -> ConfigurationError:
         return ConfigurationError(f"classifier {self.path}: {what}; expected {ACCEPTED}")
 
-    def _probe(self) -> tuple[int, ScoreKind]:
-        """How many classes, and of what kind the scores are."""
+    def _probe(self) -> tuple[int, ScoreKind, bool]:
+        """How many classes, of what kind the scores are, and whether a card can say how the graph is run."""
         images = _probe_images(self.height, self.width)
         rows = []
         for image in images:
             try:
-                row = np.asarray(self._run(image[None]))
+                row = self._run(image[None])
             except Exception as error:
-                raise self._refuse(f"an image {list(self._form.shape)} cannot be run: {error}") from error
+                raise self._refuse(f"an image {list(self.form.shape)} cannot be run: {error}") from error
             if row.ndim != 2 or row.shape[0] != 1:
-                raise self._refuse(f"an image {list(self._form.shape)} gives scores {list(row.shape)}")
+                raise self._refuse(f"an image {list(self.form.shape)} gives scores {list(row.shape)}")
             rows.append(row)
         classes = rows[0].shape[1]
         scores = np.concatenate(rows).astype(np.float64)
@@ -209,12 +226,18 @@ class BlackBox:
             raise self._refuse("its scores of a plain image are not finite; check how its input is to be normalised")
         if not self._one_by_one:
             self._one_by_one = not self._takes_batches(images, scores)
-        return classes, self._kind(scores)
+        raw = self._output(images[:1])
+        if self.card is not None and raw.ndim != 2:
+            raise self._refuse(
+                f"an image gives scores {list(raw.shape)}, and its card can say [1, {classes}] only; give the ONNX "
+                "file itself to evenkeel fit, which writes one that does"
+            )
+        return classes, self._kind(scores), self.form.fits_a_card and raw.ndim == 2 and raw.dtype == np.float32
 
     def _takes_batches(self, images: Pixels, alone: NDArray[np.float64]) -> bool:
         """Whether images get the same scores together as alone; a graph may have one row built in deep inside."""
         try:
-            together = np.asarray(self._run(images))
+            together = self._run(images)
         except Exception:
             return False
         reach = 1e-2 * max(float(np.abs(alone).max()), 1e-6)

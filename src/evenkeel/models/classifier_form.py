@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import DataType, Layout, ModelCard
 
-__all__ = ["ACCEPTED", "InputForm", "Normalisation", "input_form", "output_name"]
+__all__ = ["ACCEPTED", "GREY_WEIGHTS", "InputForm", "Normalisation", "Wanted", "input_form", "output_name"]
 
-ACCEPTED = "one input of images, uint8 or float32, [n, h, w, 3] or [n, 3, h, w], and one output of scores [n, classes]"
-_DATATYPES: dict[str, DataType] = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
+ACCEPTED = (
+    "one input of images, uint8 or float, [n, h, w, 3] or [n, 3, h, w] (or one channel of grey), and one output of "
+    "scores [n, classes]"
+)
+_DTYPES = {"tensor(uint8)": "u1", "tensor(float)": "f4", "tensor(float16)": "f2", "tensor(double)": "f8"}
 _SCORE_TYPES = ("tensor(float)", "tensor(double)", "tensor(float16)")
-
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green, blue. Source: ITU-R BT.601, as Pillow and OpenCV have it
 
 Channels = tuple[float, float, float]  # red, green, blue
+Colours = Literal["RGB", "BGR", "GREY"]
 
 
 @dataclass(frozen=True)
@@ -48,32 +52,78 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Says of a classifier without a card what its graph leaves open; None and False: as usual, or as the graph says.
+
+    Attributes:
+        side: height and width of the images, pixels.
+        layout: of the input.
+        bgr: whether the input takes blue first.
+        output: name of the output that holds the scores.
+    """
+
+    side: tuple[int, int] | None = None
+    layout: Layout | None = None
+    bgr: bool = False
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.side is not None and min(self.side) < 1:
+            raise ConfigurationError(f"side: must be above zero, found {'x'.join(map(str, self.side))}")
+        if self.layout is not None and self.layout not in get_args(Layout):
+            raise ConfigurationError(f"layout: must be NHWC or NCHW, found {self.layout!r}")
+
+    def names(self) -> list[str]:
+        """The options that say something."""
+        return [name for name in ("side", "layout", "bgr", "output") if getattr(self, name) not in (None, False)]
+
+
+@dataclass(frozen=True)
 class InputForm:
-    """What the graph takes, and how pixels become it: normalised for FP32, untouched for UINT8."""
+    """What the graph takes, and how pixels become it: normalised for floats, untouched for uint8."""
 
     name: str
     layout: Layout
-    datatype: DataType
+    colours: Colours
+    dtype: str  # numpy's: u1, f2, f4 or f8
     height: int
     width: int
     fixed_batch: bool  # takes exactly one row
     normalisation: Normalisation
 
     @property
+    def datatype(self) -> DataType:
+        """Of pixels: UINT8 for a graph that takes them as they are."""
+        return "UINT8" if self.dtype == "u1" else "FP32"
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of one image."""
+        channels = 1 if self.colours == "GREY" else 3
         if self.layout == "NHWC":
-            return (1, self.height, self.width, 3)
-        return (1, 3, self.height, self.width)
+            return (1, self.height, self.width, channels)
+        return (1, channels, self.height, self.width)
+
+    @property
+    def fits_a_card(self) -> bool:
+        """True when a card can say it, so that workers take pixels as the graph does."""
+        return self.colours == "RGB" and self.dtype in ("u1", "f4")
 
     def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Pixels [n, h, w, 3] as the graph takes them."""
-        rows: NDArray[Any] = self.normalisation(pixels) if self.datatype == "FP32" else pixels
-        return np.ascontiguousarray(rows if self.layout == "NHWC" else rows.transpose(0, 3, 1, 2))
+        rows: NDArray[Any] = pixels if self.dtype == "u1" else self.normalisation(pixels)
+        if self.colours == "BGR":
+            rows = rows[..., ::-1]
+        elif self.colours == "GREY":
+            rows = rows.astype(np.float32) @ np.array(GREY_WEIGHTS, np.float32)[:, None]
+            rows = np.floor(rows + 0.5) if self.dtype == "u1" else rows
+        rows = rows if self.layout == "NHWC" else rows.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(rows, self.dtype)
 
 
 def input_form(
-    session: Any, file: Path, card: ModelCard | None, side: int | None, normalisation: Normalisation
+    session: Any, file: Path, card: ModelCard | None, wanted: Wanted, normalisation: Normalisation
 ) -> InputForm:
     """How the graph of `session` takes images.
 
@@ -81,8 +131,8 @@ def input_form(
         session: of ONNX Runtime.
         file: for messages.
         card: decides where there is one, and is held against the graph.
-        side: height and width, where neither graph nor card says them.
-        normalisation: for a graph of float32 without a card.
+        wanted: what a graph without a card leaves open.
+        normalisation: for a graph of floats without a card.
 
     Raises:
         ConfigurationError: the graph takes no images, not one image a row, or not what its card says.
@@ -98,21 +148,24 @@ def input_form(
     taken = inputs[0]
     if card is not None and taken.name != card.input_name:
         raise refuse(f"its card's 'input_name' is {card.input_name!r}")
-    datatype = _DATATYPES.get(taken.type)
-    if datatype is None:
+    dtype = _DTYPES.get(taken.type)
+    if dtype is None:
         raise refuse(f"its input is {taken.type}")
     shape = list(taken.shape)
     if len(shape) != 4:
         raise refuse(f"its input has {len(shape)} axes")
-    layout = _layout(shape, card)
-    if layout is None and 1 in (shape[1], shape[3]) and 3 not in shape[1:]:
-        raise refuse("it takes grey images; put the step from 3 colours to one in front of it, in the graph")
+    layout, channels = _layout(shape, card, wanted)
     if layout is None:
-        raise refuse("it cannot be told which axis of its input holds the 3 colours; write a model card that says so")
+        raise refuse(
+            "it cannot be told which axis of its input holds the 3 colours; say it with layout (NHWC or NCHW), or in a "
+            "model card"
+        )
     if isinstance(shape[0], int) and shape[0] != 1:
         raise refuse(f"it takes exactly {shape[0]} images at once; export it with a free or single first axis")
+    if wanted.bgr and channels == 1:
+        raise refuse("bgr was asked for, and it takes grey images")
     axes = shape[1:3] if layout == "NHWC" else shape[2:4]
-    height, width = (card.height, card.width) if card is not None else (side, side)
+    height, width = (card.height, card.width) if card is not None else wanted.side or (None, None)
     found_height, found_width = (
         length if isinstance(length, int) else given for length, given in zip(axes, (height, width), strict=True)
     )
@@ -123,19 +176,33 @@ def input_form(
     if found_height < 1 or found_width < 1:
         raise refuse(f"images of {found_height} x {found_width} pixels cannot be")
     if card is not None:
-        normalisation = _of_card(card, datatype, refuse)
-    return InputForm(taken.name, layout, datatype, found_height, found_width, isinstance(shape[0], int), normalisation)
+        normalisation = _of_card(card, "UINT8" if dtype == "u1" else "FP32", refuse)
+    colours: Colours = "GREY" if channels == 1 else "BGR" if wanted.bgr else "RGB"
+    fixed = isinstance(shape[0], int)
+    form = InputForm(taken.name, layout, colours, dtype, found_height, found_width, fixed, normalisation)
+    if card is not None and not form.fits_a_card:
+        raise refuse(
+            "a model card can say uint8 or float32 images of three colours only; give the ONNX file itself to evenkeel "
+            "fit, which writes one that takes those"
+        )
+    return form
 
 
-def _layout(shape: list[Any], card: ModelCard | None) -> Layout | None:
-    first, last = shape[1] == 3, shape[3] == 3
-    if card is not None:
-        # An axis of open length may be the colours' too; what it really takes shows when it is run.
-        fits = shape[3] if card.layout == "NHWC" else shape[1]
-        return card.layout if fits == 3 or not isinstance(fits, int) else None
-    if first == last:
-        return None
-    return "NCHW" if first else "NHWC"
+def _layout(shape: list[Any], card: ModelCard | None, wanted: Wanted) -> tuple[Layout | None, int]:
+    """The layout, and how many channels there are; an axis of open length may be theirs where the layout is given."""
+    given = wanted.layout if card is None else card.layout
+    if given is not None:
+        fits = shape[3] if given == "NHWC" else shape[1]
+        if isinstance(fits, int):
+            return (given, fits) if fits in (1, 3) else (None, 0)
+        return given, 3  # what it really takes shows when it is run
+    for channels in (3, 1):
+        first, last = shape[1] == channels, shape[3] == channels
+        if first != last:
+            return ("NCHW" if first else "NHWC"), channels
+        if first:
+            return None, 0
+    return None, 0
 
 
 def _of_card(card: ModelCard, datatype: DataType, refuse: Callable[[str], ConfigurationError]) -> Normalisation:
@@ -147,29 +214,35 @@ def _of_card(card: ModelCard, datatype: DataType, refuse: Callable[[str], Config
     return Normalisation(1 / 255, cast(Channels, card.mean), cast(Channels, card.std))
 
 
-def output_name(session: Any, file: Path, card: ModelCard | None) -> str:
-    """Which output of the graph is the scores: the card's, or the only one that may be.
+def output_name(session: Any, file: Path, card: ModelCard | None, wanted: Wanted) -> str:
+    """Which output of the graph is the scores: the card's, the wanted one, or the only one that may be.
 
     Raises:
         ConfigurationError: none, or several.
     """
     outputs = session.get_outputs()
     found = ", ".join(f"{each.name} {each.type} {_listed(each.shape)}" for each in outputs)
-    if card is not None:
-        if card.output_name not in [each.name for each in outputs]:
-            raise ConfigurationError(
-                f"classifier {file}: its card's 'output_name' is {card.output_name!r}, its outputs are {found}"
-            )
-        return card.output_name
-    # ONNX Runtime gives an empty shape where the graph does not tell.
-    fitting = [each for each in outputs if each.type in _SCORE_TYPES and len(each.shape or ()) in (0, 2)]
+    name = wanted.output if card is None else card.output_name
+    if name is not None:
+        if name not in [each.name for each in outputs]:
+            whose = "output" if card is None else "its card's 'output_name'"
+            raise ConfigurationError(f"classifier {file}: {whose} is {name!r}, its outputs are {found}")
+        return name
+    # Axes of length 1 may be dropped; ONNX Runtime gives an empty shape where the graph does not tell.
+    usual = [each for each in outputs if each.type in _SCORE_TYPES and len(each.shape or ()) in (0, 2)]
+    fitting = usual or [each for each in outputs if each.type in _SCORE_TYPES and _is_row(each.shape[1:])]
     if len(fitting) != 1:
         why = "no output" if not fitting else f"{len(fitting)} outputs"
         raise ConfigurationError(
             f"classifier {file}: {why} may be scores [n, classes]; its outputs are {found}; expected {ACCEPTED}"
-            + ("" if not fitting else ", or a model card that names the output")
+            + ("" if not fitting else "; say with output which one it is, or write a model card that does")
         )
     return str(fitting[0].name)
+
+
+def _is_row(axes: list[Any]) -> bool:
+    """Whether at most one of the axes is of another length than 1."""
+    return len([axis for axis in axes if axis != 1]) <= 1
 
 
 def _listed(shape: list[Any] | None) -> str:

@@ -551,6 +551,41 @@ def test_a_file_names_the_classes_of_a_bare_classifier(folder: Path, tmp_path: P
     assert load_card(tmp_path / "out" / "colours.json").classes == tuple(names)
 
 
+def test_a_grey_classifier_of_open_size_with_odd_scores_is_fitted_and_served(folder: Path, tmp_path: Path) -> None:
+    """No surgery on the graph is left to its owner."""
+    grey = (MEANS @ np.array([0.299, 0.587, 0.114])).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["float"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("Gemm", ["mean", "w", "b"], ["y"]),
+        helper.make_node("Reshape", ["y", "shape"], ["z"]),
+    ]
+    weights = [
+        numpy_helper.from_array(grey[None] / 20, "w"),
+        numpy_helper.from_array(-(grey**2) / 40, "b"),
+        numpy_helper.from_array(np.array([-1, 10, 1, 1]), "shape"),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 1, "h", "w"])]
+    outputs = [
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n", 10, 1, 1]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10]),
+    ]
+    graph = helper.make_graph(nodes, "grey", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, str(tmp_path / "grey.onnx"))
+    arguments = ["fit", "--classifier", str(tmp_path / "grey.onnx"), "--images", str(folder / "images.npz")]
+    arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "0.1", "--scale", "1", "--output", "z"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "say it with side" in result.output
+    result = CliRunner().invoke(main, [*arguments, "--side", "32x32"])
+    assert result.exit_code == 0, result.output
+    model = load_model(str(tmp_path / "out" / "grey.json"))
+    assert (model.run(PIXELS[:200]).argmax(1) == LABELS[:200]).mean() > 0.8
+    for side in ("12y8", "7", "0x9"):
+        assert CliRunner().invoke(main, [*arguments, "--side", side]).exit_code == 2
+
+
 def test_what_the_classifier_answers_is_said_without_labels(folder: Path, tmp_path: Path) -> None:
     result = run(folder, tmp_path / "out", "--epochs", "0.1", images="unlabelled.npz")
     assert "its answers to 100 held-out images: " in result.output

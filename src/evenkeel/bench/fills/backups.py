@@ -248,6 +248,10 @@ def _float_run(box: BlackBox) -> Predict:
 
 def _float_card(box: BlackBox) -> tuple[ModelCard, bytes]:
     """A card of the classifier for float32 pixels, and the file that goes with it."""
+    if not box.plain:
+        raise ConfigurationError(
+            f"berrut: {box.name} takes or gives what no card can say; give the one that evenkeel fit writes for it"
+        )
     content, takes_float = box.path.read_bytes(), box.datatype == "FP32"
     share = 255 * box.normalisation.scale  # cards scale pixels to 0..1
     card = ModelCard(

@@ -1,5 +1,6 @@
 """Runs `evenkeel fit`: shows its progress and writes its cards."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ from evenkeel.figures.records import json_document
 from evenkeel.figures.tables import Column, table
 from evenkeel.images.image_set import ImageSet, read_images
 from evenkeel.models.black_box import BlackBox
-from evenkeel.models.cards import ModelCard
+from evenkeel.models.cards import Layout, ModelCard
 
 __all__ = ["FitArguments", "run_fit"]
 
 _NAMES_SHOWN = 10
+_FORM = ("layout", "bgr", "output", "scale", "mean", "std", "classes")  # options that say how a classifier is run
+_LEAST_SIDE = 8  # pixels
 _COLUMNS = (
     Column("accuracy", "right", "%", 100.0),
     Column("agreement", "agrees", "%", 100.0),
@@ -58,7 +61,10 @@ class FitArguments:
     more_split: str | None
     test_images: Path | None
     test_split: str | None
-    side: int | None
+    side: str | None
+    layout: Layout | None
+    bgr: bool
+    output: str | None
     classes: Path | None
     scale: float | None
     mean: tuple[float, float, float] | None
@@ -142,7 +148,8 @@ def run_fit(arguments: FitArguments) -> None:
     classifier = BlackBox.open(
         arguments.classifier,
         threads=arguments.threads,
-        **{name: given[name] for name in ("side", "scale", "mean", "std", "classes") if name in given},
+        side=_side(arguments.side),
+        **{name: given[name] for name in _FORM if name in given},
     )
     images = _read(arguments.images, arguments.labels, arguments.split, arguments.limit, classifier, bars)
     test = None
@@ -202,6 +209,18 @@ def _read(
         if images.skipped_count > _NAMES_SHOWN:
             bars.say(f"  and {images.skipped_count - _NAMES_SHOWN:,} more")
     return images
+
+
+def _side(text: str | None) -> tuple[int, int] | None:
+    found = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text or "")
+    if text is not None and not found:
+        raise ConfigurationError(f"side: expected pixels like 224, or height x width like 48x192, found {text!r}")
+    if found is None:
+        return None
+    side = int(found[1]), int(found[2] or found[1])
+    if min(side) < _LEAST_SIDE:
+        raise ConfigurationError(f"side: must be {_LEAST_SIDE} pixels or more, found {text!r}")
+    return side
 
 
 def _grids(text: str) -> tuple[int, ...]:

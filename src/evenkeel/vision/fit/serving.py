@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx.external_data_helper import uses_external_data
@@ -10,6 +11,7 @@ from onnx.external_data_helper import uses_external_data
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard, save_card
+from evenkeel.vision.fit.plain_graph import write_plain_graph
 from evenkeel.vision.networks.export import file_sha256
 
 __all__ = ["write_serving"]
@@ -54,23 +56,28 @@ def _quoted(text: str) -> str:
 
 def _add_card(classifier: BlackBox, class_names: tuple[str, ...], temperature: float, out: Path) -> str:
     path = out / f"{classifier.name}.onnx"
-    if not (path.exists() and path.samefile(classifier.path)):
-        model = onnx.load(str(classifier.path), load_external_data=False)
-        if any(uses_external_data(tensor) for tensor in model.graph.initializer):
-            # A worker reads one file, so the weights move into it.
-            onnx.save(onnx.load(str(classifier.path)), str(path), save_as_external_data=False)
-        else:
-            path.write_bytes(classifier.path.read_bytes())
-    normalisation = classifier.normalisation
-    own = {}
-    if normalisation is not None:
-        # Cards normalise as (pixels / 255 - mean) / std; here pixels are multiplied by `scale` first.
-        factor = 255 * normalisation.scale
+    own: dict[str, Any] = {}
+    if classifier.plain:
+        _copy(classifier, path)
         own = {
-            "normalisation_inside": False,
-            "mean": tuple(mean / factor for mean in normalisation.mean),
-            "std": tuple(std / factor for std in normalisation.std),
+            "layout": classifier.layout,
+            "datatype": classifier.datatype,
+            "input_name": classifier.input_name,
+            "output_name": classifier.output_name,
         }
+        if classifier.datatype == "FP32":
+            # Cards normalise as (pixels / 255 - mean) / std; here pixels are multiplied by `scale` first.
+            normalisation = classifier.normalisation
+            factor = 255 * normalisation.scale
+            own |= {
+                "normalisation_inside": False,
+                "mean": tuple(mean / factor for mean in normalisation.mean),
+                "std": tuple(std / factor for std in normalisation.std),
+            }
+    else:
+        if path.exists() and path.samefile(classifier.path):
+            path = out / f"{classifier.name}-plain.onnx"
+        own["input_name"], own["output_name"] = write_plain_graph(classifier, path)
     card = ModelCard(
         name=classifier.name,
         kind="classifier",
@@ -79,15 +86,22 @@ def _add_card(classifier: BlackBox, class_names: tuple[str, ...], temperature: f
         classes=class_names,
         height=classifier.height,
         width=classifier.width,
-        layout=classifier.layout,
-        datatype=classifier.datatype,
-        input_name=classifier.input_name,
-        output_name=classifier.output_name,
         scores=classifier.kind,
         temperature=temperature,
         macs=classifier.macs or 0,
         parameters=classifier.parameters or 0,
-        **own,  # type: ignore[arg-type]
+        **own,
     )
     save_card(card, out / f"{classifier.name}.json")
     return f"{classifier.name}.json"
+
+
+def _copy(classifier: BlackBox, path: Path) -> None:
+    if path.exists() and path.samefile(classifier.path):
+        return
+    model = onnx.load(str(classifier.path), load_external_data=False)
+    if any(uses_external_data(tensor) for tensor in model.graph.initializer):
+        # A worker reads one file, so the weights move into it.
+        onnx.save(onnx.load(str(classifier.path)), str(path), save_as_external_data=False)
+    else:
+        path.write_bytes(classifier.path.read_bytes())
