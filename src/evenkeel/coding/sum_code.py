@@ -1,4 +1,4 @@
-"""The seam of every sum code: the mean of many vectors, from one sum.
+"""Defines what every sum code does: it gives the mean of many vectors from one sum.
 
 Each worker encodes its vector to a *message*, the bytes of a row of lanes that only ever need `+`; whoever adds them
 knows the code's `Wire` (`wire.py`) and nothing else. One round of one bucket on every rank:
@@ -11,7 +11,7 @@ knows the code's `Wire` (`wire.py`) and nothing else. One round of one bucket on
 
 Laws, tested over every code:
 
-- `decode` of the sum of any subset is within the code's stated error of the mean of that subset's vectors, when told
+- `decode` of the sum of any subset is within the code's stated error of the mean of that subset's vectors, given
   how many there are; granules may hold different subsets;
 - a world whose sums do not fit is refused by `wire` and by `encode`;
 - a vector that is not finite on any rank gives a mean that is not finite on every rank; statistics that there are carry
@@ -42,7 +42,7 @@ UNUSED_BUCKET = (1 << 31) - 1  # of no training: for trials
 
 
 class SumCode(ABC):
-    """The mean from one sum; see the module's laws.
+    """Gives the mean of vectors from the sum of their messages; see the module's laws.
 
     `repr` holds every setting that ranks must have in common: compare it before the first round.
 

@@ -1,4 +1,4 @@
-"""What travels in a round of sum codes, and all that whoever adds it knows of them.
+"""Defines what travels in a round of sum codes: all that whoever adds messages knows of them.
 
 A rank's *message* is bytes. Its *lanes* are numbers that only ever need `+`, so anything can add them: the ranks
 themselves, a process group, a switch. A `Wire` says how lanes are written as bytes; of the code it says nothing else.
@@ -27,7 +27,7 @@ Count: TypeAlias = int | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Whose vector this is, and in which round.
+    """Says whose vector this is, and in which round.
 
     Attributes:
         rank: of the worker, 0..world-1. Where all ranks do the same (`decode`), any rank gives the same result.
@@ -48,7 +48,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """A sum of messages.
+    """Holds a sum of messages, and how many it holds.
 
     Attributes:
         sums: one for each lane, in any integer type that holds them (float32 for float lanes); or their bytes.

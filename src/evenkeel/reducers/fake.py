@@ -1,4 +1,4 @@
-"""Messages added in one process, with losses as a script says."""
+"""Adds messages in one process, with losses as a script says."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Losses = Callable[[Round, int], Tensor]
 
 
 class FakeReducer(Reducer):
-    """Every rank gets every packed message and adds those that are not lost: the reducer that others are compared with.
+    """Gives every rank every message, and adds those that are not lost: the reducer that others are compared with.
 
     Args:
         over: the ranks, e.g. one of `thread_collectives(world)`.

@@ -1,4 +1,4 @@
-"""Messages added by the all-reduce of a process group."""
+"""Adds messages by the all-reduce of a process group."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -12,7 +12,7 @@ __all__ = ["ProcessGroup"]
 
 
 class ProcessGroup(Reducer):
-    """One all-reduce of the lanes, unpacked again, in the smallest type that can hold their sums.
+    """Adds the lanes in one all-reduce, unpacked, in the smallest type that can hold their sums.
 
     The plainest reducer, and the one with the most bytes: a sum of 4-bit indices takes a whole byte in both directions.
 

@@ -1,4 +1,4 @@
-"""The seam of every reducer: something that adds."""
+"""Defines what every reducer does: it adds."""
 
 from abc import ABC, abstractmethod
 

@@ -1,4 +1,4 @@
-"""Messages added by the ranks themselves, each its share: a parameter server spread over the workers."""
+"""Has the ranks add messages themselves, each its share: a parameter server spread over the workers."""
 
 from itertools import accumulate
 
@@ -15,7 +15,7 @@ __all__ = ["Sharded"]
 
 
 class Sharded(Reducer):
-    """Packed messages to the rank whose share they are, integer sums there, packed sums to everyone.
+    """Sends messages to the rank whose share they are, adds integers there, and sends packed sums to everyone.
 
     Sends `(n - 1)/n * lanes * (up_width + down_width) / 8` bytes per rank, and never adds in a type that overflows.
     With 4-bit indices and sums of 7 bits that is 8.25 bits per coordinate for four ranks, against 48 of an fp32 ring.
@@ -41,7 +41,7 @@ class Sharded(Reducer):
 
 
 def shares_of(lanes: int, granule: int, world: int, first: int = 0) -> list[int]:
-    """How many lanes each of `world` ranks adds: whole granules, as evenly as they go.
+    """Says how many lanes each of `world` ranks adds: whole granules, as evenly as they go.
 
     Args:
         lanes: of the message.

@@ -1,7 +1,8 @@
-"""A bucket's vector with its convolutions as coefficients, and back."""
+"""Turns a bucket's vector into one with its convolutions as coefficients, and back."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from itertools import accumulate, groupby
 from math import prod
 from operator import itemgetter
@@ -10,16 +11,74 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from evenkeel.coding.sums.conv_slices import ConvSlices
 from evenkeel.coding.sums.projected import Projection
 
-__all__ = ["Basis", "BucketBases"]
+__all__ = ["Basis", "BucketBases", "ConvSlices"]
 
 Basis: TypeAlias = Tensor | None  # orthonormal columns [layers, slice, directions]; None: they travel as they are
 
 
+@dataclass(frozen=True)
+class ConvSlices:
+    """Cuts the part of a flat vector that is one convolution's, or that of several of one shape in a row, into slices.
+
+    Several at once, since many small products take many times as long as a few large ones. A slice is of neighbouring
+    values: neighbours first in filters, then in input channels, then in space, as a slice of a multiple of
+    filters * channels values compresses far better than any other of about its length (GradiVeQ, figure 3).
+
+    Args:
+        start: where the weights begin in the vector.
+        shape: of a convolution's weights, `[filters, channels, *space]`.
+        longest: most values in a slice.
+        layers: how many convolutions.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    longest: int
+    layers: int = 1
+
+    @cached_property
+    def numel(self) -> int:
+        """Counts the weights of all layers."""
+        return self.layers * prod(self.shape)
+
+    @cached_property
+    def size(self) -> int:
+        """Gives the values in a slice: the most of which the layer is a whole number of slices.
+
+        In units of filters * channels if one of them is not too long already, else of filters, else of single values.
+        """
+        filters, channels, *space = self.shape
+        unit, count = 1, filters
+        for larger, its_count in ((filters * channels, prod(space)), (filters, channels)):
+            if larger <= self.longest:
+                unit, count = larger, its_count
+                break
+        return unit * max(times for times in range(1, count + 1) if count % times == 0 and unit * times <= self.longest)
+
+    @cached_property
+    def count(self) -> int:
+        """Counts the slices of a layer."""
+        return prod(self.shape) // self.size
+
+    def cut(self, vector: Tensor) -> Tensor:
+        """Gives the slices `[layers, count, size]` of a vector."""
+        return self._in_order(vector).reshape(self.layers, self.count, self.size)
+
+    def put(self, slices: Tensor, vector: Tensor) -> None:
+        """Writes the weights that `cut` gave these slices of into a vector."""
+        weights = self._in_order(vector)
+        weights.copy_(slices.view(weights.shape))
+
+    def _in_order(self, vector: Tensor) -> Tensor:
+        """Gives the weights in a vector as `[layers, *space, channels, filters]`, not copied."""
+        weights = vector[self.start : self.start + self.numel].view(self.layers, *self.shape)
+        return weights.permute(0, *range(3, weights.dim()), 2, 1)
+
+
 class BucketBases(Projection):
-    """Where a bucket's convolutions are, and the bases of those that are compressed.
+    """Knows where a bucket's convolutions are, and the bases of those that are compressed.
 
     Some slices of a compressed layer travel whole: those whose number is `turn` modulo `turns`.
 
@@ -47,7 +106,7 @@ class BucketBases(Projection):
 
     @property
     def coded_length(self) -> int:
-        """Numbers of a projected vector."""
+        """Counts the numbers of a projected vector."""
         saved: int = sum(
             each.layers * (each.count - len(range(*self.whole(each)))) * (each.size - basis.shape[2])
             for each, basis in zip(self.convolutions, self.bases, strict=True)
@@ -56,11 +115,11 @@ class BucketBases(Projection):
         return self.length - saved
 
     def whole(self, convolutions: ConvSlices) -> tuple[int, int, int]:
-        """Begin, end and step of a compressed layer's slices that travel whole."""
+        """Gives begin, end and step of a compressed layer's slices that travel whole."""
         return self.turn, convolutions.count, self.turns
 
     def project(self, vector: Tensor) -> Tensor:
-        """The vector `[coded_length]` with coefficients in each compressed layer's place, then its whole slices."""
+        """Gives the vector `[coded_length]` with each compressed layer as coefficients, then its whole slices."""
         coded = vector.new_empty(self.coded_length)
         for compressed, here, there in self._parts():
             if compressed is None:
@@ -68,31 +127,31 @@ class BucketBases(Projection):
             else:
                 convolutions, basis = compressed
                 slices = convolutions.cut(vector)
-                told, whole = self._split(convolutions, basis, coded[there])
+                sent, whole = self._split(convolutions, basis, coded[there])
                 # All of them: choosing rows is cheaper behind the product than before it.
                 coefficients = slices @ basis.to(vector.device)
-                told.copy_(coefficients[:, self._told(convolutions, vector.device)])
+                sent.copy_(coefficients[:, self._compressed(convolutions, vector.device)])
                 whole.copy_(slices[:, self.turn :: self.turns])
         return coded
 
     def expand(self, coded: Tensor) -> Tensor:
-        """The vector `[length]` that coefficients stand for."""
+        """Gives the vector `[length]` that coefficients stand for."""
         vector = coded.new_empty(self.length)
         for compressed, here, there in self._parts():
             if compressed is None:
                 vector[here] = coded[there]
             else:
                 convolutions, basis = compressed
-                told, whole = self._split(convolutions, basis, coded[there])
+                sent, whole = self._split(convolutions, basis, coded[there])
                 coefficients = coded.new_zeros(convolutions.layers, convolutions.count, basis.shape[2])
-                coefficients[:, self._told(convolutions, coded.device)] = told
+                coefficients[:, self._compressed(convolutions, coded.device)] = sent
                 slices = coefficients @ basis.to(coded.device).mT
                 slices[:, self.turn :: self.turns] = whole
                 convolutions.put(slices, vector)
         return vector
 
     def _parts(self) -> Iterator[tuple[tuple[ConvSlices, Tensor] | None, slice, slice]]:
-        """What is compressed, with its basis, or None for what is between: where it is in a vector, and where coded."""
+        """Gives each compressed part with its basis, or None for what is between: its place in a vector, and coded."""
         at = end = 0
         for each, basis in zip(self.convolutions, self.bases, strict=True):
             if basis is not None:
@@ -106,18 +165,18 @@ class BucketBases(Projection):
         yield None, slice(end, self.length), slice(at, self.coded_length)
 
     def _split(self, convolutions: ConvSlices, basis: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients `[layers, slices, directions]` and whole slices `[layers, slices, size]`, as one row coded."""
+        """Splits a coded row: coefficients `[layers, slices, directions]` and whole slices `[layers, slices, size]`."""
         layers, whole = convolutions.layers, len(range(*self.whole(convolutions)))
-        told = coded.numel() - layers * whole * convolutions.size
-        return coded[:told].view(layers, -1, basis.shape[2]), coded[told:].view(layers, whole, convolutions.size)
+        end = coded.numel() - layers * whole * convolutions.size
+        return coded[:end].view(layers, -1, basis.shape[2]), coded[end:].view(layers, whole, convolutions.size)
 
-    def _told(self, convolutions: ConvSlices, device: torch.device) -> Tensor:
-        """Numbers of the slices that are told as coefficients."""
+    def _compressed(self, convolutions: ConvSlices, device: torch.device) -> Tensor:
+        """Numbers the slices that travel as coefficients."""
         return _all_but(convolutions.count, self.turn, self.turns, device)
 
 
 @lru_cache(4096)  # the layers of a model have few different counts, and each comes in all its turns
 def _all_but(count: int, turn: int, turns: int, device: torch.device) -> Tensor:
-    """Numbers below `count`, but for those that are `turn` modulo `turns`."""
+    """Gives the numbers below `count`, but for those that are `turn` modulo `turns`."""
     numbers = torch.arange(count, device=device)
     return numbers[numbers % turns != turn]

@@ -1,4 +1,4 @@
-"""Random numbers without a generator: a hash of a counter and a key.
+"""Draws random numbers without a generator: by a hash of a counter and a key.
 
 Every number depends on its own counter only, so any part of a vector can be coded anywhere, in any order and by any
 kernel, and comes out the same. All arithmetic is on 32-bit words that wrap. Torch has no unsigned arithmetic worth the
@@ -19,7 +19,7 @@ _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: moves the all-zero word, which `mi
 
 
 class Stream(IntEnum):
-    """What random numbers are for: the last word of a key, so that each use has a stream of its own."""
+    """Says what random numbers are for: the last word of a key, so that each use has a stream of its own."""
 
     SIGNS = 1
     STRATA = 2
@@ -29,7 +29,7 @@ class Stream(IntEnum):
 
 
 def mix(word: Word) -> Word:
-    """A 32-bit word, scrambled one to one: every bit in changes every bit out with probability close to 1/2.
+    """Scrambles a 32-bit word one to one: every bit in changes every bit out with probability close to 1/2.
 
     Source: xor-shift-multiply with the multipliers that hash-prospector (C. Wellons) found least biased.
     """
@@ -39,7 +39,7 @@ def mix(word: Word) -> Word:
 
 
 def key(*words: int) -> int:
-    """One 32-bit key from whole numbers of up to 64 bits."""
+    """Makes one 32-bit key of whole numbers of up to 64 bits."""
     folded = 0
     for word in words:
         for part in (word & _MASK, word >> 32 & _MASK):
@@ -48,17 +48,17 @@ def key(*words: int) -> int:
 
 
 def counters(length: int, device: torch.device) -> Tensor:
-    """0, 1, ..., length - 1 as words."""
+    """Counts 0, 1, ..., length - 1, as words."""
     return torch.arange(length, dtype=torch.int64, device=device)
 
 
 def uniform(words: Tensor) -> Tensor:
-    """The upper 24 bits of each word as float32 in [0, 1); all of them are exact."""
+    """Gives the upper 24 bits of each word as float32 in [0, 1); all of them are exact."""
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 
 def signs(length: int, secret: int, device: torch.device) -> Tensor:
-    """Random signs, float32 +1 or -1 `[length]`: bit i % 32 of word i // 32 is 1 where sign i is minus."""
+    """Draws signs, float32 +1 or -1 `[length]`: bit i % 32 of word i // 32 is 1 where sign i is minus."""
     words = mix(counters(-(-length // 32), device) + secret & _MASK)
     bits = words[:, None] >> counters(32, device) & 1
     return (1 - 2 * bits).view(-1)[:length].to(torch.float32)

@@ -15,11 +15,11 @@ __all__ = ["ErrorFeedback"]
 
 
 class ErrorFeedback(SumCode):
-    """Another code with a memory for each bucket: it sends vector + memory, and keeps what its message does not say.
+    """Gives another code a memory for each bucket: sends vector + memory, and keeps what the message does not say.
 
     Over time the sums miss nothing: what was decoded and what is in memory add up to all vectors given. A round in
-    which some rank's vector is not finite leaves every memory as it was. What `dropped` is told to have been left out
-    of the sum goes back into memory whole.
+    which some rank's vector is not finite leaves every memory as it was. What `dropped` says was left out of the sum
+    goes back into memory whole.
 
     Args:
         code: what codes vector + memory. Shared by nobody else if it keeps a state of its own.
@@ -45,7 +45,7 @@ class ErrorFeedback(SumCode):
         return f"ErrorFeedback({self.inner!r})"
 
     def measure(self, vector: Tensor, this_round: Round) -> Tensor:
-        """Whether vector + memory is finite (0 or infinity), then what the code measures of it."""
+        """Gives whether vector + memory is finite (0 or infinity), then what the code measures of it."""
         vector = flat(vector)
         memory = self._memory_of(vector, this_round)
         stats = self.inner.measure_owed(vector, memory, this_round)
@@ -53,7 +53,7 @@ class ErrorFeedback(SumCode):
         return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The code's message for vector + memory; it is kept in case it is lost.
+        """Gives the code's message for vector + memory; it is kept in case it is lost.
 
         The memory becomes what the message does not say of vector + memory.
         """
@@ -68,15 +68,15 @@ class ErrorFeedback(SumCode):
         return message
 
     def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
-        """What the code decodes."""
+        """Decodes with the code."""
         return self.inner.decode(total, stats[1:], length, this_round)
 
     def lanes(self, length: int, this_round: Round) -> int:
-        """The code's."""
+        """Asks the code."""
         return self.inner.lanes(length, this_round)
 
     def wire(self, world: int) -> Wire:
-        """The code's."""
+        """Asks the code."""
         return self.inner.wire(world)
 
     def dropped(self, this_round: Round, lost: Tensor | None = None) -> None:
@@ -93,12 +93,12 @@ class ErrorFeedback(SumCode):
         lanes = self.inner.lanes(sent.length, this_round)
         message = self.inner.wire(this_round.world).unpack(sent.message, lanes)
         alone = Total(message, count=1 if lost is None else lost.int())
-        told = self.inner.decode(alone, sent.stats[1:], sent.length, this_round)
-        told = torch.where(sent.stats[0].isfinite(), told, 0.0)  # otherwise nothing was taken out of memory
-        self._memory[this_round.bucket] = self._memory[this_round.bucket] + told
+        decoded = self.inner.decode(alone, sent.stats[1:], sent.length, this_round)
+        decoded = torch.where(sent.stats[0].isfinite(), decoded, 0.0)  # otherwise nothing was taken out of memory
+        self._memory[this_round.bucket] = self._memory[this_round.bucket] + decoded
 
     def memory(self, bucket: int) -> Tensor | None:
-        """What is owed in `bucket`, `[length]`, until its next round changes it; None before its first round."""
+        """Gives what is owed in `bucket`, `[length]`, until its next round changes it; None before its first round."""
         return self._memory.get(bucket)
 
     def reset(self, bucket: int | None = None) -> None:
@@ -110,7 +110,7 @@ class ErrorFeedback(SumCode):
                 memory.pop(bucket, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The memories by bucket, and the code's own state."""
+        """Gives the memories by bucket, and the code's own state."""
         memory = {bucket: memory.clone() for bucket, memory in self._memory.items()}
         return {"memory": memory, "code": self.inner.state_dict()}
 
@@ -127,16 +127,16 @@ class ErrorFeedback(SumCode):
         self._sent = {}
 
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Passed on."""
+        """Passes this on to the code."""
         self.inner.arrange(bucket, shapes)
 
     def prepare(self, world: int, device: torch.device) -> None:
-        """Passed on, with a memory that is forgotten."""
+        """Passes this on to the code, and forgets the memory that it made."""
         super().prepare(world, device)
         self.reset(UNUSED_BUCKET)
 
     def observe(self, mean: Tensor, this_round: Round, broadcast: Broadcast) -> None:
-        """Passed on."""
+        """Passes this on to the code."""
         self.inner.observe(mean, this_round, broadcast)
 
     def _memory_of(self, vector: Tensor, this_round: Round) -> Tensor:
@@ -153,7 +153,7 @@ class ErrorFeedback(SumCode):
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """The last message of a bucket, kept until the next one in case it is lost."""
+    """Keeps the last message of a bucket until the next one, in case it is lost."""
 
     this_round: Round
     message: Tensor

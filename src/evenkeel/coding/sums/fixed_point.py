@@ -1,4 +1,4 @@
-"""Numbers as whole multiples of a step that all ranks share."""
+"""Sends numbers as whole multiples of a step that all ranks share."""
 
 from typing import Final
 
@@ -24,7 +24,7 @@ __all__ = ["FixedPoint"]
 
 
 class FixedPoint(SumCode):
-    """Integers of `bits` bits: x becomes round(x / step), with step = largest |x| of the block over all ranks / top.
+    """Sends integers of `bits` bits: round(x / step), where step = largest |x| of the block over all ranks / top.
 
     Stated error: every coordinate of the mean is within half a step of the true mean (and float32's rounding), where
     top = 2**(bits - 1) - 1. Lanes are shifted by top, so that they are never negative. What ATP and SwitchML send.
@@ -51,14 +51,14 @@ class FixedPoint(SumCode):
         return f"FixedPoint(bits={self.bits}, block={self.granule})"
 
     def measure(self, vector: Tensor, this_round: Round) -> Tensor:
-        """Largest magnitude of each block, `[blocks]`."""
+        """Gives the largest magnitude of each block, `[blocks]`."""
         vector = flat(vector)
         blocks = block_count(vector.numel(), self.granule)
         padded = torch.nn.functional.pad(vector.abs(), (0, blocks * self.granule - vector.numel()))
         return usable(padded.view(blocks, self.granule).amax(dim=1))
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """Multiples of the step, shifted by top, of `bits` bits each."""
+        """Writes multiples of the step, shifted by top, in `bits` bits each."""
         vector = flat(vector)
         check_scales(stats, vector.numel(), self.granule)
         wire = self.wire(this_round.world)
@@ -67,7 +67,7 @@ class FixedPoint(SumCode):
         return pack_bits(((share * self._top).round() + self._top).to(wire.lane_type), self.bits)
 
     def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
-        """(sum / count - top) * step."""
+        """Gives (sum / count - top) * step."""
         check_scales(stats, length, self.granule)
         sums = self.wire(this_round.world).lanes_of(total, length)
         counts = count_per_granule(total.count, stats.numel(), this_round, sums.device)
@@ -78,9 +78,9 @@ class FixedPoint(SumCode):
         return mean.masked_fill(spread((counts == 0) & stats.isfinite(), length, self.granule), 0.0)
 
     def lanes(self, length: int, this_round: Round) -> int:
-        """One for each coordinate."""
+        """Counts one for each coordinate."""
         return length
 
     def wire(self, world: int) -> IntegerWire:
-        """Lanes of `bits` bits, up to 2 * top."""
+        """Gives lanes of `bits` bits, up to 2 * top."""
         return IntegerWire(self.bits, 2 * self._top, self.granule, world)

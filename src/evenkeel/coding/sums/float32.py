@@ -1,4 +1,4 @@
-"""No code at all: float32 numbers, added as they are. What every other code is compared with."""
+"""Sends float32 numbers as they are: no code at all, with which every other code is compared."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = ["FloatWire", "Plain"]
 
 
 class Plain(SumCode):
-    """The mean to within float32's rounding, which alone depends on the order. Nothing is measured."""
+    """Gives the mean to within float32's rounding, which alone depends on the order. Measures nothing."""
 
     name = "plain"
     granule = 1
@@ -20,30 +20,30 @@ class Plain(SumCode):
         return "Plain()"
 
     def measure(self, vector: Tensor, this_round: Round) -> Tensor:
-        """Nothing: `[0]`. What is not finite travels in the sum itself."""
+        """Gives nothing, `[0]`. What is not finite travels in the sum itself."""
         return flat(vector)[:0]
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """A copy of the vector's float32 numbers."""
+        """Copies the vector's float32 numbers."""
         return flat(vector).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
     def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
-        """Sum / count."""
+        """Gives sum / count."""
         sums = self.wire(this_round.world).lanes_of(total, length)
         counts = count_per_granule(total.count, length, this_round, sums.device)
         return torch.where(counts > 0, sums / counts.clamp(min=1), 0.0)
 
     def lanes(self, length: int, this_round: Round) -> int:
-        """One for each coordinate."""
+        """Counts one for each coordinate."""
         return length
 
     def wire(self, world: int) -> "FloatWire":
-        """The numbers' own bytes, whatever the world."""
+        """Gives the numbers' own bytes, whatever the world."""
         return FloatWire()
 
 
 class FloatWire(Wire):
-    """Float32 lanes and sums, as their own bytes."""
+    """Writes float32 lanes and sums as their own bytes."""
 
     granule = 1
     up_width = down_width = 32

@@ -1,4 +1,4 @@
-"""Slices of a convolution's gradient, in the few directions that hold most of their energy.
+"""Sends slices of a convolution's gradient in the few directions that hold most of their energy.
 
 Source: Yu, Lin, Narra, Li, Li, Kim, Schwing, Annavaram, Avestimehr, "GradiVeQ: Vector Quantization for
 Bandwidth-Efficient Gradient Aggregation in Distributed CNN Training" (NeurIPS 2018). Departures: the directions are
@@ -32,7 +32,7 @@ _KEPT = 0.5  # of what was learnt from before the latest directions
 
 
 class GradiVeQ(Projected):
-    """Coefficients of each slice in a basis that all slices of its layer share, and some slices whole, in turn.
+    """Sends each slice's coefficients in a basis that all slices of its layer share, and some slices whole, in turn.
 
     `arrange` says which parts of a bucket are convolutions (parameters of three dimensions or more). Everything else,
     and everything in the first `sample_steps` rounds, travels in `inner` as it is; those rounds' means are learnt from.
@@ -55,7 +55,7 @@ class GradiVeQ(Projected):
         turns: rounds until each slice has travelled whole, more than `ratio`. Fewer: less waits, and not so long; fewer
             directions for the others. None: four times `ratio`, so that whole slices take a quarter of a round.
         longest_slice: most values of a slice; learning takes its square in memory and its cube in time, per layer.
-            None: 768, in small layers less, so that telling the directions takes a tenth of what telling slices does.
+            None: 768, in small layers less, so that sending directions takes a tenth of what sending slices does.
 
     Raises:
         ConfigurationError: a setting out of range.
@@ -95,14 +95,14 @@ class GradiVeQ(Projected):
         )
 
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Which shapes make up a bucket's vector, in order."""
+        """Takes the shapes that make up a bucket's vector, in order."""
         shapes = [tuple(shape) for shape in shapes]
         new = _Bucket(BucketBases(shapes, self._longest, self.turns))
         known = self._buckets.setdefault(bucket, new).vector.shapes
         check_arrangement(bucket, known, shapes)
 
     def lost(self, bucket: int) -> list[float]:
-        """Share of held-out energy that each convolution of a bucket loses while it is compressed, in order."""
+        """Gives the share of held-out energy that each convolution of a bucket loses while compressed, in order."""
         return list(self._buckets[bucket].lost)
 
     def observe(self, mean: Tensor, this_round: Round, broadcast: Broadcast) -> None:
@@ -120,7 +120,7 @@ class GradiVeQ(Projected):
             bucket.renew(*_share(bucket.vector, learnt, mean.device, broadcast))
 
     def state_dict(self) -> dict[str, Any]:
-        """Each bucket's shapes, phase, bases and samples."""
+        """Gives each bucket's shapes, phase, bases and samples."""
         return {str(number): bucket.state() for number, bucket in self._buckets.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,10 +135,10 @@ class GradiVeQ(Projected):
             raise CodeError(f"this is not the state of a GradiVeQ code: {error!r}") from error
 
     def _longest(self, weights: int) -> int:
-        """Most values of a slice of a layer."""
+        """Gives the most values of a slice of a layer."""
         if self.longest_slice is not None:
             return self.longest_slice
-        # A direction is as long as a slice and told once; each slice has one number for it in every round until then.
+        # A direction is as long as a slice and sent once; each slice has one number for it in every round until then.
         return min(_LONGEST, isqrt(int(_TOLD * self.code_steps * weights)))
 
     def _sample(self, bucket: "_Bucket", mean: Tensor) -> None:
@@ -164,7 +164,7 @@ class GradiVeQ(Projected):
             layers, size, _ = moments.learnt.shape
             most = int(size * (1 / self.ratio - 1 / self.turns) / (1 - 1 / self.turns))
             basis, lost = learn(moments, self.loss, most) if most else (None, torch.zeros(layers))
-            # Layers that had no gradient tell no directions, and with as many as there are values nothing is saved.
+            # Layers that had no gradient give no directions, and with as many as there are values nothing is saved.
             saves = basis is not None and bool((lost < 1).any()) and basis.shape[2] < size
             learnt.append((basis, lost) if saves else (None, torch.zeros(layers)))
         return learnt
@@ -190,7 +190,7 @@ class GradiVeQ(Projected):
 
 
 class _Bucket:
-    """One bucket's state.
+    """Holds one bucket's state.
 
     Attributes:
         vector: its parts and their bases.
@@ -208,7 +208,7 @@ class _Bucket:
         self.moments: list[Moments] = []
 
     def renew(self, bases: list[Basis], lost: list[float]) -> None:
-        """Tell slices in these bases from now on."""
+        """Expresses slices in these bases from now on."""
         self.vector.bases, self.lost = bases, lost
         self.coding, self.rounds = True, 0
         self.moments = [Moments(_KEPT * each.learnt, _KEPT * each.held_out) for each in self.moments]
@@ -237,10 +237,10 @@ class _Bucket:
 def _share(
     vector: BucketBases, learnt: list[tuple[Basis, Tensor]] | None, device: torch.device, broadcast: Broadcast
 ) -> tuple[list[Basis], list[float]]:
-    """Rank 0's bases and losses, on every rank: first how many directions, then all numbers in one row."""
+    """Sends rank 0's bases and losses to every rank: first how many directions, then all numbers in one row."""
     convolutions = vector.convolutions
-    told = [0 if basis is None else basis.shape[2] for basis, _ in learnt or []] or [0] * len(convolutions)
-    directions = torch.tensor(told, device=device)
+    counts = [0 if basis is None else basis.shape[2] for basis, _ in learnt or []] or [0] * len(convolutions)
+    directions = torch.tensor(counts, device=device)
     broadcast(directions)
     sizes = [each.layers * each.size * count for each, count in zip(convolutions, directions.tolist(), strict=True)]
     layers = sum(each.layers for each in convolutions)

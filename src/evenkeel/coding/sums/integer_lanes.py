@@ -1,4 +1,4 @@
-"""Codes whose lanes are whole numbers: a scale for each block of lanes, and lanes of a few bits each in bytes.
+"""Handles lanes that are whole numbers: a scale for each block of them, and a few bits each in bytes.
 
 The wire form is one little-endian stream of bits: number i takes bits i * width to (i + 1) * width - 1, and bit b of
 the stream is bit b % 8 (from the lowest) of byte b // 8. Unused bits at the end are 0.
@@ -114,7 +114,7 @@ def most_workers(largest: int) -> int:
 
 
 class IntegerWire(Wire):
-    """Lanes that are whole numbers, in as few bits as hold them, and sums likewise.
+    """Writes whole numbers in as few bits as hold them, and their sums likewise.
 
     Args:
         bits: of a lane of a message.
@@ -154,7 +154,7 @@ class IntegerWire(Wire):
 
 
 def _group(width: int) -> tuple[int, int]:
-    """Smallest run of numbers that ends at a byte: (numbers, bytes)."""
+    """Gives the smallest run of numbers that ends at a byte: (numbers, bytes)."""
     if not 1 <= width <= _WIDEST:
         raise ConfigurationError(f"width: must be 1 to {_WIDEST} bits, found {width}")
     common = gcd(width, 8)
@@ -162,7 +162,7 @@ def _group(width: int) -> tuple[int, int]:
 
 
 def _overlaps(width: int) -> list[tuple[int, int, int]]:
-    """(number, byte, shift) for each byte of a group that holds a part of a number: byte |= number << shift."""
+    """Gives (number, byte, shift) for each byte of a group that holds a part of a number: byte |= number << shift."""
     per_group, _ = _group(width)
     return [
         (lane, byte, lane * width - 8 * byte)

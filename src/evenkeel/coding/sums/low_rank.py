@@ -1,4 +1,4 @@
-"""Matrices in a few directions of one of their sides, which the round before has found on the other side.
+"""Sends matrices in a few directions of one of their sides, which the round before has found on the other side.
 
 Source: Zhang, Zhang, Shi, Chu, Li, "Evaluation and Optimization of Gradient Compression for Distributed Deep Learning"
 (ICDCS 2023), whose ACP-SGD halves a step of Vogels, Karimireddy, Jaggi, "PowerSGD: Practical Low-Rank Gradient
@@ -26,10 +26,10 @@ __all__ = ["BucketFactors", "LowRank"]
 
 
 class LowRank(Projected):
-    """Each matrix's coefficients in `rank` directions, of its rows and of its columns in turn.
+    """Sends each matrix's coefficients in `rank` directions, of its rows and of its columns in turn.
 
     `arrange` says which parts of a bucket are matrices: parameters of two dimensions or more, `[shape[0], rest]`. A
-    round tells them in directions that all ranks share, so it is linear and takes one sum. What the mean was in them
+    round sends them in directions that all ranks share, so it is linear and takes one sum. What the mean was in them
     gives the directions of the other side, for the next round: an iteration of the power method, whose directions
     follow the strongest ones of the gradients as these change. Everything else travels in `inner` as it is.
 
@@ -62,7 +62,7 @@ class LowRank(Projected):
         return f"LowRank(rank={self.rank}, inner={self.inner!r}, min_ratio={self.min_ratio}, seed={self.seed})"
 
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
-        """Which shapes make up a bucket's vector, in order."""
+        """Takes the shapes that make up a bucket's vector, in order."""
         shapes = [tuple(shape) for shape in shapes]
         if bucket not in self._buckets:
             self._buckets[bucket] = self._first(bucket, shapes)
@@ -75,7 +75,7 @@ class LowRank(Projected):
             self._buckets[this_round.bucket].turn(flat(mean))
 
     def state_dict(self) -> dict[str, Any]:
-        """Each bucket's shapes, and the sides and directions of its matrices."""
+        """Gives each bucket's shapes, and the sides and directions of its matrices."""
         return {
             str(number): {
                 "shapes": bucket.shapes,
@@ -110,7 +110,7 @@ class LowRank(Projected):
 
 @dataclass(frozen=True)
 class Factored:
-    """One matrix of a bucket, and the directions that it is told in.
+    """Holds one matrix of a bucket, and the directions that it is expressed in.
 
     Attributes:
         start: where it begins in the vector.
@@ -129,12 +129,12 @@ class Factored:
 
     @property
     def coded_shape(self) -> tuple[int, int]:
-        """Of the coefficients: a row for each direction."""
+        """Gives the shape of the coefficients: a row for each direction."""
         return len(self.basis), self.rows if self.turned else self.columns
 
     @property
     def end(self) -> int:
-        """Where what follows begins in the vector."""
+        """Says where what follows begins in the vector."""
         return self.start + self.rows * self.columns
 
     def project(self, vector: Tensor, out: Tensor) -> None:
@@ -151,7 +151,7 @@ class Factored:
             torch.mm(basis.T, coded, out=matrix)
 
     def after(self, mean: Tensor) -> "Factored":
-        """The matrix told in the other side's directions: those that the round's mean has.
+        """Gives the matrix expressed in the other side's directions: those that the round's mean has.
 
         A mean that is zero or not finite has none; then nothing changes.
         """
@@ -166,7 +166,7 @@ class Factored:
 
 
 class BucketFactors(Projection):
-    """Where a bucket's matrices are, and the directions that they are told in at present.
+    """Knows where a bucket's matrices are, and the directions that they are expressed in at present.
 
     Parameters of two dimensions and more are matrices, `[shape[0], rest]`. Those that would not shrink enough, and all
     other parameters, stay as they are. The first directions are random.
@@ -194,12 +194,12 @@ class BucketFactors(Projection):
 
     @property
     def coded_length(self) -> int:
-        """Numbers of a projected vector."""
+        """Counts the numbers of a projected vector."""
         saved = sum(each.rows * each.columns - prod(each.coded_shape) for each in self.matrices)
         return self.length - saved
 
     def project(self, vector: Tensor) -> Tensor:
-        """The vector `[coded_length]` with the coefficients of each matrix in its place, direction by direction."""
+        """Gives the vector `[coded_length]` with each matrix's coefficients in its place, direction by direction."""
         coded = vector.new_empty(self.coded_length)
         for matrix, plain, there, here in self._parts():
             coded[there] = vector[plain]
@@ -208,7 +208,7 @@ class BucketFactors(Projection):
         return coded
 
     def expand(self, coded: Tensor) -> Tensor:
-        """The vector `[length]` that coefficients stand for."""
+        """Gives the vector `[length]` that coefficients stand for."""
         vector = coded.new_empty(self.length)
         for matrix, plain, there, here in self._parts():
             vector[plain] = coded[there]
@@ -217,7 +217,7 @@ class BucketFactors(Projection):
         return vector
 
     def turn(self, mean: Tensor) -> None:
-        """Every matrix is told in the other side's directions from now on: those of the round's mean."""
+        """Expresses every matrix in the other side's directions from now on: those of the round's mean."""
         self.matrices = [matrix.after(mean) for matrix in self.matrices]
 
     def restore(self, turned: Sequence[bool], bases: Sequence[Tensor]) -> None:
@@ -235,7 +235,7 @@ class BucketFactors(Projection):
         self.matrices = found
 
     def _parts(self) -> Iterator[tuple[Factored | None, slice, slice, slice]]:
-        """Each matrix, what stays as it is before it, both ways, and its coefficients; at last what is left."""
+        """Gives each matrix, what stays as it is before it, both ways, and its coefficients; at last what is left."""
         at = end = 0
         for matrix in self.matrices:
             here = at + matrix.start - end
@@ -246,6 +246,6 @@ class BucketFactors(Projection):
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """Orthonormal rows `[few, many]` that span those given; where these are too few, some others besides."""
+    """Gives orthonormal rows `[few, many]` that span those given; where these are too few, some others besides."""
     columns: Tensor = torch.linalg.qr(rows.T)[0]
     return columns.T.contiguous()

@@ -1,4 +1,4 @@
-"""Rotate, round to a table's levels, and add the table's numbers without decoding them.
+"""Rotates, rounds to a table's levels, and adds the table's numbers without decoding them.
 
 Source: Li, Ben Basat, Vargaftik, Lao, Xu, Mitzenmacher, Yu, "THC: Accelerating Distributed Deep Learning Using Tensor
 Homomorphic Compression" (NSDI 2024). Departures, each of which lowers the error at equal bits: blocks of 4096 with a
@@ -53,7 +53,7 @@ _BEST = {
 
 
 class PlainTHC(SumCode):
-    """Table numbers of rotated blocks: `bits` up, and sums of numbers up to `granularity` down.
+    """Sends places in a table for rotated blocks, `bits` each, and sums of the table's numbers down.
 
     Stated error, for what the rotation makes normal (most gradients; one-hot blocks are not): a vector's squared error
     is M^2 (rounding_error + clamp_error) a block (`thc_table`), M the largest norm of that block over the ranks. The
@@ -109,7 +109,7 @@ class PlainTHC(SumCode):
         )
 
     def measure(self, vector: Tensor, this_round: Round) -> Tensor:
-        """Norm of each block, `[blocks]`. The rotation keeps norms, so it can wait until after the exchange."""
+        """Gives each block's norm, `[blocks]`. The rotation keeps norms, so it can wait until after the exchange."""
         vector = flat(vector)
         blocks = block_count(vector.numel(), self.granule)
         # In float64, whose squares neither overflow nor vanish.
@@ -136,7 +136,7 @@ class PlainTHC(SumCode):
         return pack_bits((level + up).to(torch.uint8), self.bits)
 
     def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
-        """D H (2 sums - granularity count), times M t / (granularity size count)."""
+        """Gives D H (2 sums - granularity count), times M t / (granularity size count)."""
         check_scales(stats, length, self.granule)
         lanes = self.lanes(length, this_round)
         sums = self.wire(this_round.world).lanes_of(total, lanes)
@@ -151,11 +151,11 @@ class PlainTHC(SumCode):
         return mean.masked_fill(spread(cleared, length, self.granule), 0.0)
 
     def lanes(self, length: int, this_round: Round) -> int:
-        """One for each coordinate, and the padding of the last block."""
+        """Counts one for each coordinate, and the padding of the last block."""
         return padded_length(length, self.granule)
 
     def wire(self, world: int) -> IntegerWire:
-        """Places in the table up, sums of the table's numbers down."""
+        """Sends places in the table up, sums of the table's numbers down."""
         return TableWire(self.table, self.granule, world)
 
     def _steps(self, stats: Tensor, counts: Tensor, lanes: int) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ class PlainTHC(SumCode):
 
 
 class TableWire(IntegerWire):
-    """Messages of places in a table, whose numbers are what is added: whoever adds looks them up, and decodes nothing.
+    """Carries places in a table, whose numbers are what is added: whoever adds looks them up, and decodes nothing.
 
     Args:
         table: 2**bits rising numbers from 0 on.
@@ -187,7 +187,7 @@ class TableWire(IntegerWire):
 
 
 class _Lookup(NamedTuple):
-    """The table as tensors of one device.
+    """Holds the table as tensors of one device.
 
     Attributes:
         table: number of each level, `[levels]`.

@@ -19,7 +19,7 @@ Shapes = list[tuple[int, ...]]
 
 
 class Projection(ABC):
-    """A linear way from a bucket's vectors to fewer numbers, and back to vectors near them.
+    """Maps a bucket's vectors linearly to fewer numbers, and back to vectors near them.
 
     Attributes:
         shapes: of the parameters that make up a vector, in order.
@@ -32,19 +32,19 @@ class Projection(ABC):
     @property
     @abstractmethod
     def coded_length(self) -> int:
-        """Numbers of a projected vector."""
+        """Counts the numbers of a projected vector."""
 
     @abstractmethod
     def project(self, vector: Tensor) -> Tensor:
-        """The numbers `[coded_length]` for a vector, contiguous float32 `[length]`."""
+        """Gives the numbers `[coded_length]` for a vector, contiguous float32 `[length]`."""
 
     @abstractmethod
     def expand(self, coded: Tensor) -> Tensor:
-        """The vector `[length]` that numbers stand for."""
+        """Gives the vector `[length]` that numbers stand for."""
 
 
 class Projected(SumCode):
-    """A code whose messages are those of `inner` for a vector's projection.
+    """Sends the messages of `inner` for a vector's projection.
 
     A bucket that there is no projection for travels in `inner` as it is.
 
@@ -73,22 +73,22 @@ class Projected(SumCode):
 
     @abstractmethod
     def _projection(self, bucket: int) -> Projection | None:
-        """The bucket's, in its next round; None where the bucket was not arranged."""
+        """Gives the bucket's, in its next round; None where the bucket was not arranged."""
 
     def measure(self, vector: Tensor, this_round: Round) -> Tensor:
-        """What the inner code measures of the projection."""
+        """Gives what the inner code measures of the projection."""
         return self.inner.measure(self._project(vector, None, this_round).coded, this_round)
 
     def measure_owed(self, vector: Tensor, memory: Tensor, this_round: Round) -> Tensor:
-        """The same of vector + memory."""
+        """Does the same for vector + memory."""
         return self.inner.measure(self._project(vector, memory, this_round).coded, this_round)
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The inner code's message for the projection."""
+        """Gives the inner code's message for the projection."""
         return self.inner.encode(self._projected(vector, None, this_round).coded, stats, this_round)
 
     def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The same of vector + memory, projected once for both `measure_owed` and this."""
+        """Does the same for vector + memory, projected once for both `measure_owed` and this."""
         projected = self._projected(vector, memory, this_round)
         message = self.inner.encode(projected.coded, stats, this_round)
         lanes = self.inner.lanes(projected.coded.numel(), this_round)
@@ -97,17 +97,17 @@ class Projected(SumCode):
         return message
 
     def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
-        """The vector that the mean projection stands for."""
+        """Gives the vector that the mean projection stands for."""
         coded = self.inner.decode(total, stats, self._coded_length(length, this_round), this_round)
         projection = self._projection(this_round.bucket)
         return coded if projection is None else projection.expand(coded)
 
     def lanes(self, length: int, this_round: Round) -> int:
-        """The inner code's, of as many numbers as a projection has in the bucket's next round."""
+        """Counts the inner code's, of as many numbers as a projection has in the bucket's next round."""
         return self.inner.lanes(self._coded_length(length, this_round), this_round)
 
     def wire(self, world: int) -> Wire:
-        """The inner code's."""
+        """Asks the inner code."""
         return self.inner.wire(world)
 
     def _checked(self, length: int, this_round: Round) -> Projection | None:
@@ -131,7 +131,7 @@ class Projected(SumCode):
         return measured
 
     def _projected(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_Measured":
-        """What the measurement before has projected, if it was of the same numbers; kept no longer."""
+        """Gives what the measurement before has projected, if it was of the same numbers; keeps it no longer."""
         found = self._measured.pop(this_round.bucket, None)
         if found is None or (found.this_round, found.vector, found.memory) != (
             this_round,
@@ -148,7 +148,7 @@ _Contents = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What was measured in a round, for its encoding.
+    """Keeps what was measured in a round, for its encoding.
 
     Attributes:
         this_round: the round's.
@@ -168,7 +168,7 @@ class _Measured:
 
 
 def _contents(tensor: Tensor | None) -> _Contents:
-    """What differs between tensors that are another or have been written to since."""
+    """Gives what differs between tensors that are another or have been written to since."""
     if tensor is None:
         return ()
     version = -1 if tensor.is_inference() else tensor._version
@@ -176,7 +176,7 @@ def _contents(tensor: Tensor | None) -> _Contents:
 
 
 def check_arrangement(bucket: int, known: Sequence[tuple[int, ...]], shapes: Sequence[tuple[int, ...]]) -> None:
-    """CodeError unless a bucket is arranged as it was before."""
+    """Raises a CodeError unless a bucket is arranged as it was before."""
     if list(known) != list(shapes):
         raise CodeError(
             f"bucket {bucket} was arranged as {list(known)} before and now as {list(shapes)}: "

@@ -1,4 +1,4 @@
-"""The randomised Hadamard rotation, block by block: spreads each block's energy evenly over its coordinates.
+"""Rotates block by block, by the randomised Hadamard transform: spreads a block's energy evenly over its coordinates.
 
 After it a block's coordinates look like N(0, |block|^2 / size), whatever they were before, so one table of levels fits
 all blocks. The signs come from a key, which all ranks share and which changes with every step.
@@ -19,13 +19,13 @@ def signs_key(seed: int, this_round: Round) -> int:
 
 
 def padded_length(length: int, block: int) -> int:
-    """Lanes of the blocks of `length` coordinates: full ones, and the rest padded to the next power of two."""
+    """Counts the lanes of `length` coordinates: full blocks, and the rest padded to the next power of two."""
     whole, rest = divmod(length, block)
     return whole * block + (1 << (rest - 1).bit_length() if rest else 0)
 
 
 def hadamard(lanes: Tensor, block: int) -> Tensor:
-    """Each block times the Walsh-Hadamard matrix of ones and minus ones: float32 `[padded_length]`.
+    """Multiplies each block by the Walsh-Hadamard matrix of ones and minus ones: float32 `[padded_length]`.
 
     Not normalised: twice is `size` times once. The butterflies go from neighbours outwards, (a, b) -> (a + b, a - b)
     at distance 1, 2, 4, ...; that order fixes every rounding, so kernels that keep it agree bit for bit.
@@ -36,12 +36,12 @@ def hadamard(lanes: Tensor, block: int) -> Tensor:
 
 
 def rotate(lanes: Tensor, block: int, secret: int) -> Tensor:
-    """H D x for each block x of padded lanes; D holds random signs from `secret`."""
+    """Gives H D x for each block x of padded lanes; D holds random signs from `secret`."""
     return hadamard(lanes * signs(lanes.numel(), secret, lanes.device), block)
 
 
 def rotate_back(lanes: Tensor, block: int, secret: int) -> Tensor:
-    """D H x: what undoes `rotate`, but for the factor `size` of each block."""
+    """Gives D H x, which undoes `rotate`, but for the factor `size` of each block."""
     return hadamard(lanes, block) * signs(lanes.numel(), secret, lanes.device)
 
 

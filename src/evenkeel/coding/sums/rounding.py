@@ -16,13 +16,13 @@ _MASK = 0xFFFFFFFF
 
 
 def check_rounding(rounding: str) -> None:
-    """ConfigurationError unless there is such a rounding."""
+    """Raises a ConfigurationError unless there is such a rounding."""
     if rounding not in get_args(Rounding):
         raise ConfigurationError(f"rounding: must be one of {', '.join(get_args(Rounding))}, found {rounding!r}")
 
 
 def thresholds(rounding: Rounding, length: int, seed: int, this_round: Round, device: torch.device) -> Tensor:
-    """Thresholds u, float32 `[length]`: a share f of the way to the next level is rounded up if u < f.
+    """Gives thresholds u, float32 `[length]`: a share f of the way to the next level is rounded up if u < f.
 
     - `nearest`: u = 1/2. Least error of one vector, but its bias does not average out over workers.
     - `stochastic`: u uniform in [0, 1), independent over ranks. Unbiased.
@@ -48,12 +48,12 @@ def thresholds(rounding: Rounding, length: int, seed: int, this_round: Round, de
 
 
 def rank_order(seed: int, this_round: Round) -> int:
-    """Where this rank stands in the round's random order of ranks, 0..world-1; all ranks use the same order."""
+    """Says where this rank stands in the round's random order of ranks, 0..world-1; all ranks use the same order."""
     base = key(seed, this_round.step, this_round.bucket, Stream.ORDER)
     lots = [mix(base ^ rank) for rank in range(this_round.world)]  # all different, since `mix` is one to one
     return sum(lot < lots[this_round.rank] for lot in lots)
 
 
 def float32(number: float) -> float:
-    """`number`, rounded to what float32 holds: so that kernels in any language multiply by the same constant."""
+    """Rounds a number to what float32 holds, so that kernels in any language multiply by the same constant."""
     return float(torch.tensor(number, dtype=torch.float32))

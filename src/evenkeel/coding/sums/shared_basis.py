@@ -1,4 +1,4 @@
-"""A few directions that hold most of the energy of many vectors, and how many of them that takes."""
+"""Finds a few directions that hold most of the energy of many vectors, and how many of them that takes."""
 
 from typing import Self
 
@@ -24,7 +24,7 @@ class Moments:
 
     @classmethod
     def none(cls, layers: int, size: int, device: torch.device) -> Self:
-        """Those of no vectors yet."""
+        """Gives those of no vectors yet."""
         return cls(*(torch.zeros(layers, size, size, device=device) for _ in range(2)))
 
     def add(self, vectors: Tensor, hold_out: bool) -> None:

@@ -18,7 +18,7 @@ __all__ = ["THC"]
 
 
 class THC(PlainTHC):
-    """THC: 4 bits up for each coordinate, and sums of table numbers down. `PlainTHC` says how, and what settings do.
+    """Does what `PlainTHC` does, by kernels where there are any.
 
     Args:
         bits: sent up for each coordinate, 1 to 8.
@@ -35,7 +35,7 @@ class THC(PlainTHC):
     name: Final = "thc"
 
     def measure(self, vector: Tensor, this_round: Round) -> Tensor:
-        """The same, but for the last bits, which depend on the order of adding."""
+        """Gives the same, but for the last bits, which depend on the order of adding."""
         vector = flat(vector)
         kernels = fast(vector)
         if kernels is None:
@@ -43,7 +43,7 @@ class THC(PlainTHC):
         return usable(kernels.squares(vector, None, self.granule).sqrt())
 
     def measure_owed(self, vector: Tensor, memory: Tensor, this_round: Round) -> Tensor:
-        """The same of vector + memory, without their sum between."""
+        """Does the same for vector + memory, without their sum between."""
         vector = flat(vector)
         kernels = fast(vector, memory)
         if kernels is None or memory.shape != vector.shape:
@@ -51,7 +51,7 @@ class THC(PlainTHC):
         return usable(kernels.squares(vector, memory, self.granule).sqrt())
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The same, in one pass."""
+        """Gives the same, in one pass."""
         vector = flat(vector)
         kernels = self._kernels(this_round, vector, stats)
         if kernels is None:
@@ -61,7 +61,7 @@ class THC(PlainTHC):
         return kernels.encode_packed(vector, inverse(stats), lanes, self._coder(this_round))
 
     def encode_owed(self, vector: Tensor, memory: Tensor, stats: Tensor, this_round: Round) -> Tensor:
-        """The same of vector + memory, and what is left in memory, all in one pass."""
+        """Does the same for vector + memory, and leaves the rest in memory, all in one pass."""
         vector = flat(vector)
         kernels = self._kernels(this_round, vector, memory, stats)
         if kernels is None or memory.shape != vector.shape:
@@ -72,7 +72,7 @@ class THC(PlainTHC):
         return kernels.encode_owed(vector, memory, inverse(stats), step, lanes, self._coder(this_round))
 
     def decode(self, total: Total, stats: Tensor, length: int, this_round: Round) -> Tensor:
-        """The same, from lanes or straight from bytes, in one pass."""
+        """Gives the same, from lanes or straight from bytes, in one pass."""
         sums, lanes, wire = total.sums, self.lanes(length, this_round), self.wire(this_round.world)
         kernels = self._kernels(this_round, stats)
         fits = sums.shape == (wire.total_bytes(lanes) if total.packed else lanes,)
@@ -87,7 +87,7 @@ class THC(PlainTHC):
         return kernels.decode(sums, *blocks, length, self.granule, secret)
 
     def wire(self, world: int) -> "_KernelWire":
-        """The same bytes and sums."""
+        """Gives the same bytes and sums."""
         return _KernelWire(self.table, self.granule, world)
 
     def _kernels(self, this_round: Round, *tensors: Tensor) -> Kernels | None:
@@ -105,7 +105,7 @@ class _KernelWire(TableWire):
         return super().unpack(message, lanes) if kernels is None else self._sums(kernels, [message], lanes)
 
     def add(self, messages: Sequence[Tensor], lanes: int) -> Tensor:
-        """The sums, without the messages' lanes between."""
+        """Adds without the messages' lanes between."""
         kernels = self._kernels(messages, lanes)
         return super().add(messages, lanes) if kernels is None else self._sums(kernels, messages, lanes)
 

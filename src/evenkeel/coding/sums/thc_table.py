@@ -1,4 +1,4 @@
-"""The levels to which THC rounds a standard normal number, and what they cost: exact, by dynamic programming.
+"""Finds the levels to which THC rounds a standard normal number, and what they cost: exactly, by dynamic programming.
 
 A table T of 2**bits rising whole numbers, T[0] = 0 and T[-1] = g (the granularity), stands for the levels
 q_k = -t + (2 t / g) T[k]. Only whole T can be added without being decoded first. Rounding z in q_k..q_{k+1} to either
@@ -25,7 +25,7 @@ _TIE = 1e-13
 
 
 def clip(p: float) -> float:
-    """Where to clip: t with P(|z| > t) = p for z of N(0, 1).
+    """Says where to clip: at t with P(|z| > t) = p for z of N(0, 1).
 
     Raises:
         ConfigurationError: `p` is not between 0 and 1.
@@ -37,7 +37,7 @@ def clip(p: float) -> float:
 
 @lru_cache(maxsize=64)
 def table(bits: int, granularity: int, p: float) -> tuple[int, ...]:
-    """The best table of 2**bits numbers from 0 to `granularity`, for levels in -clip(p)..clip(p).
+    """Finds the best table of 2**bits numbers from 0 to `granularity`, for levels in -clip(p)..clip(p).
 
     O(2**bits * granularity**2): a millisecond for 4 bits, under a second for 8.
 
@@ -66,19 +66,19 @@ def table(bits: int, granularity: int, p: float) -> tuple[int, ...]:
 
 
 def rounding_error(numbers: tuple[int, ...], p: float) -> float:
-    """Expected variance of unbiased rounding of z in -t..t to these levels (z beyond counts nothing)."""
+    """Gives the expected variance of unbiased rounding of z in -t..t to these levels (z beyond counts nothing)."""
     cost = _costs(numbers[-1], clip(p))
     return float(sum(cost[low, high] for low, high in pairwise(numbers)))
 
 
 def clamp_error(p: float) -> float:
-    """Expected squared distance of z from -t..t: 2 ((1 + t^2) Q(t) - t phi(t)), Q the upper tail of N(0, 1)."""
+    """Gives z's expected squared distance from -t..t: 2 ((1 + t^2) Q(t) - t phi(t)), Q the upper tail of N(0, 1)."""
     t = clip(p)
     return 2 * ((1 + t * t) * erfc(t / sqrt(2)) / 2 - t * exp(-t * t / 2) / sqrt(2 * pi))
 
 
 def _costs(granularity: int, t: float) -> NDArray[np.float64]:
-    """cost[a, c]: expected variance between neighbouring levels a and c (infinite unless a < c).
+    """Gives cost[a, c]: the expected variance between neighbouring levels a and c (infinite unless a < c).
 
     Int_a^c (z - a)(c - z) phi(z) dz = -I2 + (a + c) I1 - a c I0, with I_k = Int_a^c z^k phi(z) dz.
     """

@@ -1,4 +1,4 @@
-"""The exchanges that reducers are built from, over a group of ranks.
+"""Defines the exchanges that reducers are built from, over a group of ranks.
 
 All ranks call them in the same order, with tensors of the same shape and type, and get the same bits back. They block.
 Each counts the bytes that its rank puts on the wire. A peer that goes away or stays silent surfaces as ReducerError
@@ -14,7 +14,7 @@ __all__ = ["Collectives", "broadcast_sends", "ring_bytes", "swap_bytes"]
 
 
 class Collectives(ABC):
-    """Exchanges between the ranks of one group.
+    """Exchanges tensors between the ranks of one group.
 
     Attributes:
         sent_bytes: what this rank has sent so far, as the algorithm sends it (a ring for `largest` and `add`, direct
@@ -28,24 +28,24 @@ class Collectives(ABC):
     @property
     @abstractmethod
     def rank(self) -> int:
-        """Number of this rank in the group, 0 up."""
+        """Gives the number of this rank in the group, 0 up."""
 
     @property
     @abstractmethod
     def world(self) -> int:
-        """How many ranks the group has."""
+        """Counts the ranks of the group."""
 
     @abstractmethod
     def largest(self, values: Tensor) -> Tensor:
-        """Largest of all ranks' `values`, elementwise. NaN may or may not win: send something that orders."""
+        """Gives the largest of all ranks' `values`, elementwise. NaN may or may not win: send something that orders."""
 
     @abstractmethod
     def add(self, values: Tensor) -> Tensor:
-        """Sum of all ranks' `values`, elementwise, in their own type."""
+        """Adds all ranks' `values`, elementwise, in their own type."""
 
     @abstractmethod
     def swap(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """What every rank has for this one.
+        """Gives what every rank has for this one.
 
         Args:
             parts: one row for each rank, all of one type; part r goes to rank r. Some may be empty.
@@ -54,10 +54,10 @@ class Collectives(ABC):
 
     @abstractmethod
     def broadcast(self, values: Tensor) -> None:
-        """Overwrite `values` with those of rank 0."""
+        """Overwrites `values` with those of rank 0."""
 
     def gather(self, row: Tensor, sizes: Sequence[int] | None = None) -> list[Tensor]:
-        """All ranks' rows.
+        """Gives all ranks' rows.
 
         Args:
             row: this rank's.
@@ -67,20 +67,20 @@ class Collectives(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the connections. Peers that still wait get an error."""
+        """Lets go of the connections. Peers that still wait get an error."""
 
 
 def ring_bytes(values: Tensor, world: int) -> int:
-    """What a rank sends when a ring of `world` ranks reduces `values` on all of them."""
+    """Counts what a rank sends when a ring of `world` ranks reduces `values` on all of them."""
     size: int = values.numel() * values.element_size()
     return 2 * (world - 1) * size // world
 
 
 def swap_bytes(parts: Sequence[Tensor], rank: int) -> int:
-    """What `rank` sends in a swap: all parts but its own."""
+    """Counts what `rank` sends in a swap: all parts but its own."""
     return sum(part.numel() * part.element_size() for to, part in enumerate(parts) if to != rank)
 
 
 def broadcast_sends(rank: int, world: int) -> int:
-    """To how many ranks `rank` passes on what rank 0 broadcasts along a binomial tree."""
+    """Counts the ranks to which `rank` passes on what rank 0 broadcasts along a binomial tree."""
     return sum(rank < 1 << bit and rank + (1 << bit) < world for bit in range(world.bit_length()))

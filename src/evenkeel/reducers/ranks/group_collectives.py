@@ -1,4 +1,4 @@
-"""The exchanges over a process group of torch.distributed: Gloo or NCCL."""
+"""Exchanges over a process group of torch.distributed: Gloo or NCCL."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -56,26 +56,26 @@ class GroupCollectives(Collectives):
 
     @property
     def rank(self) -> int:
-        """Number of this rank in the group, 0 up."""
+        """Gives the number of this rank in the group, 0 up."""
         _need_process_group()
         return int(dist.get_rank(self._given))
 
     @property
     def world(self) -> int:
-        """How many ranks the group has."""
+        """Counts the ranks of the group."""
         _need_process_group()
         return int(dist.get_world_size(self._given))
 
     def largest(self, values: Tensor) -> Tensor:
-        """Largest of all ranks' `values`, elementwise."""
+        """Gives the largest of all ranks' `values`, elementwise."""
         return self._all_reduce(values, dist.ReduceOp.MAX)
 
     def add(self, values: Tensor) -> Tensor:
-        """Sum of all ranks' `values`, elementwise, in their own type."""
+        """Adds all ranks' `values`, elementwise, in their own type."""
         return self._all_reduce(values, dist.ReduceOp.SUM)
 
     def swap(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """What every rank has for this one: part r goes to rank r, `sizes[r]` elements come from it."""
+        """Gives what every rank has for this one: part r goes to rank r, `sizes[r]` elements come from it."""
         sent = torch.cat(list(parts))
         received = sent.new_empty(sum(sizes))
         lengths = [part.numel() for part in parts]
@@ -86,7 +86,7 @@ class GroupCollectives(Collectives):
         return list(torch.split(received, list(sizes)))
 
     def gather(self, row: Tensor, sizes: Sequence[int] | None = None) -> list[Tensor]:
-        """All ranks' rows; long ones along a ring, where nobody is sent to by all others at once."""
+        """Gives all ranks' rows; long ones along a ring, where nobody is sent to by all others at once."""
         sizes = list(sizes or [row.numel()] * self.world)
         longest = max(sizes)
         if longest * row.element_size() < _RING_BYTES:
@@ -98,7 +98,7 @@ class GroupCollectives(Collectives):
         return [each[:size] for each, size in zip(rows, sizes, strict=True)]
 
     def broadcast(self, values: Tensor) -> None:
-        """Overwrite `values` with those of rank 0."""
+        """Overwrites `values` with those of rank 0."""
         root = 0 if self._given is None else dist.get_global_rank(self._given, 0)
         whole = values.contiguous()
         self._run(lambda group: dist.broadcast(whole, root, group=group, async_op=True), whole)
@@ -106,7 +106,7 @@ class GroupCollectives(Collectives):
         self.sent_bytes += broadcast_sends(self.rank, self.world) * whole.numel() * whole.element_size()
 
     def close(self) -> None:
-        """Close the connections, unless the group was given; peers that still wait for this rank get an error."""
+        """Closes the connections, unless the group was given; peers that still wait for this rank get an error."""
         self._broken = self._broken or "the reducer was closed"
         if self._given is None:
             self._drop()
@@ -162,7 +162,7 @@ class GroupCollectives(Collectives):
 
 
 def collectives_over(over: Collectives | dist.ProcessGroup | None, timeout_s: float) -> Collectives:
-    """The ranks that are given, or those of a group; of a new group of all ranks by default."""
+    """Gives the ranks that are given, or those of a group; of a new group of all ranks by default."""
     return over if isinstance(over, Collectives) else GroupCollectives(over, timeout_s=timeout_s)
 
 

@@ -1,4 +1,4 @@
-"""Ranks of one Gloo group as processes of this machine: for tests, examples and measurements."""
+"""Runs ranks of one Gloo group as processes of this machine: for tests, examples and measurements."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ __all__ = ["local_ranks"]
 
 
 def local_ranks(world: int, work: Callable[..., Any], *args: Any, timeout_s: float = 60.0) -> list[Any]:
-    """What `work(*args)` gives on each of `world` ranks; None for a rank whose process ended without saying anything.
+    """Gives what `work(*args)` gives on each of `world` ranks; None for a rank whose process ended without an answer.
 
     Each rank is a process with one thread and an initialised default process group. All of them have ended on return.
 

@@ -1,4 +1,4 @@
-"""One thread that does what it is given in the order it was given."""
+"""Does jobs in one thread, in the order they were given."""
 
 import atexit
 import queue
@@ -46,7 +46,7 @@ class OrderedThread:
         self._end = weakref.finalize(self, _end, self._jobs, thread, at_end)
 
     def submit(self, job: Callable[[], Tensor], device: torch.device) -> "Future[Tensor]":
-        """What `job` will give; its error, if it raises one.
+        """Gives what `job` will give; its error, if it raises one.
 
         Args:
             job: runs in the thread. On a GPU it runs on a stream of its own, behind what the caller's stream does now.
@@ -68,7 +68,7 @@ class OrderedThread:
         return future
 
     def close(self) -> None:
-        """End the thread once the jobs so far are done; waits for them a few seconds."""
+        """Ends the thread once the jobs so far are done; waits for them a few seconds."""
         self._end()
 
     def _on_stream(self, job: Callable[[], Tensor], future: "Future[Tensor]", device: torch.device, ready: Any) -> None:
@@ -108,7 +108,7 @@ def _end(jobs: Jobs, thread: threading.Thread, at_end: Callable[[], None]) -> No
 
 @atexit.register
 def _end_all() -> None:
-    """Wait for every thread at the interpreter's end.
+    """Waits for every thread at the interpreter's end.
 
     Those too whose object is gone: a job may have held the last reference to it, so that the end came in the thread
     itself, which nobody waited for.

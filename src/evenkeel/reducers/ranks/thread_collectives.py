@@ -1,4 +1,4 @@
-"""The exchanges between threads of one process: for laws, tests and simulations, without a network."""
+"""Exchanges between threads of one process: for laws, tests and simulations, without a network."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 @dataclass
 class _Meeting:
-    """One exchange: what each rank brought, and how many have taken it."""
+    """Holds one exchange: what each rank brought, and how many have taken it."""
 
     brought: dict[int, Any] = field(default_factory=dict)
     taken: int = 0
@@ -27,7 +27,7 @@ class _Meeting:
 
 @dataclass
 class _Room:
-    """Where the ranks meet."""
+    """Holds what the ranks meet over."""
 
     world: int
     timeout_s: float
@@ -37,7 +37,7 @@ class _Room:
 
 
 class ThreadCollectives(Collectives):
-    """One rank's side of exchanges between threads; made by `thread_collectives`."""
+    """Is one rank's side of exchanges between threads; `thread_collectives` makes it."""
 
     def __init__(self, room: _Room, rank: int) -> None:
         self.sent_bytes = 0
@@ -49,26 +49,26 @@ class ThreadCollectives(Collectives):
 
     @property
     def rank(self) -> int:
-        """Number of this rank in the group, 0 up."""
+        """Gives the number of this rank in the group, 0 up."""
         return self._rank
 
     @property
     def world(self) -> int:
-        """How many ranks the group has."""
+        """Counts the ranks of the group."""
         return self._room.world
 
     def largest(self, values: Tensor) -> Tensor:
-        """Largest of all ranks' `values`, elementwise."""
+        """Gives the largest of all ranks' `values`, elementwise."""
         self.sent_bytes += ring_bytes(values, self.world)
         return torch.stack(self._meet(values.clone())).amax(0)
 
     def add(self, values: Tensor) -> Tensor:
-        """Sum of all ranks' `values`, elementwise, in their own type."""
+        """Adds all ranks' `values`, elementwise, in their own type."""
         self.sent_bytes += ring_bytes(values, self.world)
         return torch.stack(self._meet(values.clone())).sum(0, dtype=values.dtype)
 
     def swap(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """What every rank has for this one: part r goes to rank r, `sizes[r]` elements come from it."""
+        """Gives what every rank has for this one: part r goes to rank r, `sizes[r]` elements come from it."""
         self.sent_bytes += swap_bytes(parts, self._rank)
         received = [theirs[self._rank] for theirs in self._meet([part.clone() for part in parts])]
         if [part.numel() for part in received] != list(sizes):
@@ -76,12 +76,12 @@ class ThreadCollectives(Collectives):
         return received
 
     def broadcast(self, values: Tensor) -> None:
-        """Overwrite `values` with those of rank 0."""
+        """Overwrites `values` with those of rank 0."""
         self.sent_bytes += broadcast_sends(self._rank, self.world) * values.numel() * values.element_size()
         values.copy_(self._meet(values.clone())[0])
 
     def close(self) -> None:
-        """Leave the room; the others' exchanges fail from now on."""
+        """Leaves the room; the others' exchanges fail from now on."""
         self._broken = self._broken or "the reducer was closed"
         with self._room.changed:
             self._room.left.add(self._rank)
@@ -117,7 +117,7 @@ class ThreadCollectives(Collectives):
 
 
 def thread_collectives(world: int, *, timeout_s: float = 30.0) -> list[ThreadCollectives]:
-    """The sides of `world` ranks that exchange within this process, each to be used by a thread of its own.
+    """Gives the sides of `world` ranks that exchange within this process, each to be used by a thread of its own.
 
     Args:
         world: how many ranks.

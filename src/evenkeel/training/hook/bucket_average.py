@@ -119,8 +119,8 @@ def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stop
     lanes = code.lanes(vector.numel(), this_round)
     tally.encode(watch.lap())
     if plan.step % _STEPS_PER_SAMPLE == 0:
-        told = code.decode(Total(wire.unpack(message, lanes), 1), stats, vector.numel(), this_round)
-        _sample_error(code, vector, told, this_round, tally)
+        decoded = code.decode(Total(wire.unpack(message, lanes), 1), stats, vector.numel(), this_round)
+        _sample_error(code, vector, decoded, this_round, tally)
         watch.lap()
     total = reducer.total(wire, message, lanes, this_round)
     tally.add_up(watch.lap())
@@ -133,10 +133,10 @@ def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stop
     tally.decode(watch.lap())
 
 
-def _sample_error(code: SumCode, vector: Tensor, told: Tensor, this_round: Round, tally: Meter) -> None:
-    error = code.memory(this_round.bucket) if isinstance(code, ErrorFeedback) else vector - told
+def _sample_error(code: SumCode, vector: Tensor, decoded: Tensor, this_round: Round, tally: Meter) -> None:
+    error = code.memory(this_round.bucket) if isinstance(code, ErrorFeedback) else vector - decoded
     assert error is not None
-    error_energy, energy = float(error.norm()) ** 2, float((told + error).norm()) ** 2
+    error_energy, energy = float(error.norm()) ** 2, float((decoded + error).norm()) ** 2
     if isfinite(energy) and isfinite(error_energy):
         tally.error_energy += error_energy
         tally.energy += energy

@@ -27,7 +27,7 @@ _off = False
 
 
 class Kernels(Protocol):
-    """What a module of kernels offers. Tensors are contiguous and on the module's device.
+    """Says what a module of kernels offers. Tensors are contiguous and on the module's device.
 
     Attributes:
         LARGEST_BLOCK: that it can encode and decode.
@@ -36,17 +36,17 @@ class Kernels(Protocol):
     LARGEST_BLOCK: int
 
     def encode_packed(self, vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
-        """Packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a float32 vector whose blocks are times `inverse`."""
+        """Gives packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a float32 vector, blocks times `inverse`."""
 
     def encode_owed(
         self, vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder
     ) -> Tensor:
-        """`encode_packed` of vector + memory. In memory stays that less what the message says, in steps of `step`."""
+        """Encodes vector + memory likewise. In memory stays that less what the message says, in steps of `step`."""
 
     def decode(
         self, total: Tensor, middle: Tensor, step: Tensor, cleared: Tensor, length: int, block: int, signs: int
     ) -> Tensor:
-        """Rotated back, float32 `[length]`: 2 * total - middle, times step; zeros where a block is cleared."""
+        """Rotates 2 * total - middle back, times step, to float32 `[length]`; zeros where a block is cleared."""
 
     def decode_packed(
         self,
@@ -59,26 +59,26 @@ class Kernels(Protocol):
         block: int,
         signs: int,
     ) -> Tensor:
-        """The same of a total that is packed, `width` bits each."""
+        """Does the same for a total that is packed, `width` bits each."""
 
     def add_packed(self, parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, table: tuple[int, ...]) -> Tensor:
-        """Sums of table numbers, `[lanes]`, of packed levels."""
+        """Adds the table's numbers, `[lanes]`, of packed levels."""
 
     def pack_bits(self, numbers: Tensor, width: int) -> Tensor:
-        """As `integer_lanes.pack_bits`, of uint8 or int32 numbers."""
+        """Does what `integer_lanes.pack_bits` does, for uint8 or int32 numbers."""
 
     def unpack_bits(self, packed: Tensor, width: int, length: int) -> Tensor:
-        """As `integer_lanes.unpack_bits`."""
+        """Does what `integer_lanes.unpack_bits` does."""
 
     def squares(self, vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
-        """The sum of squares of each block of vector + memory, float64 `[blocks]`.
+        """Adds the squares of each block of vector + memory, float64 `[blocks]`.
 
         It may differ from the twin's in its last bits.
         """
 
 
 def fast(*tensors: Tensor, types: tuple[torch.dtype, ...] = (torch.float32,)) -> Kernels | None:
-    """Kernels for these tensors; None where the twin has to do.
+    """Gives the kernels for these tensors; None where the twin has to do.
 
     Args:
         tensors: that the kernels would read.
@@ -93,7 +93,7 @@ def fast(*tensors: Tensor, types: tuple[torch.dtype, ...] = (torch.float32,)) ->
 
 @contextmanager
 def twins_only() -> Iterator[None]:
-    """No kernels, in any thread, inside this `with`: to compare with them."""
+    """Turns kernels off, in all threads, inside this `with`: to compare with them."""
     global _off
     before, _off = _off, True
     try:

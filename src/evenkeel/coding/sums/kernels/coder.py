@@ -1,4 +1,4 @@
-"""All that a kernel has to know to encode for a THC code in one round, as plain numbers."""
+"""Holds all that a kernel has to know to encode for a THC code in one round, as plain numbers."""
 
 from functools import lru_cache
 from itertools import pairwise
@@ -13,7 +13,7 @@ __all__ = ["Coder", "coder_of"]
 
 
 class Coder(NamedTuple):
-    """The code's settings and the round's keys.
+    """Holds the code's settings and the round's keys.
 
     Attributes:
         block: coordinates rotated together.
@@ -50,7 +50,7 @@ class Coder(NamedTuple):
 def coder_of(
     table: tuple[int, ...], clip: float, rounding: Rounding, block: int, seed: int, this_round: Round
 ) -> Coder:
-    """What to encode with, given a THC code's settings and whose turn it is."""
+    """Gives what to encode with, from a THC code's settings and whose turn it is."""
     granularity = table[-1]
     half = granularity / 2
     return Coder(

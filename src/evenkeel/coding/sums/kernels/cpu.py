@@ -1,4 +1,4 @@
-"""The kernels for CPU tensors: memory for the results, and the loops of `loops.py` over it."""
+"""Runs the kernels for CPU tensors: makes memory for the results, and the loops of `loops.py` fill it."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -28,7 +28,7 @@ LARGEST_BLOCK = 1 << 30
 
 
 def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
-    """Packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a vector whose blocks are to be multiplied by `inverse`."""
+    """Gives packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a float32 vector, blocks times `inverse`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8)
     arguments = vector.numpy(), inverse.numpy(), _typed(coder), packed.numpy()
     share_out(loops.encode_packed, inverse.numel(), coder.block, *arguments)
@@ -36,7 +36,7 @@ def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> 
 
 
 def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder) -> Tensor:
-    """`encode_packed` of vector + memory. In memory stays that less what the message says, in steps of `step`."""
+    """Encodes vector + memory likewise. In memory stays that less what the message says, in steps of `step`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8)
     scales = inverse.numpy(), step.numpy()
     arguments = vector.numpy(), memory.numpy(), *scales, _typed(coder), packed.numpy()
@@ -45,7 +45,7 @@ def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, l
 
 
 def decode(total: Tensor, middle: Tensor, step: Tensor, cleared: Tensor, length: int, block: int, signs: int) -> Tensor:
-    """Rotated back, float32 `[length]`: 2 * total - middle, times step; zeros where a block is cleared."""
+    """Rotates 2 * total - middle back, times step, to float32 `[length]`; zeros where a block is cleared."""
     mean = torch.empty(length)
     arguments = total.numpy(), *_blocks(middle, step, cleared), block, np.uint32(signs), mean.numpy()
     share_out(loops.decode_lanes, step.numel(), block, *arguments)
@@ -62,7 +62,7 @@ def decode_packed(
     block: int,
     signs: int,
 ) -> Tensor:
-    """The same of a total that is packed, `width` bits each."""
+    """Does the same for a total that is packed, `width` bits each."""
     mean = torch.empty(length)
     arguments = packed.numpy(), width, *_blocks(middle, step, cleared), block, np.uint32(signs), mean.numpy()
     share_out(loops.decode_packed, step.numel(), block, *arguments)
@@ -70,7 +70,7 @@ def decode_packed(
 
 
 def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, table: tuple[int, ...]) -> Tensor:
-    """Sums of table numbers, `[lanes]`, of packed levels."""
+    """Adds the table's numbers, `[lanes]`, of packed levels."""
     total = torch.empty(lanes, dtype=lane_type)
     bits = len(table).bit_length() - 1
     arguments = torch.stack(list(parts)).numpy(), bits, *_numbers(table, total.numpy().dtype), total.numpy()
@@ -79,7 +79,7 @@ def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, tabl
 
 
 def pack_bits(numbers: Tensor, width: int) -> Tensor:
-    """As `integer_lanes.pack_bits`, of uint8 or int32 numbers."""
+    """Does what `integer_lanes.pack_bits` does, for uint8 or int32 numbers."""
     numbers = numbers.to(torch.uint8 if width <= 8 else torch.int32)
     packed = torch.empty(-(-numbers.numel() * width // 8), dtype=torch.uint8)
     share_out(loops.pack, -(-numbers.numel() // loops.RUN), loops.RUN, numbers.numpy(), width, packed.numpy())
@@ -87,14 +87,14 @@ def pack_bits(numbers: Tensor, width: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
-    """As `integer_lanes.unpack_bits`."""
+    """Does what `integer_lanes.unpack_bits` does."""
     numbers = torch.empty(length, dtype=torch.uint8 if width <= 8 else torch.int32)
     share_out(loops.unpack, -(-length // loops.RUN), loops.RUN, packed.numpy(), width, numbers.numpy())
     return numbers
 
 
 def squares(vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
-    """The sum of squares of each block of vector + memory, float64 `[blocks]`."""
+    """Adds the squares of each block of vector + memory, float64 `[blocks]`."""
     sums = torch.empty(-(-vector.numel() // block), dtype=torch.float64)
     memory = vector[:0] if memory is None else memory
     share_out(loops.squares, sums.numel(), block, vector.numpy(), memory.numpy(), block, sums.numpy())
@@ -102,7 +102,7 @@ def squares(vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
 
 
 def _typed(coder: Coder) -> Coder:
-    """The same with numpy's types, which Numba compiles for."""
+    """Gives the same with numpy's types, which Numba compiles for."""
     words: dict[str, Any] = {
         name: np.uint32(getattr(coder, name)) for name in ("signs", "strata", "private", "world", "order")
     }
@@ -121,7 +121,7 @@ def _blocks(middle: Tensor, step: Tensor, cleared: Tensor) -> tuple[Any, Any, An
 
 @lru_cache(maxsize=64)
 def _numbers(table: tuple[int, ...], dtype: Any) -> tuple[Any, Any, Any]:
-    """The table, and from which levels on it jumps by more than 1, and by how much more."""
+    """Gives the table, and from which levels on it jumps by more than 1, and by how much more."""
     numbers = np.array(table, np.int64)
     gaps = np.diff(numbers)
     jumps = np.flatnonzero(gaps > 1) + 1

@@ -1,4 +1,4 @@
-"""The kernels for CUDA tensors, in Triton.
+"""Runs the kernels for CUDA tensors, in Triton.
 
 NOT YET RUN ON A GPU: none was at hand when they were written. They agree with their twins in Triton's interpreter, and
 Triton compiles them for compute capability 9.0; their speed is unknown. The tests marked `gpu` run where there is one.
@@ -36,21 +36,21 @@ _EXACT = {"enable_fp_fusion": False}
 
 
 def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
-    """Packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a vector whose blocks are to be multiplied by `inverse`."""
+    """Gives packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a float32 vector, blocks times `inverse`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device=vector.device)
     _launch_encode(vector, vector, inverse, inverse, lanes, coder, packed)
     return packed
 
 
 def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder) -> Tensor:
-    """`encode_packed` of vector + memory. In memory stays that less what the message says, in steps of `step`."""
+    """Encodes vector + memory likewise. In memory stays that less what the message says, in steps of `step`."""
     packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device=vector.device)
     _launch_encode(vector, memory, inverse, step.contiguous(), lanes, coder, packed, owed=True)
     return packed
 
 
 def decode(total: Tensor, middle: Tensor, step: Tensor, cleared: Tensor, length: int, block: int, signs: int) -> Tensor:
-    """Rotated back, float32 `[length]`: 2 * total - middle, times step; zeros where a block is cleared."""
+    """Rotates 2 * total - middle back, times step, to float32 `[length]`; zeros where a block is cleared."""
     return _launch_decode(total, 0, middle, step, cleared, length, block, signs)
 
 
@@ -64,12 +64,12 @@ def decode_packed(
     block: int,
     signs: int,
 ) -> Tensor:
-    """The same of a total that is packed, `width` bits each."""
+    """Does the same for a total that is packed, `width` bits each."""
     return _launch_decode(packed, width, middle, step, cleared, length, block, signs)
 
 
 def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, table: tuple[int, ...]) -> Tensor:
-    """Sums of table numbers, `[lanes]`, of packed levels."""
+    """Adds the table's numbers, `[lanes]`, of packed levels."""
     stacked = torch.stack(list(parts))
     total = torch.empty(lanes, dtype=lane_type, device=stacked.device)
     numbers = _on(table, stacked.device)
@@ -80,7 +80,7 @@ def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, tabl
 
 
 def pack_bits(numbers: Tensor, width: int) -> Tensor:
-    """As `integer_lanes.pack_bits`, of uint8 or int32 numbers."""
+    """Does what `integer_lanes.pack_bits` does, for uint8 or int32 numbers."""
     packed = torch.empty(-(-numbers.numel() * width // 8), dtype=torch.uint8, device=numbers.device)
     arguments = numbers, numbers.numel(), packed.numel(), packed
     with torch.cuda.device_of(packed):
@@ -89,7 +89,7 @@ def pack_bits(numbers: Tensor, width: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
-    """As `integer_lanes.unpack_bits`."""
+    """Does what `integer_lanes.unpack_bits` does."""
     numbers = torch.empty(length, dtype=torch.uint8 if width <= 8 else torch.int32, device=packed.device)
     arguments = packed, packed.numel(), length, numbers
     with torch.cuda.device_of(packed):
@@ -98,7 +98,7 @@ def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
 
 
 def squares(vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
-    """The sum of squares of each block of vector + memory, float64 `[blocks]`."""
+    """Adds the squares of each block of vector + memory, float64 `[blocks]`."""
     sums = torch.empty(triton.cdiv(vector.numel(), block), dtype=torch.float64, device=vector.device)
     with torch.cuda.device_of(vector):
         arguments = vector, vector if memory is None else memory, vector.numel(), sums
@@ -255,9 +255,9 @@ def _encode(
     up = position - low.to(tl.float32) > cut * gap.to(tl.float32)
     if OWED:
         number = tl.where(up, low + gap, low)
-        told = tl.where(lane < lanes, 2 * number - GRANULARITY, 0).to(tl.float32)
-        told = _flipped(_hadamard(told, BLOCK, STAGES), lane, signs) * tl.load(back + block)
-        tl.store(memory + lane, owed - told, mask=lane < length)
+        decoded = tl.where(lane < lanes, 2 * number - GRANULARITY, 0).to(tl.float32)
+        decoded = _flipped(_hadamard(decoded, BLOCK, STAGES), lane, signs) * tl.load(back + block)
+        tl.store(memory + lane, owed - decoded, mask=lane < length)
     level = tl.where(lane < lanes, (step >> 22) + up.to(tl.int32), 0).to(tl.int64)
     places = tl.arange(0, 8).to(tl.int64) * BITS
     word = tl.sum(tl.reshape(level, (BLOCK // 8, 8)) << places[None, :], axis=1)
@@ -342,7 +342,7 @@ def _bits(table: tuple[int, ...]) -> int:
 
 
 def _signed(word: int) -> int:
-    """The same 32 bits as a number that Triton always takes for 32 bits."""
+    """Gives the same 32 bits as a number that Triton always takes for 32 bits."""
     return word - (1 << 32) if word >> 31 else word
 
 

@@ -1,4 +1,4 @@
-"""The loops of the CPU kernels, compiled by Numba: each does what the plain torch code does, in cache, block by block.
+"""Compiles the loops of the CPU kernels by Numba: each does what the plain torch code does, in cache, block by block.
 
 Every rounding is the twin's: the same operations in the same order, no fast-math, no fused multiply-add. Words stay 32
 bits wide: Numba widens sums and products of them, so each is cut back at once, which LLVM turns into plain 32-bit
@@ -164,7 +164,7 @@ def _rounded(levels: Any, lanes: Any, cuts: Any, found: Any, coder: Any) -> None
 
 @_compiled()
 def encode_packed(first: Any, last: Any, vector: Any, inverse: Any, coder: Any, out: Any) -> None:
-    """Packed levels of blocks, in `out[bytes]`."""
+    """Writes packed levels of blocks to `out[bytes]`."""
     scratch = np.empty(coder.block, np.float32)
     cuts = np.empty(RUN, np.float32)
     found = np.empty(RUN, np.int32)
@@ -182,8 +182,8 @@ def encode_packed(first: Any, last: Any, vector: Any, inverse: Any, coder: Any, 
 
 
 @_compiled()
-def _told(lanes: Any, found: Any, levels: Any, coder: Any) -> None:
-    """What the levels say, as numbers around 0; `found` is where they were looked up."""
+def _decoded(lanes: Any, found: Any, levels: Any, coder: Any) -> None:
+    """Writes what the levels say, as numbers around 0; `found` is where they were looked up."""
     for i in range(len(lanes)):
         low = found[i] & np.int32(0x7FF)
         gap = (found[i] >> np.int32(11)) & np.int32(0x7FF)
@@ -193,7 +193,7 @@ def _told(lanes: Any, found: Any, levels: Any, coder: Any) -> None:
 
 @_compiled()
 def encode_owed(first: Any, last: Any, vector: Any, memory: Any, inverse: Any, step: Any, coder: Any, out: Any) -> None:
-    """As `encode_packed`, of blocks of vector + memory; in `memory[length]` stays what their levels do not say."""
+    """Encodes blocks of vector + memory likewise; in `memory[length]` stays what their levels do not say."""
     scratch = np.empty(coder.block, np.float32)
     cuts = np.empty(RUN, np.float32)
     found = np.empty(RUN, np.int32)
@@ -211,7 +211,7 @@ def encode_owed(first: Any, last: Any, vector: Any, memory: Any, inverse: Any, s
             _thresholds(cuts[: len(run)], start + at, coder)
             _rounded(levels, run, cuts, found, coder)
             _pack(out[(start + at) * coder.bits // 8 :], levels[: len(run)], coder.bits)
-            _told(run, found, levels, coder)
+            _decoded(run, found, levels, coder)
         _hadamard(lanes)
         _flip(lanes, start, coder.signs)
         for i in range(len(owed)):
@@ -239,7 +239,7 @@ def _centred(lanes: Any, total: Any, middle: Any) -> None:
 def decode_lanes(
     first: Any, last: Any, total: Any, middle: Any, step: Any, cleared: Any, block: Any, secret: Any, mean: Any
 ) -> None:
-    """Means of blocks, in `mean[length]`, from sums of table numbers."""
+    """Writes means of blocks to `mean[length]`, from sums of table numbers."""
     scratch = np.empty(block, np.float32)
     for index in range(first, last):
         start = index * block
@@ -262,7 +262,7 @@ def decode_packed(
     secret: Any,
     mean: Any,
 ) -> None:
-    """As `decode_lanes`, from sums packed `width` bits each."""
+    """Does what `decode_lanes` does, from sums packed `width` bits each."""
     scratch = np.empty(block, np.float32)
     narrow = np.empty(RUN, np.uint8)
     wide = np.empty(RUN, np.int32)
@@ -284,7 +284,7 @@ def decode_packed(
 
 @_compiled()
 def _join(word: Any, width: Any) -> Any:
-    """Eight numbers, one to a byte, next to each other: neighbours are joined, then pairs, then fours."""
+    """Joins eight numbers, one to a byte: neighbours first, then pairs, then fours."""
     low, pair, four = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0x00000000FFFFFFFF)
     word = (word & low) | (((word >> np.uint64(8)) & low) << np.uint64(width))
     word = (word & pair) | (((word >> np.uint64(16)) & pair) << np.uint64(2 * width))
@@ -293,7 +293,7 @@ def _join(word: Any, width: Any) -> Any:
 
 @_compiled()
 def _part(word: Any, width: Any) -> Any:
-    """What `_join` was given; what the word holds beyond the eight numbers does not matter."""
+    """Gives what `_join` was given; what the word holds beyond the eight numbers does not matter."""
     one = np.uint64(1)
     low = ((one << np.uint64(width)) - one) * np.uint64(0x0001000100010001)
     pair = ((one << np.uint64(2 * width)) - one) * np.uint64(0x0000000100000001)
@@ -313,7 +313,7 @@ def _bytes(data: Any, begin: Any, end: Any) -> Any:
 
 @_compiled()
 def _pack(packed: Any, numbers: Any, width: Any) -> None:
-    """Numbers of up to 8 bits."""
+    """Packs numbers of up to 8 bits."""
     end = (len(numbers) * width + 7) // 8
     safe = min(len(numbers) // 8, max(0, (end - 8) // width + 1)) if end >= 8 else 0
     for group in range(safe):  # what a word writes too much, the next one puts right
@@ -372,7 +372,7 @@ def _unpack_wide(numbers: Any, packed: Any, width: Any) -> None:
 
 @_compiled()
 def pack(first: Any, last: Any, numbers: Any, width: Any, packed: Any) -> None:
-    """Runs of numbers, `width` bits each, in `packed[bytes]`: uint8 where `width` is 8 or less, else int32."""
+    """Writes runs of numbers, `width` bits each, to `packed[bytes]`: uint8 where `width` is 8 or less, else int32."""
     run = numbers[first * RUN : last * RUN]
     if numbers.itemsize == 1:
         _pack(packed[first * RUN * width // 8 :], run, width)
@@ -382,7 +382,7 @@ def pack(first: Any, last: Any, numbers: Any, width: Any, packed: Any) -> None:
 
 @_compiled()
 def unpack(first: Any, last: Any, packed: Any, width: Any, numbers: Any) -> None:
-    """Runs of the numbers that were packed, in `numbers[length]`: uint8 where `width` is 8 or less, else int32."""
+    """Writes runs of what was packed to `numbers[length]`: uint8 where `width` is 8 or less, else int32."""
     run = numbers[first * RUN : last * RUN]
     if numbers.itemsize == 1:
         _unpack(run, packed[first * RUN * width // 8 :], width)
@@ -407,7 +407,7 @@ def _add_numbers(total: Any, levels: Any, table: Any, jumps: Any, extras: Any) -
 
 @_compiled()
 def add_parts(first: Any, last: Any, parts: Any, bits: Any, table: Any, jumps: Any, extras: Any, total: Any) -> None:
-    """Runs of sums, in `total[lanes]`, of the table numbers of `parts[n, bytes]`."""
+    """Writes runs of sums to `total[lanes]`, of the table numbers of `parts[n, bytes]`."""
     levels = np.empty(RUN, np.uint8)
     for index in range(first, last):
         run = total[index * RUN : (index + 1) * RUN]
@@ -419,7 +419,7 @@ def add_parts(first: Any, last: Any, parts: Any, bits: Any, table: Any, jumps: A
 
 @_compiled(fastmath={"reassoc"})
 def squares(first: Any, last: Any, vector: Any, memory: Any, block: Any, sums: Any) -> None:
-    """Sums of squares of blocks of vector + memory, which may be empty, in float64; the order of adding is free."""
+    """Adds squares of blocks of vector + memory, which may be empty, in float64; the order of adding is free."""
     for index in range(first, last):
         part = vector[index * block : (index + 1) * block]
         sum_of_squares = 0.0

@@ -1,4 +1,4 @@
-"""Vector instructions that a plain loop does not turn into, and unaligned words, as numba intrinsics.
+"""Gives vector instructions that a plain loop does not turn into, and unaligned words, as numba intrinsics.
 
 They are written in LLVM's own vector types, eight float32 wide, so they compile for any processor.
 """
@@ -56,7 +56,7 @@ butterfly_8 = _butterfly_across(8)
 
 @_intrinsic
 def butterfly_within_8(typing_context: Any, lanes: Any, index: Any) -> Any:
-    """The stages at distance 1, 2 and 4 of eight neighbours."""
+    """Does the stages at distance 1, 2 and 4 of eight neighbours."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, first = arguments
@@ -95,7 +95,7 @@ def flip_8(typing_context: Any, lanes: Any, index: Any, signs: Any) -> Any:
 
 @_intrinsic
 def load_word(typing_context: Any, data: Any, index: Any) -> Any:
-    """Eight bytes from `index` on, as one uint64."""
+    """Reads eight bytes from `index` on, as one uint64."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, first = arguments

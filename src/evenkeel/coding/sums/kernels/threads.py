@@ -1,4 +1,4 @@
-"""A kernel's blocks shared out among threads.
+"""Shares out a kernel's blocks among threads.
 
 Not Numba's own threads: one of its threading layers kills the process when two Python threads start kernels at once,
 as a gradient hook and a communication thread do.
@@ -19,7 +19,7 @@ _WORTH_A_THREAD = 1 << 16  # lanes; some 100 microseconds of work
 
 
 def share_out(kernel: Callable[..., None], parts: int, part_lanes: int, *arguments: Any) -> None:
-    """`kernel(first, last, *arguments)` over all of 0..parts - 1, in as many threads as torch uses and it is worth.
+    """Calls `kernel(first, last, *arguments)` over all of 0..parts - 1, in as many threads as torch uses and pay.
 
     Args:
         kernel: releases the GIL; does the parts from first to last - 1.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evenkeel.coding.sums.conv_slices import ConvSlices
+from evenkeel.coding.sums.bucket_bases import ConvSlices
 
 
 @pytest.mark.parametrize(
