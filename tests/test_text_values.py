@@ -1,7 +1,7 @@
 import pytest
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.text_values import read_duration_s, read_quantity, read_rate_bps, read_share, split_spec
+from evenkeel.text_values import read_duration_s, read_fraction, read_quantity, read_rate_bps, read_share, split_spec
 
 
 def test_a_spec_is_a_name_and_fields():
@@ -66,3 +66,16 @@ def test_shares_may_be_in_percent(text, value):
 def test_a_wrong_share_names_its_field(text):
     with pytest.raises(ConfigurationError, match="field 'loss' must be a"):
         read_share(text, "field 'loss'")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.03", 0.03), ("1/32", 1 / 32), ("2 / 3", 2 / 3), ("1e-9", 1e-9), ("-1", -1)]
+)
+def test_fractions(text, value):
+    assert read_fraction(text, "p") == value
+
+
+@pytest.mark.parametrize("text", ["", "1/0", "/2", "1/", "1/2/3", "nan", "inf", "1e999999999", "half"])
+def test_what_is_no_fraction_is_refused_at_once(text):
+    with pytest.raises(ConfigurationError, match=r"p: must be a number such as 0\.03 or 1/32, found"):
+        read_fraction(text, "p")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 
 from evenkeel.errors import ConfigurationError
 
@@ -78,10 +77,14 @@ def read_count(text: str, where: str) -> int:
 
 def read_fraction(text: str, where: str) -> float:
     """A number from `1/32` or `0.03`; `where` names the field in the message."""
+    above, slash, below = text.partition("/")
     try:
-        return float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ConfigurationError(f"{where}: must be a number such as 0.03 or 1/32, found {text!r}") from None
+        value = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ConfigurationError(f"{where}: must be a number such as 0.03 or 1/32, found {text!r}")
+    return value
 
 
 def read_duration_s(text: str, where: str) -> float:

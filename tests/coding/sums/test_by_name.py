@@ -100,7 +100,7 @@ def test_other_ways_to_write_the_same(text: str, same: str) -> None:
     ("text", "message"),
     [
         ("zip", "code 'zip' is unknown; allowed are fp32, fixed, thc, plain-thc, lowrank, gradiveq, ef"),
-        ("thc+zip", "thc takes no code inside"),
+        ("thc+fp32", "thc takes no code inside; put it behind, as in lowrank+thc"),
         ("lowrank+zip", "code 'zip' is unknown"),
         ("thc:bit=4", "setting 'bit' is unknown; allowed are bits, granularity, p, rounding, block, seed"),
         ("lowrank:inner=thc", "setting 'inner' is unknown; allowed are rank, min_ratio, seed"),
@@ -116,6 +116,7 @@ def test_other_ways_to_write_the_same(text: str, same: str) -> None:
         ("ef", "say what code is inside ef, as in ef+thc"),
         ("ef+ef+thc", "wrap once"),
         ("lowrank+ef+thc", "inner: must be a code without memory"),
+        ("ef+" * 5000 + "thc", "wrap once"),
     ],
 )
 def test_what_there_is_not_is_answered_with_what_there_is(text: str, message: str) -> None:

@@ -40,25 +40,11 @@ def code_of(text: str) -> SumCode:
     Raises:
         ConfigurationError: there is no such code or setting, or a value that it cannot have.
     """
-    outer, plus, rest = text.partition("+")
-    name, fields = split_spec(outer, "code")
-    if name not in CODES:
-        raise unknown("code", name, list(CODES))
-    parameters = _parameters(CODES[name])
-    inner = next((field for field in _INNER if field in parameters), None)
-    for field in fields:
-        if field not in parameters or field == inner:
-            raise unknown(f"code {text!r}: setting", field, [each for each in parameters if each != inner] or ["none"])
-    if plus and inner is None:
-        raise ConfigurationError(f"code {text!r}: {name} takes no code inside; put it behind, as in lowrank+{name}")
-    if inner is not None and not plus and parameters[inner].default is Parameter.empty:
-        raise ConfigurationError(f"code {text!r}: say what code is inside {name}, as in {name}+thc")
-    settings: dict[str, Any] = {} if inner is None or not plus else {inner: code_of(rest)}
-    try:
-        settings |= {field: _readers(CODES[name])[field](value, field) for field, value in fields.items()}
-        return CODES[name](**settings)
-    except (CodeError, ConfigurationError) as error:
-        raise ConfigurationError(f"code {text!r}: {error}") from error
+    *outer, innermost = text.split("+")
+    code = _made(innermost, None)
+    for part in reversed(outer):
+        code = _made(part, code)
+    return code
 
 
 def text_of(code: SumCode) -> str:
@@ -78,6 +64,28 @@ def text_of(code: SumCode) -> str:
     inner = [text_of(settings.pop(field)) for field in _INNER if field in settings]
     fields = ",".join(f"{field}={_written(value)}" for field, value in settings.items())
     return "+".join([f"{name}:{fields}" if fields else name, *inner])
+
+
+def _made(text: str, inside: SumCode | None) -> SumCode:
+    """Makes one code around another one, if there is one."""
+    name, fields = split_spec(text, "code")
+    if name not in CODES:
+        raise unknown("code", name, list(CODES))
+    parameters = _parameters(CODES[name])
+    inner = next((field for field in _INNER if field in parameters), None)
+    for field in fields:
+        if field not in parameters or field == inner:
+            raise unknown(f"code {text!r}: setting", field, [each for each in parameters if each != inner] or ["none"])
+    if inner is None and inside is not None:
+        raise ConfigurationError(f"code {text!r}: {name} takes no code inside; put it behind, as in lowrank+{name}")
+    if inner is not None and inside is None and parameters[inner].default is Parameter.empty:
+        raise ConfigurationError(f"code {text!r}: say what code is inside {name}, as in {name}+thc")
+    settings: dict[str, Any] = {} if inner is None or inside is None else {inner: inside}
+    try:
+        settings |= {field: _readers(CODES[name])[field](value, field) for field, value in fields.items()}
+        return CODES[name](**settings)
+    except (CodeError, ConfigurationError) as error:
+        raise ConfigurationError(f"code {text!r}: {error}") from error
 
 
 def _makes(kind: type[SumCode], settings: Mapping[str, Any], code: SumCode) -> bool:
