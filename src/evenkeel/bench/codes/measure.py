@@ -1,4 +1,4 @@
-"""The error of the mean against the bits that it takes, for sum codes and their peers, on the same vectors."""
+"""Measures the error of the mean against the bits that it takes, for sum codes and their peers, on the same vectors."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ DEFAULT_CODES = (
 
 @dataclass(frozen=True)
 class CodeContender:
-    """What is measured: the text that names it, and one round of it. A round gives None where it does not apply."""
+    """Says what is measured: the text that names it, and one round of it, which gives None where it does not apply."""
 
     code: str
     run: MeasureCode
@@ -77,12 +77,12 @@ class CodeContender:
 
 @dataclass(frozen=True)
 class Setting:
-    """Which vectors: what names them in rows, and the vectors of each seed.
+    """Says on which vectors: what names them in rows, and the vectors of each seed.
 
     Attributes:
         distribution: a law, or the task and moment of a recording.
         workers: how many.
-        correlation: between each two workers, as asked for; None: as it is.
+        correlation: between each two workers, as given; None: as it is.
         draw: seed -> vectors. Recorded ones are the same for every seed; then only the codes' randomness differs.
     """
 
@@ -93,7 +93,7 @@ class Setting:
 
 
 def made_setting(law: str, workers: int, correlation: float, length: int) -> Setting:
-    """Vectors made by a law.
+    """Gives vectors made by a law.
 
     Raises:
         ConfigurationError: there is no such law, or it cannot have such a correlation or length.
@@ -103,7 +103,7 @@ def made_setting(law: str, workers: int, correlation: float, length: int) -> Set
 
 
 def recorded_settings(recorded: Recorded, workers: int) -> list[Setting]:
-    """Each moment of a recording that has so many workers: the first ones of them."""
+    """Gives each moment of a recording that has so many workers: the first ones of them."""
     settings = []
     for name, moment in recorded.moments.items():
         if len(moment.workers) >= workers:
@@ -119,13 +119,13 @@ def measure(
     seeds: int,
     done: Callable[[str], object] = lambda code: None,
 ) -> list[dict[str, Any]]:
-    """One row for each code and setting, in the settings' order. Codes that do not apply to vectors have none.
+    """Gives a row for each code and setting, in the settings' order. Codes that do not apply to vectors have none.
 
     Args:
         contenders: who is measured; all on the same vectors.
         settings: on what.
         seeds: 0 .. seeds - 1, of the vectors and of the codes' randomness.
-        done: told of each single measurement.
+        done: called after each single measurement.
     """
     rows = []
     for setting in settings:
@@ -271,7 +271,7 @@ def _with_learning(
 def _with_other_side(
     traffic: Traffic, code: LowRank, vector: Tensor, mean: Tensor, this_round: Round, broadcast: Broadcast
 ) -> Traffic:
-    """The average of a round and the next one, which tells the matrices' other side."""
+    """Averages over a round and the next one, which sends the matrices' other side."""
     code.observe(mean, this_round, broadcast)
     after = _sum_traffic(code, len(vector), this_round, scales=code.measure(vector, this_round).numel())
     return Traffic(traffic.topology, (traffic.bits + after.bits) / 2)

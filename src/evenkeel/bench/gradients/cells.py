@@ -50,7 +50,7 @@ _CONVOLUTIONS = ("gradiveq", "gradiveq:ratio=2+thc", "pipe+gradiveq:ratio=2+thc"
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How a task is trained unless told otherwise.
+    """Says how a task is trained by default.
 
     Attributes:
         steps: on data that were given.
@@ -74,7 +74,7 @@ TASKS = {
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One training: a task with a method at a rate, from a seed."""
+    """Names one training: a task with a method at a rate, from a seed."""
 
     task: str
     method: str
@@ -84,7 +84,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Training:
-    """What all cells of a task have in common; cells with another one are not compared.
+    """Holds what all cells of a task have in common; cells with another one are not compared.
 
     Attributes:
         steps: of training.
@@ -102,7 +102,7 @@ class Training:
 
 
 class Records:
-    """A folder with one file for each finished cell.
+    """Keeps one file for each finished cell in a folder.
 
     Args:
         folder: made when the first cell is kept.
@@ -112,7 +112,7 @@ class Records:
         self._folder = folder
 
     def find(self, cell: Cell, training: Training) -> dict[str, Any] | None:
-        """What was kept of a cell; None if it was not trained yet, or differently.
+        """Gives what was kept of a cell; None if it was not trained yet, or differently.
 
         Raises:
             ConfigurationError: the file is damaged.
@@ -131,7 +131,7 @@ class Records:
         return record
 
     def keep(self, cell: Cell, training: Training, figures: Mapping[str, Any]) -> dict[str, Any]:
-        """Write what came of a cell, all or nothing, and give it back as `find` will."""
+        """Writes what came of a cell, all or nothing, and gives it back as `find` will."""
         record = {"cell": asdict(cell), "training": asdict(training), **figures}
         path = self._path(cell, training)
         try:
@@ -151,7 +151,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Method:
-    """How gradients are averaged, as a name such as `pipe+thc:bits=2` has it.
+    """Says how gradients are averaged, as a name such as `pipe+thc:bits=2` has it.
 
     Attributes:
         schedule: `pipe`, `pipe-ahead`, or none.

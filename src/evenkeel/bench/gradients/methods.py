@@ -30,7 +30,7 @@ _START_STEP = 2  # the first step that a hook may compress, since DDP rebuilds i
 
 
 class Averaging:
-    """A method at work on one DDP model.
+    """Averages the gradients of one DDP model by a method.
 
     Args:
         name: as `read_method` reads it.
@@ -55,11 +55,11 @@ class Averaging:
             ddp.register_comm_hook(state, hook)
 
     def flush(self) -> bool:
-        """Whether gradients of the last step still were to be applied; then they are in place now."""
+        """Tells whether gradients of the last step still were to be applied; then they are in place now."""
         return self._pipe is not None and self._pipe.flush()
 
     def costs(self) -> dict[str, Any]:
-        """Sums of this rank so far: `encode_s`, `add_s`, `decode_s` and bytes by our own counting.
+        """Gives sums of this rank so far: `encode_s`, `add_s`, `decode_s` and bytes by our own counting.
 
         None is what is not known: PowerSGD's work lies within torch's hook.
         """
@@ -78,7 +78,7 @@ class Averaging:
         return dict.fromkeys(("encode_s", "add_s", "decode_s"), None if self._thread is not None else 0.0)
 
     def close(self) -> None:
-        """Wait for what still travels, and end the threads."""
+        """Waits for what still travels, and ends the threads."""
         if self._state is not None:
             self._state.close()
         if self._thread is not None:
@@ -100,14 +100,14 @@ class Averaging:
 
 
 def average_nothing(state: object, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The bucket as it is: a step with it is one without communication."""
+    """Gives the bucket as it is: a step with it is one without communication."""
     done: Future[Tensor] = Future()
     done.set_result(bucket.buffer())
     return done
 
 
 class _Casts:
-    """What `bf16_hook` needs and measures: a group of its own, as Pipe-SGD asks, and the time that casts take."""
+    """Holds what `bf16_hook` needs and measures: a group of its own, as Pipe-SGD asks, and the time of casts."""
 
     def __init__(self) -> None:
         self.group: Any = dist.new_group()
@@ -115,7 +115,7 @@ class _Casts:
 
 
 def bf16_hook(state: _Casts, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The average of gradients that travel, and are added, in bfloat16.
+    """Averages gradients that travel, and are added, in bfloat16.
 
     As torch's own `bf16_compress_hook`, which refuses every backend but NCCL; Gloo adds bfloat16 as well.
     """
@@ -135,7 +135,7 @@ def bf16_hook(state: _Casts, bucket: GradBucket) -> torch.futures.Future[torch.T
 
 
 class _PowerSGD:
-    """torch's PowerSGD with its usual settings, but compressing from the first possible step on.
+    """Holds torch's PowerSGD with its usual settings, but compressing from the first possible step on.
 
     Its hook starts further all-reduces from callbacks, which Gloo runs in several threads: with two buckets their order
     may differ between ranks. So each bucket's round runs in one thread, from its first all-reduce to its last.
@@ -150,7 +150,7 @@ class _PowerSGD:
 
 
 def powersgd_in_order(state: _PowerSGD, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """The bucket's average, by torch's PowerSGD hook in its thread."""
+    """Averages a bucket by torch's PowerSGD hook in its thread."""
 
     def job() -> Tensor:
         with torch.no_grad():

@@ -155,7 +155,7 @@ class PlainTHC(SumCode):
         return padded_length(length, self.granule)
 
     def wire(self, world: int) -> IntegerWire:
-        """Sends places in the table up, sums of the table's numbers down."""
+        """Gives a wire with places in the table up and sums of the table's numbers down."""
         return TableWire(self.table, self.granule, world)
 
     def _steps(self, stats: Tensor, counts: Tensor, lanes: int) -> tuple[Tensor, Tensor]:

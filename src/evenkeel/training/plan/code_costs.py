@@ -18,7 +18,7 @@ _SHORT_NORM_BITS = 32 / 512
 
 
 def bf16(parameters: int, encode_ns: float = 0.5, decode_ns: float = 0.5) -> CodeCost:
-    """Half of each number; times are nanoseconds a parameter."""
+    """Estimates half of each number; times are nanoseconds a parameter."""
     size = 2.0 * parameters
     return CodeCost("bf16", size, size, size, *_times(parameters, encode_ns, decode_ns), harm=1)
 
@@ -31,7 +31,7 @@ def thc(
     encode_ns: float = 6.0,
     decode_ns: float = 5.0,
 ) -> CodeCost:
-    """Table indices of `bits` up, packed sums down, and a norm for each block both ways.
+    """Estimates table indices of `bits` up, packed sums down, and a norm for each block both ways.
 
     A sum of `workers` table values, each up to `granularity`, needs ceil(log2(granularity * workers + 1)) bits.
     """
@@ -53,7 +53,7 @@ def gradiveq(
     encode_ns: float = 4.0,
     decode_ns: float = 4.0,
 ) -> CodeCost:
-    """`ratio` times fewer numbers for the parameters of convolutions, plain numbers for all others.
+    """Estimates `ratio` times fewer numbers for the parameters of convolutions, plain numbers for all others.
 
     Sampling phases are not in it: give the effective ratio, phases included.
     """
@@ -119,7 +119,7 @@ def power_sgd(
 def _thc_bytes(
     numbers: float, workers: int, bits: int, granularity: int, norm_bits: float
 ) -> tuple[float, float, float]:
-    """Up, down, and as they are added."""
+    """Gives bytes up, down, and as they are added."""
     sum_bits = (granularity * workers).bit_length()
     return numbers * (bits + norm_bits) / 8, numbers * (sum_bits + norm_bits) / 8, 4.0 * numbers
 

@@ -27,7 +27,7 @@ def measure_code(
     name: str | None = None,
     device: torch.device | str = "cpu",
 ) -> CodeCost:
-    """What a gradient costs with a sum code, from whole rounds on the group that will train.
+    """Measures what a gradient costs with a sum code, by whole rounds on the group that will train.
 
     The rounds are the hook's own, one bucket of noise each. What their exchanges take beyond the link's formula is
     kept apart: direct messages go at another rate than a ring, and ranks wait for each other's coding.
