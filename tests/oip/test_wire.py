@@ -1,11 +1,12 @@
 """Requests and responses: what is written is what is read, JSON and binary, over all datatypes."""
 
 import contextlib
+import tracemalloc
 
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from evenkeel.errors import ProtocolError, RequestError, UnsupportedError
@@ -13,6 +14,7 @@ from evenkeel.oip import (
     InferResponse,
     RequestedOutput,
     Tensor,
+    message,
     numpy_dtype,
     oip_datatype,
     parse_request,
@@ -186,6 +188,23 @@ def with_fields(**fields: object) -> bytes:
         (request_bytes(outputs=[{}]), "output 0: 'name' must be a non-empty string"),
         (request_bytes(outputs=[{"name": "a"}, {"name": "a"}]), "output 'a' is given more than once"),
         (request_bytes(outputs=[{"name": "a", "parameters": {"binary_data": 1}}]), "'binary_data' must be a bool"),
+        (b'{"inputs": [], "inputs": [3]}', "holds the key 'inputs' twice in one object"),
+        (b'{"a": ":", "inputs": [{"name": "x", "name": "y"}]}', "holds the key 'name' twice"),
+        (b'{"inputs": [{"name": "x"}], "parameters": {"a": 1, "\\u0061": 2}}', "holds the key 'a' twice"),
+        (b'{"inputs": [[{"a": 1, "a": 2}]]}', "holds the key 'a' twice"),
+        (b'{"a": ":", "inputs": ' + b"[" * 1010 + b"]" * 1010 + b"}", "nested too deeply"),
+        (b'{"a": ":", "inputs": [' + b"9" * 5000 + b"]}", "input 0 must be an object|cannot be read"),
+        (request_bytes(id=[[]] * 3), "'id' must be a string, found a list"),
+        (request_bytes(parameters={"binary_data_output": "x" * 500}), r"found 'x{60}'\.\.\.$"),
+        (with_fields(name="x" * 500, datatype="FLOAT"), "unknown datatype 'FLOAT'"),
+        (with_fields(datatype="y" * 500), r"unknown datatype 'y{60}'\.\.\.; expected"),
+        (with_fields(shape=[[]]), "'shape' must hold integers >= 0, found a list"),
+        (with_fields(shape=[0, 2**63], data=[]), "no tensor can have the shape"),
+        (with_fields(shape=[0, 2**64 - 1], data=[]), "no tensor can have the shape"),
+        (with_fields(shape=[2**31, 0, 2**31, 3], data=[]), "no tensor can have the shape"),
+        (request_bytes(outputs=[{"name": str(n)} for n in range(65)]), "'outputs' holds 65 entries; at most 64"),
+        (orjson.dumps({"inputs": [{}] * 65}), "'inputs' holds 65 entries; at most 64"),
+        (b'{"inputs":[' + b"{}," * 30_000 + b"{}]}", "values outside of numeric 'data'; at most 20000"),
         (
             orjson.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}] * 2}),
             "input 'x' is given more than once",
@@ -218,6 +237,10 @@ def binary_request(size: object, data: bytes, *, datatype: str = "FP32", shape: 
         (binary_request(5, b"\x02\x00\x00\x00a", datatype="BYTES", shape=[1]), "says 2 bytes, but 1 are left"),
         (binary_request(5, b"\x01\x00\x00\x00a", datatype="BYTES", shape=[2]), "shape says 2 elements"),
         (binary_request(5, b"\xff\xff\xff\xffa", datatype="BYTES", shape=[1]), "says 4294967295 bytes"),
+        (binary_request(0, b"", shape=[0, 2**63]), "no tensor can have the shape"),
+        (binary_request(0, b"", shape=[2**31, 0, 2**31, 3]), "no tensor can have the shape"),
+        (binary_request(12, b"\x00" * 12, datatype="BYTES", shape=[2]), "shape says 2 elements, .* holds more"),
+        (binary_request(0, b"", datatype="BYTES", shape=[2**16 + 1]), "BYTES tensor of 65537 elements; at most 65536"),
         ((b"{}", 3), "Inference-Header-Content-Length is 3, but the body has 2 bytes"),
     ],
 )
@@ -287,3 +310,95 @@ def test_a_response_may_carry_parameters_that_are_not_ours():
 def test_bytes_that_are_not_text_have_no_json_form():
     with pytest.raises(RequestError, match="ask for binary data"):
         write_response(InferResponse("m", [Tensor("x", "BYTES", (1,), [b"\xff"])]), [False])
+
+
+def test_null_is_the_same_as_absent_where_a_field_is_optional():
+    tensor = {"name": "x", "datatype": "UINT8", "shape": [1], "data": None, "parameters": {"binary_data_size": 1}}
+    tensor["parameters"]["headers"] = tensor["parameters"]["content_type"] = None
+    output = {"name": "a", "parameters": None}
+    text = request_bytes(tensor, id=None, parameters={"headers": None, "timeout": 5}, outputs=[output])
+    request = parse_request(text + b"\x07", len(text))
+    assert request.inputs[0].parameters == {"binary_data_size": 1}
+    assert (request.id, request.parameters, request.outputs) == (None, {"timeout": 5}, [RequestedOutput("a")])
+    assert parse_request(request_bytes(outputs=None, parameters=None)).outputs is None
+    with pytest.raises(RequestError, match="expected 'data', or 'binary_data_size'"):
+        parse_request(with_fields(data=None))
+
+
+@contextlib.contextmanager
+def reading(short_bytes: int, array_bytes: int, piece_bytes: int):
+    """Other limits of what is a short text, a long array and a piece of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(message, "_SHORT_BYTES", short_bytes)
+        patch.setattr(message, "_LONG_ARRAY_BYTES", array_bytes)
+        patch.setattr(message, "_PIECE_BYTES", piece_bytes)
+        yield
+
+
+def outcome(body: bytes) -> object:
+    try:
+        tensor = parse_request(body).inputs[0]
+    except RequestError as error:
+        return type(error)
+    data = tensor.data if isinstance(tensor.data, list) else (tensor.data.dtype.str, tensor.data.tolist())
+    return tensor.name, tensor.shape, tensor.parameters, data
+
+
+def long_outcome(body: bytes) -> object:
+    with reading(0, 0, 5):
+        return outcome(body)
+
+
+@given(ANY_JSON, st.booleans(), st.booleans())
+def test_a_long_text_is_read_as_a_short_one_is(tensor, nested, spaced):
+    assume(0 not in tensor.shape)
+    data = [e.decode() for e in tensor.data] if isinstance(tensor.data, list) else tensor.data.tolist()
+    if not nested and not isinstance(tensor.data, list):
+        data = tensor.data.reshape(-1).tolist()
+    entry = {"name": "x", "datatype": tensor.datatype, "shape": tensor.shape, "data": data}
+    body = orjson.dumps({"inputs": [entry]}, option=orjson.OPT_INDENT_2 if spaced else None)
+    assert long_outcome(body) == outcome(body)
+
+
+PIECES = st.lists(
+    st.sampled_from([b"[", b"]", b",", b"1", b"2", b" ", b"-", b".5", b"e2", b"true", b"null", b'"a"', b"{", b"}"]),
+    max_size=12,
+).map(b"".join)
+
+
+@given(PIECES, st.sampled_from([b"[2]", b"[1,2]", b"[2,1]", b"[0]", b"[]"]), st.sampled_from(["FP32", "UINT8", "BOOL"]))
+def test_what_is_no_data_is_refused_in_a_long_text_too(data, shape, datatype):
+    body = b'{"inputs":[{"name":"x","datatype":"%b","shape":%b,"data":[%b]}]}' % (datatype.encode(), shape, data)
+    expected = outcome(body)
+    # An array without values is the one thing that a long text cannot have.
+    assert long_outcome(body) == expected or (isinstance(expected, tuple) and 0 in expected[1])
+
+
+@pytest.mark.parametrize(
+    "data", ["[[1,2]5,[3,4]]", "[1 2,3,4]", "[1,,2,3]", "[1,2,3,4,]", "[[1,2,3],[4]]", "[[1,2],[3,4]", '"data":[1]']
+)
+def test_a_long_array_hides_no_error(data):
+    body = '{"inputs":[{"name":"x","datatype":"UINT8","shape":[2,2],"data":%s}]}' % data  # noqa: UP031
+    assert isinstance(long_outcome(body.encode()), type)
+
+
+def test_no_sender_can_name_the_mark_of_a_long_array():
+    assert isinstance(outcome(with_fields(data="0" * 32 + ":0")), type)
+
+
+def test_data_in_other_places_is_left_alone():
+    entry = {"name": "data", "datatype": "UINT8", "shape": [40_000], "data": [7] * 40_000, "parameters": {"data": 1}}
+    request = parse_request(request_bytes(entry, id='"data":[1,2]', parameters={"data": "\\"}))
+    assert request.id == '"data":[1,2]'
+    assert request.inputs[0].parameters == {"data": 1}
+    assert np.array_equal(request.inputs[0].data, np.full(40_000, 7, np.uint8))
+
+
+def test_a_long_text_takes_little_more_memory_than_its_tensor():
+    body = request_bytes({"name": "x", "datatype": "UINT8", "shape": [1_000_000], "data": [200] * 1_000_000})
+    tracemalloc.start()
+    try:
+        parse_request(body)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+    finally:
+        tracemalloc.stop()

@@ -5,6 +5,7 @@ responses. Source: the open-inference-protocol specification (inference_rest.md)
 extension. Nothing here does I/O.
 """
 
+from evenkeel.oip.message import read_message
 from evenkeel.oip.repeated import RepeatedRequests
 from evenkeel.oip.requests import parse_request, write_request
 from evenkeel.oip.responses import parse_response, write_response
@@ -17,6 +18,7 @@ from evenkeel.oip.types import (
     Tensor,
     numpy_dtype,
     oip_datatype,
+    shown,
 )
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "oip_datatype",
     "parse_request",
     "parse_response",
+    "read_message",
+    "shown",
     "write_request",
     "write_response",
 ]

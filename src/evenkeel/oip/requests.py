@@ -6,10 +6,11 @@ from typing import Any
 import orjson
 
 from evenkeel.errors import RequestError, UnsupportedError
+from evenkeel.oip.message import MOST_TENSORS, read_message
 from evenkeel.oip.tensors import BinarySection, json_fields, pack, read_parameters, read_tensor
-from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOutput, Tensor
+from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOutput, Tensor, shown
 
-__all__ = ["json_part", "parse_request", "write_request"]
+__all__ = ["check_count", "json_part", "parse_request", "write_request"]
 
 _NOT_OFFERED = ("shared_memory_region", "classification")
 
@@ -18,25 +19,23 @@ def json_part(body: bytes, header_length: int | None) -> tuple[dict[str, Any], B
     """The JSON object a message begins with, and the binary data behind it (None when there is no such header).
 
     Raises:
-        RequestError: the header does not fit the body, or its part is not a JSON object.
+        RequestError: the header does not fit the body, or its part is not a JSON object that can be taken.
     """
-    section = None
-    text: bytes | memoryview = body
-    if header_length is not None:
-        if not 0 <= header_length <= len(body):
-            raise RequestError(
-                f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes"
-            )
-        text = memoryview(body)[:header_length]
-        section = BinarySection(body, header_length)
-    try:
-        message = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        hint = "" if section else "; binary data needs the Inference-Header-Content-Length header"
-        raise RequestError(f"the JSON of the message cannot be read: {error}{hint}") from None
-    if type(message) is not dict:
-        raise RequestError("the message must be a JSON object")
-    return message, section
+    if header_length is None:
+        return read_message(body, False), None
+    if not 0 <= header_length <= len(body):
+        raise RequestError(f"Inference-Header-Content-Length is {header_length}, but the body has {len(body)} bytes")
+    return read_message(body[:header_length], True), BinarySection(body, header_length)
+
+
+def check_count(entries: list[object], what: str) -> None:
+    """See that a message does not hold too many tensors.
+
+    Raises:
+        RequestError: it does.
+    """
+    if len(entries) > MOST_TENSORS:
+        raise RequestError(f"{what!r} holds {len(entries)} entries; at most {MOST_TENSORS} are taken")
 
 
 def parse_request(body: bytes, header_length: int | None = None) -> InferRequest:
@@ -57,6 +56,7 @@ def parse_request(body: bytes, header_length: int | None = None) -> InferRequest
     inputs_given = message.get("inputs")
     if type(inputs_given) is not list or not inputs_given:
         raise RequestError("'inputs' must be a list with at least one tensor")
+    check_count(inputs_given, "inputs")
     inputs = [read_tensor(entry, f"input {number}", section) for number, entry in enumerate(inputs_given)]
     if section is not None:
         section.finish()
@@ -66,15 +66,16 @@ def parse_request(body: bytes, header_length: int | None = None) -> InferRequest
     parameters = read_parameters(given, "request") if given is not None else {}
     binary_output = parameters.get("binary_data_output", False)
     if type(binary_output) is not bool:
-        raise RequestError(f"request: parameter 'binary_data_output' must be a bool, found {binary_output!r}")
+        raise RequestError(f"request: parameter 'binary_data_output' must be a bool, found {shown(binary_output)}")
     identity = message.get("id")
     if identity is not None and type(identity) is not str:
-        raise RequestError(f"'id' must be a string, found {identity!r}")
+        raise RequestError(f"'id' must be a string, found {shown(identity)}")
     outputs_given = message.get("outputs")
     outputs = None
     if outputs_given is not None:
         if type(outputs_given) is not list:
             raise RequestError("'outputs' must be a list")
+        check_count(outputs_given, "outputs")
         # An empty list means the same as none at all: clients write it when they want everything.
         outputs = [_read_output(entry, number) for number, entry in enumerate(outputs_given)] or None
         if outputs is not None and len(outputs) > 1:
@@ -124,13 +125,14 @@ def _read_output(raw: object, number: int) -> RequestedOutput:
     name = raw.get("name")
     if type(name) is not str or not name:
         raise RequestError(f"output {number}: 'name' must be a non-empty string")
-    parameters = read_parameters(raw.get("parameters"), f"output {name!r}")
+    label = f"output {shown(name)}"
+    parameters = read_parameters(raw.get("parameters"), label)
     for key in _NOT_OFFERED:
         if parameters.get(key):
-            raise UnsupportedError(f"output {name!r}: parameter {key!r} is not offered")
+            raise UnsupportedError(f"{label}: parameter {key!r} is not offered")
     binary: Parameter | None = parameters.get("binary_data")
     if binary is not None and type(binary) is not bool:
-        raise RequestError(f"output {name!r}: parameter 'binary_data' must be a bool, found {binary!r}")
+        raise RequestError(f"{label}: parameter 'binary_data' must be a bool, found {shown(binary)}")
     return RequestedOutput(name, binary, parameters)
 
 
@@ -142,6 +144,8 @@ def _output_fields(output: RequestedOutput) -> dict[str, Any]:
 
 
 def _refuse_twins(names: list[str], what: str) -> None:
-    if len(set(names)) < len(names):
-        twin = next(name for name in names if names.count(name) > 1)
-        raise RequestError(f"{what} {twin!r} is given more than once")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise RequestError(f"{what} {shown(name)} is given more than once")
+        seen.add(name)

@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 
 from evenkeel.errors import ProtocolError, RequestError
-from evenkeel.oip.requests import json_part
+from evenkeel.oip.requests import check_count, json_part
 from evenkeel.oip.tensors import json_fields, pack, read_tensor
-from evenkeel.oip.types import InferResponse
+from evenkeel.oip.types import InferResponse, shown
 
 __all__ = ["parse_response", "write_response"]
 
@@ -62,13 +62,14 @@ def parse_response(body: bytes, header_length: int | None = None) -> InferRespon
         entries = message.get("outputs")
         if type(entries) is not list:
             raise RequestError("'outputs' must be a list")
+        check_count(entries, "outputs")
         outputs = [read_tensor(entry, f"output {number}", section) for number, entry in enumerate(entries)]
         if section is not None:
             section.finish()
         texts = {key: message.get(key) for key in ("model_name", "model_version", "id")}
         for key, value in texts.items():
             if value is not None and type(value) is not str:
-                raise RequestError(f"{key!r} must be a string, found {value!r}")
+                raise RequestError(f"{key!r} must be a string, found {shown(value)}")
         # Some servers put objects among the parameters; a client has no use for them, but need not fail either.
         given = message.get("parameters")
         parameters = {k: v for k, v in given.items() if isinstance(v, str | int | float)} if type(given) is dict else {}

@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.errors import RequestError
-from evenkeel.oip.types import Parameter, Parameters, Tensor, numpy_dtype
+from evenkeel.oip.message import LongArray
+from evenkeel.oip.types import Parameter, Parameters, Tensor, kind, kind_name, numpy_dtype, shown
 
 __all__ = ["BinarySection", "aligned", "json_fields", "pack", "read_parameters", "read_tensor"]
 
 _MOST_DIMENSIONS = 16  # far above any model's need, below numpy's own limit
+_MOST_ELEMENTS = 1 << 40  # numpy counts bytes in 63 bits
+_MOST_BYTES_ELEMENTS = 1 << 16
 _length = Struct("<I")
 _INTEGER_CODES = {"u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "i1": "b", "<i2": "h", "<i4": "i", "<i8": "q"}
 _codes = {np.dtype(name): code for name, code in _INTEGER_CODES.items()}
@@ -33,12 +36,12 @@ class BinarySection:
     def __init__(self, body: bytes, position: int) -> None:
         self.body, self.position = body, position
 
-    def take(self, size: int, name: str) -> int:
+    def take(self, size: int, label: str) -> int:
         """Where the next `size` bytes begin in `body`."""
         start = self.position
         if size > len(self.body) - start:
             raise RequestError(
-                f"tensor {name!r}: binary_data_size is {size}, but only {len(self.body) - start} bytes of binary data "
+                f"tensor {label}: binary_data_size is {size}, but only {len(self.body) - start} bytes of binary data "
                 f"are left in the body"
             )
         self.position = start + size
@@ -64,11 +67,14 @@ def read_parameters(value: object, where: str) -> Parameters:
     if value is None:
         return {}
     if type(value) is not dict:
-        raise RequestError(f"{where}: 'parameters' must be an object, found {_kind(value)}")
+        raise RequestError(f"{where}: 'parameters' must be an object, found {kind(value)}")
+    absent = False
     for key, entry in value.items():
-        if type(entry) not in _PARAMETER_TYPES:
-            raise RequestError(f"{where}: parameter {key!r} must be a string, number or bool, found {_kind(entry)}")
-    return value
+        if entry is None:
+            absent = True  # how clients with typed fields write what they do not set
+        elif type(entry) not in _PARAMETER_TYPES:
+            raise RequestError(f"{where}: parameter {shown(key)} must be a string, number or bool, found {kind(entry)}")
+    return {key: entry for key, entry in value.items() if entry is not None} if absent else value
 
 
 def read_tensor(raw: object, where: str, section: BinarySection | None) -> Tensor:
@@ -84,26 +90,27 @@ def read_tensor(raw: object, where: str, section: BinarySection | None) -> Tenso
         UnsupportedError: a datatype or a form that is not offered.
     """
     if type(raw) is not dict:
-        raise RequestError(f"{where} must be an object, found {_kind(raw)}")
+        raise RequestError(f"{where} must be an object, found {kind(raw)}")
     name = raw.get("name")
     if type(name) is not str or not name:
-        raise RequestError(f"{where}: 'name' must be a non-empty string, found {_kind(name)}")
+        raise RequestError(f"{where}: 'name' must be a non-empty string, found {kind(name)}")
+    label = shown(name)
     datatype = raw.get("datatype")
     if type(datatype) is not str:
-        raise RequestError(f"tensor {name!r}: 'datatype' must be a string, found {_kind(datatype)}")
-    shape, count = _read_shape(raw.get("shape"), name)
+        raise RequestError(f"tensor {label}: 'datatype' must be a string, found {kind(datatype)}")
+    shape, count = _read_shape(raw.get("shape"), label)
     given = raw.get("parameters")
-    parameters = read_parameters(given, f"tensor {name!r}") if given is not None else {}
+    parameters = read_parameters(given, f"tensor {label}") if given is not None else {}
     size = parameters.get("binary_data_size")
     data: NDArray[Any] | list[bytes]
     if size is None:
-        if "data" not in raw:
-            raise RequestError(f"tensor {name!r}: expected 'data', or 'binary_data_size' among its parameters")
-        data = _read_json(raw["data"], datatype, shape, count, name)
+        if raw.get("data") is None:
+            raise RequestError(f"tensor {label}: expected 'data', or 'binary_data_size' among its parameters")
+        data = _read_json(raw["data"], datatype, shape, count, label)
     else:
-        if "data" in raw:
-            raise RequestError(f"tensor {name!r}: has both 'data' and 'binary_data_size'; expected one of them")
-        data = _read_binary(size, datatype, shape, count, name, section)
+        if raw.get("data") is not None:
+            raise RequestError(f"tensor {label}: has both 'data' and 'binary_data_size'; expected one of them")
+        data = _read_binary(size, datatype, shape, count, label, section)
     return Tensor(name, datatype, shape, data, parameters)
 
 
@@ -139,74 +146,102 @@ def json_fields(tensor: Tensor, binary_size: int | None) -> dict[str, Any]:
     return entry
 
 
-def _read_shape(value: object, name: str) -> tuple[tuple[int, ...], int]:
+def _read_shape(value: object, label: str) -> tuple[tuple[int, ...], int]:
     if type(value) is not list:
-        raise RequestError(f"tensor {name!r}: 'shape' must be a list of integers, found {_kind(value)}")
+        raise RequestError(f"tensor {label}: 'shape' must be a list of integers, found {kind(value)}")
     if len(value) > _MOST_DIMENSIONS:
-        raise RequestError(f"tensor {name!r}: shape has {len(value)} dimensions; at most {_MOST_DIMENSIONS} are taken")
+        raise RequestError(f"tensor {label}: shape has {len(value)} dimensions; at most {_MOST_DIMENSIONS} are taken")
     for size in value:
         if type(size) is not int or size < 0:
-            raise RequestError(f"tensor {name!r}: 'shape' must hold integers >= 0, found {size!r}")
+            raise RequestError(f"tensor {label}: 'shape' must hold integers >= 0, found {shown(size)}")
+    # A side of zero hides the others from the count, but not from numpy.
+    if prod(size or 1 for size in value) > _MOST_ELEMENTS and 0 in value:
+        raise RequestError(f"tensor {label}: no tensor can have the shape {value}")
     return tuple(value), prod(value)
 
 
 def _read_binary(
-    size: Parameter, datatype: str, shape: tuple[int, ...], count: int, name: str, section: BinarySection | None
+    size: Parameter, datatype: str, shape: tuple[int, ...], count: int, label: str, section: BinarySection | None
 ) -> NDArray[Any] | list[bytes]:
     if type(size) is not int or size < 0:
-        raise RequestError(f"tensor {name!r}: 'binary_data_size' must be an integer >= 0, found {size!r}")
+        raise RequestError(f"tensor {label}: 'binary_data_size' must be an integer >= 0, found {shown(size)}")
     if section is None:
         raise RequestError(
-            f"tensor {name!r}: has 'binary_data_size', but the message has no Inference-Header-Content-Length header; "
+            f"tensor {label}: has 'binary_data_size', but the message has no Inference-Header-Content-Length header; "
             f"set it to the length of the JSON"
         )
     if datatype == "BYTES":
-        start = section.take(size, name)
-        return _read_elements(section.body, start, start + size, count, name)
+        start = section.take(size, label)
+        return _read_elements(section.body, start, start + size, count, label)
     dtype = numpy_dtype(datatype)
     expected = count * dtype.itemsize
     if size != expected:
         raise RequestError(
-            f"tensor {name!r}: shape {list(shape)} of {datatype} takes {expected} bytes, but binary_data_size is {size}"
+            f"tensor {label}: shape {list(shape)} of {datatype} takes {expected} bytes, but binary_data_size is {size}"
         )
-    start = section.take(size, name)
+    start = section.take(size, label)
     data = aligned(section.body, dtype, count, start) if count else np.empty(0, dtype)
     if datatype == "BOOL" and count and data.view(np.uint8).max() > 1:
-        raise RequestError(f"tensor {name!r}: a BOOL is one byte, 0 or 1; found another value")
+        raise RequestError(f"tensor {label}: a BOOL is one byte, 0 or 1; found another value")
     return data.reshape(shape)
 
 
-def _read_elements(body: bytes, position: int, end: int, count: int, name: str) -> list[bytes]:
+def _read_elements(body: bytes, position: int, end: int, count: int, label: str) -> list[bytes]:
+    if count > _MOST_BYTES_ELEMENTS:
+        raise RequestError(
+            f"tensor {label}: a BYTES tensor of {count} elements; at most {_MOST_BYTES_ELEMENTS} are taken"
+        )
     elements: list[bytes] = []
-    while position < end:
+    while position < end and len(elements) <= count:
         begin = position + 4
         if begin > end:
-            raise RequestError(f"tensor {name!r}: the length of element {len(elements)} is cut off")
+            raise RequestError(f"tensor {label}: the length of element {len(elements)} is cut off")
         position = begin + _length.unpack_from(body, begin - 4)[0]
         if position > end:
             raise RequestError(
-                f"tensor {name!r}: element {len(elements)} says {position - begin} bytes, but {end - begin} are left"
+                f"tensor {label}: element {len(elements)} says {position - begin} bytes, but {end - begin} are left"
             )
         elements.append(body[begin:position])
     if len(elements) != count:
-        raise RequestError(f"tensor {name!r}: shape says {count} elements, but the binary data holds {len(elements)}")
+        more = "more" if len(elements) > count else str(len(elements))
+        raise RequestError(f"tensor {label}: shape says {count} elements, but the binary data holds {more}")
     return elements
 
 
 def _read_json(
-    data: object, datatype: str, shape: tuple[int, ...], count: int, name: str
+    data: object, datatype: str, shape: tuple[int, ...], count: int, label: str
 ) -> NDArray[Any] | list[bytes]:
-    flat = _flatten(data, shape, count, name)
-    kinds = set(map(type, flat))
+    if isinstance(data, LongArray):
+        return _read_long(data, datatype, shape, count, label)
+    flat = _flatten(data, shape, count, label)
     if datatype == "BYTES":
-        if kinds - {str}:
-            raise RequestError(f"tensor {name!r}: BYTES elements must be strings, found {_names(kinds - {str})}")
+        kinds = set(map(type, flat)) - {str}
+        if kinds:
+            raise RequestError(f"tensor {label}: BYTES elements must be strings, found {_names(kinds)}")
         return [element.encode() for element in flat]
+    return _convert(flat, datatype, numpy_dtype(datatype), label).reshape(shape)
+
+
+def _read_long(data: LongArray, datatype: str, shape: tuple[int, ...], count: int, label: str) -> NDArray[Any]:
+    if datatype == "BYTES":
+        raise RequestError(f"tensor {label}: BYTES elements must be strings, found a number")
     dtype = numpy_dtype(datatype)
+    pieces = data.pieces(shape, count, label)
+    first = next(pieces)  # which sees that there are as many values as the shape says, before they get their memory
+    values = np.empty(count, dtype)
+    done = 0
+    for piece in chain((first,), pieces):
+        values[done : done + len(piece)] = _convert(piece, datatype, dtype, label)
+        done += len(piece)
+    return values.reshape(shape)
+
+
+def _convert(flat: list[Any], datatype: str, dtype: np.dtype[Any], label: str) -> NDArray[Any]:
+    kinds = set(map(type, flat))
     allowed: set[type] = {bool} if dtype.kind == "b" else {int} if dtype.kind in "iu" else {int, float}
     if kinds - allowed:
         raise RequestError(
-            f"tensor {name!r}: {datatype} elements must be {_names(allowed)}, found {_names(kinds - allowed)}"
+            f"tensor {label}: {datatype} elements must be {_names(allowed)}, found {_names(kinds - allowed)}"
         )
     try:
         if dtype in _codes:
@@ -215,49 +250,34 @@ def _read_json(
             with np.errstate(over="ignore"):
                 values = np.array(flat, dtype)
     except OverflowError:
-        raise RequestError(f"tensor {name!r}: a value does not fit into {datatype}") from None
+        raise RequestError(f"tensor {label}: a value does not fit into {datatype}") from None
     if dtype.kind == "f" and not np.isfinite(values).all():
-        raise RequestError(f"tensor {name!r}: a value does not fit into {datatype}")
-    return values.reshape(shape)
+        raise RequestError(f"tensor {label}: a value does not fit into {datatype}")
+    return values
 
 
-def _flatten(data: object, shape: tuple[int, ...], count: int, name: str) -> list[Any]:
+def _flatten(data: object, shape: tuple[int, ...], count: int, label: str) -> list[Any]:
     """Row-major elements of `data`, which is flat already or nested exactly as `shape` says."""
     if type(data) is not list:
         if not shape and type(data) is not dict:
             return [data]  # a scalar, written without brackets
-        raise RequestError(f"tensor {name!r}: 'data' must be a list, found {_kind(data)}")
+        raise RequestError(f"tensor {label}: 'data' must be a list, found {kind(data)}")
     flat: list[Any] = data
     if len(shape) > 1 and flat and type(flat[0]) is list:
         if len(flat) != shape[0]:
-            raise _does_not_fit(name, shape)
+            raise _does_not_fit(label, shape)
         for size in shape[1:]:
             if set(map(type, flat)) - {list} or set(map(len, flat)) - {size}:
-                raise _does_not_fit(name, shape)
+                raise _does_not_fit(label, shape)
             flat = list(chain.from_iterable(flat))
     if len(flat) != count and not (count == 0 and not any(flat)):
-        raise RequestError(f"tensor {name!r}: shape {list(shape)} has {count} elements, but 'data' holds {len(flat)}")
+        raise RequestError(f"tensor {label}: shape {list(shape)} has {count} elements, but 'data' holds {len(flat)}")
     return flat if count else []
 
 
-def _does_not_fit(name: str, shape: tuple[int, ...]) -> RequestError:
-    return RequestError(f"tensor {name!r}: 'data' must be flat, or nested as shape {list(shape)} says")
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
+def _does_not_fit(label: str, shape: tuple[int, ...]) -> RequestError:
+    return RequestError(f"tensor {label}: 'data' must be flat, or nested as shape {list(shape)} says")
 
 
 def _names(kinds: set[type]) -> str:
-    return " or ".join(sorted({_JSON_NAMES.get(kind, kind.__name__) for kind in kinds}))
-
-
-_JSON_NAMES: dict[type, str] = {
-    type(None): "null",
-    bool: "a bool",
-    dict: "an object",
-    float: "a number",
-    int: "an integer",
-    list: "a list",
-    str: "a string",
-}
+    return " or ".join(sorted(map(kind_name, kinds)))

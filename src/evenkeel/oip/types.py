@@ -16,8 +16,11 @@ __all__ = [
     "Parameters",
     "RequestedOutput",
     "Tensor",
+    "kind",
+    "kind_name",
     "numpy_dtype",
     "oip_datatype",
+    "shown",
 ]
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -42,6 +45,35 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
+_JSON_NAMES: dict[type, str] = {
+    type(None): "null",
+    bool: "a bool",
+    dict: "an object",
+    float: "a number",
+    int: "an integer",
+    list: "a list",
+    str: "a string",
+}
+_MOST_SHOWN = 60  # characters of what a sender wrote
+
+
+def kind(value: object) -> str:
+    """What JSON calls the type of a parsed value; of None, that nothing was found."""
+    return "nothing" if value is None else kind_name(type(value))
+
+
+def kind_name(wanted: type) -> str:
+    """What JSON calls a type."""
+    return _JSON_NAMES.get(wanted, wanted.__name__)
+
+
+def shown(value: object) -> str:
+    """A parsed JSON value for a message: texts are cut, and of lists and objects only the kind is said."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]!r}..."
+    return kind(value) if value is None or isinstance(value, list | dict) else repr(value)[:_MOST_SHOWN]
+
+
 def numpy_dtype(datatype: str) -> np.dtype[Any]:
     """The little-endian numpy dtype of a numeric OIP datatype.
 
@@ -54,7 +86,7 @@ def numpy_dtype(datatype: str) -> np.dtype[Any]:
     except KeyError:
         if datatype == "BF16":
             raise UnsupportedError("datatype BF16 is not offered; send FP32 or FP16") from None
-        raise RequestError(f"unknown datatype {datatype!r}; expected one of {', '.join(_DTYPES)}, BYTES") from None
+        raise RequestError(f"unknown datatype {shown(datatype)}; expected one of {', '.join(_DTYPES)}, BYTES") from None
 
 
 def oip_datatype(dtype: np.dtype[Any]) -> str:

@@ -347,7 +347,7 @@ IMAGES = {"name": "images", "datatype": "UINT8", "shape": [-1, 4, 5, 3]}
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"inputs": [{**IMAGES, "datatype": "FP32"}]}, "takes FP32, but the model card says UINT8"),
+        ({"inputs": [{**IMAGES, "datatype": "FP32"}]}, "takes 'FP32', but the model card says UINT8"),
         ({"inputs": [{**IMAGES, "shape": [-1, 3, 4, 5]}]}, r"has shape \[-1, 3, 4, 5\], but the model card says"),
         ({"inputs": [{"name": "a"}, {"name": "b"}]}, "none is called 'images' as the model card says"),
         ({"outputs": [{"name": "a"}, {"name": "b"}]}, "none is called 'scores' as the model card says"),
@@ -397,6 +397,16 @@ def output(**fields):
         ({"message": output(data=[None] * 9)}, ProtocolError, "response is malformed: .*found null"),
         ({"message": output(data=[1] * 8)}, ProtocolError, "response is malformed"),
         ({"message": {"outputs": 3}}, ProtocolError, "response is malformed"),
+        ({"message": output(shape=[0, 2**63], data=[])}, ProtocolError, "no tensor can have the shape"),
+        ({"message": output(datatype="FP64", data=[1e300] * 9)}, ProtocolError, "not finite"),
+        ({"message": {"outputs": [{}] * 65}}, ProtocolError, "holds 65 entries"),
+        ({"message": {"pad": "x" * (2 << 20)}}, ProtocolError, "a reply has more than 1049152 bytes"),
+        (
+            dict(message=output(), **{"Content-Encoding": "gzip"}),
+            ProtocolError,
+            "encoded as 'gzip', which was not asked",
+        ),
+        ({"message": {"error": {"error": "x"}}, "status": 500}, BackendError, "answered 500: "),
         (dict(message=output(), **{"Inference-Header-Content-Length": "x"}), ProtocolError, "Content-Length is 'x'"),
         ({"message": {"error": "no such thing"}, "status": 404}, BackendError, "answered 404: no such thing"),
         (

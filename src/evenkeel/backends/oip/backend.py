@@ -15,15 +15,16 @@ import orjson
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.oip.contract import Contract, agree
-from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError, RequestError
 from evenkeel.models.cards import ModelCard
-from evenkeel.oip import HEADER_LENGTH
+from evenkeel.oip import HEADER_LENGTH, read_message, shown
 
 __all__ = ["OipBackend"]
 
 _log = logging.getLogger(__name__)
 
-_MOST_REPLY_BYTES = 64 << 20
+_MOST_WORD_BYTES = 1 << 20  # of metadata, of readiness
+_MOST_DIGITS = 18  # of a length
 _IDLE_S = 4.0  # below the five seconds after which common servers close idle connections
 
 
@@ -113,7 +114,7 @@ class OipBackend(Backend):
             timeout=aiohttp.ClientTimeout(total=self._timeout_s),
             headers={"accept-encoding": "identity"},
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=True,
+            auto_decompress=False,  # a short reply could become a long one
         )
         self._poller = asyncio.create_task(self._poll())
         try:
@@ -212,15 +213,16 @@ class OipBackend(Backend):
         contract = self._contract
         assert contract is not None
         body, header_length = contract.write(inputs)
+        url, most_bytes = self._model_url + "/infer", contract.most_reply_bytes(len(inputs))
         headers = {"content-type": "application/json"}
         if header_length is not None:
             headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
         try:
             try:
-                reply, given = await self._request("POST", self._model_url + "/infer", body, headers)
+                reply, given = await self._request("POST", url, body, headers, most_bytes)
             except aiohttp.ServerDisconnectedError:
                 # A kept connection that the server closed as we sent; inference may be asked twice.
-                reply, given = await self._request("POST", self._model_url + "/infer", body, headers)
+                reply, given = await self._request("POST", url, body, headers, most_bytes)
         except TimeoutError:
             raise BackendError(f"{self.name}: no reply within {self._timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
@@ -228,25 +230,33 @@ class OipBackend(Backend):
         except aiohttp.ClientError as error:
             raise ProtocolError(f"{self.name}: {error}") from error
         try:
-            if given is not None and not (given.isascii() and given.isdigit()):
-                raise ProtocolError(f"{HEADER_LENGTH} is {given!r}")
+            if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MOST_DIGITS):
+                raise ProtocolError(f"{HEADER_LENGTH} is {shown(given)}")
             return contract.read(reply, None if given is None else int(given), len(inputs))
         except ProtocolError as error:
             raise ProtocolError(f"{self.name}: {error}") from error
 
     async def _request(
-        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        url: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        most_bytes: int = _MOST_WORD_BYTES,
     ) -> tuple[bytes, str | None]:
         """Body and header length of a 200 response."""
         if self._session is None:
             raise BackendLostError(f"{self.name} was closed")
         async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+            packed = response.headers.get("content-encoding", "identity")
+            if packed.lower() != "identity":
+                raise ProtocolError(f"{self.name}: a reply is encoded as {packed[:20]!r}, which was not asked for")
             parts = []
             size = 0
             async for part in response.content.iter_any():
                 size += len(part)
-                if size > _MOST_REPLY_BYTES:
-                    raise ProtocolError(f"{self.name}: a reply has more than {_MOST_REPLY_BYTES} bytes")
+                if size > most_bytes:
+                    raise ProtocolError(f"{self.name}: a reply has more than {most_bytes} bytes")
                 parts.append(part)
             reply = b"".join(parts)
             if response.status != 200:
@@ -268,6 +278,11 @@ class OipBackend(Backend):
             except (aiohttp.ClientError, OSError) as error:
                 self._why_not = f"{self.name}: {error or type(error).__name__}"
                 self._set_ready(False)
+            except Exception as error:
+                # Whatever it is, the server may be well again the next time.
+                _log.exception("%s: unexpected error while asking for readiness", self.name)
+                self._why_not = f"{self.name}: {type(error).__name__}"
+                self._set_ready(False)
             else:
                 self._set_ready(True)
             with suppress(TimeoutError):
@@ -286,12 +301,9 @@ class OipBackend(Backend):
     async def _metadata(self, url: str) -> Mapping[str, Any]:
         body, _ = await self._request("GET", url)
         try:
-            found = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise ProtocolError(f"{self.name}: {url} is not JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ProtocolError(f"{self.name}: {url} is not a JSON object")
-        return found
+            return read_message(body, False)
+        except RequestError as error:
+            raise ProtocolError(f"{self.name}: {url}: {error}") from None
 
     def _set_ready(self, ready: bool) -> None:
         if ready and self._session is None:
@@ -308,7 +320,8 @@ def _explain(response: aiohttp.ClientResponse, body: bytes) -> str:
     with suppress(orjson.JSONDecodeError):
         message = orjson.loads(body)
         if isinstance(message, dict):
-            text = str(message.get("error") or message.get("detail") or text)[:300]
+            said = [message.get(key) for key in ("error", "detail")]
+            text = next((word[:300] for word in said if isinstance(word, str) and word), text)
     after = response.headers.get("retry-after")
     later = f" (retry after {after} s)" if response.status in (429, 503) and after else ""
     return f"the server answered {response.status}: {text or response.reason}{later}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,14 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.errors import BackendError, ProtocolError
 from evenkeel.models.cards import ModelCard
-from evenkeel.oip import RequestedOutput, Tensor, parse_response, write_request
+from evenkeel.oip import RequestedOutput, Tensor, parse_response, shown, write_request
 
 __all__ = ["Contract", "agree"]
+
+_MOST_NAMES = 5  # in a message
+_MOST_REPLY_BYTES = 16 << 20  # where the card does not say how many values there are
+_OTHER_BYTES = 1 << 20  # of a reply, besides the values asked for
+_VALUE_BYTES = 64  # of one value as JSON, with room for blanks
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,11 @@ class Contract:
         output = RequestedOutput(self.output_name, True if self.binary else None)
         return write_request([tensor], [output], binary=self.binary)
 
+    def most_reply_bytes(self, rows: int) -> int:
+        """Size beyond which a reply to `rows` items is not read."""
+        row = self.card.output_shape
+        return _MOST_REPLY_BYTES if row is None else _OTHER_BYTES + rows * prod(row) * _VALUE_BYTES
+
     def read(self, body: bytes, header_length: int | None, rows: int) -> Array:
         """Outputs `[rows, ...]`, float32, of a 200 response.
 
@@ -44,16 +55,17 @@ class Contract:
         response = parse_response(body, header_length)
         tensor = next((output for output in response.outputs if output.name == self.output_name), None)
         if tensor is None:
-            names = ", ".join(repr(output.name) for output in response.outputs)
+            names = ", ".join(shown(output.name) for output in response.outputs[:_MOST_NAMES])
             raise ProtocolError(f"expected output {self.output_name!r}, found {names or 'none'}")
         data, row = tensor.data, self.card.output_shape
         if row is not None and tensor.shape != (rows, *row):
-            raise ProtocolError(f"output {tensor.name!r} has shape {list(tensor.shape)}, expected {[rows, *row]}")
+            raise ProtocolError(f"output {shown(tensor.name)} has shape {list(tensor.shape)}, expected {[rows, *row]}")
         if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
-            raise ProtocolError(f"output {tensor.name!r} has datatype {tensor.datatype}, expected FP32")
-        outputs = np.require(data, np.float32, ("C", "A"))
+            raise ProtocolError(f"output {shown(tensor.name)} has datatype {tensor.datatype}, expected FP32")
+        with np.errstate(over="ignore"):  # what FP32 cannot hold becomes infinite
+            outputs = np.require(data, np.float32, ("C", "A"))
         if not np.isfinite(outputs).all():
-            raise ProtocolError(f"output {tensor.name!r} holds values that are not finite")
+            raise ProtocolError(f"output {shown(tensor.name)} holds values that are not finite")
         return outputs
 
 
@@ -71,13 +83,16 @@ def agree(card: ModelCard, server: Mapping[str, Any], model: Mapping[str, Any]) 
     given = _pick(model, "outputs", card.output_name)
     datatype = wanted.get("datatype", card.datatype)
     if datatype != card.datatype:
-        raise BackendError(f"input {wanted['name']!r} takes {datatype}, but the model card says {card.datatype}")
+        raise BackendError(
+            f"input {shown(wanted['name'])} takes {shown(datatype)}, but the model card says {card.datatype}"
+        )
     shape = wanted.get("shape")
     if isinstance(shape, list) and len(shape) == 4:
         for size, expected in zip(shape[1:], card.input_shape, strict=True):
             if size not in (-1, expected):
                 raise BackendError(
-                    f"input {wanted['name']!r} has shape {shape}, but the model card says {[-1, *card.input_shape]}"
+                    f"input {shown(wanted['name'])} has shape [{', '.join(map(shown, shape))}], "
+                    f"but the model card says {[-1, *card.input_shape]}"
                 )
     return Contract(
         card, wanted["name"], given["name"], "binary_tensor_data" in extensions, "cancel_on_disconnect" in extensions
@@ -86,11 +101,15 @@ def agree(card: ModelCard, server: Mapping[str, Any], model: Mapping[str, Any]) 
 
 def _pick(model: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
     listed = model.get(key)
-    entries = [e for e in listed if isinstance(e, dict) and e.get("name")] if isinstance(listed, list) else []
+    entries = [e for e in listed if isinstance(e, dict) and _is_name(e.get("name"))] if isinstance(listed, list) else []
     if not entries:
         return {"name": name}
     found = entries[0] if len(entries) == 1 else next((entry for entry in entries if entry["name"] == name), None)
     if found is None:
-        names = ", ".join(repr(entry["name"]) for entry in entries)
+        names = ", ".join(shown(entry["name"]) for entry in entries[:_MOST_NAMES])
         raise BackendError(f"the model has {key} {names}, but none is called {name!r} as the model card says")
     return found
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
