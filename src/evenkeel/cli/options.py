@@ -1,0 +1,70 @@
+"""Holds the options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["example", "node_options", "output_options"]
+
+Command = Callable[..., Any]
+
+_NODE_OPTIONS = (
+    click.option("--replicas", type=click.IntRange(1), help="Number of workers to start with the classifier."),
+    click.option("--backups", type=click.IntRange(0), help="Number of workers to start with the Collage-CNNs."),
+    click.option(
+        "--policy",
+        help="What to do about late replicas: none, replicate, replicate-all, hedge, collage or collage+hedge.",
+    ),
+    click.option(
+        "--fill-after", metavar="WHEN", help="Time after which a fill may answer: p95 (a live quantile) or 25ms."
+    ),
+    click.option(
+        "--hedge-after",
+        metavar="WHEN",
+        help="Time after which another replica is asked: p95 (a live quantile) or 25ms.",
+    ),
+    click.option("--min-confidence", type=float, help="Lowest confidence (0..1) at which a fill is used."),
+    click.option("--max-extra-load", type=float, help="Largest number of hedges, as a share of all items."),
+    click.option(
+        "--group-wait", metavar="TIME", help="Time that an idle backup waits for more items before it starts."
+    ),
+    click.option(
+        "--deadline", metavar="TIME", help="Longest time an item may take; after that it is answered with 504."
+    ),
+    click.option(
+        "--delay", metavar="LAW", help="Delay injected into the workers, for experiments: two-mode:scale=0.3."
+    ),
+)
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_OUTPUT_OPTIONS = {
+    "json": click.option("--json", "json_path", type=_FILE, help="File to write the rows to, as JSON."),
+    "markdown": click.option("--markdown", type=_FILE, help="File to write the tables to, as Markdown."),
+    "report": click.option("--report", type=_FILE, help="File to write an HTML report to."),
+    "figure": click.option("--figure", type=_FILE, help="File to draw a figure to (PNG or SVG)."),
+}
+
+
+def example(*lines: str) -> str:
+    """Gives an epilog with examples that click does not wrap."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def node_options(function: Command) -> Command:
+    """Adds the options that say what serves, and by which policy."""
+    for option in reversed(_NODE_OPTIONS):
+        function = option(function)
+    return function
+
+
+def output_options(*names: str) -> Callable[[Command], Command]:
+    """Adds the options for the files that a command can write: `json`, `markdown`, `report`, `figure`."""
+
+    def decorate(function: Command) -> Command:
+        for name in reversed(names):
+            function = _OUTPUT_OPTIONS[name](function)
+        return function
+
+    return decorate

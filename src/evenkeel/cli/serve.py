@@ -1,0 +1,80 @@
+"""Defines `evenkeel serve`: a classifier behind the gateway."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evenkeel.cli.options import example, node_options
+from evenkeel.errors import ConfigurationError
+from evenkeel.processes import end_with_parent
+
+__all__ = ["serve"]
+
+
+_POLICY_FLAGS = ("fill_after", "hedge_after", "min_confidence", "max_extra_load", "group_wait", "deadline")
+
+
+@click.command(
+    epilog=example(
+        "evenkeel serve                                  # the embedded CIFAR-10 pair on 127.0.0.1:8000",
+        "evenkeel serve --replicas 9 --backups 1 --policy collage+hedge",
+        "evenkeel serve gateway.yaml --port 9000         # flags win over the file",
+        "curl -s localhost:8000/v2/models/cifar10-base",
+    )
+)
+@click.argument("config", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", help="Model card (.json) of the classifier, or the name of a shipped one.")
+@click.option("--host", help="Address to listen on; the default is loopback.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@node_options
+@click.option("--parent-pid", type=int, hidden=True, help="Process with which this one ends.")
+def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
+    """Serve a classifier behind the gateway, over the Open Inference Protocol.
+
+    CONFIG is a YAML file; docs/how-to/serve.md lists its fields. Without one, flags and defaults alone.
+    """
+    from evenkeel.serving.config import load_raw, read_config
+
+    if parent_pid is not None:
+        end_with_parent(parent_pid)
+    raw, folder = ({}, Path()) if config is None else (load_raw(config), config.parent)
+    try:
+        settings = read_config(_with_flags(raw, flags), folder)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{config}: {error}" if config else str(error)) from None
+    _run_server(settings)
+
+
+def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
+    """The mapping of a configuration file with command-line flags laid over it."""
+    if not isinstance(raw, dict):
+        return raw  # refused by name when it is read
+    given = {name: value for name, value in flags.items() if value is not None}
+    policy = raw.get("policy", {})
+    policy = {"name": policy} if isinstance(policy, str) else policy
+    for name in _POLICY_FLAGS:
+        if name in given and isinstance(policy, dict):
+            policy = {**policy, name: given.pop(name)}
+    if "policy" in given:
+        policy = {**(policy if isinstance(policy, dict) else {}), "name": given.pop("policy")}
+    merged = {**raw, **given}
+    if policy:
+        merged["policy"] = policy
+    return merged
+
+
+def _run_server(settings: Any) -> None:
+    import logging
+
+    import uvloop
+
+    from evenkeel.serving.service import serve as run
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+
+    def started(url: str) -> None:
+        nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
+        click.echo(f"evenkeel: {settings.name or settings.card().name} on {url} ({nodes}, {settings.policy.name})")
+
+    uvloop.run(run(settings, started))
