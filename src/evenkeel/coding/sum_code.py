@@ -153,7 +153,7 @@ class SumCode(ABC):
             device: where the vectors will be.
         """
         this_round, length = Round(0, world, bucket=UNUSED_BUCKET), self.granule
-        vector, wire = torch.zeros(length, device=device), self.wire(world)
+        vector, wire = torch.zeros(length, dtype=torch.float32, device=device), self.wire(world)
         stats = self.measure(vector, this_round)
         message = self.encode(vector, stats, this_round)
         sums = wire.add([message], self.lanes(length, this_round))

@@ -18,10 +18,10 @@ class ProcessGroup(Reducer):
 
     Args:
         over: the ranks, or their group (see GroupCollectives); default: all ranks.
-        timeout_s: how long a peer may stay silent; for a group.
+        timeout_s: how long a peer may stay silent; for a group, whose own time it is by default.
     """
 
-    def __init__(self, over: Collectives | dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
+    def __init__(self, over: Collectives | dist.ProcessGroup | None = None, *, timeout_s: float | None = None) -> None:
         self.ranks = collectives_over(over, timeout_s)
 
     def total(self, wire: Wire, message: Tensor, lanes: int, this_round: Round) -> Total:

@@ -1,6 +1,7 @@
 """Kernels against their plain torch twins, bit for bit."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -324,3 +325,19 @@ def test_a_forked_process_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPat
         threads.share_out(*work)
         os._exit(0 if sorted(done) == [0, 0, 1, 1] else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+WITHOUT_COMPILING = """
+import torch
+from evenkeel.coding.sums.kernels import fast
+from evenkeel.coding.sums.thc import THC
+
+print(fast(torch.ones(1)))
+THC(bits=4).prepare(2, torch.device("cpu"))
+"""
+
+
+def test_twins_do_where_numba_may_not_compile() -> None:
+    command, environment = [sys.executable, "-c", WITHOUT_COMPILING], {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout == "None\n"

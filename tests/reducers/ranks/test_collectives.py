@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from evenkeel.errors import ConfigurationError, ReducerError
+from evenkeel.reducers.ranks import group_collectives
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.group_collectives import GroupCollectives
 from evenkeel.reducers.ranks.local_ranks import local_ranks
@@ -100,6 +101,45 @@ def test_a_timeout_that_is_none_is_refused_at_once(timeout_s: object) -> None:
         GroupCollectives(timeout_s=timeout_s)
 
 
+def check_times() -> None:
+    """Unless another time is given, a peer may be silent as long as in the group, or in the default one."""
+    import torch.distributed as dist
+
+    hour = dist.new_group(timeout=timedelta(hours=1))
+    assert group_collectives._timeout_of(hour) == 3600
+    assert group_collectives._timeout_of(dist.group.WORLD) == dist.default_pg_timeout.total_seconds()
+    waits, wait = [], dist.Work.wait
+
+    def note(work: object, *times: timedelta) -> bool:
+        waits.extend(times)
+        return wait(work, *times)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist.Work, "wait", note)
+        for collectives in (GroupCollectives(), GroupCollectives(hour), GroupCollectives(hour, timeout_s=7)):
+            collectives.add(torch.ones(1))
+    assert waits == [dist.default_pg_timeout, timedelta(hours=1), timedelta(seconds=7)]
+
+
+def check_forks() -> None:
+    """A process that was forked off does not touch the group's connections."""
+    import torch.distributed as dist
+
+    given, opened = GroupCollectives(dist.new_group()), GroupCollectives()
+    opened.add(torch.ones(1))
+    child = os.fork()
+    if not child:
+        found = []
+        for collectives in (given, opened):
+            try:
+                collectives.add(torch.ones(1))
+            except ConfigurationError as error:
+                found.append("was forked" in str(error))
+        os._exit(0 if found == [True, True] else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    given.add(torch.ones(1))
+
+
 def on_gloo() -> str:
     import torch.distributed as dist
 
@@ -114,6 +154,8 @@ def on_gloo() -> str:
         part.close()
         with pytest.raises(ReducerError, match="closed"):
             part.add(torch.ones(1))
+    check_times()
+    check_forks()
     # Last: rank 2 dies and the others hear of it at once, also rank 0, which is no neighbour of it in Gloo's ring.
     # Then rank 1 freezes, which rank 0 knows when the time is over.
     pair = dist.new_group([0, 1], timeout=timedelta(seconds=1))

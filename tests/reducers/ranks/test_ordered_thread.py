@@ -89,3 +89,23 @@ def test_the_interpreter_waits_for_a_thread_whose_job_held_the_last_reference() 
         [sys.executable, "-c", LAST_REFERENCE], capture_output=True, text=True, timeout=60, check=True
     )
     assert int(ended.stdout) == sum(range(60_000_000))
+
+
+FORKED = """
+import os
+import torch
+from evenkeel.reducers.ranks.ordered_thread import OrderedThread
+
+thread = OrderedThread("forked", lambda: None, lambda: print("ended", flush=True))
+ours = thread.submit(lambda: torch.ones(1), torch.device("cpu")).wait()
+child = os.fork()
+print(int(thread.submit(lambda: 2 * ours, torch.device("cpu")).wait()), flush=True)
+if child:
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+thread.close()
+"""
+
+
+def test_a_forked_process_gets_a_thread_of_its_own() -> None:
+    ended = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(ended.stdout.split()) == ["0", "2", "2", "ended", "ended"]

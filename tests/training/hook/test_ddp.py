@@ -2,14 +2,19 @@
 
 import io
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import evenkeel
@@ -277,6 +282,20 @@ def refusals() -> None:
             train(ddp, torch.optim.SGD(ddp.parameters(), lr=0.1), range(1))
 
 
+def fsdp_is_refused() -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for how in (ShardingStrategy.NO_SHARD, ShardingStrategy.FULL_SHARD, "fully_shard"):
+        state, model = evenkeel.HookState(evenkeel.THC(bits=4)), nn.Linear(8, 8)
+        if how == "fully_shard":
+            fully_shard(model, mesh=mesh)
+            model.set_all_reduce_hook(lambda gradient, state=state: evenkeel.comm_hook(state, gradient))
+        else:
+            model = FullyShardedDataParallel(model, sharding_strategy=how, device_id=torch.device("cpu"))
+            model.register_comm_hook(state, evenkeel.comm_hook)
+        with pytest.raises(ConfigurationError, match=r"\(FSDP1\) and fully_shard \(FSDP2\) are not supported"):
+            model(torch.ones(2, 8)).sum().backward()
+
+
 def uneven_inputs() -> None:
     """Ranks that have run out of inputs add nothing, and keep the others company."""
     ddp, optimizer = parallel(evenkeel.HookState(evenkeel.THC(bits=4)), broadcast_buffers=False)
@@ -368,6 +387,7 @@ def everything_for_two() -> list[str]:
         refusals,
         uneven_inputs,
         every_type_of_parameter,
+        fsdp_is_refused,
     ):
         work()
         done.append(work.__name__)
@@ -377,7 +397,7 @@ def everything_for_two() -> list[str]:
 def test_two_ranks() -> None:
     done = local_ranks(2, everything_for_two, timeout_s=100)
     assert done[0] == done[1]
-    assert len(done[0]) == 8
+    assert len(done[0]) == 9
 
 
 def four_and_then_three() -> str:
@@ -402,3 +422,33 @@ def four_and_then_three() -> str:
 
 def test_four_ranks_of_which_one_dies() -> None:
     assert local_ranks(4, four_and_then_three, timeout_s=100) == ["in time", "in time", None, "in time"]
+
+
+MADE_BEFORE_A_FORK = """
+import os
+import sys
+import torch
+import torch.distributed as dist
+import evenkeel
+
+state = evenkeel.PipeSGD(evenkeel.HookState(evenkeel.THC(bits=4), timeout_s=20))
+child = os.fork()
+rank = 1 if child else 0
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
+ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
+ddp.register_comm_hook(state, evenkeel.comm_hook)
+for _ in range(4):
+    ddp(torch.ones(4, 8)).sum().backward()
+state.close()
+print(rank, "has trained", flush=True)
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+os._exit(0)
+"""
+
+
+def test_a_state_made_before_a_fork_works_in_both_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MADE_BEFORE_A_FORK, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(ended.stdout.splitlines()) == ["0 has trained", "1 has trained"]

@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -306,6 +307,45 @@ def test_large_numbers_do_not_overflow_in_their_sum() -> None:
     assert in_threads(4, work)[0][0].tolist() == [[pytest.approx(3e38)] * 2] * 2
 
 
+@pytest.fixture
+def default_type() -> Iterator[Callable[[torch.dtype], None]]:
+    """Sets torch's default type, for one test."""
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("plainly", [False, True], ids=["kernels", "twins"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: None,
+        THC,
+        lambda: THC(bits=2, rounding="nearest"),
+        FixedPoint,
+        lambda: evenkeel.LowRank(2, THC(block=64)),
+        lambda: evenkeel.GradiVeQ(sample_steps=4),
+        lambda: evenkeel.GradiVeQ(THC(), sample_steps=4),
+    ],
+    ids=["none", "thc", "nearest", "fixed_point", "low_rank", "gradiveq", "gradiveq_thc"],
+)
+def test_torch_s_default_type_changes_nothing(
+    make: Callable[[], SumCode | None], plainly: bool, default_type: Callable[[torch.dtype], None]
+) -> None:
+    shapes, steps = [(40, 30), (40,), (16, 8, 3, 3), (5,)], 8
+
+    def work(ranks: Collectives) -> list:
+        pipe, model = evenkeel.PipeSGD(sharded(ranks, make(), skip=None)), Model(shapes)
+        return [model.step(pipe, every[ranks.rank][step], SPLIT if step else GIANT) for step in range(steps)]
+
+    every = [[gradients_of(rank, step, shapes) for step in range(steps)] for rank in range(2)]
+    with twins_only() if plainly else nullcontext():
+        expected = in_threads(2, work)[0]
+        for dtype in (torch.float64, torch.float16, torch.bfloat16):
+            default_type(dtype)
+            assert equal(in_threads(2, work)[0], expected), dtype
+
+
 def test_strided_and_empty_gradients() -> None:
     shapes = [(6, 4, 3, 3), (0,), (7, 0)]
 
@@ -350,6 +390,26 @@ def test_names_and_modules_to_skip() -> None:
         evenkeel.named(model, "nothing*")
     with pytest.raises(ConfigurationError, match=r"named\(model, '\*embed\*'\)"):
         HookState(None, skip=["embed"])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_entry_to_skip_that_is_in_no_bucket_is_refused_by_the_first_step(frozen: bool) -> None:
+    (ranks,) = thread_collectives(1)
+    model, other = Model(SHAPES), torch.nn.Linear(3, 2)
+    other.requires_grad_(not frozen)
+    for entry, what in ((other, "a Linear"), (other.weight, r"a parameter of \(2, 3\)")):
+        for pipelined in (False, True):
+            state = sharded(ranks, THC(bits=4), skip=[model.parameters[0], entry])
+            with pytest.raises(ConfigurationError, match=f"skip lists {what} that .* does not average: it is frozen"):
+                model.step(evenkeel.PipeSGD(state) if pipelined else state, gradients_of(0, 0), SPLIT)
+
+
+def test_an_entry_to_skip_may_have_no_parameters_or_lie_in_any_bucket() -> None:
+    (ranks,) = thread_collectives(1)
+    model = Model(SHAPES)
+    partly = torch.nn.ParameterList([model.parameters[3], torch.nn.Parameter(torch.zeros(2), requires_grad=False)])
+    state = sharded(ranks, THC(bits=4), skip=[model.parameters[0], torch.nn.Dropout(), partly])
+    model.step(state, gradients_of(0, 0), SPLIT)
 
 
 def test_loss_scale_leaves_no_trace_in_what_is_remembered() -> None:
@@ -487,6 +547,9 @@ def test_bad_buckets() -> None:
         evenkeel.comm_hook(state, Bucket(0, True, [torch.nn.Parameter(torch.zeros(3, 2))], sparse, [sparse]))
     with pytest.raises(ConfigurationError, match="compiled autograd"):
         evenkeel.comm_hook(state, (torch.ones(2), torch.ones(2)))
+    for gradients in ((torch.ones(2),), (torch.ones(2), torch.ones(1))):  # without sharding, and with it
+        with pytest.raises(ConfigurationError, match=r"\(FSDP1\) and fully_shard \(FSDP2\) are not supported"):
+            evenkeel.comm_hook(state, *gradients)
     with pytest.raises(ConfigurationError, match="needs a HookState or a PipeSGD"):
         evenkeel.comm_hook(None, Bucket(0, True, [], torch.ones(2), []))
 

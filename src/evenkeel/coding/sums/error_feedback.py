@@ -50,7 +50,7 @@ class ErrorFeedback(SumCode):
         memory = self._memory_of(vector, this_round)
         stats = self.inner.measure_owed(vector, memory, this_round)
         finite = are_finite(stats if stats.numel() else vector + memory)
-        return torch.cat((torch.where(finite, 0.0, torch.inf).view(1), stats))
+        return torch.cat((torch.where(finite, 0.0, torch.inf).to(torch.float32).view(1), stats))
 
     def encode(self, vector: Tensor, stats: Tensor, this_round: Round) -> Tensor:
         """Gives the code's message for vector + memory; it is kept in case it is lost.

@@ -163,10 +163,10 @@ class GradiVeQ(Projected):
         for moments in bucket.moments or []:
             layers, size, _ = moments.learnt.shape
             most = int(size * (1 / self.ratio - 1 / self.turns) / (1 - 1 / self.turns))
-            basis, lost = learn(moments, self.loss, most) if most else (None, torch.zeros(layers))
+            basis, lost = learn(moments, self.loss, most) if most else (None, torch.zeros(layers, dtype=torch.float32))
             # Layers that had no gradient give no directions, and with as many as there are values nothing is saved.
             saves = basis is not None and bool((lost < 1).any()) and basis.shape[2] < size
-            learnt.append((basis, lost) if saves else (None, torch.zeros(layers)))
+            learnt.append((basis, lost) if saves else (None, torch.zeros(layers, dtype=torch.float32)))
         return learnt
 
     def _restored(self, saved: Mapping[str, Any]) -> "_Bucket":
@@ -244,7 +244,7 @@ def _share(
     broadcast(directions)
     sizes = [each.layers * each.size * count for each, count in zip(convolutions, directions.tolist(), strict=True)]
     layers = sum(each.layers for each in convolutions)
-    row = torch.zeros(layers + sum(sizes), device=device)
+    row = torch.zeros(layers + sum(sizes), dtype=torch.float32, device=device)
     if learnt:
         losses = [lost.to(device) for _, lost in learnt]
         row = torch.cat([*losses, *(basis.reshape(-1) for basis, _ in learnt if basis is not None)])

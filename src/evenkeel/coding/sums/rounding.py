@@ -37,7 +37,7 @@ def thresholds(rounding: Rounding, length: int, seed: int, this_round: Round, de
     pairs only.
     """
     if rounding == "nearest":
-        return torch.full((length,), 0.5, device=device)
+        return torch.full((length,), 0.5, dtype=torch.float32, device=device)
     words = mix(counters(length, device) + key(seed, this_round.step, this_round.bucket, Stream.STRATA) & _MASK)
     private = uniform(mix(words ^ key(seed, this_round.step, this_round.bucket, Stream.PRIVATE, this_round.rank)))
     if rounding == "stochastic":

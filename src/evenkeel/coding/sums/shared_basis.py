@@ -25,7 +25,7 @@ class Moments:
     @classmethod
     def none(cls, layers: int, size: int, device: torch.device) -> Self:
         """Gives those of no vectors yet."""
-        return cls(*(torch.zeros(layers, size, size, device=device) for _ in range(2)))
+        return cls(*(torch.zeros(layers, size, size, dtype=torch.float32, device=device) for _ in range(2)))
 
     def add(self, vectors: Tensor, hold_out: bool) -> None:
         """Takes in `vectors` `[layers, count, size]`."""

@@ -1,5 +1,6 @@
 """Exchanges over a process group of torch.distributed: Gloo or NCCL."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -33,14 +34,14 @@ class GroupCollectives(Collectives):
 
     Args:
         group: over which to exchange.
-        timeout_s: how long a peer may stay silent.
+        timeout_s: how long a peer may stay silent. Default: as long as in `group`, or in the default group.
 
     Raises:
         ConfigurationError: a timeout that is none.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_s: float = 300.0) -> None:
-        if not 0 < number("timeout_s", timeout_s) <= _LONGEST_S:
+    def __init__(self, group: dist.ProcessGroup | None = None, *, timeout_s: float | None = None) -> None:
+        if timeout_s is not None and not 0 < number("timeout_s", timeout_s) <= _LONGEST_S:
             raise ConfigurationError(f"timeout_s must be above zero and at most {_LONGEST_S:g}, found {timeout_s!r}")
         if group is not None and dist.is_initialized() and group is dist.group.WORLD:
             raise ConfigurationError(
@@ -52,6 +53,7 @@ class GroupCollectives(Collectives):
         self._given = group
         self._group: Any = group
         self._timeout_s = timeout_s
+        self._process = os.getpid() if group is not None else None  # whose connections the group has
         self._broken: str | None = None
 
     @property
@@ -122,13 +124,21 @@ class GroupCollectives(Collectives):
     def _run(self, start: Callable[[Any], Any], values: Tensor) -> None:
         if self._broken is not None:
             raise ReducerError(f"the ranks cannot exchange gradients any more: {self._broken}")
+        if self._process not in (None, os.getpid()):
+            raise ConfigurationError(
+                "this process was forked from the one whose process group it would exchange gradients over: make the "
+                "group, and what uses it, in the process that trains"
+            )
+        _need_process_group()
+        timeout_s = _timeout_of(self._given or dist.group.WORLD) if self._timeout_s is None else self._timeout_s
         try:
             if self._group is None:
-                self._group = self._open()
+                self._process = os.getpid()
+                self._group = dist.new_group(timeout=timedelta(seconds=timeout_s))
             begin = time.perf_counter()
-            start(self._group).wait(timedelta(seconds=self._timeout_s))
+            start(self._group).wait(timedelta(seconds=timeout_s))
             if values.is_cuda:
-                self._wait_for_gpu()
+                self._wait_for_gpu(timeout_s)
             self.exchanged_s += time.perf_counter() - begin
         except (RuntimeError, TimeoutError) as error:  # what torch raises for a lost peer and for a silent one
             self._broken = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -137,7 +147,7 @@ class GroupCollectives(Collectives):
             self._drop()
             raise ReducerError(
                 f"{who} lost a peer while exchanging gradients, or waited longer than "
-                f"timeout_s={self._timeout_s:g}: {self._broken}; see the other ranks' output for the first failure"
+                f"timeout_s={timeout_s:g}: {self._broken}; see the other ranks' output for the first failure"
             ) from error
 
     def _drop(self) -> None:
@@ -145,25 +155,28 @@ class GroupCollectives(Collectives):
         if group is not None and dist.is_initialized():
             dist.destroy_process_group(group)
 
-    def _open(self) -> Any:
-        _need_process_group()
-        return dist.new_group(timeout=timedelta(seconds=self._timeout_s))
-
-    def _wait_for_gpu(self) -> None:
+    def _wait_for_gpu(self, timeout_s: float) -> None:
         # NCCL's wait only orders streams; a peer that is gone would show up nowhere but in a hanging GPU.
         cuda: Any = torch.cuda
         done = cuda.Event()
         done.record()
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + timeout_s
         while not done.query():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no reply within {self._timeout_s:g} s")
+                raise TimeoutError(f"no reply within {timeout_s:g} s")
             time.sleep(_POLL_S)
 
 
-def collectives_over(over: Collectives | dist.ProcessGroup | None, timeout_s: float) -> Collectives:
+def collectives_over(over: Collectives | dist.ProcessGroup | None, timeout_s: float | None) -> Collectives:
     """Gives the ranks that are given, or those of a group; of a new group of all ranks by default."""
     return over if isinstance(over, Collectives) else GroupCollectives(over, timeout_s=timeout_s)
+
+
+def _timeout_of(group: Any) -> float:
+    """Seconds that a group waits for a peer, of its backend for CPU tensors where it has several."""
+    backends = [group._get_backend(device) for device in sorted(group._device_types, key=str)]
+    waits = [backend.options._timeout for backend in backends if hasattr(backend, "options")]
+    return min(_LONGEST_S, float((waits[0] if waits else dist.default_pg_timeout).total_seconds()))
 
 
 def _need_process_group() -> None:

@@ -1,6 +1,7 @@
 """Does jobs in one thread, in the order they were given."""
 
 import atexit
+import os
 import queue
 import threading
 import weakref
@@ -28,6 +29,8 @@ class OrderedThread:
     exchanges therefore runs here, from its first to its last. After a job has failed no further one is begun: the
     ranks' exchanges no longer match, and a later one would be paired with a wrong one.
 
+    A process that was forked from the one that made this gets a thread of its own with its first job.
+
     Args:
         name: of the thread.
         on_failure: called once, in the thread, after the first job that failed.
@@ -35,15 +38,12 @@ class OrderedThread:
     """
 
     def __init__(self, name: str, on_failure: Callable[[], None], at_end: Callable[[], None] = lambda: None) -> None:
-        self._jobs: Jobs = queue.SimpleQueue()
+        self._name = name
         self._failure: BaseException | None = None
         self._on_failure = on_failure
+        self._at_end = at_end
         self._streams: dict[torch.device, Any] = {}
-        thread = threading.Thread(target=_run, args=(self._jobs,), name=name, daemon=True)
-        thread.start()
-        _RUNNING[thread] = self._jobs
-        # Also at the interpreter's end: a thread that is still within torch then would take the process down.
-        self._end = weakref.finalize(self, _end, self._jobs, thread, at_end)
+        self._start()
 
     def submit(self, job: Callable[[], Tensor], device: torch.device) -> "Future[Tensor]":
         """Gives what `job` will give; its error, if it raises one.
@@ -57,6 +57,9 @@ class OrderedThread:
         """
         if not self._end.alive:
             raise ReducerError("gradients are not exchanged any more: the state was closed")
+        if self._process != os.getpid():  # a fork takes no threads along
+            self._end.detach()
+            self._start()
         if device.type == "cuda":
             future: Future[Tensor] = Future(devices=[device])
             ready = _CUDA.Event()
@@ -70,6 +73,15 @@ class OrderedThread:
     def close(self) -> None:
         """Ends the thread once the jobs so far are done; waits for them a few seconds."""
         self._end()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._jobs: Jobs = queue.SimpleQueue()
+        thread = threading.Thread(target=_run, args=(self._jobs,), name=self._name, daemon=True)
+        thread.start()
+        _RUNNING[thread] = self._jobs
+        # Also at the interpreter's end: a thread that is still within torch then would take the process down.
+        self._end = weakref.finalize(self, _end, self._jobs, thread, self._at_end)
 
     def _on_stream(self, job: Callable[[], Tensor], future: "Future[Tensor]", device: torch.device, ready: Any) -> None:
         if device not in self._streams:

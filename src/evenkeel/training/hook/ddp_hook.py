@@ -28,15 +28,24 @@ class AveragesBuckets(Protocol):
         """The future of the bucket's new content."""
 
 
-def comm_hook(state: AveragesBuckets, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+def comm_hook(
+    state: AveragesBuckets, bucket: GradBucket, output: Tensor | None = None
+) -> torch.futures.Future[torch.Tensor]:
     """The future of a bucket's average, as `state` makes it.
 
         ddp_model.register_comm_hook(state, evenkeel.comm_hook)
+
+    `output` is what FullyShardedDataParallel would give besides, which is refused.
 
     Raises:
         ConfigurationError: the ranks, the model or the way of training do not fit the state.
         ReducerError: a peer is gone or silent. Raised by the backward pass.
     """
+    if isinstance(bucket, Tensor) or output is not None:
+        raise ConfigurationError(
+            "comm_hook was given a gradient instead of a bucket, as FSDP does: FullyShardedDataParallel (FSDP1) and "
+            "fully_shard (FSDP2) are not supported, only DistributedDataParallel"
+        )
     if isinstance(bucket, tuple):
         raise ConfigurationError(
             "compiled autograd hands the hook single gradients instead of buckets: do not compile the backward pass of "

@@ -22,7 +22,7 @@ from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_buck
 from evenkeel.training.hook.buckets import Bucket, gradient_views
 from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_saved_state
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
-from evenkeel.training.hook.skipping import Skip, few_dimensions, skip_rule
+from evenkeel.training.hook.skipping import Listed, Skip, few_dimensions, skip_rule
 from evenkeel.training.hook.stats import HookStats, Meter
 from evenkeel.training.hook.warm_up import warm_up
 from evenkeel.version import __version__
@@ -62,7 +62,8 @@ class HookState:
             rule, parameter -> bool, decides alone; None compresses all.
         reducer: who adds; default: Sharded.
         group: a process group for nothing but this, where not all ranks take part; for the default reducer.
-        timeout_s: how long a rank may stay silent; for the default reducer.
+        timeout_s: how long a rank may stay silent; for the default reducer. Default: as long as in `group`, or in the
+            default group.
         loss_scale: the loss scale of the step under way, for AMP: `scaler.get_scale`. With it, what is remembered from
             steps with another scale stays right.
 
@@ -82,7 +83,7 @@ class HookState:
         skip: Skip = few_dimensions,
         reducer: Reducer | None = None,
         group: dist.ProcessGroup | None = None,
-        timeout_s: float = 300.0,
+        timeout_s: float | None = None,
         loss_scale: Callable[[], float] | None = None,
     ) -> None:
         check_kind("code", code, isinstance(code, SumCode), "a sum code such as THC(bits=4)")
@@ -132,6 +133,8 @@ class HookState:
             self._begun = True
             self._scale = 1.0 if self.loss_scale is None else float(self.loss_scale())
         plan = self._plan(buffer, members, views)
+        if first_step and bucket.is_last() and isinstance(self._skip, Listed):
+            self._skip.check(self._book.parameters)
         fields = self._fields(parameters) if first_step and first_bucket else None
         future = self._thread.submit(lambda: self._round(buffer, plan, fields), buffer.device)
         if bucket.is_last():
@@ -227,7 +230,7 @@ class HookState:
 
     def _is_skipped(self, number: int) -> bool:
         if number not in self._skipped:
-            self._skipped[number] = bool(self._skip(self._book.parameter(number)))
+            self._skipped[number] = bool(self._skip(self._book.parameters[number]))
         return self._skipped[number]
 
     def _end_step(self) -> None:

@@ -22,13 +22,14 @@ class ParameterBook:
 
     Attributes:
         sizes: elements of each parameter, by its number.
+        parameters: each of them, by its number.
     """
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
-        self._numbers: dict[int, int] = {}
         # Kept, so that the id of a parameter that is gone is not given to another one.
-        self._parameters: list[Tensor] = []
+        self.parameters: list[Tensor] = []
+        self._numbers: dict[int, int] = {}
         self._closed = False
 
     def numbers(self, parameters: Iterable[Tensor]) -> tuple[int, ...]:
@@ -38,10 +39,6 @@ class ParameterBook:
             ConfigurationError: a parameter that the first step did not show.
         """
         return tuple(self._number(parameter) for parameter in parameters)
-
-    def parameter(self, number: int) -> Tensor:
-        """The parameter with this number."""
-        return self._parameters[number]
 
     def close(self) -> None:
         """The first step is over: it showed all parameters."""
@@ -56,10 +53,10 @@ class ParameterBook:
                 f"a parameter of shape {tuple(parameter.shape)} appeared that the first step did not have: is this "
                 "state registered with two models? Make one state for each DistributedDataParallel"
             )
-        self._numbers[id(parameter)] = len(self._parameters)
-        self._parameters.append(parameter)
+        self._numbers[id(parameter)] = len(self.parameters)
+        self.parameters.append(parameter)
         self.sizes.append(parameter.numel())
-        return len(self._parameters) - 1
+        return len(self.parameters) - 1
 
 
 class Units:

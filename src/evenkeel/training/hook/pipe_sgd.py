@@ -180,7 +180,7 @@ class PipeSGD:
         self._land(self._before, scale)
         for number, average in self._landed.items():
             size, stride = self._geometry[number]
-            parameter = self._book.parameter(number)
+            parameter = self._book.parameters[number]
             parameter.grad = as_gradient_of(parameter, average.clone().as_strided(size, stride))
         self._before, self._landed = [], {}
         self._ahead.empty()

@@ -32,6 +32,29 @@ def named(model: nn.Module, *patterns: str) -> list[Tensor]:
     return found
 
 
+class Listed:
+    """Skips the parameters of a list of modules and parameters, and those of few dimensions besides."""
+
+    def __init__(self, entries: Iterable["nn.Module | Tensor"]) -> None:
+        # All are kept, so that no other parameter gets their ids.
+        self._entries = [(each, list(each.parameters()) if isinstance(each, nn.Module) else [each]) for each in entries]
+        self._chosen = {id(parameter) for _, parameters in self._entries for parameter in parameters}
+
+    def __call__(self, parameter: Tensor) -> bool:
+        return id(parameter) in self._chosen or few_dimensions(parameter)
+
+    def check(self, averaged: Iterable[Tensor]) -> None:
+        """ConfigurationError if an entry has parameters, but none of those that are `averaged`."""
+        known = {id(parameter) for parameter in averaged}
+        for entry, parameters in self._entries:
+            if parameters and known.isdisjoint(map(id, parameters)):
+                what = type(entry).__name__ if isinstance(entry, nn.Module) else f"parameter of {tuple(entry.shape)}"
+                raise ConfigurationError(
+                    f"skip lists a {what} that DistributedDataParallel does not average: it is frozen, or of another "
+                    "model, or of this one before it was copied or converted; take it out, or list what is in the model"
+                )
+
+
 def skip_rule(skip: Skip) -> Callable[[Tensor], bool]:
     """The rule that `skip` stands for: none, a rule itself, or modules and parameters besides those of few dimensions.
 
@@ -45,16 +68,12 @@ def skip_rule(skip: Skip) -> Callable[[Tensor], bool]:
     # Texts, classes and some modules can be gone through too, but are one entry.
     alone = isinstance(skip, nn.Module | Tensor | str | type)
     entries: Iterable[object] = [skip] if alone or not isinstance(skip, Iterable) else skip
-    listed: list[Tensor] = []
+    listed: list[nn.Module | Tensor] = []
     for entry in entries:
-        if isinstance(entry, nn.Module):
-            listed += entry.parameters()
-        elif isinstance(entry, Tensor):
-            listed.append(entry)
-        else:
+        if not isinstance(entry, nn.Module | Tensor):
             raise _no_rule(entry)
-    chosen = {id(parameter): parameter for parameter in listed}  # kept, so that no other parameter gets their ids
-    return lambda parameter: id(parameter) in chosen or few_dimensions(parameter)
+        listed.append(entry)
+    return Listed(listed)
 
 
 def _no_rule(entry: object) -> ConfigurationError:

@@ -30,7 +30,7 @@ def warm_up(code: SumCode, ranks: Collectives) -> None:
     if _CUDA.is_available() and _CUDA.is_initialized():
         device = torch.device("cuda", _CUDA.current_device())
     begin = time.perf_counter()
-    if fast(torch.zeros(1, device=device)) is not None:
+    if fast(torch.zeros(1, dtype=torch.float32, device=device)) is not None:
         _announce()
     for world in _worlds(ranks):
         code.prepare(world if code.most_workers is None else min(world, code.most_workers), device)

@@ -93,7 +93,7 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
         raise ConfigurationError("the process group has one rank only: there is no link to measure")
     first, last = (dist.get_global_rank(group or dist.group.WORLD, place) for place in (0, workers - 1))
     began = time.perf_counter()
-    one = torch.zeros(1, device=device)
+    one = torch.zeros(1, dtype=torch.float32, device=device)
 
     def settle() -> None:
         if one.is_cuda:
@@ -133,7 +133,7 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
     points: list[tuple[int, float]] = []
     size = _FIRST_BYTES
     while True:
-        values = torch.zeros(size // 4, device=device)
+        values = torch.zeros(size // 4, dtype=torch.float32, device=device)
         points.append((size, statistics.median(all_reduce_s(values) for _ in range(_REPEATS))))
         size *= 4
         left_s = budget_s - (time.perf_counter() - began)
@@ -223,7 +223,7 @@ def group_from_environment(backend: str) -> Iterator[int]:
 
 
 def _adding_s_per_byte(torch: Any, device: Any, settle: Callable[[], None]) -> float:
-    total, share = (torch.zeros(_ADDED_BYTES // 4, device=device) for _ in range(2))
+    total, share = (torch.zeros(_ADDED_BYTES // 4, dtype=torch.float32, device=device) for _ in range(2))
     times = []
     for _ in range(_REPEATS + 1):
         start = time.perf_counter()

@@ -44,14 +44,16 @@ def measure_code(
     reducer = reducer or Sharded()
     ranks, workers = reducer.ranks, reducer.ranks.world
     coordinates = min(parameters, _CODED)
-    noise = torch.randn(coordinates, generator=torch.Generator().manual_seed(ranks.rank)).to(device)
+    noise = torch.randn(coordinates, dtype=torch.float32, generator=torch.Generator().manual_seed(ranks.rank)).to(
+        device
+    )
     laps = []
     for step in range(1, _ROUNDS + 2):
         bucket, meter = noise.clone(), Meter()
-        ranks.add(torch.zeros(1, device=device))  # so that nobody begins before the others
+        ranks.add(torch.zeros(1, dtype=torch.float32, device=device))  # so that nobody begins before the others
         average_bucket(bucket, BucketPlan(step, 1.0, [Unit(0, [bucket])], [], metered=True), code, reducer, meter)
         laps.append([meter.encode_s, meter.add_s + meter.decode_s, meter.communicate_s])
-    medians = torch.tensor(laps[1:]).median(0).values.to(device)
+    medians = torch.tensor(laps[1:], dtype=torch.float32).median(0).values.to(device)
     encode_s, decode_s, exchange_s = (ranks.add(medians) / workers).tolist()
     this_round = Round(ranks.rank, workers)
     stats_bytes = 4 * code.measure(noise, this_round).numel()

@@ -108,7 +108,10 @@ def _of_device(kind: str) -> Kernels | None:
     if not library or sys.byteorder != "little":  # the wire forms are written a word at a time
         return None
     try:
-        import_module(library)
+        found = import_module(library)
     except ImportError:
+        return None
+    # Under NUMBA_DISABLE_JIT=1 the loops would have to run as Python, which their intrinsics cannot.
+    if kind == "cpu" and found.config.DISABLE_JIT:
         return None
     return cast(Kernels, import_module(module))

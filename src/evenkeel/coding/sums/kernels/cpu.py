@@ -46,7 +46,7 @@ def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, l
 
 def decode(total: Tensor, middle: Tensor, step: Tensor, cleared: Tensor, length: int, block: int, signs: int) -> Tensor:
     """Rotates 2 * total - middle back, times step, to float32 `[length]`; zeros where a block is cleared."""
-    mean = torch.empty(length)
+    mean = torch.empty(length, dtype=torch.float32)
     arguments = total.numpy(), *_blocks(middle, step, cleared), block, np.uint32(signs), mean.numpy()
     share_out(loops.decode_lanes, step.numel(), block, *arguments)
     return mean
@@ -63,7 +63,7 @@ def decode_packed(
     signs: int,
 ) -> Tensor:
     """Does the same for a total that is packed, `width` bits each."""
-    mean = torch.empty(length)
+    mean = torch.empty(length, dtype=torch.float32)
     arguments = packed.numpy(), width, *_blocks(middle, step, cleared), block, np.uint32(signs), mean.numpy()
     share_out(loops.decode_packed, step.numel(), block, *arguments)
     return mean

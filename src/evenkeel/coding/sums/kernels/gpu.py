@@ -148,7 +148,7 @@ def _launch_encode(
 def _launch_decode(
     total: Tensor, width: int, middle: Tensor, step: Tensor, cleared: Tensor, length: int, block: int, signs: int
 ) -> Tensor:
-    mean = torch.empty(length, device=total.device)
+    mean = torch.empty(length, dtype=torch.float32, device=total.device)
     arguments = (
         total,
         total.numel(),
