@@ -25,21 +25,17 @@ from output import show, write_json
 from torch import Tensor
 
 import evenkeel
-from evenkeel.coding.sum_code import SumCode
-from evenkeel.coding.sums.gradiveq import GradiVeQ
-from evenkeel.coding.sums.low_rank import LowRank
+from evenkeel.coding.sums.by_name import code_of
 from evenkeel.reducers.ranks.collectives import ring_bytes
 from evenkeel.training.hook.stats import HookStats
 from evenkeel.training.plan.measure import group_from_environment
 
-_CODES: dict[str, Callable[[], SumCode]] = {
-    "THC, 4 bits": lambda: evenkeel.THC(bits=4),
-    "GradiVeQ": lambda: GradiVeQ(ratio=8),
-    "GradiVeQ, ratio 8, + THC": lambda: GradiVeQ(evenkeel.THC(bits=4), ratio=8),
-    "GradiVeQ, ratio 4, + THC": lambda: GradiVeQ(evenkeel.THC(bits=4), ratio=4),
-    "GradiVeQ, ratio 2, + THC": lambda: GradiVeQ(evenkeel.THC(bits=4), ratio=2),
-    "low rank 16 + THC": lambda: LowRank(16, evenkeel.THC(bits=4, block=512)),
-}
+_CODES = (
+    "thc",
+    "gradiveq",
+    *(f"gradiveq:ratio={ratio}+thc" for ratio in (8, 4, 2)),
+    "lowrank:rank=16+thc:block=512",
+)
 
 
 def resnet32() -> list[tuple[int, ...]]:
@@ -111,8 +107,8 @@ def main(rounds: int, json_path: Path | None) -> None:
 
         plain_s = rounds_s(lambda: dist.all_reduce(bucket.buffer()), bucket, noise, rounds // 4)
         add("fp32 all-reduce", plain_s, ring_bytes(bucket.buffer(), workers))
-        for name, code in _CODES.items():
-            state = evenkeel.HookState(code())
+        for name in _CODES:
+            state = evenkeel.HookState(code_of(name))
             seconds = rounds_s(lambda state=state: state.average(bucket).wait(), bucket, noise, rounds)
             stats = state.stats()
             add(name, seconds, stats.sent_bytes / stats.compressed_steps, stats)
