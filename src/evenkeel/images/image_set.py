@@ -1,6 +1,5 @@
 """A user's images in memory: read from a folder, Parquet, npz or IDX files, all of one size."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, UnreadableImageError
-from evenkeel.images.pixels import rgb_pixels
+from evenkeel.images.decode import rgb_pixels
+from evenkeel.images.resize import DEFAULT_FILTER, Filter
 from evenkeel.images.sources.folder import FolderSource, holds_images
 from evenkeel.images.sources.idx import IdxSource, is_idx
 from evenkeel.images.sources.npz import NpzSource
@@ -64,6 +64,7 @@ def read_images(
     labels_from: str | Path = AUTO,
     limit: int | None = None,
     split: str | None = None,
+    interpolation: Filter = DEFAULT_FILTER,
     report: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
     """The images at `path`, each scaled and cut to `height` x `width`.
@@ -71,7 +72,7 @@ def read_images(
     Forms: a folder tree of image files (labels: its sub-folders in sorted order; a single one, or none, gives no
     labels); a Parquet file or a folder of them (image files or `{bytes, path}` in one column; a row with a list
     `file_names` of k x k names is a sheet of so many images); npz (`images`, `labels`); an IDX file, plain, .gz or .xz,
-    with its labels beside it. See `vision/sources/`.
+    with its labels beside it. See `images/sources/`.
 
     Args:
         path: file or folder.
@@ -82,6 +83,7 @@ def read_images(
             class), the same ones at every call.
         split: part to read: a value of Parquet's `split` column (or the beginning of a file's name, as in
             `train-00000-of-00002.parquet`), or a sub-folder. None: all.
+        interpolation: how images are scaled: as the classifier's card says, so that they are what it is served.
         report: called with (done, total) from time to time.
 
     Raises:
@@ -104,20 +106,17 @@ def read_images(
     labels: list[int] = []
     kept = 0
     skipped = _Skipped(source.left_out)
-    with warnings.catch_warnings():
-        # Pillow's advice to programmers (large images, odd metadata); our own limits and reasons apply.
-        warnings.simplefilter("ignore")
-        for done, entry in enumerate(source.entries(chosen), 1):
-            try:
-                pixels[kept] = rgb_pixels(entry.load(), height, width)
-            except (UnreadableImageError, OSError) as error:
-                skipped.add(entry.name, getattr(error, "strerror", None) or str(error))
-            else:
-                kept += 1
-                if entry.label is not None:
-                    labels.append(entry.label)
-            if report is not None and (done % _REPORT_EVERY == 0 or done == len(chosen)):
-                report(done, len(chosen))
+    for done, entry in enumerate(source.entries(chosen), 1):
+        try:
+            pixels[kept] = rgb_pixels(entry.load(), height, width, interpolation)
+        except (UnreadableImageError, OSError) as error:
+            skipped.add(entry.name, getattr(error, "strerror", None) or str(error))
+        else:
+            kept += 1
+            if entry.label is not None:
+                labels.append(entry.label)
+        if report is not None and (done % _REPORT_EVERY == 0 or done == len(chosen)):
+            report(done, len(chosen))
     if not kept:
         raise ConfigurationError(f"{path}: no image can be read{skipped.sample()}")
     return ImageSet(

@@ -40,6 +40,7 @@ class BlackBox:
         width: the same.
         classes: how many it tells apart.
         class_names: by its card or a file of them; None where they are not known.
+        interpolation: how images are scaled to its size, by its card or as a card says that leaves it out.
         kind: its scores are `logits` or `probabilities`.
         layout: of its input.
         datatype: of its input.
@@ -67,6 +68,7 @@ class BlackBox:
         self.normalisation = form.normalisation
         self.input_name, self.output_name = form.name, output_name
         self.class_names = None if card is None else card.classes
+        self.interpolation = ModelCard.interpolation if card is None else card.interpolation
         self._one_by_one = form.fixed_batch
         self.classes, self.kind, self.plain = self._probe()
         costs = count_costs(path, form.name, form.shape)

@@ -64,7 +64,7 @@ class ModelCard:
     tile_side: int = 0  # pixels; 0 where there are no tiles
     encoder: Encoder | None = None  # of a parity model: how its parity item is made
     group: int = 1  # of a parity model: ParM's k
-    interpolation: Interpolation = "lanczos"  # how an item is shrunk to a tile
+    interpolation: Interpolation = "lanczos"  # how an image is scaled to the model's size, or to a tile
     mirrored: bool = False  # of a collage: items mean the same mirrored, so that free cells may show them so
     temperature: float = 1.0  # confidence = max softmax(logits / temperature)
     version: str = "1"

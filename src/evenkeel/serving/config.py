@@ -77,6 +77,8 @@ class ServeConfig:
     max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
     max_connections: int = 10_000  # clients beyond are told 503
     max_body_bytes: int = 64 << 20
+    decode_processes: int = 2  # image files that are decoded at once; each takes some 40 MB once there are any
+    decode_memory_bytes: int = 1 << 30  # of image files and what decoding them takes; more are told 503
     drain_s: float = 30.0
     delay: str = ""  # injected into the workers started here, for experiments
     run: str = ""  # python:module:factory, which replaces the card's ONNX file in the workers started here
@@ -149,11 +151,14 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         ("threads", 1, 1024),
         ("max_outstanding", 1, 1 << 20),
         ("max_connections", 1, 1 << 20),
+        ("decode_processes", 1, 256),
     ):
         if name in fields:
             changes[name] = fields.whole(name, low, high)
     if "max_body" in fields:
         changes["max_body_bytes"] = fields.size("max_body")
+    if "decode_memory" in fields:
+        changes["decode_memory_bytes"] = fields.size("decode_memory")
     if "drain" in fields:
         changes["drain_s"] = fields.seconds("drain")
     if "worker_key_file" in fields:

@@ -100,6 +100,8 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
             metrics=Metrics(gateway),
             max_body_bytes=config.max_body_bytes,
             max_connections=config.max_connections,
+            decode_processes=config.decode_processes,
+            decode_bytes=config.decode_memory_bytes,
         )
         # What is alive now stays alive: the collector need not look at it again in the middle of a request.
         gc.collect()

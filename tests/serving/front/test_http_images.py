@@ -1,13 +1,11 @@
-"""JPEG and PNG files as input."""
+"""Image files as input."""
 
 import asyncio
 import base64
 import io
 import struct
-import threading
 import warnings
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from PIL import Image
 
 from evenkeel.errors import OverloadedError, RequestError, TooLargeError
 from evenkeel.oip import Tensor, write_request
+from evenkeel.serving.front.image_process import ImageProcess
 from evenkeel.serving.front.images import ImageDecoder
 from http_helpers import INFER, FakeGateway, ask, call, file_of, images, infer, make_app, make_card, tensor_of
 
@@ -26,8 +25,14 @@ def files(*contents: bytes, **parameters) -> Tensor:
 
 
 def decode(data: bytes, **card) -> np.ndarray:
-    with ThreadPoolExecutor(1) as executor:
-        return ImageDecoder(make_card(**card), executor).decode(data)
+    async def run():
+        decoder = ImageDecoder(make_card(**card), processes=1)
+        try:
+            return (await decoder.decode_all([data]))[0]
+        finally:
+            decoder.close()
+
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
@@ -59,14 +64,22 @@ def test_a_raw_body_may_be_a_file():
     assert np.array_equal(gateway.submitted[0].item, RANDOM)
 
 
+@pytest.mark.parametrize("begin", [b"\xff\xd8\xff", b"BM", b"P6\n", b"II*\0"])
+def test_a_raw_body_of_pixels_may_begin_like_a_file(begin):
+    gateway = FakeGateway()
+    body = (begin + begin * 60)[:60]
+    assert infer(body, {"inference-header-content-length": "0"}, gateway).status == 200
+    assert gateway.submitted[0].item.tobytes() == body
+
+
 def test_a_larger_image_is_scaled_by_its_shorter_side_and_cut_at_the_centre():
-    wide = np.zeros((40, 90, 3), np.uint8)  # covers 40 x 50 of it; 20 columns are cut on either side
-    wide[:, :14] = 255  # the antialiasing looks a little over the edge
-    wide[:, 76:] = 255
+    wide = np.zeros((40, 190, 3), np.uint8)  # covers 40 x 50 of it; 70 columns are cut on either side
+    wide[:, :38] = 255  # the filter looks a little over the edge
+    wide[:, 152:] = 255
     assert decode(file_of(wide)).max() == 0
-    tall = np.zeros((92, 50, 3), np.uint8)
-    tall[:20] = 255
-    tall[72:] = 255
+    tall = np.zeros((192, 50, 3), np.uint8)
+    tall[:40] = 255
+    tall[152:] = 255
     assert decode(file_of(tall)).max() == 0
 
 
@@ -77,7 +90,7 @@ def test_a_smaller_image_is_scaled_up():
 def test_a_reduced_jpeg_is_close_to_the_full_one():
     ramp = np.linspace(0, 255, 800).astype(np.uint8)
     picture = np.broadcast_to(ramp[None, :, None], (640, 800, 3)).copy()
-    expected = Image.fromarray(picture).resize((5, 4), Image.Resampling.BILINEAR)
+    expected = Image.fromarray(picture).resize((5, 4), Image.Resampling.LANCZOS)
     assert np.abs(decode(file_of(picture, "JPEG", quality=95)).astype(int) - np.asarray(expected)).max() <= 4
 
 
@@ -111,17 +124,17 @@ def test_base64_text_is_taken_where_it_says_so():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "image 1 is neither a JPEG nor a PNG file (0 bytes)"),
-        (b"GIF89a" + b"\0" * 50, "image 1 is neither a JPEG nor a PNG file"),
-        (file_of(np.zeros((64, 64, 3), np.uint8), "GIF"), "image 1 is neither a JPEG nor a PNG file"),
-        (file_of(RANDOM)[:-30], "image 1 cannot be decoded"),
-        (file_of(np.zeros((64, 64, 3), np.uint8), "JPEG")[:-400], "image 1 cannot be decoded"),
-        (b"\x89PNG\r\n\x1a\n" + b"\xff" * 40, "image 1"),
+        (b"", "image 1: not an image file of a known format, which are JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM (0 bytes)"),
+        (b"%PDF-1.7" + b"\0" * 50, "image 1: not an image file of a known format"),
+        (b"GIF89a" + b"\0" * 50, "image 1: it has no pixels: 0 x 0"),
+        (file_of(RANDOM)[:-30], "image 1: cannot be decoded"),
+        (file_of(np.zeros((64, 64, 3), np.uint8), "JPEG")[:-400], "image 1: a JPEG without"),
+        (b"\x89PNG\r\n\x1a\n" + b"\xff" * 4, "image 1: its header cannot be read"),
     ],
 )
 def test_a_damaged_file_fails_the_request_in_words(data, message):
     gateway = FakeGateway()
-    found = ask(files(file_of(RANDOM), data, b"also bad"), gateway)
+    found = ask(files(file_of(RANDOM), data, data), gateway)
     assert found.status == 400
     assert message in found.error
     assert gateway.submitted == []
@@ -160,10 +173,12 @@ def test_pillow_does_not_warn_of_what_is_refused_anyway():
 
 
 def test_too_many_pixels_are_refused_before_decoding():
-    with ThreadPoolExecutor(1) as executor:
-        decoder = ImageDecoder(make_card(), executor, most_pixels=1000)
-        with pytest.raises(TooLargeError, match=r"image 0 has 40 x 26 pixels; at most 0.001 million"):
-            decoder.decode(file_of(np.zeros((26, 40, 3), np.uint8)))
+    async def run():
+        decoder = ImageDecoder(make_card(), most_pixels=1000)
+        with pytest.raises(TooLargeError, match=r"image 0: 40 x 26 pixels; at most 0.001 million"):
+            await decoder.decode_all([file_of(np.zeros((26, 40, 3), np.uint8))])
+
+    asyncio.run(run())
     found = ask(files(bomb(30_000)))
     assert found.status == 413
     assert "at most 64 million are taken" in found.error
@@ -171,17 +186,17 @@ def test_too_many_pixels_are_refused_before_decoding():
 
 def test_files_that_would_wait_too_long_are_shed():
     async def run():
-        with ThreadPoolExecutor(1) as executor:
-            decoder = ImageDecoder(make_card(), executor, most_waiting=2)
-            first = asyncio.ensure_future(decoder.decode_all([file_of(RANDOM)] * 3))  # alone it may exceed the bound
-            await asyncio.sleep(0)
-            with pytest.raises(OverloadedError, match="3 images wait to be decoded"):
-                await decoder.decode_all([file_of(RANDOM)])
-            assert (await first).shape == (3, 4, 5, 3)
-            assert (await decoder.decode_all([file_of(RANDOM)])).shape == (1, 4, 5, 3)
-            with pytest.raises(RequestError):
-                await decoder.decode_all([b"bad"])
-            assert (await decoder.decode_all([file_of(RANDOM)] * 2)).shape == (2, 4, 5, 3)
+        decoder = ImageDecoder(make_card(), processes=1, most_waiting=2)
+        first = asyncio.ensure_future(decoder.decode_all([file_of(RANDOM)] * 3))  # alone it may exceed the bound
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="3 images wait to be decoded"):
+            await decoder.decode_all([file_of(RANDOM)])
+        assert (await first).shape == (3, 4, 5, 3)
+        assert (await decoder.decode_all([file_of(RANDOM)])).shape == (1, 4, 5, 3)
+        with pytest.raises(RequestError):
+            await decoder.decode_all([b"bad"])
+        assert (await decoder.decode_all([file_of(RANDOM)] * 2)).shape == (2, 4, 5, 3)
+        decoder.close()
 
     asyncio.run(run())
 
@@ -198,14 +213,13 @@ def test_the_timeout_counts_the_decoding_too():
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("deadline_s", [0.01, 30.0])
 def test_nobody_waits_for_a_decoder_that_is_busy(monkeypatch, deadline_s, count):
-    free, began = threading.Event(), []
+    began = []
 
-    def decode(self, data, row=0):
-        began.append(row)
-        free.wait(10)
-        return RANDOM
+    async def decode(self, data, until_s):
+        began.append(data)
+        await asyncio.Event().wait()
 
-    monkeypatch.setattr(ImageDecoder, "decode", decode)
+    monkeypatch.setattr(ImageProcess, "decode", decode)
     gateway = FakeGateway(deadline_s=deadline_s)
     parameters = {} if deadline_s < 1 else {"timeout": 10_000}
     body, length = write_request([files(*[file_of(RANDOM)] * count)], binary=True, parameters=parameters)
@@ -215,14 +229,13 @@ def test_nobody_waits_for_a_decoder_that_is_busy(monkeypatch, deadline_s, count)
         try:
             return await call(app, INFER, body, headers={"inference-header-content-length": str(length)})
         finally:
-            free.set()
             app.close()
 
     found = asyncio.run(run())
     assert found.status == 504
     assert found.error == "the timeout of 0.01 s passed while images were decoded"
     assert gateway.submitted == []
-    assert len(began) <= 2  # those that wait for a thread are given up
+    assert len(began) <= 2  # those that wait for a process are given up
 
 
 def test_the_deadline_counts_the_decoding_too():

@@ -306,7 +306,10 @@ def test_a_raw_body_is_one_item():
 def test_a_raw_body_of_the_wrong_size_is_refused():
     found = infer(b"x" * 61, {"Inference-Header-Content-Length": "0"})
     assert found.status == 400
-    assert "the raw body has 61 bytes; expected a JPEG or PNG file, or 60 bytes: UINT8" in found.error
+    assert (
+        "the raw body has 61 bytes; expected an image file (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM), or 60 bytes"
+        in found.error
+    )
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "1_0", "", "9" * 30, "1.0", "+5"])

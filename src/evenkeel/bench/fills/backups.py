@@ -28,7 +28,7 @@ from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
 from evenkeel.models.black_box import BlackBox
-from evenkeel.models.cards import Encoder, ModelCard, load_card, save_card
+from evenkeel.models.cards import Encoder, Interpolation, ModelCard, load_card, save_card
 
 __all__ = [
     "UserClassifier",
@@ -58,6 +58,7 @@ class UserClassifier:
         classes: names, where they are known.
         macs: of one pass; None where unknown.
         parameters: None where unknown.
+        interpolation: how images are scaled to its size.
         with_float: gives it as it takes float32 `[rows, height, width, 3]`, for Berrut.
     """
 
@@ -70,6 +71,7 @@ class UserClassifier:
     classes: tuple[str, ...] | None
     macs: int | None
     parameters: int | None
+    interpolation: Interpolation
     with_float: Callable[[], Predict]
 
 
@@ -91,6 +93,7 @@ def open_classifier(spec: str) -> UserClassifier:
         box.class_names,
         box.macs,
         box.parameters,
+        box.interpolation,
         partial(_float_run, box),
     )
 

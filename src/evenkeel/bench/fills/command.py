@@ -259,6 +259,7 @@ def _images(
         labels_from=arguments["labels"],
         split=arguments["split"],
         limit=arguments["limit"],
+        interpolation=classifier.interpolation,
     )
     if found.skipped_count:
         console.print(f"{found.skipped_count} images cannot be read and are left out:", soft_wrap=True)

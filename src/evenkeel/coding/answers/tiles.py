@@ -4,21 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from evenkeel.arrays import Array
 from evenkeel.coding.checks import at_least_one
 from evenkeel.errors import CodeError, ConfigurationError
+from evenkeel.images.resize import DEFAULT_FILTER, FILTERS, resized
 from evenkeel.models.cards import DataType, Interpolation, Layout, ModelCard
 
 __all__ = ["Pixels", "Tile"]
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dtype(np.float32)}
 
 
@@ -33,7 +27,7 @@ class Pixels:
     layout: Layout = "NHWC"  # of what the model takes
     datatype: DataType = "UINT8"
     item_layout: Layout | None = None  # of the items; None: the same as `layout`
-    interpolation: Interpolation = "lanczos"
+    interpolation: Interpolation = DEFAULT_FILTER
     normalise: bool = False
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -44,10 +38,8 @@ class Pixels:
             raise ConfigurationError(f"layout must be NHWC or NCHW, found {self.layout!r} and {self.item_layout!r}")
         if self.datatype not in _DTYPES:
             raise ConfigurationError(f"datatype must be UINT8 or FP32, found {self.datatype!r}")
-        if self.interpolation not in _FILTERS:
-            raise ConfigurationError(
-                f"interpolation must be one of {', '.join(_FILTERS)}, found {self.interpolation!r}"
-            )
+        if self.interpolation not in FILTERS:
+            raise ConfigurationError(f"interpolation must be one of {', '.join(FILTERS)}, found {self.interpolation!r}")
         if self.normalise and self.datatype != "FP32":
             raise ConfigurationError("normalised pixels need datatype FP32; normalise inside the model, or take FP32")
 
@@ -138,7 +130,7 @@ class Tile:
         if self.crop:
             picture = _cropped(picture, self.height, self.width)
         if picture.shape[:2] != (self.height, self.width):
-            picture = _resized(picture, self.height, self.width, _FILTERS[self.pixels.interpolation])
+            picture = resized(picture, self.height, self.width, interpolation=self.pixels.interpolation)
         elif self._as_it_is(item):
             return item
         return self.pixels.finish(picture)
@@ -155,15 +147,3 @@ def _cropped(picture: Array, height: int, width: int) -> Array:
     keep_columns = min(columns, max(1, rows * width // height))
     top, left = (rows - keep_rows) // 2, (columns - keep_columns) // 2
     return picture[top : top + keep_rows, left : left + keep_columns]
-
-
-def _resized(picture: Array, height: int, width: int, resampling: Image.Resampling) -> Array:
-    if picture.dtype == np.uint8:
-        return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), resampling))
-    channels = [
-        np.asarray(
-            Image.fromarray(np.ascontiguousarray(picture[..., channel], np.float32)).resize((width, height), resampling)
-        )
-        for channel in range(3)
-    ]
-    return np.stack(channels, axis=-1)

@@ -11,8 +11,9 @@ from evenkeel.images.sources.source import AUTO, NONE, Entry, ImageSource, Indic
 
 __all__ = ["SUFFIXES", "FolderSource", "holds_images"]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
-_MOST_BYTES = 1 << 30  # of one file; more than any image of `MOST_PIXELS` has
+_JPEG = {".jpg", ".jpeg", ".jfif", ".jpe"}
+SUFFIXES = frozenset(_JPEG | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+_MOST_BYTES = 1 << 30  # of one file; more than any image that is taken has
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, MissingExtraError, UnreadableImageError
-from evenkeel.images.pixels import decoded
+from evenkeel.images.decode import decoded
 from evenkeel.images.sources.source import AUTO, NONE, Entry, ImageSource, Indices, RawImage, numbered
 
 __all__ = ["ParquetSource", "parquet_files"]

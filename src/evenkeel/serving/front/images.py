@@ -1,37 +1,31 @@
-"""Image files as model input: JPEG and PNG, decoded off the event loop.
+"""Makes image files into model input, away from the event loop.
 
-A file becomes one row of pixel values 0..255 in the card's layout and datatype: upright by its EXIF orientation, RGB
-(transparency is dropped), the shorter side scaled to the card's size (bilinear with antialiasing) and the centre cut
-out. A file that already has the card's size is not touched.
+A file becomes one row of pixel values 0..255 in the card's layout and datatype, decoded and scaled as everywhere else
+(`images/decode.py`). What its header says is looked at first: a file that would take too much is refused before it is
+decoded. Decoding happens in processes that are killed when it takes too long.
 """
 
 import asyncio
-import warnings
+import math
 from collections.abc import Sequence
-from concurrent.futures import Executor
-from contextlib import suppress
-from io import BytesIO
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from evenkeel.arrays import Array
-from evenkeel.errors import OverloadedError, RequestError, TooLargeError
+from evenkeel.errors import OverloadedError, RequestError, TooLargeError, UnreadableImageError
+from evenkeel.images.header import FORMATS, MOST_PIXELS, ImageHeader, check_size, read_header
 from evenkeel.models.cards import ModelCard
+from evenkeel.serving.front.image_process import ImageProcess
 
-__all__ = ["ImageDecoder", "from_pixels", "is_image_file"]
+__all__ = ["ImageDecoder", "from_pixels"]
 
-_FORMATS = ("JPEG", "PNG")
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-
-# How the signatures begin in base64.
-_BASE64_SIGNATURES = (b"/9j/", b"iVBORw0KGgo")
+# How files begin in base64: JPEG, PNG, GIF, WebP, and what browsers and scripts hand over as text.
+_AS_TEXT = (b"/9j/", b"iVBORw0KGgo", b"R0lGOD", b"UklGR", b"data:image/")
 _HOW_TO_SEND = "send image files as binary tensors, or base64 with the tensor parameter content_type: base64"
-
-
-def is_image_file(data: bytes) -> bool:
-    """True when `data` begins like a JPEG or PNG file."""
-    return data.startswith(_SIGNATURES)
+_LARGE_BYTES = 32 << 20
 
 
 def from_pixels(pixels: Array, card: ModelCard) -> Array:
@@ -42,102 +36,128 @@ def from_pixels(pixels: Array, card: ModelCard) -> Array:
 
 
 class ImageDecoder:
-    """Decodes image files for one model.
+    """Decodes image files for one model, in processes that it starts with the first of them.
 
     Args:
         card: of the model.
-        executor: threads that decode; their number bounds how many images are decoded at once.
+        processes: images that are decoded at once. Large ones may take all but one of them, so that a small one never
+            waits for a large one.
+        most_bytes: files, and what decoding them takes, of all requests together; more are shed.
         most_pixels: a request whose files have more in all is refused before any is decoded.
-        most_waiting: files that may wait for a thread; more are shed, so that the wait stays short.
+        most_waiting: files that may wait to be decoded; more are shed, so that the wait stays short.
     """
 
     def __init__(
-        self, card: ModelCard, executor: Executor, *, most_pixels: int = 64_000_000, most_waiting: int = 256
+        self,
+        card: ModelCard,
+        *,
+        processes: int = 2,
+        most_bytes: int = 1 << 30,
+        most_pixels: int = MOST_PIXELS,
+        most_waiting: int = 256,
     ) -> None:
         self._card = card
-        self._executor = executor
+        self._most_bytes = most_bytes
         self._most_pixels = most_pixels
         self._most_waiting = most_waiting
-        self._waiting = 0
-        # Our own limit applies, so that Pillow's advice to the programmer would only fill the server's log.
-        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        self._waiting = self._bytes = 0
+        self._side = max(card.height, card.width)
+        self._idle: asyncio.LifoQueue[ImageProcess] = asyncio.LifoQueue()
+        for _ in range(processes):
+            self._idle.put_nowait(ImageProcess(card.height, card.width, card.interpolation, most_bytes))
+        self._large = asyncio.Semaphore(max(1, processes - 1))
+        self._jobs: set[asyncio.Task[Array]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
-    async def decode_all(self, files: Sequence[bytes]) -> Array:
+    async def decode_all(self, files: Sequence[bytes], until_s: float = math.inf) -> Array:
         """Rows `[n, ...]` in the card's layout and datatype.
 
+        Args:
+            files: image files.
+            until_s: the loop's time of the deadline; what is not decoded then is given up soon after.
+
         Raises:
-            RequestError: a file is no JPEG or PNG, or is damaged; the message says which.
+            RequestError: a file is no image, or is damaged; the message says which.
             TooLargeError: a file has, or all have together, too many pixels.
-            OverloadedError: too many files wait already.
+            OverloadedError: too many files, or too many bytes, wait already.
         """
-        # A single big request on an idle decoder may exceed the bound: it would otherwise never be served.
-        if self._waiting and self._waiting + len(files) > self._most_waiting:
-            raise OverloadedError(f"{self._waiting} images wait to be decoded; try again soon")
-        loop = asyncio.get_running_loop()
-        self._waiting += len(files)
-        jobs: list[asyncio.Future[Array]] = []
-        try:
-            if len(files) > 1:
-                await loop.run_in_executor(self._executor, self._check_sum, files)
-            jobs += [loop.run_in_executor(self._executor, self.decode, data, row) for row, data in enumerate(files)]
-            return from_pixels(np.stack([await job for job in jobs]), self._card)
-        finally:
-            self._waiting -= len(files)
-            for job in jobs:
-                job.cancel()
-                # Several files may be bad; only the first is reported, and the others must not count as forgotten.
-                job.add_done_callback(lambda done: done.cancelled() or done.exception())
-
-    def decode(self, data: bytes, row: int = 0) -> Array:
-        """One file as uint8 `[H, W, 3]`; see `decode_all`."""
-        try:
-            with Image.open(BytesIO(data), formats=_FORMATS) as image:
-                pixels = image.width * image.height
-                if pixels > self._most_pixels:
-                    raise _too_large(row, f"{image.width} x {image.height} pixels", self._most_pixels)
-                return self._fit(image)
-        except TooLargeError:
-            raise
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_large(row, "too many pixels", self._most_pixels) from error
-        except UnidentifiedImageError:
-            hint = f"; {_HOW_TO_SEND}" if _is_base64(data) else ""
-            raise RequestError(f"image {row} is neither a JPEG nor a PNG file ({len(data)} bytes){hint}") from None
-        # Pillow's readers raise many kinds (OSError, SyntaxError, struct.error, ...) on damaged files.
-        except Exception as error:
-            raise RequestError(f"image {row} cannot be decoded: {error}; is the file complete?") from error
-
-    def _check_sum(self, files: Sequence[bytes]) -> None:
-        """Refuse files that have too many pixels together, by what their headers say."""
-        pixels = 0
-        for data in files:
-            # What cannot be read is reported when its turn to be decoded comes.
-            with suppress(Exception), Image.open(BytesIO(data), formats=_FORMATS) as image:
-                pixels += image.width * image.height
+        headers = [self._header(data, row) for row, data in enumerate(files)]
+        pixels = sum(header.pixels for header in headers)
         if pixels > self._most_pixels:
             raise TooLargeError(
                 f"{len(files)} images have {pixels / 1e6:.3g} million pixels in all; at most "
                 f"{self._most_pixels / 1e6:g} million are taken in one request"
             )
+        costs = [len(data) + header.decoding_bytes(self._side) for data, header in zip(files, headers, strict=True)]
+        # A single big request on an idle decoder may exceed the bounds: it would otherwise never be served.
+        if self._waiting and self._waiting + len(files) > self._most_waiting:
+            raise OverloadedError(f"{self._waiting} images wait to be decoded; try again soon")
+        if self._waiting and self._bytes + sum(costs) > self._most_bytes:
+            raise OverloadedError(
+                f"the images that wait to be decoded take {self._bytes / 1e6:,.0f} MB already; try again soon"
+            )
+        jobs = [
+            self._begin(data, row, cost, until_s) for row, (data, cost) in enumerate(zip(files, costs, strict=True))
+        ]
+        try:
+            rows = [await asyncio.shield(job) for job in jobs]
+        finally:
+            for job in jobs:
+                if job not in self._running:  # one that is at work ends soon, or is killed at its deadline
+                    job.cancel()
+        return from_pixels(np.stack(rows), self._card)
 
-    def _fit(self, image: Image.Image) -> Array:
-        width, height = self._card.width, self._card.height
-        # JPEG can be decoded at 1/2, 1/4 or 1/8 for much less; twice the target keeps the antialiasing honest.
-        image.draft("RGB", (2 * width, 2 * height))
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        if upright.size != (width, height):
-            scale = min(upright.width / width, upright.height / height)
-            left = (upright.width - scale * width) / 2
-            top = (upright.height - scale * height) / 2
-            box = (left, top, left + scale * width, top + scale * height)
-            upright = upright.resize((width, height), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(upright)
+    def close(self) -> None:
+        """Stop decoding, and end the processes."""
+        for job in self._jobs:
+            job.cancel()  # which ends its process
+        while not self._idle.empty():
+            self._idle.get_nowait().kill()
 
+    def _header(self, data: bytes, row: int) -> ImageHeader:
+        try:
+            header = read_header(data)
+        except UnreadableImageError as error:
+            raise RequestError(f"image {row}: {error}") from error
+        if header is None:
+            hint = f"; {_HOW_TO_SEND}" if data.startswith(_AS_TEXT) else ""
+            raise RequestError(
+                f"image {row}: not an image file of a known format, which are {', '.join(FORMATS)} "
+                f"({len(data)} bytes){hint}"
+            )
+        try:
+            check_size(header, self._most_pixels)
+        except UnreadableImageError as error:
+            raise TooLargeError(f"image {row}: {error}") from error
+        return header
 
-def _is_base64(data: bytes) -> bool:
-    # A data URL is the other form in which browsers and scripts hand files over as text.
-    return data.startswith((*_BASE64_SIGNATURES, b"data:image/"))
+    def _begin(self, data: bytes, row: int, cost: int, until_s: float) -> asyncio.Task[Array]:
+        self._waiting += 1
+        self._bytes += cost
+        job = asyncio.get_running_loop().create_task(self._decode(data, row, cost, until_s))
+        self._jobs.add(job)
+        job.add_done_callback(partial(self._end, cost))
+        return job
 
+    def _end(self, cost: int, job: asyncio.Task[Array]) -> None:
+        self._jobs.discard(job)
+        self._running.discard(job)
+        self._waiting -= 1
+        self._bytes -= cost
+        if not job.cancelled():
+            job.exception()  # several files may be bad; only the first is reported, the others are not forgotten
 
-def _too_large(row: int, what: str, most: int) -> TooLargeError:
-    return TooLargeError(f"image {row} has {what}; at most {most / 1e6:g} million are taken")
+    async def _decode(self, data: bytes, row: int, cost: int, until_s: float) -> Array:
+        """One file as uint8 `[H, W, 3]`."""
+        async with self._large if cost > _LARGE_BYTES else nullcontext():
+            process = await self._idle.get()
+            job = asyncio.current_task()
+            assert job is not None
+            self._running.add(job)
+            try:
+                pixels = await process.decode(data, until_s)
+            except UnreadableImageError as error:
+                raise RequestError(f"image {row}: {error}") from error
+            finally:
+                self._idle.put_nowait(process)
+        return np.frombuffer(pixels, np.uint8).reshape(self._card.height, self._card.width, 3)

@@ -10,11 +10,11 @@ import binascii
 import numpy as np
 
 from evenkeel.arrays import Array
-from evenkeel.errors import RequestError
+from evenkeel.errors import RequestError, UnreadableImageError
+from evenkeel.images.header import FORMATS, is_image_file, read_header
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import InferRequest, Tensor
 from evenkeel.oip.types import Parameters
-from evenkeel.serving.front.images import is_image_file
 from evenkeel.serving.gateway.gateway import Options
 
 __all__ = ["ItemReader", "read_key", "read_options"]
@@ -58,7 +58,7 @@ class ItemReader:
             expected = "UINT8" if card.datatype == "UINT8" else "FP32 or UINT8"
             raise RequestError(
                 f"input {tensor.name!r}: datatype is {tensor.datatype}; expected {expected} pixel values, or BYTES "
-                f"holding JPEG or PNG files"
+                f"holding image files ({', '.join(FORMATS)})"
             )
         # A 3 x 3 image has the same shape in both layouts; it is read in the model's own.
         if row != self._own and row != self._other:
@@ -78,12 +78,14 @@ class ItemReader:
 
     def _read_raw(self, body: bytes) -> Array | list[bytes]:
         row = np.prod(self._own, dtype=int) * self._dtype.itemsize
-        if is_image_file(body) or len(body) != row:
+        if len(body) != row:
             if not is_image_file(body):
                 raise RequestError(
-                    f"the raw body has {len(body)} bytes; expected a JPEG or PNG file, or {row} bytes: "
-                    f"{self._card.datatype} of shape {list(self._own)}"
+                    f"the raw body has {len(body)} bytes; expected an image file ({', '.join(FORMATS)}), or {row} "
+                    f"bytes: {self._card.datatype} of shape {list(self._own)}"
                 )
+            return [body]
+        if _is_whole_file(body):
             return [body]
         data = np.frombuffer(body, self._dtype).reshape(1, *self._own)
         return self._read_pixels(Tensor(self._card.input_name, self._card.datatype, data.shape, data))
@@ -103,6 +105,14 @@ class ItemReader:
             return [base64.b64decode(text, validate=True) for text in files]
         except binascii.Error as error:
             raise RequestError(f"input {tensor.name!r}: is not base64 as its content_type says: {error}") from None
+
+
+def _is_whole_file(body: bytes) -> bool:
+    """Whether a body as long as an item's pixels is a file all the same: pixels, too, may begin like one."""
+    try:
+        return read_header(body) is not None
+    except UnreadableImageError:
+        return False
 
 
 def read_options(parameters: Parameters) -> Options:

@@ -57,6 +57,7 @@ _TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
 _JSON_BYTES = b"inference-header-content-length"
 _COMPRESS_FROM_BYTES = 256  # below, compressing saves no packet
 _COMPRESS_ASIDE_FROM_BYTES = 1 << 16
+_ASIDE_THREADS = 2
 _PARSE_ASIDE_FROM_BYTES = 1 << 20  # parsing this much JSON would hold up all other requests
 
 _Response = tuple[int, bytes, bytes]
@@ -79,7 +80,8 @@ class App:
         gateway: answers items; must live on the event loop that runs the application.
         metrics: gives the body of /metrics.
         max_body_bytes: limit of a request's body, compressed and decompressed.
-        decode_threads: image files that are decoded at once.
+        decode_processes: image files that are decoded at once.
+        decode_bytes: of image files and what decoding them takes, of all requests together.
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
 
@@ -99,7 +101,8 @@ class App:
         gateway: Submits,
         metrics: Callable[[], bytes],
         max_body_bytes: int = 32 << 20,
-        decode_threads: int = 2,
+        decode_processes: int = 2,
+        decode_bytes: int = 1 << 30,
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
     ) -> None:
@@ -111,8 +114,8 @@ class App:
         self._card = card
         self._gateway = gateway
         self._metrics = metrics
-        self._executor = ThreadPoolExecutor(decode_threads, thread_name_prefix="evenkeel-decode")
-        self._decoder = ImageDecoder(card, self._executor)
+        self._executor = ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="evenkeel-aside")
+        self._decoder = ImageDecoder(card, processes=decode_processes, most_bytes=decode_bytes)
         self._items = ItemReader(card)
         self._requests = RepeatedRequests()
         self._answers = AnswerWriter(name, version, card.classes)
@@ -135,7 +138,8 @@ class App:
         return len(self._open)
 
     def close(self) -> None:
-        """Let go of the decoding threads."""
+        """Let go of the threads, and end the processes that decode."""
+        self._decoder.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def handle(self, exchange: Exchange) -> None:
@@ -288,7 +292,7 @@ class App:
         until_s = asyncio.get_running_loop().time() + limit_s
         try:
             async with asyncio.timeout_at(until_s):
-                items = await self._decoder.decode_all(files)
+                items = await self._decoder.decode_all(files, until_s)
         except TimeoutError:
             raise _late(limit_s) from None
         left_s = until_s - asyncio.get_running_loop().time()

@@ -198,7 +198,13 @@ def _read(
     path: Path, labels_from: str, split: str | None, limit: int | None, classifier: BlackBox, bars: _Bars
 ) -> ImageSet:
     images = read_images(
-        path, height=classifier.height, width=classifier.width, labels_from=labels_from, split=split, limit=limit
+        path,
+        height=classifier.height,
+        width=classifier.width,
+        labels_from=labels_from,
+        split=split,
+        limit=limit,
+        interpolation=classifier.interpolation,
     )
     labels = "without labels" if images.labels is None else "with labels, used only to report accuracy and to calibrate"
     bars.say(f"{len(images):,} images {labels}")
