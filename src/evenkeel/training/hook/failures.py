@@ -8,7 +8,9 @@ import torch.distributed
 from torch import Tensor
 from torch.futures import Future
 
-__all__ = ["raise_failures_of"]
+from evenkeel.training.hook.buckets import BucketCopy
+
+__all__ = ["raise_failures_of", "runs_backward"]
 
 _GRAD_BUCKET: Any = vars(torch.distributed)["GradBucket"]  # torch's type stubs do not have it
 
@@ -26,6 +28,20 @@ def raise_failures_of(futures: Sequence["Future[Tensor]"], bucket: object) -> No
         torch.autograd.Variable._execution_engine.queue_callback(lambda: _wait_for(futures))
     except RuntimeError:  # no backward pass is running
         _wait_for(futures)
+
+
+def runs_backward(bucket: object) -> bool:
+    """Says whether a backward pass shows this bucket: ranks that have run out of inputs (`join`) exchange without one.
+
+    A bucket that DDP did not make is taken to be shown by one.
+    """
+    if not isinstance(bucket, _GRAD_BUCKET | BucketCopy):
+        return True
+    try:
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: None)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _wait_for(futures: Sequence["Future[Tensor]"]) -> None:

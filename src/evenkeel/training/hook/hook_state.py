@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
-from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -21,7 +20,9 @@ from evenkeel.training.hook.agreement import check_agreement
 from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
 from evenkeel.training.hook.buckets import Bucket, gradient_views
 from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_saved_state
+from evenkeel.training.hook.failures import runs_backward
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
+from evenkeel.training.hook.same_weights import check_same_weights, digest, digests
 from evenkeel.training.hook.skipping import Listed, Skip, few_dimensions, skip_rule
 from evenkeel.training.hook.stats import HookStats, Meter
 from evenkeel.training.hook.warm_up import warm_up
@@ -31,7 +32,6 @@ __all__ = ["HookState"]
 
 # Often enough to save most of a training, seldom enough to pass over a code's steps of learning.
 _STEPS_BETWEEN_ADVICE = 100
-_CHECKED_VALUES = 2**16
 
 
 class HookState:
@@ -66,6 +66,8 @@ class HookState:
             default group.
         loss_scale: the loss scale of the step under way, for AMP: `scaler.get_scale`. With it, what is remembered from
             steps with another scale stays right.
+        compare_weights_every: after so many steps each the ranks compare digests of their weights, and end with an
+            error that names what differs. None: never, where weights are meant to differ within a step.
 
     Attributes:
         loss_scale: as given.
@@ -85,6 +87,7 @@ class HookState:
         group: dist.ProcessGroup | None = None,
         timeout_s: float | None = None,
         loss_scale: Callable[[], float] | None = None,
+        compare_weights_every: int | None = 50,
     ) -> None:
         check_kind("code", code, isinstance(code, SumCode), "a sum code such as THC(bits=4)")
         if whole("start_step", start_step) < 2:
@@ -97,6 +100,9 @@ class HookState:
         of_this_rank = "a process group that this rank is in, as torch.distributed.new_group() makes it"
         check_kind("group", group, isinstance(group, dist.ProcessGroup), of_this_rank)
         check_loss_scale(loss_scale)
+        if compare_weights_every is not None:
+            whole("compare_weights_every", compare_weights_every, 1)
+        self._compare_every = compare_weights_every
         self.loss_scale = loss_scale
         self.schedule = "as they come"
         self.shared_weights: Callable[[Tensor], Tensor] = Tensor.detach
@@ -136,7 +142,8 @@ class HookState:
         if first_step and bucket.is_last() and isinstance(self._skip, Listed):
             self._skip.check(self._book.parameters)
         fields = self._fields(parameters) if first_step and first_bucket else None
-        future = self._thread.submit(lambda: self._round(buffer, plan, fields), buffer.device)
+        comparison = self._comparison(bucket) if first_bucket and not first_step else None
+        future = self._thread.submit(lambda: self._round(buffer, plan, fields, comparison), buffer.device)
         if bucket.is_last():
             self._end_step()
         if first_step:
@@ -198,10 +205,27 @@ class HookState:
                 stacklevel=2,
             )
 
-    def _round(self, buffer: Tensor, plan: BucketPlan, fields: dict[str, object] | None) -> Tensor:
+    def _comparison(self, bucket: Bucket) -> Callable[[], None] | None:
+        """Takes the weights' digests, where they are due: now, since the round may run while the optimizer steps."""
+        if self._compare_every is None or self._steps_here % self._compare_every:
+            return None
+        parameters = self._book.parameters
+        row = digests([self.shared_weights(parameter) for parameter in parameters])
+        takes_part = runs_backward(bucket)
+        return lambda: check_same_weights(self._reducer.ranks, row, takes_part, parameters)
+
+    def _round(
+        self,
+        buffer: Tensor,
+        plan: BucketPlan,
+        fields: dict[str, object] | None,
+        comparison: Callable[[], None] | None,
+    ) -> Tensor:
         if fields is not None:
             check_agreement(self._reducer.ranks, fields, buffer.device)
             self._check_world()
+        if comparison is not None:
+            comparison()
         return average_bucket(buffer, plan, self._code, self._reducer, self._meter)
 
     def _plan(self, buffer: Tensor, members: Sequence[int], views: Sequence[Tensor]) -> BucketPlan:
@@ -277,16 +301,11 @@ class HookState:
             "loss_scale": "given" if self.loss_scale is not None else "not given",
             "step": self._step,
             "schedule": self.schedule,
-            "weights (DDP on a subgroup of ranks needs group=)": _checksum(self.shared_weights(parameters[0])),
+            "weights (DDP on a subgroup of ranks needs group=)": int(digest(self.shared_weights(parameters[0]))),
+            "compare_weights_every": self._compare_every,
             "parameters": [tuple(parameter.shape) for parameter in parameters],
             "skip": [number for number in self._book.numbers(parameters) if self._is_skipped(number)],
         }
-
-
-def _checksum(weights: Tensor) -> int:
-    """Of the first values of a parameter, which DDP has made equal on all ranks that share the model."""
-    real = torch.view_as_real(weights.detach()) if weights.is_complex() else weights.detach()
-    return crc32(real.reshape(-1)[:_CHECKED_VALUES].to("cpu", torch.float32).numpy().tobytes())
 
 
 def _nothing() -> None:
