@@ -42,12 +42,19 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     text = re.findall(r"```yaml\n(.*?)```", HOW_TO.read_text(encoding="utf-8"), re.DOTALL)[0]
     raw = yaml.safe_load(text)
     # These fields stand there as examples, since their default is "not given".
-    for example in ("delay", "run", "remote_model", "worker_key_file"):
+    examples = {"delay", "run", "remote_model", "remote_version", "worker_key_file"}
+    for example in examples:
         assert raw.pop(example)
     assert raw["policy"].pop("default_label") == 0
     config = read_config(raw)
     assert config == ServeConfig(name="cifar10-base")
-    fields = set(ServeConfig.__dataclass_fields__) - {"delay", "run", "remote_model", "worker_key_file"}
+    fields = set(ServeConfig.__dataclass_fields__) - {
+        "delay",
+        "run",
+        "remote_model",
+        "remote_version",
+        "worker_key_file",
+    }
     assert {name.removesuffix("_bytes").removesuffix("_s") for name in fields} == set(raw)
 
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.cards import Layout, ModelCard, load_card
 from evenkeel.models.classifier_form import ACCEPTED, InputForm, Normalisation, Wanted, input_form, output_name
+from evenkeel.models.digest import file_digest
 from evenkeel.models.labels import read_class_names
 from evenkeel.models.measure import interleaved_latencies_ms
 from evenkeel.models.onnx_costs import count_costs
-from evenkeel.models.session import external_files, open_session
+from evenkeel.models.session import open_session
 from evenkeel.models.shipped import NAMES, card_path
 
 __all__ = ["BlackBox", "log_softmax"]
@@ -283,20 +284,16 @@ def _card_and_file(path: str | Path) -> tuple[ModelCard | None, Path]:
 
 def _sha256(file: Path, card: ModelCard | None) -> str:
     try:
-        content = file.read_bytes()
-        own = hashlib.sha256(content)
-        if card is not None and own.hexdigest() != card.sha256.lower():
-            raise ConfigurationError(
-                f"model card of {file}: field 'sha256' is {card.sha256}, but the file has {own.hexdigest()}; "
-                "one of the two is not the one that was measured"
-            )
-        for name in external_files(content):
-            if (file.parent / name).is_file():
-                with (file.parent / name).open("rb") as weights:
-                    own.update(hashlib.file_digest(weights, "sha256").digest())
+        if card is not None:
+            own = hashlib.sha256(file.read_bytes()).hexdigest()
+            if own != card.sha256.lower():
+                raise ConfigurationError(
+                    f"model card of {file}: field 'sha256' is {card.sha256}, but the file has {own}; "
+                    "one of the two is not the one that was measured"
+                )
+        return file_digest(file)
     except OSError as error:
         raise ConfigurationError(f"classifier {file} cannot be read: {error.strerror or error}") from error
-    return own.hexdigest()
 
 
 def _probe_images(height: int, width: int) -> Pixels:

@@ -69,6 +69,7 @@ class ServeConfig:
     replicas: NodesConfig = NodesConfig(count=2)
     backups: NodesConfig = NodesConfig(count=1)
     remote_model: str = ""  # what remote servers call the model; `name` by default
+    remote_version: str = ""  # of that model; "": the first version that a server names
     policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
     health: HealthSettings = field(default_factory=HealthSettings)
     host: str = "127.0.0.1"  # loopback unless told otherwise
@@ -139,7 +140,7 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         changes["model"] = _card_path(fields.text("model"), folder, "model")
         # The shipped collages fit the shipped classifier only.
         changes["codes"] = (CodeConfig("replicate"),)
-    for name in ("name", "remote_model", "host", "run"):
+    for name in ("name", "remote_model", "remote_version", "host", "run"):
         if name in fields:
             changes[name] = fields.text(name)
     if re.search(r"[/\s]", changes.get("name", "")):

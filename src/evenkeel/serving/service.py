@@ -31,6 +31,7 @@ from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.coding.code import Code
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
+from evenkeel.models.digest import ModelDigests, card_digest
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
 from evenkeel.serving.gateway.gateway import Gateway
 from evenkeel.serving.http.app import App
@@ -69,10 +70,15 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
             cards[coded.name] = coded
     loop = asyncio.get_running_loop()
     epoch_s = time.monotonic()
-    replicas = _nodes(config, "replica", config.replicas, [card], 0, epoch_s)
+    digests = ModelDigests(_digests(config))
+    if config.remote_version:
+        digests.check(card.name, f"version:{config.remote_version}", "field remote_version")
+    replicas = _nodes(config, "replica", config.replicas, [card], 0, epoch_s, digests)
     backups: list[Backend] = []
     if config.policy.uses_backups:
-        backups = _nodes(config, "backup", config.backups, list(cards.values()), config.replicas.total, epoch_s)
+        backups = _nodes(
+            config, "backup", config.backups, list(cards.values()), config.replicas.total, epoch_s, digests
+        )
     executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
     gateway = Gateway(
         LoopClock(loop),
@@ -153,7 +159,13 @@ def _code(config: CodeConfig, card: ModelCard, place: int) -> Code:
 
 
 def _nodes(
-    config: ServeConfig, kind: str, nodes: NodesConfig, cards: Sequence[ModelCard], first: int, epoch_s: float
+    config: ServeConfig,
+    kind: str,
+    nodes: NodesConfig,
+    cards: Sequence[ModelCard],
+    first: int,
+    epoch_s: float,
+    digests: ModelDigests,
 ) -> list[Backend]:
     """Backends of one kind, numbered from `first` (for delays in which workers differ)."""
     wanted = [card.name for card in cards]
@@ -167,22 +179,33 @@ def _nodes(
             delay_epoch_s=epoch_s,
             worker_number=first + number,
         )
-        backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted))
+        backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted, digests=digests))
     key = read_key(config.worker_key_file) if nodes.addresses else b""
     for address in nodes.addresses:
         check_open(parse_address(address), key, config.no_worker_key)
         options = ClientOptions(start_timeout_s=_REACH_S, key=key)
-        backends.append(WorkerBackend(f"{kind}-{len(backends)}", address, wanted, options))
+        backends.append(WorkerBackend(f"{kind}-{len(backends)}", address, wanted, options, digests))
     for url in nodes.urls:
         if len(cards) > 1:
             raise ConfigurationError("backups.urls: a remote server holds one model; reach backups as workers instead")
-        backends.append(_remote(config, f"{kind}-{len(backends)}", url, cards[0]))
+        backends.append(_remote(config, f"{kind}-{len(backends)}", url, cards[0], digests))
     return backends
 
 
-def _remote(config: ServeConfig, name: str, url: str, card: ModelCard) -> Backend:
+def _digests(config: ServeConfig) -> dict[str, str]:
+    """Of every model whose file is here; a gateway of workers elsewhere may have the cards alone."""
+    known: dict[str, str] = {}
+    for path in (config.model, *(code.model for code in config.codes if code.model is not None)):
+        card = load_card(path)
+        if (path.parent / card.file).is_file():
+            known[card.name] = card_digest(card, path.parent)
+    return known
+
+
+def _remote(config: ServeConfig, name: str, url: str, card: ModelCard, digests: ModelDigests) -> Backend:
     model = config.remote_model or config.name or card.name
-    return OipBackend(name, url, model, card, start_timeout_s=_REACH_S)
+    version = config.remote_version
+    return OipBackend(name, url, model, card, version=version, versions=digests, start_timeout_s=_REACH_S)
 
 
 def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from evenkeel.backends.oip.backend import OipBackend
 from evenkeel.coding.code import Answer
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
 from evenkeel.models.cards import ModelCard
+from evenkeel.models.digest import ModelDigests
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
@@ -123,6 +125,42 @@ async def until(holds) -> None:
     async with asyncio.timeout(10):
         while not holds():
             await asyncio.sleep(0.001)
+
+
+def test_a_reply_of_another_version_is_refused_and_so_is_a_server_that_names_one():
+    async def run():
+        digests = ModelDigests()
+        async with connected(versions=digests) as (server, backend):
+
+            async def versioned(version, message):
+                answer = orjson.loads((await server.scores(message)).body)
+                return await server.json({**answer, "model_version": version})
+
+            server.reply = functools.partial(versioned, "1")
+            assert (await ask(backend)[0]).error is None
+            server.reply = functools.partial(versioned, "2")
+            error = (await ask(backend)[0]).error
+            assert isinstance(error, ProtocolError)
+            assert "another 'toy' than this gateway: version '2', not version '1'" in str(error)
+            # Another server of the same gateway, which has been updated already.
+            updated = JsonServer()
+            updated.metadata = {**updated.metadata, "versions": ["2"]}
+            with pytest.raises(BackendError, match="version '2', not version '1'"):
+                async with connected(updated, versions=digests, start_timeout_s=0.2):
+                    pass
+
+    asyncio.run(run())
+
+
+def test_a_pinned_version_is_asked_for_and_checked():
+    async def run():
+        server = JsonServer()
+        server.metadata = {**server.metadata, "versions": ["7"]}
+        with pytest.raises(BackendError, match="version '7', not version '8'"):
+            async with connected(server, versions=ModelDigests({"toy": "version:8"}), start_timeout_s=0.2):
+                pass
+
+    asyncio.run(run())
 
 
 def test_a_json_only_server_does_tasks():

@@ -23,6 +23,7 @@ from backend_helpers import (
 from evenkeel.backends.worker.frames import VERSION, FrameKind, encode, encode_object, encode_tensor
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.models.digest import ModelDigests
 
 ROW = np.arange(3, dtype=np.float32)[None]
 IMAGE = np.random.default_rng(0).integers(0, 100, (1, 224, 224, 3)).astype(np.uint8)  # 150 KB
@@ -197,6 +198,23 @@ async def test_a_worker_without_the_model_is_refused():
         with pytest.raises(ConfigurationError, match=r"holds no model collage; it holds double"):
             async with started(address, "double", "collage"):
                 pass
+
+
+@in_loop
+async def test_a_worker_that_comes_back_with_another_model_is_refused(tmp_path, caplog):
+    address, digests = f"unix:{tmp_path}/w.sock", ModelDigests({"double": "onnx:aaaa"})
+    backend = WorkerBackend("w", address, ("double",), OPTIONS, digests)
+    async with serving(address, [doubling(digest="onnx:aaaa")]):
+        await backend.start()
+        assert (await ask(backend, ROW)).outputs is not None
+    async with serving(address, [doubling(digest="onnx:bbbb")]):
+        await until(lambda: "another 'double'" in str(backend.last_error))
+        assert not backend.ready
+        assert isinstance((await ask(backend, ROW)).error, BackendLostError)
+    async with serving(address, [doubling(digest="onnx:aaaa")]):
+        await until(lambda: backend.ready)
+        assert (await ask(backend, ROW)).outputs is not None
+    await backend.close()
 
 
 @in_loop

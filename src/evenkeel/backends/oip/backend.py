@@ -17,6 +17,7 @@ from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.oip.contract import Contract, agree
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError, RequestError
 from evenkeel.models.cards import ModelCard
+from evenkeel.models.digest import ModelDigests
 from evenkeel.oip import HEADER_LENGTH, read_message, shown
 
 __all__ = ["OipBackend"]
@@ -49,6 +50,7 @@ class OipBackend(Backend):
         model: what the server calls the model.
         card: what the model expects and gives; checked against the server's own word when it is reached.
         version: of the model; empty for the server's choice.
+        versions: shared by all servers of a gateway: replies of another version than theirs are refused.
         connections: requests that are open at the server at once; more tasks wait here.
         timeout_s: for one task, from the moment it is sent.
         poll_s: how often readiness is asked for.
@@ -67,6 +69,7 @@ class OipBackend(Backend):
         card: ModelCard,
         *,
         version: str = "",
+        versions: ModelDigests | None = None,
         connections: int = 8,
         timeout_s: float = 30.0,
         poll_s: float = 1.0,
@@ -82,6 +85,9 @@ class OipBackend(Backend):
         self._model_url = f"{self._server_url}/models/{quote(model, safe='')}"
         if version:
             self._model_url += f"/versions/{quote(version, safe='')}"
+        self._versions = (
+            ModelDigests({card.name: f"version:{version}"} if version else {}) if versions is None else versions
+        )
         self._connections = connections
         self._timeout_s = timeout_s
         self._poll_s = poll_s
@@ -296,7 +302,14 @@ class OipBackend(Backend):
         await self._request("GET", self._model_url + "/ready")
         if not self._ready:
             server = await self._metadata(self._server_url)
-            self._contract = agree(self._card, server, await self._metadata(self._model_url))
+            model = await self._metadata(self._model_url)
+            self._contract = agree(self._card, server, model, self._check_version)
+
+    def _check_version(self, version: str) -> None:
+        try:
+            self._versions.check(self._card.name, f"version:{version[:100]}", f"the server of {self.name}")
+        except ConfigurationError as error:
+            raise ProtocolError(str(error)) from None
 
     async def _metadata(self, url: str) -> Mapping[str, Any]:
         body, _ = await self._request("GET", url)

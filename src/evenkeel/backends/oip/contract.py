@@ -1,6 +1,6 @@
 """Describes a remote model, and turns tasks and replies for it into the wire's form and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -27,6 +27,7 @@ class Contract:
     Attributes:
         binary: tensor data travels as binary sections.
         gives_up: the server stops working on a request whose connection is closed.
+        check_version: is given the model's version as the server says it; raises where it is not the right one.
     """
 
     card: ModelCard
@@ -34,6 +35,7 @@ class Contract:
     output_name: str
     binary: bool
     gives_up: bool
+    check_version: Callable[[str], object] = str
 
     def write(self, inputs: Array) -> tuple[bytes, int | None]:
         """Body and header length of the request for a task."""
@@ -53,6 +55,8 @@ class Contract:
             ProtocolError: malformed, or not the output that was asked for, or of the wrong shape, or not finite.
         """
         response = parse_response(body, header_length)
+        if response.model_version:
+            self.check_version(response.model_version)
         tensor = next((output for output in response.outputs if output.name == self.output_name), None)
         if tensor is None:
             names = ", ".join(shown(output.name) for output in response.outputs[:_MOST_NAMES])
@@ -69,14 +73,22 @@ class Contract:
         return outputs
 
 
-def agree(card: ModelCard, server: Mapping[str, Any], model: Mapping[str, Any]) -> Contract:
+def agree(
+    card: ModelCard,
+    server: Mapping[str, Any],
+    model: Mapping[str, Any],
+    check_version: Callable[[str], object] = str,
+) -> Contract:
     """The contract that follows from the server's and the model's metadata.
 
     Servers may leave inputs and outputs out; then the card's word is taken. A single input or output may have any name.
 
     Raises:
-        BackendError: the model does not take what the card says.
+        BackendError: the model does not take what the card says, or is of another version.
     """
+    versions = model.get("versions")
+    if isinstance(versions, list) and len(versions) == 1 and isinstance(versions[0], str):
+        check_version(versions[0])
     extensions = server.get("extensions")
     extensions = extensions if isinstance(extensions, list) else []
     wanted = _pick(model, "inputs", card.input_name)
@@ -95,7 +107,12 @@ def agree(card: ModelCard, server: Mapping[str, Any], model: Mapping[str, Any]) 
                     f"but the model card says {[-1, *card.input_shape]}"
                 )
     return Contract(
-        card, wanted["name"], given["name"], "binary_tensor_data" in extensions, "cancel_on_disconnect" in extensions
+        card,
+        wanted["name"],
+        given["name"],
+        "binary_tensor_data" in extensions,
+        "cancel_on_disconnect" in extensions,
+        check_version,
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
+from evenkeel.models.digest import card_digest
 from evenkeel.models.session import open_session
 from evenkeel.models.shipped import NAMES, card_path
 
@@ -37,6 +38,7 @@ class Model:
         output_shape: of one row; None where unknown.
         dtype: numpy name of the input's dtype; None where any is taken.
         relative_cost: of one pass, relative to the classifier's that it backs up.
+        digest: of what it computes, as `evenkeel.models.digest` makes it; "" where nobody knows.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Model:
     output_shape: tuple[int, ...] | None = None
     dtype: str | None = None
     relative_cost: float = 1.0
+    digest: str = ""
 
 
 def load_model(spec: str, threads: int = 1) -> Model:
@@ -97,7 +100,13 @@ def _load_python(spec: str) -> Model:
         _shape(spec, run, "output_shape"),
         _dtype(spec, run),
         _relative_cost(spec, run),
+        _source_digest(where),
     )
+
+
+def _source_digest(where: str) -> str:
+    """Of a Python file alone: what a module imports is not looked at, and one found by name may come from anywhere."""
+    return f"python:{hashlib.sha256(Path(where).read_bytes()).hexdigest()}" if where.endswith(".py") else ""
 
 
 def _module_by_name(name: str) -> ModuleType:
@@ -156,7 +165,10 @@ def _load_onnx(path: str, threads: int) -> Model:
             f"model card {path}: field 'sha256' is {card.sha256}, but {file} has {found}; "
             "one of the two is not the one that was measured"
         )
+    digest, before = card_digest(card, file.parent), _identity(file)
     session = open_session(file, threads)
+    if _identity(file) != before:
+        raise ConfigurationError(f"model card {path}: {file} was replaced while it was read; start again")
     one_by_one = _check_graph(session, card, path)
     # Items come as pixels; what a code makes of them in FP32 it has normalised already (`coding/answers/tiles.py`).
     normalised = card.normalisation_inside or (card.kind != "classifier" and card.datatype == "FP32")
@@ -171,12 +183,17 @@ def _load_onnx(path: str, threads: int) -> Model:
         return output
 
     dtype = _CARD_TYPES[card.datatype]
-    model = Model(card.name, run, card.input_shape, card.output_shape, dtype, card.relative_cost)
+    model = Model(card.name, run, card.input_shape, card.output_shape, dtype, card.relative_cost, digest)
     first = run(np.zeros((1, *card.input_shape), dtype))  # so that the first task is not the slow one
     expected = (1, *((*first.shape[1:2], 5 + len(card.classes)) if card.output_shape is None else card.output_shape))
     if first.shape != expected:
         raise ConfigurationError(f"model card {path}: one row gives {first.shape}, the card says {expected}")
     return model
+
+
+def _identity(file: Path) -> tuple[int, ...]:
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_graph(session: Any, card: ModelCard, path: str) -> bool:

@@ -24,6 +24,7 @@ from evenkeel.backends.worker.links import WorkerLink
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions, WorkerHello
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
+from evenkeel.models.digest import ModelDigests
 
 __all__ = ["ProcessBackend"]
 
@@ -41,14 +42,20 @@ class ProcessBackend(Backend):
         config: what the worker serves; `listen` and `parent_pid` are set here.
         models: names that it must hold.
         options: as for `WorkerBackend`.
+        digests: as for `WorkerBackend`.
     """
 
     def __init__(
-        self, name: str, config: WorkerConfig, models: Sequence[str] = (), options: ClientOptions | None = None
+        self,
+        name: str,
+        config: WorkerConfig,
+        models: Sequence[str] = (),
+        options: ClientOptions | None = None,
+        digests: ModelDigests | None = None,
     ) -> None:
         self.name = name
         self._link = _ProcessLink(name, config)
-        self._worker = WorkerBackend(name, self._link, models, options)
+        self._worker = WorkerBackend(name, self._link, models, options, digests)
         self._worker.on_change = lambda: self.on_change()
 
     @property

@@ -11,6 +11,7 @@ from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.links import SocketLink, WorkerLink
 from evenkeel.backends.worker.session import ClientOptions, RemoteModel, WorkerHello, WorkerSession, call
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
+from evenkeel.models.digest import ModelDigests
 
 __all__ = ["WorkerBackend"]
 
@@ -25,16 +26,23 @@ class WorkerBackend(Backend):
         link: the worker's address, or how to reach it.
         models: names that the worker must hold; a worker without one of them is refused.
         options: time limits and shared memory.
+        digests: what the models must be; a worker that holds another one by that name is refused.
 
     `inputs` given to `submit` must stay unchanged until the reply.
     """
 
     def __init__(
-        self, name: str, link: str | WorkerLink, models: Sequence[str] = (), options: ClientOptions | None = None
+        self,
+        name: str,
+        link: str | WorkerLink,
+        models: Sequence[str] = (),
+        options: ClientOptions | None = None,
+        digests: ModelDigests | None = None,
     ) -> None:
         self.name = name
         self._link = SocketLink(parse_address(link)) if isinstance(link, str) else link
         self._wanted = tuple(models)
+        self._digests = digests
         self._options = options or ClientOptions()
         self._session: WorkerSession | None = None
         self._hello: WorkerHello | None = None
@@ -173,6 +181,9 @@ class WorkerBackend(Backend):
                 f"backend {self.name!r}: the worker at {self._link.where} holds no model {', '.join(missing)}; "
                 f"it holds {', '.join(hello.models) or 'none'}"
             )
+        if self._digests is not None:
+            for name in self._wanted:
+                self._digests.check(name, hello.models[name].digest, f"backend {self.name!r} at {self._link.where}")
         return hello
 
     def _update(self) -> None:

@@ -333,6 +333,7 @@ def _hello(models: Sequence[Model], worker_number: int, shares: bool) -> dict[st
                 "input_shape": model.input_shape,
                 "output_shape": model.output_shape,
                 "dtype": model.dtype,
+                "digest": model.digest,
             }
             for model in models
         ],

@@ -60,6 +60,7 @@ class RemoteModel:
     input_shape: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
     dtype: str | None
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,12 @@ def _read_hello(hello: dict[str, Any]) -> WorkerHello:
     try:
         models = {
             str(each["name"]): RemoteModel(
-                str(each["name"]), number, _shape(each["input_shape"]), _shape(each["output_shape"]), each["dtype"]
+                str(each["name"]),
+                number,
+                _shape(each["input_shape"]),
+                _shape(each["output_shape"]),
+                each["dtype"],
+                str(each.get("digest", "")),
             )
             for number, each in enumerate(hello["models"])
         }
