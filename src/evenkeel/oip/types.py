@@ -141,6 +141,7 @@ class InferRequest:
         parameters: of the request; `binary_data_output` is in `binary_output`.
         binary_output: outputs travel as binary unless they say otherwise themselves.
         raw: the whole body as one unnamed tensor of batch 1 (`Inference-Header-Content-Length: 0`).
+        raw_is_file: whoever sent it says that it is an image file.
     """
 
     inputs: list[Tensor]
@@ -149,6 +150,7 @@ class InferRequest:
     parameters: Parameters = field(default_factory=dict)
     binary_output: bool = False
     raw: bytes | None = None
+    raw_is_file: bool = False
 
 
 @dataclass(slots=True)

@@ -78,6 +78,7 @@ class ServeConfig:
     max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
     max_connections: int = 10_000  # clients beyond are told 503
     max_body_bytes: int = 64 << 20
+    max_bodies_bytes: int = 256 << 20  # of all requests together; larger bodies than 64 KiB are then told 503
     decode_processes: int = 2  # image files that are decoded at once; each takes some 40 MB once there are any
     decode_memory_bytes: int = 1 << 30  # of image files and what decoding them takes; more are told 503
     drain_s: float = 30.0
@@ -156,10 +157,9 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     ):
         if name in fields:
             changes[name] = fields.whole(name, low, high)
-    if "max_body" in fields:
-        changes["max_body_bytes"] = fields.size("max_body")
-    if "decode_memory" in fields:
-        changes["decode_memory_bytes"] = fields.size("decode_memory")
+    for name in ("max_body", "max_bodies", "decode_memory"):
+        if name in fields:
+            changes[f"{name}_bytes"] = fields.size(name)
     if "drain" in fields:
         changes["drain_s"] = fields.seconds("drain")
     if "worker_key_file" in fields:

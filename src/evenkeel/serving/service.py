@@ -106,6 +106,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
             metrics=Metrics(gateway),
             max_body_bytes=config.max_body_bytes,
             max_connections=config.max_connections,
+            max_bodies_bytes=config.max_bodies_bytes,
             decode_processes=config.decode_processes,
             decode_bytes=config.decode_memory_bytes,
         )

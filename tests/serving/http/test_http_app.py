@@ -9,8 +9,10 @@ import orjson
 import pytest
 
 import evenkeel
-from evenkeel.errors import BackendError, DeadlineError, OverloadedError, TooLargeError
+from evenkeel.coding.code import Answer
+from evenkeel.errors import BackendError, BackendLostError, DeadlineError, OverloadedError, ProtocolError, TooLargeError
 from evenkeel.oip import RequestedOutput, Tensor, parse_response, write_request
+from evenkeel.serving.gateway.gateway import Outcome
 from http_helpers import (
     CLASSES,
     INFER,
@@ -59,7 +61,8 @@ def test_model_metadata(path):
     found = get(path).json
     assert found["name"] == "toy"
     assert found["versions"] == ["1"]
-    assert found["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 4, 5, 3]}]
+    pixels = {"minimum": 0, "maximum": 255}
+    assert found["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, 4, 5, 3], "parameters": pixels}]
     assert found["outputs"][0] == {"name": "scores", "datatype": "FP32", "shape": [-1, 3]}
     assert [output["name"] for output in found["outputs"]] == ["scores", "label", "source", "confidence", "latency_ms"]
 
@@ -83,7 +86,8 @@ def test_metrics():
         ("GET", "/v2/models/toy/versions/2", 404, "no version '2'"),
         ("GET", INFER, 405, "GET is not allowed on /v2/models/toy/infer; use POST"),
         ("PUT", INFER, 405, "use POST"),
-        ("POST", INFER + "/", 405, "use POST"),
+        ("GET", INFER + "/", 405, "use POST"),
+        ("GET", "/" + "x" * 500, 404, "nothing is served at '/" + "x" * 59 + "'..."),
         ("GET", INFER + "?model=cat", 405, "use POST"),
         ("GET", "http://host/v2/models/cat", 404, "unknown model 'cat'"),
         ("POST", "/v2/health/live", 405, "use GET, HEAD"),
@@ -239,21 +243,52 @@ def test_a_tensor_that_does_not_fit_the_model_is_refused_in_words(tensor, messag
     assert message in found.error
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused(value):
-    data = np.zeros((1, 4, 5, 3), np.float32)
-    data[0, 1, 2, 0] = value
-    found = ask(tensor_of(data, "FP32"), card=make_card(datatype="FP32"))
+def floats(*values: float) -> Tensor:
+    """A black image with some of its first values replaced."""
+    data = np.zeros((2, 4, 5, 3), np.float32)
+    data.reshape(-1)[: len(values)] = values
+    return tensor_of(data, "FP32")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([np.nan], "some are not finite"),
+        ([np.inf], "some are not finite"),
+        ([-np.inf, 3], "some are not finite"),
+        ([3e38, -3e38], "the lowest is -3e+38"),
+        ([-1, 255], "the lowest is -1; undo what was subtracted"),
+        ([255.001], "the highest is 255.001"),
+        ([0.5], "all lie within 0..1; multiply them by 255"),
+        ([1, 0, 0.999], "all lie within 0..1; multiply them by 255"),
+    ],
+)
+@pytest.mark.parametrize("binary", [True, False])
+def test_floats_that_cannot_be_pixels_are_refused_in_words(values, message, binary):
+    gateway, card = FakeGateway(), make_card(datatype="FP32")
+    if binary:
+        found = ask(floats(*values), gateway, card)
+    elif np.isfinite(values).all():
+        found = infer(write_request([floats(*values)], binary=False)[0], gateway=gateway, card=card)
+    else:
+        return  # JSON has no such number
     assert found.status == 400
-    assert "not finite" in found.error
+    assert f"input 'images': expected pixel values 0..255; {message}" in found.error
+    assert gateway.submitted == []
 
 
-def test_the_largest_values_are_finite():
-    data = np.full((1, 4, 5, 3), 3e38, np.float32)
-    data[0, 0, 0] = -3e38
-    gateway = FakeGateway(hold=True, refuse=lambda number: OverloadedError("as far as that") if number else None)
-    assert ask(tensor_of(np.concatenate([data, data]), "FP32"), gateway, make_card(datatype="FP32")).status == 503
-    assert np.array_equal(gateway.submitted[0].item, data[0])
+@pytest.mark.parametrize("values", [[], [1], [1, 0, 1], [255], [-0.0], [1.5], [0.25, 2], [254.99]])
+def test_dark_images_and_fractions_are_pixels(values):
+    gateway = FakeGateway()
+    assert ask(floats(*values), gateway, make_card(datatype="FP32")).status == 200
+    assert np.array_equal(gateway.submitted[0].item.reshape(-1)[: len(values)], np.float32(values))
+
+
+def test_a_raw_body_of_floats_has_the_same_range():
+    card = make_card(datatype="FP32")
+    for value, status in ((0.5, 400), (128.0, 200)):
+        raw = np.full(60, value, np.float32).tobytes()
+        assert infer(raw, {"inference-header-content-length": "0"}, card=card).status == status
 
 
 def test_two_inputs_are_refused():
@@ -324,6 +359,26 @@ def test_a_length_that_is_no_number_is_refused(name, value):
         assert f"header {name} must be a whole number" in found.error
 
 
+@pytest.mark.parametrize("begin", [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
+def test_pixels_that_begin_like_a_file_are_pixels(begin):
+    gateway = FakeGateway()
+    raw = begin + bytes(60 - len(begin))
+    for kind in ("application/octet-stream", "application/x-www-form-urlencoded", ""):
+        headers = {"inference-header-content-length": "0", "content-type": kind}
+        assert infer(raw, headers, gateway).status == 200
+        assert gateway.submitted[-1].item.tobytes() == raw
+
+
+def test_a_body_whose_content_type_is_an_image_is_a_file():
+    data = file_of(images()[0])
+    for kind in ("image/png", "Image/PNG", "image/*"):
+        assert infer(data, {"content-type": kind}).status == 200
+        assert infer(data, {"content-type": kind, "inference-header-content-length": "0"}).status == 200
+    found = infer(bytes(60), {"content-type": "image/png"})
+    assert found.status == 400
+    assert "image 0" in found.error
+
+
 def test_a_header_length_beyond_the_body_is_refused():
     found = infer(b"{}", {"inference-header-content-length": "3"})
     assert found.status == 400
@@ -335,7 +390,6 @@ def test_a_header_length_beyond_the_body_is_refused():
     [
         (OverloadedError("all queues are full", retry_after_s=2.2), 503),
         (DeadlineError("no answer within 1 s"), 504),
-        (BackendError("the replica failed"), 502),
     ],
 )
 def test_the_error_of_an_item_is_the_error_of_the_request(error, status):
@@ -344,6 +398,68 @@ def test_the_error_of_an_item_is_the_error_of_the_request(error, status):
     assert found.status == status
     assert found.error == str(error)
     assert found.headers.get("retry-after") == ("3" if status == 503 else None)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (BackendError("KeyError: secret"), "it failed"),
+        (BackendLostError("secret"), "its worker was lost"),
+        (ProtocolError("secret" + "x" * 5000), "its worker gave no proper reply"),
+    ],
+)
+def test_what_a_model_says_goes_to_the_log_alone(error, reason, caplog):
+    found = ask(tensor_of(images()), FakeGateway(errors={0: error}))
+    assert found.status == 502
+    assert found.error == f"the model could not answer ({reason}); the server's log has the details"
+    assert "secret" in caplog.text
+    assert len(caplog.messages[0]) < 600
+
+
+def test_scores_that_fp32_cannot_hold_are_no_answer():
+    class Huge(FakeGateway):
+        def finish(self, number):
+            scores = np.array([0.0, 1e300, 0.0])
+            self.submitted[number].on_outcome(Outcome(Answer(scores, "exact", 0.75), None, 0.0125))
+
+    assert ask(tensor_of(images()), Huge()).status == 502
+    assert ask(tensor_of(images(3)), Huge()).status == 502
+
+
+@pytest.mark.parametrize("path", [INFER + "/", INFER + "//", "/v2/models/toy/versions/1/infer/", INFER + "/?x=1"])
+def test_a_slash_at_the_end_changes_nothing(path):
+    async def run():
+        app = make_app()
+        body, length = write_request([tensor_of(images())], binary=True)
+        found = await call(app, path, body, headers={"inference-header-content-length": str(length)})
+        app.close()
+        return found
+
+    assert asyncio.run(run()).status == 200
+
+
+@pytest.mark.parametrize(
+    "shape", [[0, 2**63], [2**31, 0, 2**31, 3], [0, 2**64 - 1], [2**63], [1, 2**40, 2**40, 3], [0], []]
+)
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32", "BYTES", "INT64"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_any_shape_is_400(shape, datatype, binary, caplog):
+    data = {"parameters": {"binary_data_size": 0}} if binary else {"data": []}
+    body = orjson.dumps({"inputs": [{"name": "images", "datatype": datatype, "shape": shape, **data}]})
+    found = infer(body, {"inference-header-content-length": str(len(body))} if binary else {})
+    assert found.status == 400
+    assert len(found.error) <= 500
+    assert not caplog.records
+
+
+def test_an_error_shows_no_more_than_a_line_of_what_was_sent():
+    for fields in ({"datatype": "x" * 9000}, {"name": "x" * 9000}, {"shape": ["x" * 9000]}, {"x" * 9000: 1}):
+        body = orjson.dumps({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [0], **fields}]})
+        found = infer(body)
+        assert found.status == 400
+        assert len(found.error) < 300
+    body = orjson.dumps({"id": "x", "inputs": [{"name": "x" * 50, "datatype": "UINT8", "shape": [0], "data": []}] * 2})
+    assert len(infer(body).error) < 300
 
 
 def test_when_one_item_fails_the_others_are_cancelled():
@@ -479,7 +595,12 @@ JSON_BODY = write_request([tensor_of(images(9))], binary=False)[0]
 
 @pytest.mark.parametrize(
     ("encoding", "packed"),
-    [("gzip", gzip.compress(JSON_BODY)), ("deflate", zlib.compress(JSON_BODY)), ("identity", JSON_BODY)],
+    [
+        ("gzip", gzip.compress(JSON_BODY)),
+        ("gzip", gzip.compress(JSON_BODY[:100]) + gzip.compress(b"") + gzip.compress(JSON_BODY[100:])),
+        ("deflate", zlib.compress(JSON_BODY)),
+        ("identity", JSON_BODY),
+    ],
 )
 def test_compressed_bodies_are_taken_and_given(encoding, packed):
     found = infer(packed, {"content-encoding": encoding, "accept-encoding": encoding})
@@ -499,7 +620,10 @@ def test_compressed_bodies_are_taken_and_given(encoding, packed):
         ("gzip", b"no gzip at all", 400, "the body is not gzip"),
         ("deflate", gzip.compress(JSON_BODY), 400, "the body is not deflate"),
         ("gzip", gzip.compress(JSON_BODY)[:-9], 400, "the gzip body is cut off"),
-        ("gzip", gzip.compress(JSON_BODY) + b"more", 400, "4 bytes follow the end of the gzip body"),
+        ("gzip", gzip.compress(JSON_BODY) + b"more", 400, "the body is not gzip"),
+        ("gzip", gzip.compress(JSON_BODY) + gzip.compress(b"more")[:-1], 400, "the gzip body is cut off"),
+        ("gzip", gzip.compress(b"") * 5000, 400, "bytes follow the end of the gzip body"),
+        ("deflate", zlib.compress(JSON_BODY) + b"more", 400, "4 bytes follow the end of the deflate body"),
         ("gzip", gzip.compress(b"\0" * 200_001), 413, "decompressed body has more than 200000 bytes"),
         ("br", JSON_BODY, 501, "Content-Encoding 'br' is not offered"),
     ],
@@ -508,6 +632,55 @@ def test_a_bad_compressed_body_is_refused(encoding, body, status, message):
     found = infer(body, {"content-encoding": encoding}, max_body_bytes=200_000)
     assert found.status == status
     assert message in found.error
+
+
+def test_a_body_that_unpacks_to_far_more_than_was_sent_is_refused():
+    packed = gzip.compress(b'{"inputs":[' + b"{}," * (4 << 20) + b"{}]}", 9)
+    found = infer(packed, {"content-encoding": "gzip"})
+    assert found.status == 413
+    assert f"more than {100 * len(packed)} bytes, 100 times what was sent" in found.error
+    little = gzip.compress(JSON_BODY + b" " * 500_000, 9)  # a thousand times, but of little
+    assert infer(little, {"content-encoding": "gzip"}).status == 200
+
+
+def test_bodies_that_take_up_too_much_together_are_503():
+    async def run():
+        app = make_app(max_bodies_bytes=300_000)
+        server = serve(app)
+        slow, _ = connect(server)
+        whole = request_bytes(INFER, b"x" * 250_000)
+        slow.data_received(whole[:200_000])
+        assert 190_000 < server.held_bytes < 200_000
+        other, transport = connect(server)
+        other.data_received(whole)
+        (found,) = read_responses(transport.sent, ["POST"])
+        assert (found.status, found.headers["retry-after"]) == (503, "1")
+        assert "connection" not in found.headers
+        other.data_received(request_bytes("/v2", method="GET"))  # little is never refused
+        assert len(read_responses(transport.sent, ["POST", "GET"])) == 2
+        slow.connection_lost(None)
+        assert server.held_bytes == 0
+        other.data_received(whole)
+        other.connection_lost(None)
+        assert server.held_bytes == 0
+        for half in (100_000, 149_000):
+            slow, _ = connect(server)
+            slow.data_received(whole[:200_000])
+            other, transport = connect(server)
+            other.data_received(whole[:half])
+            assert transport.sent[:12] == (b"HTTP/1.1 503" if half > 110_000 else b"")
+            slow.connection_lost(None)
+            other.connection_lost(None)
+        assert server.held_bytes == 0
+        app.close()
+
+    asyncio.run(run())
+
+
+def test_a_decompressed_body_counts_too():
+    packed = gzip.compress(JSON_BODY + b" " * 400_000)
+    assert infer(packed, {"content-encoding": "gzip"}, max_bodies_bytes=300_000).status == 503
+    assert infer(packed, {"content-encoding": "gzip"}, max_bodies_bytes=500_000).status == 200
 
 
 def test_a_body_in_many_parts_is_put_together():

@@ -7,8 +7,8 @@ from typing import get_args
 import numpy as np
 
 from evenkeel.coding.code import Answer, Source
-from evenkeel.errors import RequestError
-from evenkeel.oip import InferRequest, InferResponse, Tensor, write_response
+from evenkeel.errors import ProtocolError, RequestError
+from evenkeel.oip import InferRequest, InferResponse, Tensor, shown, write_response
 from evenkeel.serving.gateway.gateway import Outcome
 
 __all__ = ["OUTPUTS", "AnswerWriter"]
@@ -17,6 +17,7 @@ __all__ = ["OUTPUTS", "AnswerWriter"]
 OUTPUTS = {"scores": "FP32", "label": "BYTES", "source": "BYTES", "confidence": "FP32", "latency_ms": "FP32"}
 
 _MOST_HEADS = 1024
+_MOST_FP32 = float(np.finfo(np.float32).max)
 
 
 class AnswerWriter:
@@ -68,7 +69,7 @@ class AnswerWriter:
         binary = []
         for output in request.outputs:
             if output.name not in self._writers:
-                raise RequestError(f"unknown output {output.name!r}; this model gives {', '.join(self._all)}")
+                raise RequestError(f"unknown output {shown(output.name)}; this model gives {', '.join(self._all)}")
             names.append(output.name)
             binary.append(request.binary_output if output.binary is None else output.binary)
         return names, binary
@@ -83,7 +84,14 @@ class AnswerWriter:
             names: of the outputs wanted.
             binary: for each of them, whether as binary.
             request_id: echoed.
+
+        Raises:
+            ProtocolError: scores that FP32 cannot hold.
         """
+        for outcome in outcomes:
+            answer = outcome.answer
+            if answer is not None and answer.scores.dtype != np.float32 and np.abs(answer.scores).max() > _MOST_FP32:
+                raise ProtocolError(f"a score of {np.abs(answer.scores).max():.6g}, which FP32 cannot hold")
         if len(outcomes) == 1 and request_id is None and all(binary):
             return self._write_one(outcomes, tuple(names))
         return self.write_any(outcomes, names, binary, request_id)

@@ -1,7 +1,8 @@
 """Reads a request into its items, its options, and the outputs it wants.
 
 An item is one row of pixel values 0..255 in the model card's layout and datatype. Tensors may come in either layout,
-and as UINT8 for a model that takes FP32; image files come as BYTES.
+and as UINT8 for a model that takes FP32; image files come as BYTES. A raw body is a file where its content type says so
+or its length is no item's.
 """
 
 import base64
@@ -10,10 +11,10 @@ import binascii
 import numpy as np
 
 from evenkeel.arrays import Array
-from evenkeel.errors import RequestError, UnreadableImageError
-from evenkeel.images.header import FORMATS, is_image_file, read_header
+from evenkeel.errors import RequestError
+from evenkeel.images.header import FORMATS, is_image_file
 from evenkeel.models.cards import ModelCard
-from evenkeel.oip import InferRequest, Tensor
+from evenkeel.oip import InferRequest, Tensor, shown
 from evenkeel.oip.types import Parameters
 from evenkeel.serving.gateway.gateway import Options
 
@@ -21,6 +22,7 @@ __all__ = ["ItemReader", "read_key", "read_options"]
 
 _NO_OPTIONS = Options()
 _KEY = "evenkeel_key"
+_MOST_NAMES = 5  # in a message
 
 
 class ItemReader:
@@ -35,25 +37,44 @@ class ItemReader:
         self._other = self._nchw if card.layout == "NHWC" else self._nhwc
         self._to_own = (0, 3, 1, 2) if card.layout == "NCHW" else (0, 2, 3, 1)
 
-    def read(self, request: InferRequest) -> Array | list[bytes]:
-        """Items `[n, ...]`, n >= 1, a view of the body where nothing had to be converted; or n image files.
+    def check(self, request: InferRequest) -> int:
+        """How many items the request holds, at least one; nothing is converted or decoded yet.
 
         Raises:
-            RequestError: wrong name, number, datatype or shape of inputs, values that are not finite.
+            RequestError: wrong name, number, datatype or shape of inputs.
         """
         if request.raw is not None:
-            return self._read_raw(request.raw)
+            return 1
         tensor = request.inputs[0]
         if len(request.inputs) != 1 or tensor.name != self._card.input_name:
-            names = ", ".join(repr(tensor.name) for tensor in request.inputs)
+            names = ", ".join(shown(tensor.name) for tensor in request.inputs[:_MOST_NAMES])
             raise RequestError(f"expected exactly one input, {self._card.input_name!r}; found {names}")
-        if tensor.datatype != "BYTES":
-            return self._read_pixels(tensor)
-        return self._files(tensor)
+        if tensor.datatype == "BYTES":
+            if not tensor.data or tensor.shape not in ((len(tensor.data),), (len(tensor.data), 1)):
+                raise RequestError(
+                    f"input {tensor.name!r}: shape is {list(tensor.shape)}; image files are a BYTES tensor of shape "
+                    f"[n], n >= 1"
+                )
+            return len(tensor.data)
+        self._check_pixels(tensor)
+        return tensor.shape[0]
 
-    def _read_pixels(self, tensor: Tensor) -> Array:
-        card, row, data = self._card, tensor.shape[1:], tensor.data
-        assert isinstance(data, np.ndarray)
+    def read(self, request: InferRequest) -> Array | list[bytes]:
+        """Items `[n, ...]`, a view of the body where nothing had to be converted; or n image files.
+
+        Args:
+            request: one that `check` found right.
+
+        Raises:
+            RequestError: values that are no pixels, or a raw body of the wrong size.
+        """
+        if request.raw is not None:
+            return self._read_raw(request.raw, request.raw_is_file)
+        tensor = request.inputs[0]
+        return self._files(tensor) if tensor.datatype == "BYTES" else self._read_pixels(tensor)
+
+    def _check_pixels(self, tensor: Tensor) -> None:
+        card, row = self._card, tensor.shape[1:]
         if tensor.datatype != card.datatype and (card.datatype != "FP32" or tensor.datatype != "UINT8"):
             expected = "UINT8" if card.datatype == "UINT8" else "FP32 or UINT8"
             raise RequestError(
@@ -68,36 +89,36 @@ class ItemReader:
             )
         if not tensor.shape[0]:
             raise RequestError(f"input {tensor.name!r}: shape {list(tensor.shape)} holds no items; expected n >= 1")
-        if tensor.datatype == "FP32" and not np.isfinite(data).all():
-            raise RequestError(f"input {tensor.name!r}: holds values that are not finite (NaN or infinity)")
-        if row != self._own:
+
+    def _read_pixels(self, tensor: Tensor) -> Array:
+        data = tensor.data
+        assert isinstance(data, np.ndarray)
+        if tensor.datatype == "FP32":
+            _check_range(data, tensor.name)
+        if tensor.shape[1:] != self._own:
             data = data.transpose(self._to_own)
         elif data.dtype == self._dtype and data.flags.aligned:
             return data
         return np.require(data, self._dtype, ("C", "A"))
 
-    def _read_raw(self, body: bytes) -> Array | list[bytes]:
+    def _read_raw(self, body: bytes, is_file: bool) -> Array | list[bytes]:
+        if is_file:
+            return [body]
+        # What begins like a file may as well be pixels: only where the length cannot be theirs it is a file.
         row = np.prod(self._own, dtype=int) * self._dtype.itemsize
-        if len(body) != row:
-            if not is_image_file(body):
-                raise RequestError(
-                    f"the raw body has {len(body)} bytes; expected an image file ({', '.join(FORMATS)}), or {row} "
-                    f"bytes: {self._card.datatype} of shape {list(self._own)}"
-                )
+        if len(body) == row:
+            data = np.frombuffer(body, self._dtype).reshape(1, *self._own)
+            return self._read_pixels(Tensor(self._card.input_name, self._card.datatype, data.shape, data))
+        if is_image_file(body):
             return [body]
-        if _is_whole_file(body):
-            return [body]
-        data = np.frombuffer(body, self._dtype).reshape(1, *self._own)
-        return self._read_pixels(Tensor(self._card.input_name, self._card.datatype, data.shape, data))
+        raise RequestError(
+            f"the raw body has {len(body)} bytes; expected an image file ({', '.join(FORMATS)}), or {row} bytes: "
+            f"{self._card.datatype} of shape {list(self._own)}"
+        )
 
     def _files(self, tensor: Tensor) -> list[bytes]:
         files = tensor.data
         assert isinstance(files, list)
-        if not files or tensor.shape not in ((len(files),), (len(files), 1)):
-            raise RequestError(
-                f"input {tensor.name!r}: shape is {list(tensor.shape)}; image files are a BYTES tensor of shape [n], "
-                f"n >= 1"
-            )
         # JSON strings cannot hold a file as it is; "content_type": "base64" is how MLServer's clients say it.
         if tensor.parameters.get("content_type") != "base64":
             return files
@@ -107,12 +128,24 @@ class ItemReader:
             raise RequestError(f"input {tensor.name!r}: is not base64 as its content_type says: {error}") from None
 
 
-def _is_whole_file(body: bytes) -> bool:
-    """Whether a body as long as an item's pixels is a file all the same: pixels, too, may begin like one."""
-    try:
-        return read_header(body) is not None
-    except UnreadableImageError:
-        return False
+def _check_range(data: Array, name: str) -> None:
+    """See that floats can be pixel values 0..255.
+
+    Floats in another range would be answered with scores that mean nothing. An image as dark as all zeros and ones may
+    be, and floats between 0 and 255 too; but where nothing is above 1 and not all are whole, they are scaled.
+    """
+    low, high = float(data.min()), float(data.max())
+    if low >= 0 and high <= 255:
+        if high > 1 or bool((data == np.floor(data)).all()):
+            return
+        found = "all lie within 0..1; multiply them by 255"
+    elif not np.isfinite(data).all():
+        found = "some are not finite (NaN or infinity)"
+    elif low < 0:
+        found = f"the lowest is {low:.6g}; undo what was subtracted: the model does that itself"
+    else:
+        found = f"the highest is {high:.6g}"
+    raise RequestError(f"input {name!r}: expected pixel values 0..255; {found}")
 
 
 def read_options(parameters: Parameters) -> Options:
@@ -125,13 +158,15 @@ def read_options(parameters: Parameters) -> Options:
         return _NO_OPTIONS
     exact = parameters.get("exact", False)
     if type(exact) is not bool:
-        raise RequestError(f"parameter 'exact' must be a bool, found {exact!r}")
+        raise RequestError(f"parameter 'exact' must be a bool, found {shown(exact)}")
     timeout_us = parameters.get("timeout")
     if timeout_us is not None and (type(timeout_us) is not int or timeout_us <= 0):
-        raise RequestError(f"parameter 'timeout' must be an integer above zero (microseconds), found {timeout_us!r}")
+        raise RequestError(
+            f"parameter 'timeout' must be an integer above zero (microseconds), found {shown(timeout_us)}"
+        )
     least = parameters.get("min_confidence")
     if least is not None and (type(least) not in (int, float) or not 0 <= float(least) <= 1):
-        raise RequestError(f"parameter 'min_confidence' must be a number from 0 to 1, found {least!r}")
+        raise RequestError(f"parameter 'min_confidence' must be a number from 0 to 1, found {shown(least)}")
     if not exact and timeout_us is None and least is None:
         return _NO_OPTIONS
     return Options(
@@ -145,5 +180,5 @@ def read_key(parameters: Parameters) -> int | None:
     """The number that names the request's work for injected delays; row i of the request gets it plus i."""
     key = parameters.get(_KEY) if parameters else None
     if key is not None and (type(key) is not int or key < 0):
-        raise RequestError(f"parameter {_KEY!r} must be an integer >= 0, found {key!r}")
+        raise RequestError(f"parameter {_KEY!r} must be an integer >= 0, found {shown(key)}")
     return key

@@ -27,14 +27,17 @@ import orjson
 
 from evenkeel.arrays import Array
 from evenkeel.errors import (
+    BackendError,
+    BackendLostError,
     DeadlineError,
     EvenkeelError,
     OverloadedError,
+    ProtocolError,
     RequestError,
     UnknownModelError,
 )
 from evenkeel.models.cards import ModelCard
-from evenkeel.oip import InferRequest, RepeatedRequests, parse_request
+from evenkeel.oip import InferRequest, RepeatedRequests, parse_request, shown
 from evenkeel.serving.front.answers import OUTPUTS, AnswerWriter
 from evenkeel.serving.front.flight import Flight, Submits
 from evenkeel.serving.front.images import ImageDecoder
@@ -59,8 +62,17 @@ _COMPRESS_FROM_BYTES = 256  # below, compressing saves no packet
 _COMPRESS_ASIDE_FROM_BYTES = 1 << 16
 _ASIDE_THREADS = 2
 _PARSE_ASIDE_FROM_BYTES = 1 << 20  # parsing this much JSON would hold up all other requests
+_READ_ASIDE_FROM_BYTES = 4 << 20  # checking and converting that many pixels would
+_MOST_SHOWN = 500  # characters of an error
+
+_REASONS: dict[type[BackendError], str] = {
+    BackendError: "it failed",
+    BackendLostError: "its worker was lost",
+    ProtocolError: "its worker gave no proper reply",
+}
 
 _Response = tuple[int, bytes, bytes]
+_Wanted = tuple[Sequence[str], Sequence[bool]]  # names of outputs, and for each whether as binary
 
 
 class _Work(Protocol):
@@ -84,13 +96,14 @@ class App:
         decode_bytes: of image files and what decoding them takes, of all requests together.
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
+        max_bodies_bytes: what all bodies together may take up, decompressed ones too; more are told 503.
 
     Attributes:
         limits: of each client.
         headers: names of the request headers that are read.
     """
 
-    headers = (_JSON_BYTES, b"content-encoding", b"accept-encoding")
+    headers = (_JSON_BYTES, b"content-type", b"content-encoding", b"accept-encoding")
 
     def __init__(
         self,
@@ -105,9 +118,13 @@ class App:
         decode_bytes: int = 1 << 30,
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
+        max_bodies_bytes: int = 256 << 20,
     ) -> None:
         self.limits = HttpLimits(
-            ReadLimits(body_bytes=max_body_bytes), body_timeout_s=body_timeout_s, connections=max_connections
+            ReadLimits(body_bytes=max_body_bytes),
+            body_timeout_s=body_timeout_s,
+            connections=max_connections,
+            bodies_bytes=max_bodies_bytes,
         )
         self._name = name
         self._version = version
@@ -151,6 +168,7 @@ class App:
                 self._infer(exchange)
                 return
             method, path = request.method.decode(), _path(request.target)
+            path = path.rstrip("/") or "/"
             if path in self._infer_paths and method == "POST":
                 self._infer(exchange)
             else:
@@ -181,6 +199,12 @@ class App:
         exchange.respond(status, headers, body)
 
     def _fail(self, exchange: Exchange, error: Exception) -> None:
+        if isinstance(error, BackendError):
+            # What a model or a server said of itself is for those who run it.
+            _log.warning("a request failed: %s", str(error)[:_MOST_SHOWN])
+            error = BackendError(
+                f"the model could not answer ({_REASONS[type(error)]}); the server's log has the details"
+            )
         if isinstance(error, EvenkeelError):
             self._reply(exchange, *_from_error(error))
             return
@@ -194,21 +218,33 @@ class App:
         json_bytes = None
         if _JSON_BYTES in headers:
             json_bytes = _whole_number(_JSON_BYTES, headers[_JSON_BYTES])
+        elif headers.get(b"content-type", b"")[:6].lower() == b"image/":
+            json_bytes = 0  # the whole body is the file
         encoding = ""
         if b"content-encoding" in headers:
             encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
         if encoding not in ("", "identity"):
             self._aside(exchange, self._unpack, encoding, json_bytes)
-        elif (len(body) if json_bytes is None else json_bytes) < _PARSE_ASIDE_FROM_BYTES:
-            self._serve(exchange, self._requests.parse(body, json_bytes))
+        elif _is_quick(body, json_bytes):
+            request = self._requests.parse(body, json_bytes)
+            wanted = self._check(exchange, request)
+            self._serve(exchange, request, wanted, self._items.read(request))
         else:
             self._aside(exchange, self._parse, body, json_bytes)
 
-    def _serve(self, exchange: Exchange, request: InferRequest) -> None:
+    def _check(self, exchange: Exchange, request: InferRequest) -> _Wanted:
+        """What is asked for, once it is known that there is room for it and nothing has been converted yet."""
         wanted = self._answers.wanted(request)
+        if request.raw is not None:
+            request.raw_is_file = exchange.request.headers.get(b"content-type", b"")[:6].lower() == b"image/"
+        count = self._items.check(request)
+        if count > 1:
+            self._gateway.check_room(count)
+        return wanted
+
+    def _serve(self, exchange: Exchange, request: InferRequest, wanted: _Wanted, items: Array | list[bytes]) -> None:
         parameters = request.parameters
         options, key = read_options(parameters), read_key(parameters)
-        items = self._items.read(request)
         if isinstance(items, list):
             self._aside(exchange, self._decode, items, options, key, wanted, request.id)
         else:
@@ -220,7 +256,7 @@ class App:
         items: Array,
         options: Options,
         key: int | None,
-        wanted: tuple[Sequence[str], Sequence[bool]],
+        wanted: _Wanted,
         request_id: str | None,
     ) -> None:
         landed = partial(self._landed, exchange, wanted, request_id)
@@ -231,7 +267,7 @@ class App:
     def _landed(
         self,
         exchange: Exchange,
-        wanted: tuple[Sequence[str], Sequence[bool]],
+        wanted: _Wanted,
         request_id: str | None,
         outcomes: Sequence[Outcome],
     ) -> None:
@@ -267,13 +303,19 @@ class App:
 
     async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
         body = await self._run(decompress, exchange.request.body, encoding, self.limits.sizes.body_bytes)
+        exchange.hold(len(body))
         await self._parse(exchange, body, json_bytes)
 
     async def _parse(self, exchange: Exchange, body: bytes, json_bytes: int | None) -> None:
-        if (len(body) if json_bytes is None else json_bytes) < _PARSE_ASIDE_FROM_BYTES:
-            self._serve(exchange, self._requests.parse(body, json_bytes))
+        if _is_quick(body, json_bytes):
+            request = self._requests.parse(body, json_bytes)
+            wanted = self._check(exchange, request)
+            items = self._items.read(request)
         else:
-            self._serve(exchange, await self._run(parse_request, body, json_bytes))
+            request = await self._run(parse_request, body, json_bytes)
+            wanted = self._check(exchange, request)
+            items = await self._run(self._items.read, request)
+        self._serve(exchange, request, wanted, items)
 
     async def _decode(
         self,
@@ -281,11 +323,9 @@ class App:
         files: list[bytes],
         options: Options,
         key: int | None,
-        wanted: tuple[Sequence[str], Sequence[bool]],
+        wanted: _Wanted,
         request_id: str | None,
     ) -> None:
-        if len(files) > 1:
-            self._gateway.check_room(len(files))
         limit_s = self._gateway.deadline_s
         if options.timeout_s is not None:
             limit_s = min(limit_s, options.timeout_s)
@@ -311,17 +351,15 @@ class App:
             return get() if method in ("GET", "HEAD") else _wrong_method(method, path, "GET, HEAD")
         if path in self._infer_paths:
             return _wrong_method(method, path, "POST")
-        if len(path) > 1 and path.endswith("/"):
-            return self._answer_other(method, path.rstrip("/") or "/")
         parts = path.split("/")
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
             if parts[3] != self._name:
-                raise UnknownModelError(f"unknown model {parts[3]!r}; this server serves {self._name!r}")
+                raise UnknownModelError(f"unknown model {shown(parts[3])}; this server serves {self._name!r}")
             if len(parts) > 5 and parts[4] == "versions" and parts[5] != self._version:
                 raise UnknownModelError(
-                    f"model {self._name!r} has no version {parts[5]!r}; it has version {self._version!r}"
+                    f"model {self._name!r} has no version {shown(parts[5])}; it has version {self._version!r}"
                 )
-        return _error(404, f"nothing is served at {path!r}; see GET /v2 and GET /v2/models/{self._name}")
+        return _error(404, f"nothing is served at {shown(path)}; see GET /v2 and GET /v2/models/{self._name}")
 
     def _server_metadata(self) -> _Response:
         return _json(200, {"name": "evenkeel", "version": __version__, "extensions": _EXTENSIONS})
@@ -335,7 +373,14 @@ class App:
                 "name": self._name,
                 "versions": [self._version],
                 "platform": "evenkeel",
-                "inputs": [{"name": card.input_name, "datatype": card.datatype, "shape": [-1, *card.input_shape]}],
+                "inputs": [
+                    {
+                        "name": card.input_name,
+                        "datatype": card.datatype,
+                        "shape": [-1, *card.input_shape],
+                        "parameters": {"minimum": 0, "maximum": 255},
+                    }
+                ],
                 "outputs": [
                     {"name": name, "datatype": datatype, "shape": columns.get(name, [-1])}
                     for name, datatype in OUTPUTS.items()
@@ -361,10 +406,16 @@ def _late(limit_s: float) -> DeadlineError:
     return DeadlineError(f"the timeout of {limit_s:g} s passed while images were decoded")
 
 
+def _is_quick(body: bytes, json_bytes: int | None) -> bool:
+    """Whether reading a body holds up nobody for long."""
+    json_bytes = len(body) if json_bytes is None else json_bytes
+    return json_bytes < _PARSE_ASIDE_FROM_BYTES and len(body) < _READ_ASIDE_FROM_BYTES
+
+
 def _whole_number(name: bytes, value: bytes) -> int:
     # int() alone would take signs, blanks and underscores; 18 digits are more than any body has.
     if not value.isdigit() or len(value) > 18:
-        raise RequestError(f"header {name.decode()} must be a whole number, found {value.decode('latin-1')!r}")
+        raise RequestError(f"header {name.decode()} must be a whole number, found {shown(value.decode('latin-1'))}")
     return int(value)
 
 
@@ -382,7 +433,7 @@ def _json(status: int, message: dict[str, Any]) -> _Response:
 
 def _error(status: int, message: str) -> _Response:
     # Paths and names may come from the client with characters that JSON text cannot hold.
-    return _json(status, {"error": message.encode("utf-8", "replace").decode()})
+    return _json(status, {"error": message[:_MOST_SHOWN].encode("utf-8", "replace").decode()})
 
 
 def _from_error(error: EvenkeelError) -> _Response:
@@ -393,5 +444,5 @@ def _from_error(error: EvenkeelError) -> _Response:
 
 
 def _wrong_method(method: str, path: str, allowed: str) -> _Response:
-    status, headers, body = _error(405, f"{method} is not allowed on {path}; use {allowed}")
+    status, headers, body = _error(405, f"{method} is not allowed on {path[:200]}; use {allowed}")
     return status, headers + f"allow: {allowed}\r\n".encode(), body

@@ -6,32 +6,57 @@ from evenkeel.errors import RequestError, TooLargeError, UnsupportedError
 
 __all__ = ["compress", "decompress", "pick_encoding"]
 
+_MOST_RATIO = 100  # of the decompressed body to the body, where that is more than ...
+_FREE_BYTES = 1 << 20
+_MOST_MEMBERS = 4096
+_WINDOW_BYTES = 64 << 10  # what is copied at the end of a member is no more than that
 _GZIP, _ZLIB = 31, 15  # window bits by which zlib knows the two formats
 
 
 def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
-    """`body` without its Content-Encoding.
+    """`body` without its Content-Encoding; gzip may come in several members, one behind the other.
 
     Raises:
         RequestError: not in that format, or cut off.
-        TooLargeError: decompressed it is over the limit; no more than the limit is ever unpacked.
+        TooLargeError: decompressed it is over the limit, or far larger than what was sent; no more than that is ever
+            unpacked.
         UnsupportedError: an encoding other than gzip and deflate.
     """
     bits = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}.get(encoding)
     if bits is None:
-        raise UnsupportedError(f"Content-Encoding {encoding!r} is not offered; send gzip, deflate or none")
+        raise UnsupportedError(f"Content-Encoding {encoding[:20]!r} is not offered; send gzip, deflate or none")
+    allowed = min(most_bytes, max(_MOST_RATIO * len(body), _FREE_BYTES))
+    view = memoryview(body)
+    parts = []
+    place = size = members = 0
     inflater = zlib.decompressobj(bits)
-    try:
-        plain = inflater.decompress(body, most_bytes + 1)
-    except zlib.error as error:
-        raise RequestError(f"the body is not {encoding} as its Content-Encoding says: {error}") from None
-    if len(plain) > most_bytes:
-        raise TooLargeError(f"the decompressed body has more than {most_bytes} bytes, the most that are taken")
+    while place < len(body):
+        window = view[place : place + _WINDOW_BYTES]
+        try:
+            part = inflater.decompress(window, allowed + 1 - size)
+        except zlib.error as error:
+            raise RequestError(f"the body is not {encoding} as its Content-Encoding says: {error}") from None
+        size += len(part)
+        if size > allowed:
+            raise _too_large(allowed, most_bytes)
+        parts.append(part)
+        place += len(window) - len(inflater.unused_data)
+        if inflater.eof and place < len(body):
+            members += 1
+            if bits != _GZIP or members >= _MOST_MEMBERS:
+                raise RequestError(f"{len(body) - place} bytes follow the end of the {encoding} body; expected none")
+            inflater = zlib.decompressobj(bits)
     if not inflater.eof:
         raise RequestError(f"the {encoding} body is cut off")
-    if inflater.unused_data:
-        raise RequestError(f"{len(inflater.unused_data)} bytes follow the end of the {encoding} body; expected none")
-    return plain
+    return b"".join(parts)
+
+
+def _too_large(allowed: int, most_bytes: int) -> TooLargeError:
+    if allowed == most_bytes:
+        return TooLargeError(f"the decompressed body has more than {most_bytes} bytes, the most that are taken")
+    return TooLargeError(
+        f"the decompressed body has more than {allowed} bytes, {_MOST_RATIO} times what was sent; send it as it is"
+    )
 
 
 def compress(body: bytes, encoding: str) -> bytes:

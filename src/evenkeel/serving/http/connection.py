@@ -15,6 +15,7 @@ from typing import Protocol, cast
 import orjson
 
 from evenkeel.clock import Clock
+from evenkeel.errors import OverloadedError
 from evenkeel.serving.http.heads import ResponseHeads
 from evenkeel.serving.http.reader import ReadLimits, Refusal, Request, RequestReader, State
 from evenkeel.serving.http.sweeper import Sweeper
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 _JSON = b"content-type: application/json\r\n"
 _CLOSE = b"connection: close\r\n"
 _KEEP = b"connection: keep-alive\r\n"
+_LATER = b"retry-after: 1\r\n"
+_FULL = "the bodies of all requests take up as much memory as they may; try again later"
+_FREE_BYTES = 64 << 10  # a body up to that is never refused for what others take up
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_UP_TO_BYTES = 1 << 16  # a body beyond is handed to the transport beside its head, not copied behind it
 _MOST_AHEAD = 16  # requests that a client may send before the answer to an earlier one; beyond, reading stops
@@ -44,6 +48,7 @@ class HttpLimits:
     write_timeout_s: float = 30.0  # without the client reading what fills the buffers
     linger_s: float = 2.0  # for a client to read the answer to what it is still sending
     connections: int = 10_000
+    bodies_bytes: int = 256 << 20  # of all clients together: bodies that are being read, decoded or answered
 
 
 class Handler(Protocol):
@@ -70,6 +75,14 @@ class Exchange:
         self.request = request
         self.last = False
 
+    def hold(self, size: int) -> None:
+        """Count `size` bytes more as taken up by this request until it is answered.
+
+        Raises:
+            OverloadedError: all requests together would take up too much.
+        """
+        self._connection.hold(self, size)
+
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """Answer; ignored when the client is gone.
 
@@ -92,6 +105,7 @@ class HttpServer:
 
     Attributes:
         connections: open ones.
+        held_bytes: of the bodies that have come, in part or whole, and are not answered.
         empty: set while there are none.
     """
 
@@ -109,6 +123,7 @@ class HttpServer:
         self.wanted = frozenset(headers)
         self.heads = ResponseHeads()
         self.connections: set[HttpConnection] = set()
+        self.held_bytes = 0  # of all bodies that are here
         self.empty = asyncio.Event()
         self.empty.set()
         self.closing = False
@@ -142,6 +157,7 @@ class HttpConnection(asyncio.Protocol):
     __slots__ = (
         "_current",
         "_ending",
+        "_held_bytes",
         "_on_late",
         "_read_paused",
         "_reader",
@@ -166,6 +182,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[Request | Refusal] = deque()
         self._waiting_bytes = 0
         self._running = False
+        self._held_bytes = 0  # this connection's share of the server's
 
         self._ending = False  # nothing is answered any more
         self._read_paused = False
@@ -196,6 +213,7 @@ class HttpConnection(asyncio.Protocol):
         current, self._current = self._current, None
         self._waiting.clear()
         self._reader.close()
+        self._hold(-self._held_bytes)
         del self._on_late  # which holds this object: only the garbage collector would free it
         if current is not None:
             server.gone(current)
@@ -206,9 +224,11 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read requests."""
         reader = self._reader
-        before = reader.state
+        before, read_bytes = reader.state, reader.body_bytes
         try:
             events = reader.feed(data)
+            if read_bytes or reader.state == "body":
+                self._hold(reader.body_bytes - read_bytes)
             if self._watching is not None and (events or reader.state != before):
                 self._unwatch()
             if events:
@@ -219,6 +239,11 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
             return
         if reader.state == "head" or reader.state == "body":
+            if self._is_full(reader.body_bytes):
+                self._unwatch()
+                self._hold(-reader.body_bytes)
+                self._take([reader.refuse(503, _FULL)])
+                return
             if reader.wants_continue:
                 self._pay_continue()
             if self._watching is None and not self._read_paused:
@@ -247,6 +272,7 @@ class HttpConnection(asyncio.Protocol):
         if self._current is not exchange:
             return
         self._current = None
+        self._hold(self._waiting_bytes + self._reader.body_bytes - self._held_bytes)
         request = exchange.request
         keep = request.keep
         if keep and (exchange.last or self._server.closing):
@@ -263,6 +289,13 @@ class HttpConnection(asyncio.Protocol):
             self._advance()
         else:
             self._rest()
+
+    def hold(self, exchange: Exchange, size: int) -> None:
+        """See `Exchange.hold`."""
+        if self._current is exchange:
+            self._hold(size)
+            if self._is_full(size):
+                raise OverloadedError(_FULL)
 
     def close_if_idle(self) -> None:
         """Close unless something is under way."""
@@ -285,7 +318,18 @@ class HttpConnection(asyncio.Protocol):
 
     # ---- order ----
 
+    def _hold(self, size: int) -> None:
+        self._held_bytes += size
+        self._server.held_bytes += size
+
+    def _is_full(self, size: int) -> bool:
+        """Whether one that takes up `size` is refused, because all together take up too much."""
+        return size > _FREE_BYTES and self._server.held_bytes > self._server.limits.bodies_bytes
+
     def _take(self, events: list[Request | Refusal]) -> None:
+        for event in events:
+            if isinstance(event, Request):
+                self._hold(len(event.body))
         if len(events) == 1 and self._current is None and not self._waiting and not self._write_paused:
             self._hand_over(events[0])
             return
@@ -302,7 +346,10 @@ class HttpConnection(asyncio.Protocol):
     def _hand_over(self, event: Request | Refusal) -> None:
         if isinstance(event, Request):
             exchange = self._current = Exchange(self, event)
-            self._server.handle(exchange)
+            if self._is_full(len(event.body)):
+                exchange.respond(503, _JSON + _LATER, orjson.dumps({"error": _FULL}))
+            else:
+                self._server.handle(exchange)
         else:
             self._refuse(event)
 
@@ -371,7 +418,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         body = orjson.dumps({"error": refusal.message})
-        self._write(refusal.status, _JSON + _CLOSE, body, refusal.method)
+        headers = _JSON + _CLOSE + _LATER if refusal.status == 503 else _JSON + _CLOSE
+        self._write(refusal.status, headers, body, refusal.method)
         self._linger()
 
     def _linger(self) -> None:

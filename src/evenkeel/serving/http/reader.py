@@ -162,10 +162,19 @@ class RequestReader:
             self._count(len(data), self._request is before)
         return events
 
+    @property
+    def body_bytes(self) -> int:
+        """How much has come of the body that is being read."""
+        return self._body_bytes if self.state == "body" else 0
+
     def refuse_late(self) -> Refusal:
         """Give up the request that is being read, which took too long."""
+        return self.refuse(408, _LATE[self.state])
+
+    def refuse(self, status: int, message: str) -> Refusal:
+        """Give up the request that is being read, and read no further."""
         self._events = []
-        self._refuse(408, _LATE[self.state])
+        self._refuse(status, message)
         (refusal,) = self._events
         assert isinstance(refusal, Refusal)
         return refusal
