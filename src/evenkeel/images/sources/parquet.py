@@ -98,11 +98,13 @@ class ParquetSource(ImageSource):
         for number, part in enumerate(self._parts):
             ends = begin + np.cumsum(part.images)
             own = chosen[(chosen >= begin) & (chosen < begin + part.images.sum())]
+            begin += int(part.images.sum())
+            if not len(own):
+                continue
             rows = np.searchsorted(ends, own, side="right")
             places = own - (ends - part.images)[rows]
             labels = None if self._labels is None else self._labels[number]
             yield from self._of_part(part, labels, rows, places)
-            begin += int(part.images.sum())
 
     def _of_part(self, part: _File, labels: Indices | None, rows: Indices, places: Indices) -> Iterator[Entry]:
         wanted, begins = np.unique(rows, return_index=True)
