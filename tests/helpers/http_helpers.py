@@ -74,6 +74,10 @@ class FakeGateway:
             asyncio.get_running_loop().call_soon(self.finish, number)
         return number
 
+    @property
+    def in_flight(self) -> int:
+        return len(self.open)
+
     def check_room(self, count: int) -> None:
         assert count > 1, "one item costs no check"
         if self.no_room is not None:

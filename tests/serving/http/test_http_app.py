@@ -572,6 +572,37 @@ def test_a_request_that_is_given_up_frees_its_slots(compressed):
     assert gateway.cancelled == ([] if compressed else [0])
 
 
+def test_while_the_gateway_is_full_places_are_kept_for_clients_that_had_less():
+    async def run():
+        places = 20
+        full = OverloadedError("all queues are full")
+        gateway = FakeGateway(hold=True)
+        gateway.refuse = lambda number: full if len(gateway.open) >= places else None
+        app = make_app(gateway)
+        server = serve(app)
+        body, length = write_request([tensor_of(images())], binary=True)
+        request = request_bytes(INFER, body, headers={"inference-header-content-length": str(length)})
+        greedy = [connect(server) for _ in range(40)]
+        polite, transport = connect(server)
+        for protocol, _ in greedy:
+            protocol.data_received(request)
+        assert len(gateway.open) == places
+        for _ in range(40):  # whenever an item is answered, all who were refused ask again
+            gateway.hold = False
+            gateway.finish(min(gateway.open))
+            gateway.hold = True
+            for protocol, _ in greedy:
+                protocol.data_received(request)
+        assert len(gateway.open) < places
+        polite.data_received(request)
+        gateway.release()
+        (found,) = read_responses(transport.sent, ["POST"])
+        app.close()
+        return found.status
+
+    assert asyncio.run(run()) == 200
+
+
 def test_an_unexpected_error_is_500_and_logged(caplog):
     class Broken(FakeGateway):
         def submit(self, *args, **kwargs):

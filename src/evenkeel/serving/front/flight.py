@@ -23,6 +23,10 @@ class Submits(Protocol):
         """True from the moment a shutdown has begun."""
 
     @property
+    def in_flight(self) -> int:
+        """Items that have no answer yet."""
+
+    @property
     def deadline_s(self) -> float:
         """Seconds that a request may take in all."""
 

@@ -14,6 +14,7 @@ answered in plain callbacks; only image files, compressed bodies and long JSON t
 import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +43,7 @@ from evenkeel.serving.front.answers import OUTPUTS, AnswerWriter
 from evenkeel.serving.front.flight import Flight, Submits
 from evenkeel.serving.front.images import ImageDecoder
 from evenkeel.serving.front.items import ItemReader, read_key, read_options
+from evenkeel.serving.front.shares import FairShares
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
 from evenkeel.serving.http.connection import Exchange, HttpLimits
@@ -134,6 +136,7 @@ class App:
         self._executor = ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="evenkeel-aside")
         self._decoder = ImageDecoder(card, processes=decode_processes, most_bytes=decode_bytes)
         self._items = ItemReader(card)
+        self._shares = FairShares(lambda: gateway.in_flight, time.monotonic)
         self._requests = RepeatedRequests()
         self._answers = AnswerWriter(name, version, card.classes)
         self._open: dict[Exchange, _Work | None] = {}
@@ -238,8 +241,13 @@ class App:
         if request.raw is not None:
             request.raw_is_file = exchange.request.headers.get(b"content-type", b"")[:6].lower() == b"image/"
         count = self._items.check(request)
+        self._shares.admit(exchange.client, count)
         if count > 1:
-            self._gateway.check_room(count)
+            try:
+                self._gateway.check_room(count)
+            except OverloadedError:
+                self._shares.refused(exchange.client, count)
+                raise
         return wanted
 
     def _serve(self, exchange: Exchange, request: InferRequest, wanted: _Wanted, items: Array | list[bytes]) -> None:
@@ -262,7 +270,11 @@ class App:
         landed = partial(self._landed, exchange, wanted, request_id)
         flight = Flight(self._gateway, landed, partial(self._fail, exchange))
         self._open[exchange] = flight
-        flight.start(items, options, key)
+        try:
+            flight.start(items, options, key)
+        except OverloadedError:
+            self._shares.refused(exchange.client, len(items))
+            raise
 
     def _landed(
         self,

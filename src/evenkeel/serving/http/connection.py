@@ -16,6 +16,7 @@ import orjson
 
 from evenkeel.clock import Clock
 from evenkeel.errors import OverloadedError
+from evenkeel.serving.front.shares import Client
 from evenkeel.serving.http.heads import ResponseHeads
 from evenkeel.serving.http.reader import ReadLimits, Refusal, Request, RequestReader, State
 from evenkeel.serving.http.sweeper import Sweeper
@@ -69,6 +70,11 @@ class Exchange:
     """
 
     __slots__ = ("_connection", "last", "request")
+
+    @property
+    def client(self) -> Client:
+        """Who asks."""
+        return self._connection.client
 
     def __init__(self, connection: "HttpConnection", request: Request) -> None:
         self._connection = connection
@@ -152,7 +158,11 @@ class HttpServer:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection."""
+    """One connection.
+
+    Attributes:
+        client: who is at the other end.
+    """
 
     __slots__ = (
         "_current",
@@ -168,6 +178,7 @@ class HttpConnection(asyncio.Protocol):
         "_waiting_bytes",
         "_watching",
         "_write_paused",
+        "client",
     )
 
     _transport: asyncio.Transport
@@ -194,6 +205,8 @@ class HttpConnection(asyncio.Protocol):
         """Start to read, or refuse when there are too many connections."""
         server = self._server
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own have no common ancestor with asyncio's
+        peer = transport.get_extra_info("peername")
+        self.client = Client(peer[0] if isinstance(peer, tuple) else "")
         full = len(server.connections) >= server.limits.connections
         server.connections.add(self)
         server.empty.clear()
