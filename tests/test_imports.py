@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "delays": set(),
     "figures": set(),
     "images": set(),
-    "images.sources": {"images.decode"},
+    "images.sources": {"images.decode", "images.memory"},
     "lab": set(),
     "oip": set(),
     "models": {"figures.estimates"},

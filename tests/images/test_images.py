@@ -173,7 +173,7 @@ def test_impossible_sizes_are_refused(tmp_path: Path, wrong: dict[str, int]) -> 
 
 def test_too_many_for_memory_is_said_in_gigabytes(tmp_path: Path) -> None:
     write_tree(tmp_path, ["1.png"], some_pixels(1))
-    assert "GB of memory; read fewer with a limit" in refusal(tmp_path, height=10**8, width=10**8)
+    assert "GB are free; read fewer with a limit" in refusal(tmp_path, height=10**8, width=10**8)
 
 
 # Sizes, colours, orientation
@@ -302,7 +302,7 @@ def test_a_limit_is_spread_over_all_and_the_same_every_time(tmp_path: Path) -> N
 
 
 def test_progress_is_told_to_the_end(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", images=np.zeros((600, 1, 1, 3), np.uint8))
+    np.savez(tmp_path / "x.npz", images=np.zeros((600, 1, 1), np.uint8))
     told: list[tuple[int, int]] = []
     read(tmp_path / "x.npz", height=1, width=1, report=lambda done, total: told.append((done, total)))
     assert told == [(250, 600), (500, 600), (600, 600)]
@@ -522,7 +522,8 @@ def test_parquet_as_model_hubs_have_it(tmp_path: Path, parquet: Any) -> None:
             },
             b'{"info": {"features": {"label": {"names": ["ant", "bee", "cat"], "_type": "ClassLabel"}}}}',
         )
-    train, everything = read(tmp_path, split="train"), read(tmp_path)
+    train, everything = read(tmp_path, split="train"), read(tmp_path, split="all")
+    assert "holds the parts test, train of a data set; choose one with split" in refusal(tmp_path)
     assert np.array_equal(train.pixels, pixels[:4])
     assert train.labels is not None
     assert train.labels.tolist() == [0, 1, 2, 0]
@@ -547,7 +548,38 @@ def test_parquet_splits_by_column_and_classes_by_name_over_all_of_them(tmp_path:
     assert test.labels.tolist() == [0, 2]
     assert test.class_names == ("ant", "cat", "dog")
     assert "no rows of split 'val'; its splits are test, train" in refusal(path, split="val")
-    assert read(path, labels_from="none").labels is None
+    assert "holds the parts test, train of a data set; choose one with split" in refusal(path)
+    everything = read(path, labels_from="none", split="all")
+    assert len(everything) == 4
+    assert everything.labels is None
+    alone = write_parquet(parquet, tmp_path / "y.parquet", columns | {"split": ["train"] * 4})
+    assert len(read(alone)) == 4
+
+
+def test_parquet_parts_in_folders_of_their_own_are_not_mixed(tmp_path: Path, parquet: Any) -> None:
+    for part, count in (("train", 3), ("validation", 2)):
+        data = {"image": [packed(image) for image in some_pixels(count)]}
+        write_parquet(parquet, tmp_path / part / "0000.parquet", data)
+    assert "holds the parts train, validation" in refusal(tmp_path)
+    assert len(read(tmp_path, split="validation")) == 2
+    assert len(read(tmp_path, split="all")) == 5
+
+
+def test_columns_and_arrays_that_are_not_used_are_named(tmp_path: Path, parquet: Any) -> None:
+    """Of two columns that could hold labels one is taken, and a column of another name is none at all."""
+    data = [packed(image) for image in some_pixels(3)]
+    both = {"img": data, "fine_label": [0, 1, 2], "label": [0, 0, 1], "id": ["a", "b", "c"]}
+    found = read(write_parquet(parquet, tmp_path / "x.parquet", both))
+    assert found.notes == (
+        "labels are those of column 'label'; not used: fine_label, id (--labels COLUMN takes another)",
+    )
+    found = read(write_parquet(parquet, tmp_path / "y.parquet", {"img": data, "target": [0, 1, 2]}))
+    assert found.labels is None
+    assert found.notes[0].startswith("no column is taken for labels; not used: target")
+    assert read(tmp_path / "x.parquet", labels_from="none").notes == ()
+    np.savez(tmp_path / "x.npz", images=some_pixels(3), y=np.arange(3))
+    assert read(tmp_path / "x.npz").notes[0].startswith("no array is taken for labels; not used: y")
+    assert read(tmp_path / "x.npz", labels_from="y").notes == ()
 
 
 def test_parquet_rows_without_label_matter_only_in_their_own_split(tmp_path: Path, parquet: Any) -> None:
@@ -663,9 +695,42 @@ def test_a_missing_pyarrow_is_said_with_its_install_line(tmp_path: Path, monkeyp
         read(tmp_path / "x.parquet")
 
 
+def test_images_beyond_the_free_memory_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evenkeel.images import memory
+
+    free = memory.free_bytes()
+    assert free is not None
+    assert free > 1e6
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    write_tree(tmp_path / "tree", ["1.png", "2.png", "3.png", "4.png", "5.png"], some_pixels(5))
+    said = "5 images of 8 x 8 need 0.0 GB of memory"
+    assert said in refusal(tmp_path / "tree")
+    np.savez(tmp_path / "x.npz", images=some_pixels(5))
+    assert "'images' need 0.0 GB" in refusal(tmp_path / "x.npz")
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1100)
+    assert len(read(tmp_path / "tree")) == 5
+
+
+def test_arrays_of_the_wanted_size_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evenkeel.images import image_set
+
+    pixels, labels = some_pixels(5), np.array(["b", "a", "b", "a", "a"])
+    np.savez(tmp_path / "x.npz", images=pixels, labels=labels)
+    monkeypatch.setattr(image_set, "_room", None)
+    found = read(tmp_path / "x.npz")
+    assert np.array_equal(found.pixels, pixels)
+    assert found.labels is not None
+    assert found.labels.tolist() == [1, 0, 1, 0, 0]
+    assert found.class_names == ("a", "b")
+
+
 def test_held_out_images_are_never_trained_on() -> None:
     pixels = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1).repeat(3, 3)
-    kept, held = ImageSet(pixels, np.arange(100)).hold_out(20, seed=3)
+    images = ImageSet(pixels, np.arange(100))
+    places, held = images.hold_out(20, seed=3)
+    kept = images.take(places)
     assert (len(kept), len(held)) == (80, 20)
     assert kept.labels is not None
     assert held.labels is not None

@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 
 from evenkeel.models.measure import (
     calibration_error,
+    fit_temperature,
     interleaved_latencies_ms,
     interleaved_times_ms,
     reliability_table,
@@ -60,3 +61,30 @@ def test_measuring_needs_no_torch():
     code = "import sys, evenkeel.models.measure; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert "torch" not in loaded.stdout.split()
+
+
+def test_temperature_makes_confidence_what_it_is_worth():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, 4000)
+    scores = (3 * np.eye(5)[labels] + random.normal(size=(4000, 5))).astype(np.float32)
+    found = fit_temperature(scores * 7, labels)
+    assert fit_temperature(scores, labels) == pytest.approx(found / 7, rel=0.01)
+    confidences = (np.exp(scores * 7 / found) / np.exp(scores * 7 / found).sum(1, keepdims=True)).max(1)
+    assert confidences.mean() == pytest.approx((scores.argmax(1) == labels).mean(), abs=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 20, 100, 2000])
+def test_a_few_images_that_are_all_right_make_no_answer_certain(count):
+    """The likelihood alone is highest at a temperature of zero."""
+    labels = np.arange(count) % 4
+    scores = (np.eye(4)[labels] * 5).astype(np.float32)
+    temperature = fit_temperature(scores, labels)
+    confidence = 1 / (1 + 3 * math.exp(-5 / temperature))
+    assert confidence == pytest.approx((count + 1) / (count + 2), abs=0.002 / count)
+
+
+def test_scores_of_a_large_scale_get_a_large_temperature():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 400)
+    scores = (1000 * np.eye(2)[np.where(random.random(400) < 0.7, labels, 1 - labels)]).astype(np.float32)
+    assert 1 / (1 + math.exp(-1000 / fit_temperature(scores, labels))) == pytest.approx(0.7, abs=0.06)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, UnreadableImageError
 from evenkeel.images.decode import rgb_pixels
+from evenkeel.images.memory import check_memory
 from evenkeel.images.resize import DEFAULT_FILTER, Filter
 from evenkeel.images.sources.folder import FolderSource, holds_images
 from evenkeel.images.sources.idx import IdxSource, is_idx
@@ -33,6 +34,7 @@ class ImageSet:
         class_names: by label; None where labels have no names.
         skipped: (name, reason) of images that could not be read, the first `MOST_NAMES` of them.
         skipped_count: of all that could not be read.
+        notes: what else a user should know of what was read, in sentences.
     """
 
     pixels: NDArray[np.uint8]
@@ -40,6 +42,7 @@ class ImageSet:
     class_names: tuple[str, ...] | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     skipped_count: int = 0
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -50,10 +53,10 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[places]
         return ImageSet(self.pixels[places], labels, self.class_names)
 
-    def hold_out(self, count: int, seed: int) -> "tuple[ImageSet, ImageSet]":
-        """All but `count` random images, shuffled, and those `count`. The same seed gives the same ones."""
+    def hold_out(self, count: int, seed: int) -> "tuple[Indices, ImageSet]":
+        """Places of all but `count` random images, shuffled, and those `count`. The same seed gives the same ones."""
         order = np.random.default_rng(seed).permutation(len(self))
-        return self.take(order[count:]), self.take(order[:count])
+        return order[count:], self.take(order[:count])
 
 
 def read_images(
@@ -82,7 +85,8 @@ def read_images(
         limit: at most so many images, spread evenly over all that there are (not the first: data are often sorted by
             class), the same ones at every call.
         split: part to read: a value of Parquet's `split` column (or the beginning of a file's name, as in
-            `train-00000-of-00002.parquet`), or a sub-folder. None: all.
+            `train-00000-of-00002.parquet`), or a sub-folder. None: all, which is refused where it is several parts of a
+            data set; `all`: all parts of Parquet files.
         interpolation: how images are scaled: as the classifier's card says, so that they are what it is served.
         report: called with (done, total) from time to time.
 
@@ -102,6 +106,14 @@ def read_images(
                 "rename it, or read the images without labels (--labels none)"
             )
     chosen = _spread(source.count, limit)
+    if source.pixels is not None and 0 < source.count == len(chosen) and source.pixels.shape[1:3] == (height, width):
+        if report is not None:
+            report(len(chosen), len(chosen))
+        known = [entry.label for entry in source.entries(chosen)]
+        numbers = None if None in known else np.array(known, np.int64)
+        return ImageSet(
+            np.ascontiguousarray(source.pixels), numbers, source.class_names, notes=tuple(filter(None, source.notes))
+        )
     pixels = _room(len(chosen), height, width)
     labels: list[int] = []
     kept = 0
@@ -125,6 +137,7 @@ def read_images(
         source.class_names,
         tuple(skipped.names),
         skipped.count,
+        tuple(filter(None, source.notes)),
     )
 
 
@@ -186,6 +199,7 @@ def _spread(count: int, limit: int | None) -> Indices:
 
 
 def _room(count: int, height: int, width: int) -> NDArray[np.uint8]:
+    check_memory(count * height * width * 3, f"{count:,} images of {height} x {width}")
     try:
         return np.empty((count, height, width, 3), np.uint8)
     except (MemoryError, ValueError) as error:

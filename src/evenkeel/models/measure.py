@@ -30,6 +30,7 @@ __all__ = [
 
 Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
+_COLDEST, _HOTTEST = 0.02, 1e5  # temperatures; a card takes less than 1e6
 _BINS = 15  # of confidence; as Guo et al. have it
 
 
@@ -61,6 +62,10 @@ def fit_temperature(scores: Scores, labels: NDArray[np.int64]) -> float:
     """The temperature at which softmax(scores / temperature) gives `labels` the highest likelihood.
 
     `scores` [n, classes] must be of images that trained nothing. Source: Guo et al., ICML 2017, section 4.2.
+
+    So many images show no more confidence than (n + 1) / (n + 2), which is Laplace's rule for n that are all right.
+    Where they are, the likelihood alone would make every answer certain, however few they are; so the mean confidence
+    is held below that.
     """
 
     def loss(temperature: float) -> float:
@@ -70,7 +75,8 @@ def fit_temperature(scores: Scores, labels: NDArray[np.int64]) -> float:
         return float((log_sum - scaled[np.arange(len(labels)), labels]).mean())
 
     # The loss has one minimum over the logarithm of the temperature, so a golden-section search finds it.
-    low, high = math.log(0.02), math.log(20.0)
+    spread = float((scores.max(axis=1) - scores.min(axis=1)).mean()) if len(scores) else 0.0
+    low, high = math.log(_COLDEST), math.log(max(20.0, spread))
     golden = (math.sqrt(5) - 1) / 2
     while high - low > 1e-4:
         left, right = high - golden * (high - low), low + golden * (high - low)
@@ -78,7 +84,24 @@ def fit_temperature(scores: Scores, labels: NDArray[np.int64]) -> float:
             high = right
         else:
             low = left
-    return round(math.exp((low + high) / 2), 4)
+    return float(f"{max(math.exp((low + high) / 2), _least_temperature(scores)):.5g}")
+
+
+def _least_temperature(scores: Scores) -> float:
+    """The temperature at which the mean confidence is what so many rows can show at most."""
+    most = (len(scores) + 1) / (len(scores) + 2)
+    tops = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+
+    def mean_confidence(temperature: float) -> float:
+        return float((1 / np.exp(tops / temperature).sum(axis=1)).mean())
+
+    low, high = math.log(_COLDEST), math.log(_HOTTEST)
+    if mean_confidence(_COLDEST) <= most:
+        return _COLDEST
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_confidence(math.exp(middle)) > most else (low, middle)
+    return math.exp(high)
 
 
 def reliability_table(

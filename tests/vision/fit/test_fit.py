@@ -599,3 +599,52 @@ def test_a_class_that_is_seen_too_seldom_to_be_held_out_is_something_to_learn(fo
     np.savez(tmp_path / "rare.npz", images=pixels)
     result = run(folder, tmp_path / "out", "--epochs", "0.1", images=str(tmp_path / "rare.npz"))
     assert result.exit_code == 0, result.output
+
+
+def test_test_images_that_are_learned_from_are_noticed(folder: Path, tmp_path: Path) -> None:
+    """By their pixels, in whatever file they come; and so does a bench, by the card."""
+    np.savez(tmp_path / "test.npz", images=PIXELS[:400], labels=LABELS[:400])
+    test = ["--test-images", str(tmp_path / "test.npz")]
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", *test)
+    assert result.exit_code == 0, result.output
+    assert "test images are among those that are learned from" in result.output
+    np.savez(tmp_path / "fresh.npz", images=easy_pixels(90, 5)[0])
+    cards = ["--classifier", str(tmp_path / "out" / "colours.json")]
+    cards += ["--collage", str(tmp_path / "out" / "colours-collage-3x3.json"), "--rounds", "0"]
+    bench = CliRunner().invoke(main, ["bench", "fills", *cards, "--images", str(tmp_path / "test.npz")])
+    assert "collage3x3 learned from these images" in bench.output
+    bench = CliRunner().invoke(main, ["bench", "fills", *cards, "--images", str(tmp_path / "fresh.npz")])
+    assert bench.exit_code == 0, bench.output
+    assert "learned from" not in bench.output
+
+
+def test_a_file_that_costs_more_than_it_may_is_said_to(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evenkeel.vision.fit import card as fit_card
+
+    measured: list[float] = []
+
+    def latencies(times: list[float]) -> None:
+        def found(runs: object, rounds: int) -> list[float]:
+            measured.append(times[min(len(measured), len(times) - 1)])
+            return [1.0, measured[-1]]
+
+        measured.clear()
+        monkeypatch.setattr(fit_card, "interleaved_latencies_ms", found)
+
+    latencies([0.7, 0.5, 0.55])  # the first was disturbed
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", "--cost", "1e9")
+    assert result.exit_code == 0, result.output
+    assert measured == [0.7]
+    classifier_ms = [0.7e9, 0.5e9, 0.55e9]
+    latencies([3 * each for each in classifier_ms])
+    result = run(folder, tmp_path / "costly", "--epochs", "0.1", "--cost", "1e9")
+    assert len(measured) == 3
+    assert "WARNING: the file costs 1650000000.00 passes of the classifier, and --cost allows 1e+09" in result.output
+
+
+def test_what_takes_long_says_how_far_it_is(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--epochs", "0.1")
+    assert "reading images.npz: 700 of 700" in result.output
+    assert "3x3: measuring sizes, at most: 3 of" in result.output

@@ -162,7 +162,21 @@ def test_a_stop_before_anything_is_scored_leaves_no_file_that_is_cut_short(
 def test_a_pass_shows_all_images_and_of_those_to_learn_from_half_as_many(tmp_path: Path) -> None:
     images = np.zeros((100, 4, 4, 3), np.uint8)
     for more, shown in ((0, 100), (20, 100), (60, 60)):
-        bank = ViewBank(images, 3, tmp_path / f"{more}.npy", views=1, more=more)
+        bank = ViewBank(
+            images[: len(images) - more], 3, tmp_path / f"{more}.npy", views=1, others=images[len(images) - more :]
+        )
         order = bank.order(torch.Generator().manual_seed(1))
         assert len(order) == len(set(order.tolist())) == bank.per_epoch == shown
         assert set(range(100 - more)) <= set(order.tolist())
+
+
+def test_images_stay_where_they_are_and_are_seen_by_their_places(tmp_path: Path) -> None:
+    """A copy of all images is what the memory of a large fit went into."""
+    places, others = np.random.default_rng(1).permutation(300)[:120], IMAGES[:30].copy()
+    bank = make(tmp_path / "scores.npy", reach=0, mirror=False, rows=places, others=others)
+    assert np.shares_memory(bank._images.numpy(), IMAGES)
+    assert np.shares_memory(bank._others.numpy(), others)
+    assert (len(bank), bank.more) == (150, 30)
+    chosen = torch.tensor([5, 149, 0, 120, 119])
+    shown = bank.pixels(chosen, torch.tensor([0, 1, 2, 3, 0])).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(shown, np.concatenate([IMAGES[places], others])[chosen.numpy()])

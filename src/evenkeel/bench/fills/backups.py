@@ -102,9 +102,8 @@ def collage_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
     """A Collage-CNN; `spec` is a card or the name of a shipped one."""
     path, card = _read_card(spec, "collage", "collage", classifier)
     code = Collage.from_card(card, "NHWC")
-    return MeasuredBackup(
-        code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None
-    )
+    run, learned = load_model(str(path)).run, card.notes.get("learned_images")
+    return MeasuredBackup(code.name, code, card.name, run, card.macs or None, card.parameters or None, learned)
 
 
 def detector_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:

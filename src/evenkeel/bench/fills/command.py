@@ -88,6 +88,7 @@ def run_fills(arguments: dict[str, Any]) -> None:
     backups = _backups(arguments, classifier)
     images, labels = _images(arguments, classifier, progress_console)
     _check_counts(asked, backups, labels, len(images))
+    _warn_of_learned(backups, images, progress_console)
     if arguments["figure"] is not None and (labels is None or not asked.rounds):
         raise ConfigurationError("figure: shows accuracy against cost; it needs images with labels, and --rounds")
     with bars(progress_console, 24) as progress:
@@ -261,6 +262,8 @@ def _images(
         limit=arguments["limit"],
         interpolation=classifier.interpolation,
     )
+    for note in found.notes:
+        console.print(note, soft_wrap=True, markup=False, highlight=False)
     if found.skipped_count:
         console.print(f"{found.skipped_count} images cannot be read and are left out:", soft_wrap=True)
         for name, reason in found.skipped[:10]:
@@ -273,6 +276,24 @@ def _images(
     for line in numbering.told():
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return found.pixels, numbering.numbered(found.labels)
+
+
+def _warn_of_learned(backups: Sequence[MeasuredBackup], images: Array, console: Console) -> None:
+    """Says where images are measured on that a model has learned from."""
+    if all(backup.learned is None for backup in backups):
+        return
+    from evenkeel.images.sketch import again, hashes
+
+    found = hashes(images)
+    for backup in backups:
+        hits, judged = again(backup.learned, found)
+        if hits:
+            console.print(
+                f"WARNING: {backup.method} learned from these images, or from some ({hits:,} of {judged:,} that "
+                "its card can tell); what is measured on them is too good. Give images that it has not seen",
+                soft_wrap=True,
+                highlight=False,
+            )
 
 
 def _check_counts(

@@ -40,6 +40,7 @@ class MeasuredBackup:
         run: that model, `[rows, ...]` -> `[rows, ...]`. Where the code is not systematic it runs the primaries too.
         macs: multiply-accumulates of all spare tasks of a full group; None where unknown.
         parameters: of that model; None where unknown.
+        learned: sketch of the images that the model learned from, as its card has it; None where it has none.
     """
 
     method: str
@@ -48,6 +49,7 @@ class MeasuredBackup:
     run: Callable[[Array], Array]
     macs: int | None
     parameters: int | None
+    learned: object = None
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from evenkeel.errors import ConfigurationError, UnreadableImageError
-from evenkeel.images.sources.source import AUTO, NONE, Entry, ImageSource, Indices
+from evenkeel.images.sources.source import AUTO, NONE, PARTS, Entry, ImageSource, Indices
 
 __all__ = ["SUFFIXES", "FolderSource", "holds_images"]
 
 _JPEG = {".jpg", ".jpeg", ".jfif", ".jpe"}
 SUFFIXES = frozenset(_JPEG | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
 _MOST_BYTES = 1 << 30  # of one file; more than any image that is taken has
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 
 class FolderSource(ImageSource):
@@ -78,7 +77,7 @@ def _classes(folder: Path, files: list[Path]) -> dict[str, int] | None:
     direct = sum(path.parent == folder for path in files)
     if len(names) < 2 or direct == len(files):
         return None
-    if _SPLITS.issuperset(name.lower() for name in names):
+    if PARTS.issuperset(name.lower() for name in names):
         raise ConfigurationError(
             f"{folder} holds the parts {', '.join(names)} of a data set; choose one with split, or give its folder"
         )

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import math
 import re
 import struct
 import zlib
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.images.memory import check_memory
 from evenkeel.images.sources.source import AUTO, NONE, Entry, ImageSource, Indices, RawImage
 
 __all__ = ["IdxSource", "is_idx"]
@@ -91,12 +93,11 @@ def _read(path: Path) -> NDArray[np.uint8]:
             if len(lengths) < 4 * begin[3]:
                 raise ConfigurationError(f"{path} is cut off in its header")
             shape = struct.unpack(f">{begin[3]}I", lengths)
-            content = file.read()
+            size = math.prod(shape)
+            check_memory(size, f"{path}: its images")
+            content = file.read(size + 1)
     except _DAMAGED as error:
         raise ConfigurationError(f"{path} cannot be unpacked: {error}; is the file complete?") from error
-    size = 1
-    for length in shape:
-        size *= length
     if len(content) != size:
         what = "cut off" if len(content) < size else "too long"
         raise ConfigurationError(

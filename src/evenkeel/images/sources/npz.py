@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.images.memory import check_memory
 from evenkeel.images.sources.source import AUTO, NONE, Entry, ImageSource, Indices, RawImage, numbered
 
 __all__ = ["NpzSource"]
@@ -28,6 +29,7 @@ class NpzSource(ImageSource):
         with _opened(path) as file, _archive(file, path) as archive:
             if "images" not in archive.files:
                 raise ConfigurationError(f"{path}: array 'images' is not there; there are {sorted(archive.files)}")
+            check_memory(archive.zip.getinfo("images.npy").file_size, f"{path}: 'images'")
             self._images = _as_rows(_array(archive, "images", path), path)
             self._labels: Indices | None = None
             wanted = "labels" if labels_from == AUTO else labels_from
@@ -35,7 +37,16 @@ class NpzSource(ImageSource):
                 raise ConfigurationError(f"{path}: array {wanted!r} is not there; there are {sorted(archive.files)}")
             if labels_from != NONE and wanted in archive.files:
                 self._labels, self.class_names = numbered(_array(archive, wanted, path), f"{path}: {wanted!r}")
+            used = {"images", wanted} if self._labels is not None else {"images"}
+            others = sorted(set(archive.files) - used)
+            if others and labels_from != NONE:
+                taken = (
+                    f"labels are those of {wanted!r}" if self._labels is not None else "no array is taken for labels"
+                )
+                self.notes = [f"{taken}; not used: {', '.join(others)} (--labels ARRAY takes another)"]
         self.count = len(self._images)
+        if self._images.ndim == 4 and self._images.shape[3] == 3:
+            self.pixels = self._images
         if self._labels is not None and len(self._labels) != self.count:
             raise ConfigurationError(f"{path}: {self.count:,} images but {len(self._labels):,} labels")
 

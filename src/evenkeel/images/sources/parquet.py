@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, MissingExtraError, UnreadableImageError
 from evenkeel.images.decode import decoded
-from evenkeel.images.sources.source import AUTO, NONE, Entry, ImageSource, Indices, RawImage, numbered
+from evenkeel.images.sources.source import ALL, AUTO, NONE, PARTS, Entry, ImageSource, Indices, RawImage, numbered
 
 __all__ = ["ParquetSource", "parquet_files"]
 
@@ -58,17 +59,33 @@ class ParquetSource(ImageSource):
     Args:
         files: in the order of their rows.
         labels_from: `auto`, `none` or the name of a column.
-        split: value of column `split`; where there is no such column, the beginning of file names.
+        split: value of column `split`; where there is no such column, the beginning of file names, or a folder's name.
+            `all`: every part. None: all that there is, which is refused where it is several parts of a data set.
     """
 
     def __init__(self, files: Sequence[Path], labels_from: str = AUTO, split: str | None = None) -> None:
-        self._files = files = list(files)
+        self._files, wanted = list(files), split
+        files = self._files
         schema = _opened(files[0]).schema_arrow
         self._image_column = _image_column(schema, files[0])
         label_column = _label_column(schema, labels_from, files[0])
         names_column = _NAMES_COLUMN if _is_string(schema, _NAMES_COLUMN) and label_column != _NAMES_COLUMN else None
-        if split is not None and _SPLIT_COLUMN not in schema.names:
-            files = [path for path in files if path.name.lower().startswith((f"{split}-", f"{split}."))]
+        by_column = _SPLIT_COLUMN in schema.names
+        if labels_from != NONE:
+            used = {self._image_column, label_column, names_column, _SPLIT_COLUMN, _SHEET_COLUMN}
+            self.notes = [_note(label_column, used, schema)]
+        if split in (None, ALL):
+            named = {part for path in files if (part := _part_of(path)) is not None}
+            there = self._splits(files) if by_column else sorted(named)
+            split = split if split in there else None
+            if wanted is None and len(there) > 1:
+                raise ConfigurationError(
+                    f"{files[0] if len(files) == 1 else files[0].parent} holds the parts {', '.join(there)} of a data "
+                    f"set; choose one with split, or all of them with split {ALL!r}"
+                )
+        if split is not None and not by_column:
+            begins = (f"{split}-", f"{split}.")
+            files = [path for path in files if path.name.lower().startswith(begins) or _part_of(path) == split]
             if not files:
                 raise ConfigurationError(
                     f"{self._files[0]} has no column 'split', and no Parquet file's name begins with {split}-"
@@ -192,6 +209,19 @@ class _Sheet:
         row, column = divmod(place, across)
         height, width = height // across, width // across
         return self._pixels[row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+def _part_of(path: Path) -> str | None:
+    """The part of a data set that a file's name begins with, or that its folder is called."""
+    begin = re.split(r"[-_.\d]", path.name.lower(), maxsplit=1)[0]
+    return next((name for name in (begin, path.parent.name.lower()) if name in PARTS), None)
+
+
+def _note(label_column: str | None, used: set[str | None], schema: Any) -> str:
+    """Which column is taken for labels, and which are not used at all."""
+    others = [name for name in schema.names if name not in used]
+    taken = "no column is taken for labels" if label_column is None else f"labels are those of column {label_column!r}"
+    return f"{taken}; not used: {', '.join(others)} (--labels COLUMN takes another)" if others else ""
 
 
 def _bytes_of(value: Any) -> bytes:

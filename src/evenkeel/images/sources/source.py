@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["AUTO", "NONE", "Entry", "ImageSource", "Indices", "RawImage", "numbered"]
+__all__ = ["ALL", "AUTO", "NONE", "PARTS", "Entry", "ImageSource", "Indices", "RawImage", "numbered"]
 
 AUTO = "auto"  # labels from where they usually are, if they are there
 NONE = "none"  # read without labels
+ALL = "all"  # a split: every part
+PARTS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing"})  # of a data set
 
 Indices = NDArray[np.int64]
 # The bytes of an image file, or uint8 pixels [height, width] or [height, width, 1..4 channels].
@@ -42,11 +44,15 @@ class ImageSource(ABC):
         count: how many images there are to choose from.
         class_names: by label; None where labels have no names, or there are none.
         left_out: (name, reason) of what lies among the images and is not one.
+        notes: what a user should know of what is read, in sentences.
+        pixels: all images as uint8 [n, height, width, 3], where they are kept so; to be used as they are.
     """
 
     count: int
     class_names: tuple[str, ...] | None = None
     left_out: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+    pixels: NDArray[np.uint8] | None = None
 
     @abstractmethod
     def entries(self, chosen: Indices) -> Iterator[Entry]:

@@ -1,6 +1,6 @@
 """A fitted network's files: its ONNX file, what was measured of that file, and the card that says so."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,7 @@ from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_nam
 __all__ = ["Asked", "told", "write_model"]
 
 _LATENCY_ROUNDS = 200
+_MEASURED_AGAIN = 3  # times, where a pass seems to cost more than it may
 _SEEN = 100  # collages that set the scales of 8-bit convolutions
 
 
@@ -58,6 +59,7 @@ def write_model(
     class_names: tuple[str, ...],
     held: Asked,
     shown: Asked,
+    cost: float,
     notes: dict[str, Any],
     out: Path,
 ) -> ModelCard:
@@ -71,6 +73,7 @@ def write_model(
         class_names: of the classifier's classes.
         held: images that it was not trained on, which its confidence is calibrated with.
         shown: images that accuracy and agreement are of.
+        cost: that is allowed; where the file seems to cost more, it is measured again.
         notes: how it was trained; without `mirrored_views` free cells stay blank.
         out: a folder.
 
@@ -102,7 +105,7 @@ def write_model(
     session = ModelSession.open(path)
     gain = _mirror_gain(session, card, held) if notes["mirrored_views"] else None
     canvas = np.random.default_rng(0).integers(0, 256, (1, length, length, 3), dtype=np.uint8)
-    base_ms, pass_ms = interleaved_latencies_ms([classifier.one_pass(), lambda: session(canvas)], _LATENCY_ROUNDS)
+    base_ms, pass_ms = _timed([classifier.one_pass(), lambda: session(canvas)], cost)
     measured = {
         "calibrated_to": "the classifier's answers" if held.images.labels is None else "labels",
         "classifier_latency_ms": round(base_ms, 3),
@@ -126,6 +129,14 @@ def write_model(
     )
     save_card(card, out / f"{name}.json")
     return card
+
+
+def _timed(runs: list[Callable[[], object]], cost: float) -> list[float]:
+    """Median milliseconds of the classifier and of the collage; of three measurements, if the first is above `cost`."""
+    found = [interleaved_latencies_ms(runs, _LATENCY_ROUNDS)]
+    while found[0][1] > cost * found[0][0] and len(found) < _MEASURED_AGAIN:
+        found.append(interleaved_latencies_ms(runs, _LATENCY_ROUNDS))
+    return sorted(found, key=lambda times: times[1] / times[0])[len(found) // 2]
 
 
 def told(card: ModelCard) -> str:

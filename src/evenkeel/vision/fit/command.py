@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class _Bars:
         def advance(done: int) -> None:
             nonlocal reached
             told = reached * 10 // total
-            reached += done
+            reached = min(total, reached + done)
             if reached * 10 // total > told:
                 self.say(f"{name}: {reached:,} of {total:,} after {time.monotonic() - began:.0f} s")
 
@@ -197,17 +197,30 @@ def _overlap(path: Path | None, split: str | None, other: Path, other_split: str
 def _read(
     path: Path, labels_from: str, split: str | None, limit: int | None, classifier: BlackBox, bars: _Bars
 ) -> ImageSet:
-    images = read_images(
-        path,
-        height=classifier.height,
-        width=classifier.width,
-        labels_from=labels_from,
-        split=split,
-        limit=limit,
-        interpolation=classifier.interpolation,
-    )
+    with ExitStack() as stack:
+        advance, reached = None, 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal advance, reached
+            if advance is None:
+                advance = stack.enter_context(bars.stage(f"reading {path.name}", total))
+            advance(done - reached)
+            reached = done
+
+        images = read_images(
+            path,
+            height=classifier.height,
+            width=classifier.width,
+            labels_from=labels_from,
+            limit=limit,
+            split=split,
+            interpolation=classifier.interpolation,
+            report=report,
+        )
     labels = "without labels" if images.labels is None else "with labels, used only to report accuracy and to calibrate"
     bars.say(f"{len(images):,} images {labels}")
+    for note in images.notes:
+        bars.say(f"  {note}")
     if images.skipped_count:
         bars.say(f"{images.skipped_count:,} could not be read and are left out:")
         for name, reason in images.skipped[:_NAMES_SHOWN]:

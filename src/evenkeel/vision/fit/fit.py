@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.images.image_set import ImageSet
+from evenkeel.images.sketch import hashes, sketch
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.labels import Numbering, number_labels, sample_by_label
@@ -26,7 +27,7 @@ from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, sta
 from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
 from evenkeel.vision.fit.plan import PLAN, FitPlan, identity_of
 from evenkeel.vision.fit.serving import write_serving
-from evenkeel.vision.fit.size import Size, choose_size
+from evenkeel.vision.fit.size import Size, choose_size, most_measured
 from evenkeel.vision.fit.views import ViewBank
 from evenkeel.vision.networks.architecture import TileNet
 from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
@@ -35,6 +36,7 @@ __all__ = ["fit"]
 
 LEAST_IMAGES = 500
 _MIX_SHOWN = 5  # classes
+_SOFTENED = 5000  # images by which the scores that are taught are softened
 _TRIAL_STEPS = 8  # timed to turn minutes into epochs
 
 
@@ -58,10 +60,10 @@ def fit(
             folder that holds another fit or in which one is at work, a full disk.
     """
     torch.set_num_threads(options.threads)
-    train, held = _split(images, options)
-    if options.tiles is not None and options.tiles > len(train):
+    kept, held = _split(images, options)
+    if options.tiles is not None and options.tiles > len(kept):
         raise ConfigurationError(
-            f"tiles: one step would show {options.tiles:,}, and there are {len(train):,} images to train on; give fewer"
+            f"tiles: one step would show {options.tiles:,}, and there are {len(kept):,} images to train on; give fewer"
         )
     _fill_a_collage(held, "held-out", options)
     if test is not None:
@@ -76,11 +78,19 @@ def fit(
     with locked(out):
         if (out / PLAN).is_file() and not options.resume:
             raise ConfigurationError(f"{out} holds a fit already; go on with it with --resume, or give another --out")
-        learned_from = f"{len(train):,} images" + ("" if more is None else f" and {len(more):,} more")
-        run = _Run(classifier, out, options, watcher or Silent(), learned_from)
-        asked = run.asked(train, held, test)
+        learned_from = f"{len(kept):,} images" + ("" if more is None else f" and {len(more):,} more")
+        learned = hashes(images.pixels)[kept]
+        if more is not None:
+            learned = np.concatenate([learned, hashes(more.pixels)])
+        run = _Run(classifier, out, options, watcher or Silent(), learned_from, sketch(learned))
+        if test is not None and (twice := int(np.isin(hashes(test.pixels), learned).sum())):
+            run.watcher.say(
+                f"WARNING: {twice:,} of {len(test):,} test images are among those that are learned from, pixel by "
+                "pixel; what is measured on them is too good"
+            )
+        asked = run.asked(images, held, test)
         plan = run.plan(identity_of(classifier, images, more, options))
-        bank = run.bank(train, more, asked.held, reach)
+        bank = run.bank(images, kept, more, asked.held, reach)
         cards = run.models(plan, bank, asked)
         run.serving(cards, asked)
         return cards
@@ -105,23 +115,24 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Run:
-    """One fit at work: whose, where, how, who looks on, and from how many images."""
+    """One fit at work: whose, where, how, who looks on, from how many images, and their sketch."""
 
     classifier: BlackBox
     out: Path
     options: FitOptions
     watcher: Watcher
     learned_from: str
+    sketch: str
 
-    def asked(self, train: ImageSet, held: ImageSet, test: ImageSet | None) -> _Asked:
+    def asked(self, images: ImageSet, held: ImageSet, test: ImageSet | None) -> _Asked:
         """What the classifier answers, before anything long: what labels are worth, and whether it is fed right."""
         classifier, say = self.classifier, self.watcher.say
         scores = classifier.log_probabilities(held.pixels)
         answers: NDArray[np.int64] = scores.argmax(1)
         class_names = classifier.class_names
         labels = trusted = None
-        if held.labels is not None and train.labels is not None:
-            numbering = self._numbering(train, held, answers)
+        if held.labels is not None and images.labels is not None:
+            numbering = self._numbering(images, held, answers)
             for line in numbering.told():
                 say(line)
             class_names, labels = numbering.class_names, numbering.numbered(held.labels)
@@ -133,15 +144,15 @@ class _Run:
             shown = self._tested(test, class_names)
         return _Asked(Asked(replace(held, labels=trusted), answers, "held-out"), shown, known, scores)
 
-    def _numbering(self, train: ImageSet, held: ImageSet, answers: NDArray[np.int64]) -> Numbering:
-        """How labels are matched, by the held-out images and some of those that are learned from, for rare labels."""
-        assert train.labels is not None
+    def _numbering(self, images: ImageSet, held: ImageSet, answers: NDArray[np.int64]) -> Numbering:
+        """How labels are matched, by the held-out images and by more images of labels that are rare among those."""
+        assert images.labels is not None
         assert held.labels is not None
-        labels = np.concatenate([held.labels, train.labels])
+        labels = np.concatenate([held.labels, images.labels])
         more = sample_by_label(labels, np.arange(len(held)))[len(held) :] - len(held)
         if len(more):
-            answers = np.concatenate([answers, self.classifier.scores(train.pixels[more]).argmax(1)])
-        labels = np.concatenate([held.labels, train.labels[more]])
+            answers = np.concatenate([answers, self.classifier.scores(images.pixels[more]).argmax(1)])
+        labels = np.concatenate([held.labels, images.labels[more]])
         classifier = self.classifier
         return number_labels(labels, held.class_names, classifier.class_names, classifier.classes, answers)
 
@@ -164,15 +175,19 @@ class _Run:
         chosen: dict[int, Size] = {}
         grids = list(options.grids[:1] if options.shared else options.grids)
         for grid in grids:
-            size, cost = choose_size(
-                classifier.one_pass(),
-                grid,
-                options.cost,
-                classifier.classes,
-                classifier.height,
-                classifier.width,
-                options.precision,
-            )
+            with self.watcher.stage(
+                f"{grid}x{grid}: measuring sizes, at most", most_measured(classifier.height, classifier.width)
+            ) as done:
+                size, cost = choose_size(
+                    classifier.one_pass(),
+                    grid,
+                    options.cost,
+                    classifier.classes,
+                    classifier.height,
+                    classifier.width,
+                    options.precision,
+                    done,
+                )
             self.watcher.say(
                 f"{grid}x{grid}: channels {size.widths}, {'coarse ' if size.coarse else ''}tiles of {size.side} "
                 f"pixels, cost {cost:.2f} measured"
@@ -182,18 +197,21 @@ class _Run:
         plan.save()
         return plan
 
-    def bank(self, train: ImageSet, more: ImageSet | None, held: Asked, reach: int) -> ViewBank:
-        """Views of the images that are trained on, all of them scored."""
+    def bank(
+        self, images: ImageSet, kept: NDArray[np.int64], more: ImageSet | None, held: Asked, reach: int
+    ) -> ViewBank:
+        """Views of the images that are trained on, all of them scored: of those at the places `kept`, and of `more`."""
         options = self.options
         bank = ViewBank(
-            train.pixels if more is None else np.concatenate([train.pixels, more.pixels]),
+            images.pixels,
             self.classifier.classes,
             self.out / "scores.npy",
             views=options.views,
             reach=reach,
             mirror=options.mirror,
             seed=options.seed,
-            more=0 if more is None else len(more),
+            rows=kept,
+            others=None if more is None else more.pixels,
         )
         with self.watcher.stage("asking the classifier", bank.missing) as done:
             for scored in bank.fill(self.classifier.log_probabilities):
@@ -224,6 +242,7 @@ class _Run:
                     asked.class_names,
                     asked.held,
                     asked.shown,
+                    self.options.cost,
                     notes,
                     self.out,
                 )
@@ -233,6 +252,13 @@ class _Run:
                     "space and go on with --resume, the training is kept"
                 ) from error
             self.watcher.say(told(card))
+            if card.relative_cost > self.options.cost:
+                self.watcher.say(
+                    f"WARNING: the file costs {card.relative_cost:.2f} passes of the classifier, and --cost allows "
+                    f"{self.options.cost:g}: measured while the machine does other work, or the size was chosen then. "
+                    "Measure again with --resume when it is idle; if the cost stays, fit with a lower --cost into "
+                    "another --out"
+                )
             cards.append(card)
         return cards
 
@@ -292,6 +318,7 @@ class _Run:
             "channels": list(size.widths),
             "coarse": size.coarse,
             "trained_on": f"{self.learned_from} in {bank.views} views, scored by the classifier; no labels",
+            "learned_images": self.sketch,  # see images/sketch.py
             "reach_pixels": bank.reach,
             "mirrored_views": bank.mirror,
             "epochs": round(recipe.epochs, 2),
@@ -310,19 +337,20 @@ class _Run:
 
 
 def _recipe(bank: ViewBank, options: FitOptions) -> FitRecipe:
-    taught = bank.scores(torch.arange(len(bank)), torch.zeros(len(bank), dtype=torch.long))
+    some = torch.arange(min(len(bank), _SOFTENED))
+    taught = bank.scores(some, torch.zeros_like(some))
     # With few images larger steps would be few, and an epoch over before anything is learned.
     usual = min(FitRecipe.tiles, max(36, bank.per_epoch // 16))
     recipe = FitRecipe(
         tiles=usual if options.tiles is None else options.tiles,
-        temperature=soft_temperature(taught[:5000]),
+        temperature=soft_temperature(taught),
         jitter=round(0.7 * bank.reach),
         seed=options.seed,
     )
     return recipe if options.rate is None else replace(recipe, rate=options.rate)
 
 
-def _split(images: ImageSet, options: FitOptions) -> tuple[ImageSet, ImageSet]:
+def _split(images: ImageSet, options: FitOptions) -> tuple[NDArray[np.int64], ImageSet]:
     held_out = options.held_out
     if held_out is None:
         held_out = min(2000, max(200, len(images) // 20))

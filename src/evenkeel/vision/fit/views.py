@@ -23,14 +23,18 @@ _AT_ONCE = 200  # views scored in one call; a multiple of what a pass takes well
 
 
 class ViewBank:
-    """`views` ways to see each of `images` uint8 [n, h, w, 3], with the classifier's scores.
+    """`views` ways to see each of some `images` uint8 [n, h, w, 3], with the classifier's scores.
+
+    The images stay where they are, since a copy of them may be more than the memory holds.
 
     View 0 is the image itself. Every other one is moved by up to `reach` pixels each way, edges reflected, and views
     with an odd number are mirrored left to right where `mirror` is true. Which move belongs to which view follows from
     `seed`, the image's number and the view's, so nothing about it is stored.
 
     Args:
-        more: how many of `images`, the last ones, are of no account in themselves, and only serve to learn from.
+        rows: places of those of `images` that are seen; None: all.
+        others: further images, which come after those: they are of no account in themselves, and only serve to learn
+            from.
         path: the scores' file [views, n, classes] float32 (.npy); what it holds already is not asked for again.
 
     Raises:
@@ -47,17 +51,20 @@ class ViewBank:
         reach: int = 3,
         mirror: bool = True,
         seed: int = 0,
-        more: int = 0,
+        rows: NDArray[np.int64] | None = None,
+        others: NDArray[np.uint8] | None = None,
     ) -> None:
-        self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-        self.views, self.reach, self.mirror, self.seed, self.more = views, reach, mirror, seed, more
-        shape = (views, len(images), classes)
+        self._rows = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
+        self._images = torch.from_numpy(images)
+        self._others = torch.from_numpy(images[:0] if others is None else others)
+        self.views, self.reach, self.mirror, self.seed, self.more = views, reach, mirror, seed, len(self._others)
+        shape = (views, len(self), classes)
         if not path.is_file():
             _make_room(path, shape)
         self._scores = _open(path, shape)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self._rows) + self.more
 
     @property
     def missing(self) -> int:
@@ -101,7 +108,7 @@ class ViewBank:
 
     def pixels(self, images: Tensor, views: Tensor) -> Tensor:
         """uint8 [n, 3, h, w]: of each of `images` [n] the view numbered in `views` [n]."""
-        height, width = self.images.shape[2:]
+        height, width = self._images.shape[1:3]
         moves = _hash(images * self.views + views, self.seed)
         span = 2 * self.reach + 1
         moved = views > 0
@@ -112,7 +119,15 @@ class ViewBank:
         if self.mirror:
             columns = torch.where(views[:, None] % 2 == 1, columns.flip(1), columns)
         columns = _reflect(columns + across[:, None], width)
-        return self.images[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        own = images < len(self._rows)
+        if own.all():
+            return self._images[self._rows[images][:, None, None], rows, columns].permute(0, 3, 1, 2)
+        seen = torch.empty((len(images), height, width, 3), dtype=torch.uint8)
+        seen[own] = self._images[self._rows[images[own]][:, None, None], rows[own], columns[own]]
+        other = images[~own] - len(self._rows)
+        seen[~own] = self._others[other[:, None, None], rows[~own], columns[~own]]
+        return seen.permute(0, 3, 1, 2)
 
     def answers(self) -> NDArray[np.int64]:
         """The classifier's answers to the images themselves [n]."""
