@@ -472,7 +472,7 @@ def test_names_that_look_like_markup_or_yaml_are_only_names(folder: Path, tmp_pa
     arguments = ["fit", "--classifier", str(tmp_path / "my: model #1.onnx"), "--images", str(tmp_path / "photos[")]
     result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path), "--cost", "1e9", "--epochs", "0.1"])
     assert result.exit_code == 0, result.output
-    assert "3/[/red]broken.png: no image file" in result.output
+    assert "3/[/red]broken.png: not an image file" in result.output
     settings = yaml.safe_load((tmp_path / "serve.yaml").read_text())
     assert settings["model"] == "my: model #1.json"
     assert settings["codes"][1] == "my: model #1-collage-3x3.json"
