@@ -26,9 +26,10 @@ class Gateway:
         except OverloadedError:
             return False
         if len(self.held) + count > PLACES:
-            self.shares.refused(client, count)
+            self.shares.refused(count)
             return False
         self.held += [client] * count
+        self.shares.took(client, count)
         return True
 
 
@@ -93,7 +94,7 @@ def test_a_calm_gateway_gives_all_its_places_again():
 def test_it_finds_places_that_were_added():
     gateway = Gateway()
     client = Client("a")
-    gateway.shares.refused(client, 1)  # when there was but one
+    gateway.shares.refused(1)  # when there was but one
     for second in range(100):
         gateway.now = float(second)
         while gateway.held:

@@ -587,7 +587,7 @@ def test_while_the_gateway_is_full_places_are_kept_for_clients_that_had_less():
         for protocol, _ in greedy:
             protocol.data_received(request)
         assert len(gateway.open) == places
-        for _ in range(40):  # whenever an item is answered, all who were refused ask again
+        for _ in range(80):  # whenever an item is answered, all who were refused ask again
             gateway.hold = False
             gateway.finish(min(gateway.open))
             gateway.hold = True

@@ -2,7 +2,7 @@
 
 A client that asks again the moment it is refused would else take every place that becomes free. So, from the moment the
 gateway refuses an item until nobody has been refused for a while, a quarter of its places is kept for clients that had
-much less than their share of what was taken. A client is a connection, and an address where several ask.
+much less than their share of what was taken; where several addresses ask, half of that is for whole addresses.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from evenkeel.errors import OverloadedError
 __all__ = ["Client", "FairShares"]
 
 _OPEN_SHARE = 0.75  # of the places, for everyone
-_MUCH_LESS = 4  # a client may use the rest when it had less than a share divided by this
+_CLIENT_SHARE = 0.875  # for connections that had much less than their share, where several addresses ask
+_EVERY_SHARE = 2.0  # for addresses that had much less, or connections of the only one: the gateway itself decides
+_MUCH_LESS = 4  # a share divided by this
 _CALM_S = 2.0  # without a refusal, after which everyone may have every place again
 _PERIOD_S = 1.0  # clients that asked in this period or the one before are counted
 _GROWTH = 1.05  # of the places in a period: there may be more of them than when the gateway last refused
@@ -25,12 +27,11 @@ class Client:
         address: of the peer; several clients may have the same.
     """
 
-    __slots__ = ("address", "due", "due_before")
+    __slots__ = ("address", "due")
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.due = 0  # how many items must have been taken before it may use the places kept free
-        self.due_before = 0  # the same, before its last items were counted
 
 
 class FairShares:
@@ -52,7 +53,7 @@ class FairShares:
         self._addresses: tuple[dict[str, int], dict[str, int]] = {}, {}  # the same, with their dues
 
     def admit(self, client: Client, count: int) -> None:
-        """Count `count` items as taken from `client`.
+        """See whether the gateway may be asked to take `count` items from `client`.
 
         Raises:
             OverloadedError: the places that are left are kept for others.
@@ -72,23 +73,28 @@ class FairShares:
         self._clients[0].add(client)
         addresses, before = self._addresses
         due = addresses.setdefault(client.address, before.get(client.address, 0))
-        others = len(addresses.keys() | before.keys()) > 1
-        if (
-            self._in_flight() + count > _OPEN_SHARE * self._places
-            and client.due > self._taken
-            and (due > self._taken or not others)
-        ):
+        several = len(addresses.keys() | before.keys()) > 1
+        used = (self._in_flight() + count) / self._places
+        share = _OPEN_SHARE
+        if several and due <= self._taken:
+            share = _EVERY_SHARE
+        elif client.due <= self._taken:
+            share = _CLIENT_SHARE if several else _EVERY_SHARE
+        if used > share:
             self._calm_at_s = now + _CALM_S
             raise OverloadedError("all queues are nearly full, and others had less; try again later")
-        self._taken += count
-        client.due_before = client.due
-        client.due = self._taken + _MUCH_LESS * count * max(map(len, self._clients))
-        addresses[client.address] = self._taken + _MUCH_LESS * count * max(map(len, self._addresses))
 
-    def refused(self, client: Client, count: int) -> None:
-        """Say that the gateway had no room for the `count` items that were admitted last."""
+    def took(self, client: Client, count: int) -> None:
+        """Say that the gateway took them."""
+        if self._places is None:
+            return
+        self._taken += count
+        client.due = self._taken + _MUCH_LESS * count * max(map(len, self._clients))
+        self._addresses[0][client.address] = self._taken + _MUCH_LESS * count * max(map(len, self._addresses))
+
+    def refused(self, count: int) -> None:
+        """Say that the gateway had no room for them."""
         now = self._time_s()
-        client.due = client.due_before
         if self._places is None:
             self._next_period_s = now + _PERIOD_S
         self._places = max(1.0, float(self._in_flight() + count - 1))

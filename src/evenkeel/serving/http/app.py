@@ -246,7 +246,7 @@ class App:
             try:
                 self._gateway.check_room(count)
             except OverloadedError:
-                self._shares.refused(exchange.client, count)
+                self._shares.refused(count)
                 raise
         return wanted
 
@@ -273,8 +273,9 @@ class App:
         try:
             flight.start(items, options, key)
         except OverloadedError:
-            self._shares.refused(exchange.client, len(items))
+            self._shares.refused(len(items))
             raise
+        self._shares.took(exchange.client, len(items))
 
     def _landed(
         self,
