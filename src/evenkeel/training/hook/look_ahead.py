@@ -3,9 +3,12 @@
 import copy
 import inspect
 import math
+import warnings
+import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,148 +20,287 @@ from evenkeel.training.hook.buckets import as_gradient_of
 __all__ = ["LookAhead"]
 
 _NO_TRIAL = {"LBFGS", "ZeroRedundancyOptimizer"}
+_Function = TypeVar("_Function", bound=Callable[..., None])
+
+
+def _eagerly(function: _Function) -> _Function:
+    """Keeps a hook out of the graph of a compiled model."""
+    return cast(_Function, vars(torch)["_disable_dynamo"](function))
 
 
 class LookAhead:
-    """Moves a model's weights one step ahead for each forward and backward pass of training, and back after it.
+    """Lets a model's training passes see its weights one step ahead.
 
     The average of the step before still travels while a step computes, so the step's gradient will be applied to
-    weights that are not known yet. But this rank knows its own part of that average. So the optimizer takes a trial
-    step with it, on a copy of its state, the forward and backward pass see the weights where that leads, and the true
-    weights are in their places again when the backward pass has ended. With momentum most of that step is known
-    exactly; the rest is as wrong as one rank's gradient is noisy.
+    weights that are not known yet. But this rank knows its own part of that average. So the optimizers take a trial
+    step with it, on copies of the weights and of their state, and the forward and backward pass see these weights. With
+    momentum most of that step is known exactly; the rest is as wrong as one rank's gradient is noisy.
 
-    The trial gradient is scaled as the user scaled the latest average before the optimizer applied it (clipping by
-    norm, a GradScaler's `unscale_`), told by their norms.
+    The weights that are ahead differ from rank to rank, so nobody else may see them: they are put in the parameters'
+    places when a forward pass of training begins and taken out when it ends, and likewise for a backward pass through
+    its outputs, however either ends. Whatever runs at any other time - evaluation, `state_dict`, averages of weights,
+    copies - finds the true ones.
+
+    A trial gradient is scaled as the user scaled the latest average before the optimizer applied it (clipping by norm,
+    a GradScaler's `unscale_`), told by their norms.
 
     Source: weights are predicted against a pipeline's delay in SpecTrain (Chen, Yang and Cheng, 2018; from momentum
     alone) and SAPipe (Chen et al., NeurIPS 2022). That any optimizer takes a trial step, scaled so, is ours.
     """
 
     def __init__(self) -> None:
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._places: dict[int, int] = {}  # in the optimizer's order of parameters, by their id
-        self._own: dict[int, Tensor] = {}  # of the average under way, by place
-        self._scale: float | None = None  # of what the optimizer applied, over what it was given
-        self._given: dict[
-            int, tuple[Future[Tensor], int, int]
-        ] = {}  # by place: where an older average is, and how long
-        self._true: list[Tensor] | None = None  # the weights, while the model's are ahead of them
+        self._trials: list[_Trial] = []
+        self._own: dict[Tensor, Tensor] = {}  # of the average under way, by parameter
+        self._given: dict[Tensor, tuple[Future[Tensor], int, int]] = {}  # where an older average is, and how long
+        self._loaded: Mapping[str, Any] | None = None  # a checkpoint, until the first pass knows the optimizers
+        self._ahead: dict[Tensor, Tensor] = {}  # weights one step ahead, by parameter
+        self._ready = False  # they are a trial step from the true weights with the average under way
+        self._step = 0  # tells which step a graph is of
+        self._true: dict[Tensor, Tensor] | None = None  # the weights, while the parameters hold others
+        self._within: object = None  # the pass that the parameters hold others for
+        self._last_pass: str | None = None  # of the model, since the last step: "ahead", or "true"
+
+    def __reduce__(self) -> tuple[type["LookAhead"], tuple[()]]:
+        return LookAhead, ()  # a copy of a model has its hooks, but no optimizer
 
     @property
     def attached(self) -> bool:
         """True when there is a model that looks ahead."""
-        return self._optimizer is not None
+        return bool(self._trials)
 
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Sequence[Any]:
-        """Look ahead in `model`'s forward passes; returns handles whose `remove` undoes it.
+        """Lets `model`'s training passes look ahead by steps of `optimizer`, besides those attached before.
+
+        Returns:
+            Handles whose `remove` undoes it.
 
         Raises:
-            ConfigurationError: the optimizer cannot take a step on trial.
+            ConfigurationError: the optimizer cannot take a step on trial, or is attached already.
         """
         if not _NO_TRIAL.isdisjoint(base.__name__ for base in type(optimizer).__mro__):
             raise ConfigurationError(
                 f"look_ahead: {type(optimizer).__name__} cannot take a step on trial, since a step of it computes "
                 "gradients or exchanges weights; leave look_ahead out"
             )
-        self._optimizer = optimizer
+        if any(trial.optimizer is optimizer for trial in self._trials):
+            raise ConfigurationError("look_ahead: this optimizer is attached already; attach each of them once")
+        trial = _Trial(optimizer)
+        self._trials.append(trial)
+        # What torch.compile wraps a model in has hooks of its own, which do not belong to the model.
+        model = getattr(model, "_orig_mod", model)
         return (
             model.register_forward_pre_hook(self._before_forward),
+            model.register_forward_hook(self._after_forward, always_call=True),
             optimizer.register_step_pre_hook(self._before_step),
+            _Removal(lambda: self._detach(trial)),
         )
 
-    def begin_step(self) -> None:
-        """A backward pass has begun to show its gradients; what the last one left has served."""
-        self._own, self._given = {}, {}
-        if self._optimizer is not None:
-            self._places = {id(parameter): place for place, parameter in enumerate(self._parameters())}
+    def begin_step(self, in_backward: bool) -> None:
+        """Takes note that a backward pass shows its gradients; what the one before left has served.
 
-    def keep(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], given: "Future[Tensor]") -> None:
-        """Remember this rank's part of an average under way, and the older average that is given meanwhile."""
-        if self._optimizer is None:
-            return
-        offset = 0
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            place = self._places.get(id(parameter))
-            if place is not None:
-                self._own[place] = as_gradient_of(parameter, gradient.clone())
-                self._given[place] = (given, offset, gradient.numel())
-            offset += gradient.numel()
-
-    def end_step(self) -> None:
-        """Let the weights be the true ones when the backward pass under way has ended."""
-        if self._true is not None:
-            # As DDP does to wait for its own buckets. Until then layers may still need the weights.
-            torch.autograd.Variable._execution_engine.queue_callback(self.settle)
-
-    def settle(self) -> None:
-        """The true weights, now."""
-        if self._true is not None:
-            with torch.no_grad():
-                for parameter, true in zip(self._parameters(), self._true, strict=True):
-                    parameter.copy_(true)
-            self._true = None
-
-    def empty(self) -> None:
-        """Nothing is under way any more."""
-        self.settle()
-        self.begin_step()
-
-    def true_weights(self, parameter: Tensor) -> Tensor:
-        """The parameter's weights that all ranks share, whatever it holds within a pass."""
-        place = self._places.get(id(parameter))
-        return parameter if self._true is None or place is None else self._true[place]
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resume needs to look ahead to the same weights.
+        Args:
+            in_backward: false where there is none, on ranks that have run out of inputs.
 
         Raises:
-            ConfigurationError: the model's weights are not the true ones now.
+            ConfigurationError: the pass does not see the weights that it should.
         """
-        if self._true is not None:
-            raise ConfigurationError(
-                "state_dict was called between a forward pass and its backward pass, while the weights are a step "
-                "ahead: call it between two steps"
-            )
-        return {"own": {place: gradient.clone() for place, gradient in self._own.items()}, "scale": self._scale}
+        if self._trials and in_backward:
+            if self._last_pass is None:
+                raise ConfigurationError(
+                    "look_ahead: a backward pass without a forward pass of the model that was given. Call that model, "
+                    "not one inside of it, and attach before it is first called where it is compiled"
+                )
+            if self._last_pass == "ahead" and self._true is None:
+                raise ConfigurationError(
+                    "look_ahead: the backward pass did not come through what the model's forward pass returned: return "
+                    "what the loss is made of, as tensors, or in lists, dictionaries or plain objects"
+                )
+        self._own, self._given, self._loaded = {}, {}, None
+        self._ready, self._last_pass = False, None
+        self._step += 1
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self._own = {int(place): gradient.clone() for place, gradient in state["own"].items()}
-        self._scale = state["scale"]
+    def keep(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], given: "Future[Tensor]") -> None:
+        """Remembers this rank's part of an average under way, and the older average that is given meanwhile."""
+        if not self._trials:
+            return
+        tried, offset = set(self._parameters()), 0
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if parameter in tried:
+                self._own[parameter] = as_gradient_of(parameter, gradient.clone())
+                self._given[parameter] = (given, offset, gradient.numel())
+            offset += gradient.numel()
+
+    def warn_of_others(self, parameters: Iterable[Tensor]) -> None:
+        """Warns where some of the model's `parameters` are in no optimizer that was attached."""
+        tried = set(self._parameters())
+        others = sum(parameter not in tried for parameter in parameters)
+        if self._trials and others:
+            warnings.warn(
+                f"look_ahead: {others} of the model's parameters are in no optimizer that was attached with "
+                "look_ahead, so their gradients stay one step old; attach every optimizer of the model",
+                stacklevel=2,
+            )
+
+    def empty(self) -> None:
+        """Forgets what is under way."""
+        self._leave()
+        self.begin_step(in_backward=False)
+
+    def true_weights(self, parameter: Tensor) -> Tensor:
+        """Gives the weights that all ranks share, whatever the parameter holds within a pass."""
+        return parameter if self._true is None else self._true.get(parameter, parameter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives what a resume needs to look ahead to the same weights."""
+        if self._loaded is not None:
+            return copy.deepcopy(dict(self._loaded))
+        own = {place: self._own[each].clone() for place, each in enumerate(self._parameters()) if each in self._own}
+        scales = [trial.scale for trial in self._trials]
+        return {"own": own, "scale": scales if len(scales) > 1 else scales[0] if scales else None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, with the optimizers attached in the same order."""
+        self._loaded = copy.deepcopy(dict(state))
 
     def _parameters(self) -> list[Tensor]:
-        assert self._optimizer is not None
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        return [parameter for trial in self._trials for parameter in trial.parameters()]
 
+    def _detach(self, trial: "_Trial") -> None:
+        self._leave()
+        self._trials = [each for each in self._trials if each is not trial]
+        self._ready = False
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        parameters, scales = self._parameters(), state["scale"]
+        for place, gradient in state["own"].items():
+            if int(place) >= len(parameters) or parameters[int(place)].shape != gradient.shape:
+                raise ConfigurationError(
+                    "look_ahead: the state that was loaded is of other optimizers, or of the same in another order; "
+                    "attach them as when it was saved"
+                )
+            self._own[parameters[int(place)]] = gradient.clone()
+        for trial, scale in zip(self._trials, scales if isinstance(scales, list) else [scales], strict=False):
+            trial.scale = scale
+        self._loaded = None
+
+    @_eagerly
     def _before_forward(self, model: nn.Module, inputs: Any) -> None:
-        if self._true is not None or not model.training or not torch.is_grad_enabled():
-            return  # ahead already, in a step of several passes; or no gradients will come of this pass
-        if self._own and self._scale is not None and math.isfinite(_norm(self._own.values())):
-            self._go_ahead(self._scale)
+        if self._true is not None or not self._trials or not torch.is_grad_enabled():
+            return  # within a pass already; or no gradients will come of this one
+        self._last_pass = "true"
+        if not model.training:
+            return
+        if self._loaded is not None:
+            self._take_over(self._loaded)
+        if self._ready or self._can_try():
+            self._enter("forward")
+            self._last_pass = "ahead"
 
-    def _go_ahead(self, scale: float) -> None:
-        optimizer, parameters = self._optimizer, self._parameters()
-        assert optimizer is not None
+    @_eagerly
+    def _after_forward(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        if self._within != "forward":
+            return
+        self._leave()
+        step = self._step
+        for tensor in _tensors_in(output):
+            if tensor.requires_grad and not tensor.is_leaf:
+                add_hook: Any = tensor.register_hook
+                add_hook(lambda gradient: self._begin_backward(step))
+
+    def _begin_backward(self, step: int) -> None:
+        if self._true is not None:
+            return
+        if step != self._step:
+            raise ConfigurationError(
+                "look_ahead: a backward pass through a forward pass of an earlier step, whose weights are gone; call "
+                "backward before the next step's, or leave look_ahead out"
+            )
+
+        def end() -> None:
+            self._leave(end_of=token)
+
+        token = object()
+        self._enter(token)
+        # A pass that fails calls nobody back, but lets go of whom it would have called.
+        weakref.finalize(end, self._leave, end_of=token).atexit = False
+        torch.autograd.Variable._execution_engine.queue_callback(end)
+
+    def _can_try(self) -> bool:
+        known = any(trial.scale is not None for trial in self._trials)
+        return bool(self._own) and known and math.isfinite(_norm(self._own.values()))
+
+    def _enter(self, within: object) -> None:
+        """Puts the weights that are ahead in the parameters' places, which costs no copy and autograd does not note."""
+        tries = not self._ready
+        if tries:
+            self._ahead = {each: _copied_into(self._ahead.get(each), each.data) for each in self._parameters()}
+        self._true, self._within = {}, within
+        for parameter, weights in self._ahead.items():
+            self._true[parameter] = parameter.data
+            parameter.data = weights
+        torch.clear_autocast_cache()
+        if tries:
+            try:
+                for trial in self._trials:
+                    trial.step(self._own)
+            except BaseException:
+                self._leave()
+                raise
+            self._ready = True
+
+    def _leave(self, end_of: object = None) -> None:
+        """Puts the true weights back, unless it is the end of a pass that they are out of place for no more."""
+        if self._true is None or (end_of is not None and end_of is not self._within):
+            return
+        for parameter, weights in self._true.items():
+            parameter.data = weights
+        self._true = self._within = None
+        torch.clear_autocast_cache()  # which may hold weights of this pass in half precision
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._leave()
+        self._ready = False
+        for trial in self._trials:
+            if trial.optimizer is optimizer:
+                trial.note_scale(self._given)
+
+
+class _Trial:
+    """Takes steps of an optimizer that leave it as it was.
+
+    Attributes:
+        optimizer: as given.
+        scale: what it applied last, over what it was given: norms.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.scale: float | None = None
+
+    def parameters(self) -> list[Tensor]:
+        """Gives all of the optimizer's, in its order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def step(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Steps with `gradients`, by parameter, where they have a scale; all but the weights is as before then."""
+        if self.scale is None:
+            return
+        optimizer, parameters = self.optimizer, self.parameters()
         held = [parameter.grad for parameter in parameters]
         settings = [
             {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
         ]
         state = optimizer.state
-        self._true = [parameter.detach().clone() for parameter in parameters]
         optimizer.state = defaultdict(dict, {parameter: _copied(values) for parameter, values in state.items()})
         try:
             for group, setting in zip(optimizer.param_groups, settings, strict=True):
                 group.update(copy.deepcopy(setting))
-            for place, parameter in enumerate(parameters):
-                own = self._own.get(place)
-                parameter.grad = None if own is None else own * scale
+            for parameter in parameters:
+                own = gradients.get(parameter)
+                parameter.grad = None if own is None else own * self.scale
             with torch.no_grad():
                 # Without the hooks that others have put on steps: this is none.
                 inspect.unwrap(type(optimizer).step)(optimizer)
-        except BaseException:
-            self.settle()
-            raise
         finally:
             optimizer.state = state
             for group, setting in zip(optimizer.param_groups, settings, strict=True):
@@ -166,13 +308,52 @@ class LookAhead:
             for parameter, gradient in zip(parameters, held, strict=True):
                 parameter.grad = gradient
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.settle()
+    def note_scale(self, given: Mapping[Tensor, tuple["Future[Tensor]", int, int]]) -> None:
+        """Compares the gradients that are about to be applied with those that were `given`."""
         # Parameter by parameter, so that the ratio of the same numbers is one however DDP lays out its buckets.
-        given = _norm(self._given[place][0].value().narrow(0, *self._given[place][1:]) for place in sorted(self._given))
-        applied = _norm(parameter.grad for parameter in self._parameters() if parameter.grad is not None)
-        if given > 0 and math.isfinite(applied / given):
-            self._scale = applied / given
+        parameters = self.parameters()
+        before = _norm(given[each][0].value().narrow(0, *given[each][1:]) for each in parameters if each in given)
+        applied = _norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+        if before > 0 and math.isfinite(applied / before):
+            self.scale = applied / before
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """A handle."""
+
+    remove: Callable[[], None]
+
+
+def _tensors_in(output: Any) -> Iterator[Tensor]:
+    """Gives the tensors of what a model returned, in containers and plain objects of any depth."""
+    seen: set[int] = set()
+    waiting = [output]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen or isinstance(each, nn.Module | type):
+            continue
+        seen.add(id(each))
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, list | tuple | set | frozenset):
+            waiting += each
+        else:
+            waiting += getattr(each, "__dict__", {}).values()
+
+
+def _copied_into(twin: Tensor | None, weights: Tensor) -> Tensor:
+    # The same memory every time, as far as possible: compiled graphs may rely on where weights are.
+    if twin is None or (twin.shape, twin.dtype, twin.device, twin.stride()) != (
+        weights.shape,
+        weights.dtype,
+        weights.device,
+        weights.stride(),
+    ):
+        return weights.clone()
+    return twin.copy_(weights)
 
 
 def _copied(values: dict[str, Any]) -> dict[str, Any]:

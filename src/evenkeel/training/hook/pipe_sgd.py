@@ -14,7 +14,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.training.hook.buckets import Bucket, BucketCopy, as_gradient_of, gradient_views
 from evenkeel.training.hook.checks import check_loss_scale, check_saved_state
 from evenkeel.training.hook.ddp_hook import comm_hook
-from evenkeel.training.hook.failures import raise_failures_of
+from evenkeel.training.hook.failures import raise_failures_of, runs_backward
 from evenkeel.training.hook.hook_state import HookState
 from evenkeel.training.hook.look_ahead import LookAhead
 from evenkeel.training.hook.parameter_book import ParameterBook
@@ -103,6 +103,7 @@ class PipeSGD:
         self._loss_scale = loss_scale or getattr(state, "loss_scale", None)
         self._scale = 1.0
         self._step = 0
+        self._steps_here = 0
         self._book = ParameterBook()
         self._geometry: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
         self._begun = False  # a step's first bucket was seen, its last one was not
@@ -141,15 +142,16 @@ class PipeSGD:
         Args:
             optimizer: of the model.
             look_ahead: the DDP model. Its passes in training then see the weights as they would be if the average under
-                way were this rank's own gradient, so that gradients fit the weights that they are applied to. From the
-                end of each backward pass to the next forward pass in training the weights are the true ones, which are
-                the same on all ranks. Costs a step of the optimizer and a copy of weights, gradients and its state.
+                way were this rank's own gradient, so that gradients fit the weights that they are applied to. Outside
+                of these passes, and in all others, the weights are the true ones, which are the same on all ranks.
+                Costs a step of the optimizer and a copy of weights, gradients and its state. Attach every optimizer of
+                the model so.
 
         Returns:
             A handle whose `remove` undoes it.
 
         Raises:
-            ConfigurationError: an optimizer whose steps cannot be tried.
+            ConfigurationError: an optimizer whose steps cannot be tried, or that looks ahead already.
         """
         pipe = weakref.ref(self)
 
@@ -253,12 +255,14 @@ class PipeSGD:
             )
         self.skip_step = self._step >= self._warmup_steps and not self._before
         raise_failures_of([flight.average for flight in self._before], bucket)
-        self._ahead.begin_step()
+        self._ahead.begin_step(runs_backward(bucket))
 
     def _end_step(self) -> None:
         self._book.close()
         self._begun = False
-        self._ahead.end_step()
+        if self._steps_here == 0:
+            self._ahead.warn_of_others(self._book.parameters)
+        self._steps_here += 1
         self._step += 1
         self._before, self._now, self._landed = self._now, [], {}
 
