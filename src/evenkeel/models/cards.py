@@ -65,6 +65,8 @@ class ModelCard:
     encoder: Encoder | None = None  # of a parity model: how its parity item is made
     group: int = 1  # of a parity model: ParM's k
     interpolation: Interpolation = "lanczos"  # how an image is scaled to the model's size, or to a tile
+    # Of a collage: an item of other proportions is squeezed into its square tile; else its middle square is cut out.
+    squeezed: bool = False
     mirrored: bool = False  # of a collage: items mean the same mirrored, so that free cells may show them so
     temperature: float = 1.0  # confidence = max softmax(logits / temperature)
     version: str = "1"
@@ -171,8 +173,10 @@ def _check(card: ModelCard, path: Path) -> None:
         values = getattr(card, name)
         if len(values) != 3 or not all(isinstance(value, (int, float)) for value in values):
             refuse(name, "must be three numbers")
-    if not isinstance(card.mirrored, bool) or (card.mirrored and card.kind != "collage"):
-        refuse("mirrored", "must be true or false, and false for all but a collage")
+    for name in ("mirrored", "squeezed"):
+        value = getattr(card, name)
+        if not isinstance(value, bool) or (value and card.kind != "collage"):
+            refuse(name, "must be true or false, and false for all but a collage")
     if min(card.std) <= 0:
         refuse("std", "must be above zero")
     if not isinstance(card.temperature, (int, float)) or not 0 < card.temperature < 1e6:

@@ -73,7 +73,9 @@ def test_a_cost_that_nothing_meets_is_told() -> None:
 def test_tiles_are_of_sixteens() -> None:
     assert tile_sides(32, 32) == [32]
     assert tile_sides(28, 28) == [32]
-    assert tile_sides(100, 70) == [64, 48, 32]
+    assert tile_sides(100, 70) == [80, 64, 48, 32]
+    assert tile_sides(48, 192) == [96, 80, 64, 48, 32]
+    assert tile_sides(96, 32) == [48, 32]
 
 
 def test_cost_is_measured_against_the_classifier() -> None:

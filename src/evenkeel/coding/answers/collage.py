@@ -33,6 +33,7 @@ class Collage(Code):
         tile_side: pixels along one side of a box.
         scores: how the model's scores are to be read.
         pixels: how the model takes pixels.
+        squeezed: whether an item that is not square is squeezed into its box; else its middle square is cut out.
         mirrored: whether free boxes show items mirrored; else they are blank.
         model: name of the Collage-CNN.
     """
@@ -44,6 +45,7 @@ class Collage(Code):
         scores: ScoreForm,
         *,
         pixels: Pixels | None = None,
+        squeezed: bool = False,
         mirrored: bool = False,
         model: str = "collage",
     ) -> None:
@@ -55,7 +57,7 @@ class Collage(Code):
         self.model = model
         self.name = f"collage{grid}x{grid}"
         self.most_items = grid * grid
-        self._tile = Tile(tile_side, tile_side, self.pixels, crop=True)
+        self._tile = Tile(tile_side, tile_side, self.pixels, crop=not squeezed)
         side = grid * tile_side
         self._canvas_shape = (1, *self.pixels.shape(side, side))
         # Rows and columns of each box, so that encoding is slice copies and nothing else.
@@ -78,6 +80,7 @@ class Collage(Code):
             card.tile_side,
             ScoreForm.from_card(card),
             pixels=Pixels.from_card(card, item_layout),
+            squeezed=card.squeezed,
             mirrored=card.mirrored,
             model=card.name,
         )
@@ -85,8 +88,8 @@ class Collage(Code):
     def prepare(self, item: Array) -> Array:
         """The item's tile; the item itself, not a copy, when it already is one.
 
-        An item that is not square is cropped to its central square first, as the authors' public code did with its
-        central crop (which also cut a margin off square items; we keep it).
+        An item that is not square is squeezed, or cropped to its central square first, as the authors' public code
+        did with its central crop (which also cut a margin off square items; we keep it).
 
         Raises:
             CodeError: not a picture with three channels, or pixels that are not finite.

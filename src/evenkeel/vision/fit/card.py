@@ -96,6 +96,7 @@ def write_model(
         grid=grid,
         tile_side=side,
         interpolation="bicubic",
+        squeezed=classifier.height != classifier.width,
         macs=count_macs(folded, (3, length, length)),
         parameters=count_parameters(network),
         notes=notes,

@@ -245,12 +245,8 @@ def _step(
 
 
 def shrink(pixels: Tensor, side: int) -> Tensor:
-    """uint8 tiles [n, 3, side, side] of images [n, 3, h, w], cropped square: as `coding.tiles.Tile` makes them."""
-    height, width = pixels.shape[2:]
-    square = min(height, width)
-    top, left = (height - square) // 2, (width - square) // 2
-    pixels = pixels[:, :, top : top + square, left : left + square]
-    if square == side:
+    """uint8 tiles [n, 3, side, side] of images [n, 3, h, w], squeezed: as `coding.tiles.Tile` makes them."""
+    if pixels.shape[2:] == (side, side):
         return pixels
     return nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
 

@@ -83,6 +83,8 @@ def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, o
             if name not in ("resume", "device")
         },
     }
+    if classifier.height != classifier.width:
+        identity["tiles"] = "squeezed"  # once they were cut out of the middle: such a fit must not go on with these
     if more is not None:
         identity["more"] = _digest(more)
     if classifier.datatype == "FP32":  # its scores depend on what is done to the pixels before

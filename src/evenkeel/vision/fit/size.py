@@ -51,8 +51,11 @@ def sizes(side: int, coarse: bool = False, widest: int = 128) -> list[Size]:
 
 
 def tile_sides(height: int, width: int) -> list[int]:
-    """Sides that a tile of such an image may have, largest first: the image's own, if it is of 16 pixels, and less."""
-    square = min(height, width)
+    """Sides that a tile of such an image may have, largest first: as many pixels as the image has, and less.
+
+    A tile is square, so an image of other proportions is squeezed into it.
+    """
+    square = math.isqrt(height * width)
     return list(range(square // 16 * 16, 31, -16)) or [32]
 
 
