@@ -261,6 +261,15 @@ def test_connections_beyond_the_limit_are_refused():
     assert read_responses(transport.sent, ["GET"])[0].status == 200
 
 
+def test_clients_that_are_sent_away_take_up_no_more_than_a_few_places():
+    server = Server()
+    transports = [connect(server.http)[1] for _ in range(60)]
+    sent_away = [transport for transport in transports if transport.sent]
+    assert len(sent_away) == 58
+    assert all(read_responses(transport.sent, ["GET"])[0].status == 503 for transport in sent_away)
+    assert [transport.closing for transport in sent_away] == [False] * 32 + [True] * 26
+
+
 # ---- times ----
 
 
@@ -496,6 +505,7 @@ def test_a_handler_may_ask_for_the_end_but_not_lose_what_was_sent_ahead():
 def test_a_server_that_closes_answers_what_was_sent_to_it():
     server = ask(GET, echo=Echo(hold=True))
     idle, idle_transport = connect(server.http)
+    idle.data_received(b"\r\n")
     half, half_transport = connect(server.http)
     half.data_received(GET[:9])
     server.http.close()
@@ -510,6 +520,25 @@ def test_a_server_that_closes_answers_what_was_sent_to_it():
         assert transport.closing
     for protocol in (server.protocol, idle, half):
         assert not server.http.empty.is_set()
+        protocol.connection_lost(None)
+    assert server.http.empty.is_set()
+
+
+def test_a_server_that_closes_waits_a_moment_for_those_who_just_connected():
+    server = Server()
+    server.http.close()
+    late, late_transport = connect(server.http)
+    silent, silent_transport = connect(server.http)
+    for protocol, transport in ((server.protocol, server.transport), (late, late_transport)):
+        assert not transport.closing
+        protocol.data_received(GET[:9])
+        server.clock.run(server.clock.time() + 0.3)
+        protocol.data_received(GET[9:])
+        (found,) = read_responses(transport.sent, ["GET"])
+        assert (found.status, found.headers["connection"]) == (200, "close")
+    server.clock.run(server.clock.time() + 1.1)
+    assert silent_transport.closing
+    for protocol in (server.protocol, late, silent):
         protocol.connection_lost(None)
     assert server.http.empty.is_set()
 

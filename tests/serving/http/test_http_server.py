@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import http.client
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from hypothesis import given, settings, strategies as st
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.oip import write_request
-from evenkeel.serving.http.server import run_server
+from evenkeel.serving.http.server import _spare_descriptors, run_server
 from http_helpers import INFER, FakeGateway, images, make_app, serving, tensor_of
 
 BODY, LENGTH = write_request([tensor_of(images())], binary=True)
@@ -154,6 +155,7 @@ def test_a_kept_connection_is_served_through_the_grace_and_then_closed():
     with serving(gateway, grace_s=0.5) as running:
         used = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
         idle = socket.create_connection(("127.0.0.1", running.port), timeout=10)
+        idle.sendall(b"\r\n")
         used.request("POST", INFER, BODY, HEADERS)
         assert used.getresponse().read()
         running.loop.call_soon_threadsafe(running.stop.set)
@@ -194,7 +196,7 @@ SCRIPT = """
 import asyncio, sys
 sys.path.insert(0, {helpers!r})
 from http_helpers import FakeGateway, make_app
-from evenkeel.serving.http.server import run_server
+from evenkeel.serving.http.server import _spare_descriptors, run_server
 gateway = FakeGateway(hold={hold})
 async def main():
     app = make_app(gateway)
@@ -239,6 +241,47 @@ def test_sigterm_drains_and_still_accepts_during_the_grace(start_process):
     assert (status, headers["connection"]) == (200, "close")
     assert process.wait(10) == 0
     assert process.stdout.read() == "ended\n"
+
+
+def test_every_client_that_connected_before_the_end_is_answered(start_process):
+    process, port = start_process(hold=False, grace=0.0)
+    connections = []
+    while True:
+        if len(connections) == 300:
+            process.send_signal(signal.SIGTERM)
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+        except ConnectionRefusedError:
+            break
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        connections.append(connection)
+    assert len(connections) >= 300
+    for connection in connections:
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.close()
+    assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "connections", "raised"),
+    [
+        ((1 << 20, 1 << 20), 1000, None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 1000, None),
+        ((256, 256), 256 - 20 - 64, None),
+        ((256, 1 << 20), 1000, 20 + 1000 + 128),
+        ((256, resource.RLIM_INFINITY), 1000, 20 + 1000 + 128),
+        ((256, 600), 600 - 20 - 128, 600),
+        ((16, 16), 1, None),
+    ],
+)
+def test_clients_leave_descriptors_for_everything_else(monkeypatch, caplog, limits, connections, raised):
+    set_to = []
+    monkeypatch.setattr(os, "listdir", lambda path: ["0"] * 20)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda which, both: set_to.append(both))
+    assert _spare_descriptors(1000) == connections
+    assert set_to == ([] if raised is None else [(raised, limits[1])])
+    assert ("limit of open files" in caplog.text) == (connections < 1000)
 
 
 def test_a_second_signal_ends_at_once(start_process):

@@ -35,6 +35,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_UP_TO_BYTES = 1 << 16  # a body beyond is handed to the transport beside its head, not copied behind it
 _MOST_AHEAD = 16  # requests that a client may send before the answer to an earlier one; beyond, reading stops
 _MOST_AHEAD_BYTES = 1 << 18
+_MOST_SENT_AWAY = 32  # clients beyond the limit of connections that are told so at leisure
 _MOST_AT_ONCE = 16  # requests of one connection that are answered before other connections get their turn
 
 
@@ -149,7 +150,7 @@ class HttpServer:
         """Close idle connections now, and the others once what they have sent is answered."""
         self.closing = True
         for connection in list(self.connections):
-            connection.close_if_idle()
+            connection.close_soon()
 
     def abort(self) -> None:
         """Close all connections at once."""
@@ -168,6 +169,7 @@ class HttpConnection(asyncio.Protocol):
         "_current",
         "_ending",
         "_held_bytes",
+        "_is_new",
         "_on_late",
         "_read_paused",
         "_reader",
@@ -195,6 +197,7 @@ class HttpConnection(asyncio.Protocol):
         self._running = False
         self._held_bytes = 0  # this connection's share of the server's
 
+        self._is_new = True  # nothing has come yet
         self._ending = False  # nothing is answered any more
         self._read_paused = False
         self._write_paused = False
@@ -207,12 +210,16 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own have no common ancestor with asyncio's
         peer = transport.get_extra_info("peername")
         self.client = Client(peer[0] if isinstance(peer, tuple) else "")
-        full = len(server.connections) >= server.limits.connections
+        others = len(server.connections)
         server.connections.add(self)
         server.empty.clear()
-        if full:
+        if others >= server.limits.connections:
             self._reader.stop()
             self._refuse(Refusal(503, "too many connections are open; try again later"))
+            if others >= server.limits.connections + _MOST_SENT_AWAY:
+                self._end()  # without a wait for what it still sends
+        elif server.closing:
+            self._watch_new()
         else:
             self._watch()
 
@@ -236,6 +243,7 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read requests."""
+        self._is_new = False
         reader = self._reader
         before, read_bytes = reader.state, reader.body_bytes
         try:
@@ -309,6 +317,14 @@ class HttpConnection(asyncio.Protocol):
             self._hold(size)
             if self._is_full(size):
                 raise OverloadedError(_FULL)
+
+    def close_soon(self) -> None:
+        """Close if idle; a client that just connected gets a moment to send its request."""
+        if self._is_new:
+            self._unwatch()
+            self._watch_new()
+        else:
+            self.close_if_idle()
 
     def close_if_idle(self) -> None:
         """Close unless something is under way."""
@@ -410,6 +426,10 @@ class HttpConnection(asyncio.Protocol):
 
     def _watch(self) -> None:
         self._watching = self._server.patience[self._reader.state]
+        self._watching.add(self._on_late)
+
+    def _watch_new(self) -> None:
+        self._watching = self._server.linger_patience
         self._watching.add(self._on_late)
 
     def _unwatch(self) -> None:

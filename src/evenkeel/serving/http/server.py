@@ -1,16 +1,21 @@
 """The application on real sockets, with a shutdown that loses no accepted request.
 
 On SIGTERM or SIGINT the gateway is told to drain: readiness says 503 at once, so that load balancers look elsewhere,
-while for a short grace requests are still accepted and answered with `Connection: close`. Then the listeners and idle
-connections close, and the server ends when what was sent to it is answered, or when its patience ends. A second signal
-ends it at once.
+while for a short grace requests are still accepted and answered with `Connection: close`. Then nobody else can connect;
+those whose connection the system took before that are accepted, too, and only then the listeners and idle connections
+close. The server ends when what was sent to it is answered, or when its patience ends. A second signal ends it at once.
 """
 
 import asyncio
+import ctypes
 import logging
+import os
+import resource
+import select
 import signal
 import socket
 import stat
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +32,9 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG = 2048  # connections that wait to be accepted
 _LAST_WRITES_S = 2  # for slow readers of the last responses
+_QUEUE_S = 2.0  # for the connections that wait to be accepted when the server ends
+_RESERVE = 128  # descriptors kept free of clients: for workers that come back, remote replicas, clients sent away
+_SO_ATTACH_FILTER = 26  # of Linux
 
 
 class Drains(Protocol):
@@ -69,7 +77,8 @@ async def run_server(
     stop = stop or asyncio.Event()
     abort = asyncio.Event()
     sockets = _listen(host, port, uds)
-    http = HttpServer(app, replace(app.limits, keep_alive_s=keep_alive_s), app.headers)
+    limits = replace(app.limits, keep_alive_s=keep_alive_s, connections=_spare_descriptors(app.limits.connections))
+    http = HttpServer(app, limits, app.headers)
     signals = _heed_signals(stop, abort)
     listeners: list[asyncio.Server] = []
     try:
@@ -79,6 +88,10 @@ async def run_server(
         await stop.wait()
         gateway.start_draining()
         await _first_of(abort, abort, grace_s)
+        if uds is not None:
+            Path(uds).unlink(missing_ok=True)
+            uds = None  # another server may listen there from now on
+        await _empty_queues(sockets, abort)
         for listener in listeners:
             listener.close()
         http.close()
@@ -105,6 +118,48 @@ async def _accept(http: HttpServer, listening: socket.socket) -> asyncio.Server:
     if listening.family == socket.AF_UNIX:
         return await loop.create_unix_server(http.connect, sock=listening, backlog=_BACKLOG)
     return await loop.create_server(http.connect, sock=listening, backlog=_BACKLOG)
+
+
+async def _empty_queues(sockets: list[socket.socket], abort: asyncio.Event) -> None:
+    """Let nobody else connect, and wait until all who did are accepted: closing would reset them."""
+    waiting = select.poll()
+    for listening in sockets:
+        _shut_out(listening)
+        waiting.register(listening, select.POLLIN)
+    until_s = asyncio.get_running_loop().time() + _QUEUE_S
+    while waiting.poll(0) and not abort.is_set() and asyncio.get_running_loop().time() < until_s:
+        await asyncio.sleep(0.001)
+
+
+def _shut_out(listening: socket.socket) -> None:
+    """Drop what further clients send to connect, on Linux. They try again, and are refused by the closed port."""
+    code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # a filter program: return 0, take nothing
+    with suppress(OSError):
+        listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(code)))
+
+
+def _spare_descriptors(connections: int) -> int:
+    """How many clients may be connected, at most `connections`, so that descriptors are left for everything else.
+
+    The soft limit of descriptors is raised as far as that takes and the hard one lets.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = len(os.listdir("/dev/fd"))
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    wanted = taken + connections + _RESERVE
+    if soft < wanted and hard != soft:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = max(1, soft - taken - min(_RESERVE, soft // 4))
+    if room < connections:
+        _log.warning(
+            "the limit of open files, %d, leaves room for %d clients instead of %d; raise it (ulimit -n, LimitNOFILE)",
+            soft,
+            room,
+            connections,
+        )
+    return min(room, connections)
 
 
 def _listen(host: str | None, port: int, uds: str | Path | None) -> list[socket.socket]:
