@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import evenkeel  # noqa: F401 - before any test imports onnxruntime, which it keeps from sending usage data
+
 TESTS = Path(__file__).parent
 # What `pip install evenkeel[train]` brings.
 EXTRAS = {"numba", "onnx", "pyarrow", "torch"}

@@ -103,6 +103,8 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         ({"codes": [{"kind": "replicate", "run": "python:m:make"}]}, r"codes\[0\].run: replaces the file of a card"),
         ({"codes": [{"kind": "magic"}]}, r"codes\[0\].kind: unknown code 'magic'"),
         ({"max_body": "much"}, "max_body: expected a size like 64MiB"),
+        ({"decode_processes": 0}, "decode_processes: expected a whole number from 1 to 256"),
+        ({"decode_memory": "little"}, "decode_memory: expected a size like 64MiB"),
         ({"delay": "two-mode:scael=1"}, "scael"),
         ([], "configuration: expected fields, found"),
         ("text", "configuration: expected fields"),

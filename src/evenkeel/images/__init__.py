@@ -1,1 +1,1 @@
-"""A user's images: sources of every form, and their pixels."""
+"""Reads a user's images, of every form, and makes pixels of them."""

@@ -40,7 +40,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 def rgb_pixels(
     image: bytes | NDArray[np.uint8], height: int, width: int, interpolation: Filter = DEFAULT_FILTER
 ) -> NDArray[np.uint8]:
-    """`image` as uint8 `[height, width, 3]`; one of that size is not touched.
+    """Gives `image` as uint8 `[height, width, 3]`; one of that size is not touched.
 
     Args:
         image: bytes of an image file, or pixels [h, w] or [h, w, 1..4 channels].
@@ -62,7 +62,7 @@ def rgb_pixels(
 
 
 def decoded(data: bytes) -> NDArray[np.uint8]:
-    """The bytes of an image file as uint8 `[height, width, 3]` in its own size; errors as for `rgb_pixels`."""
+    """Decodes the bytes of an image file to uint8 `[height, width, 3]` in its own size; errors as for `rgb_pixels`."""
     return np.asarray(_decoded(data, None, DEFAULT_FILTER))
 
 
@@ -84,7 +84,8 @@ def _decoded(data: bytes, wanted: tuple[int, int] | None, interpolation: Filter)
         _refuse_unknown(data)
     # Pillow's readers raise many kinds (OSError, SyntaxError, struct.error, ...) on damaged files.
     except Exception as error:
-        raise UnreadableImageError(f"cannot be decoded: {error}; is the file complete?") from error
+        why = str(error) or type(error).__name__
+        raise UnreadableImageError(f"cannot be decoded: {why}; is the file complete?") from error
 
 
 def _picture(
@@ -112,7 +113,7 @@ def _picture(
 
 
 def _plain_colours(image: Image.Image, form: str | None) -> Image.Image:
-    """The image in RGB or grey, 8 bits each, without transparency."""
+    """Gives the image in RGB or grey, 8 bits each, without transparency."""
     if image.mode in ("RGB", "L"):
         return image
     # Pillow clips wider numbers at 255 instead of scaling them, which turns a photograph white.

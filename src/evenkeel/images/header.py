@@ -33,7 +33,7 @@ _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # bytes
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says of itself.
+    """Holds what an image file says of itself.
 
     Attributes:
         form: its format, one of `FORMATS`.
@@ -51,11 +51,11 @@ class ImageHeader:
 
     @property
     def pixels(self) -> int:
-        """How many it has."""
+        """Counts its pixels."""
         return self.width * self.height
 
     def decoding_bytes(self, side: int) -> int:
-        """Memory that decoding it for a picture of `side` pixels takes at most, about.
+        """Estimates the memory that decoding it for a picture of `side` pixels takes at most, in bytes.
 
         Pillow keeps a pixel in 4 bytes, and another 4 where the colours have to be converted; its reader of WebP keeps
         two canvases and a copy besides. A JPEG is decoded at a half, a quarter or an eighth of its size where that
@@ -72,12 +72,12 @@ class ImageHeader:
 
 
 def is_image_file(data: bytes) -> bool:
-    """Whether `data` begins like an image file of a known format."""
+    """Says whether `data` begins like an image file of a known format."""
     return _reader(data) is not None
 
 
 def read_header(data: bytes) -> ImageHeader | None:
-    """What the image file `data` says of its size; None where it has no known format.
+    """Reads what the image file `data` says of its size; gives None where it has no known format.
 
     Raises:
         UnreadableImageError: its header is damaged.

@@ -1,4 +1,4 @@
-"""A user's images in memory: read from a folder, Parquet, npz or IDX files, all of one size."""
+"""Reads a user's images into memory: from a folder, Parquet, npz or IDX files, all of one size."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _REPORT_EVERY = 250
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size.
+    """Holds images of one size.
 
     Attributes:
         pixels: uint8 [n, height, width, 3].
@@ -48,7 +48,7 @@ class ImageSet:
         return len(self.pixels)
 
     def take(self, indices: Sequence[int] | Indices) -> "ImageSet":
-        """The images at `indices`, in that order, with their labels; what was skipped stays with the whole."""
+        """Takes the images at `indices`, in that order, with their labels; what was skipped stays with the whole."""
         places = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[places]
         return ImageSet(self.pixels[places], labels, self.class_names)
@@ -70,7 +70,7 @@ def read_images(
     interpolation: Filter = DEFAULT_FILTER,
     report: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """The images at `path`, each scaled and cut to `height` x `width`.
+    """Reads the images at `path`, each scaled and cut to `height` x `width`.
 
     Forms: a folder tree of image files (labels: its sub-folders in sorted order; a single one, or none, gives no
     labels); a Parquet file or a folder of them (image files or `{bytes, path}` in one column; a row with a list
@@ -142,7 +142,7 @@ def read_images(
 
 
 class _Skipped:
-    """A count, with the first names and reasons."""
+    """Counts images that were skipped, and keeps the first names and reasons."""
 
     def __init__(self, begin: Sequence[tuple[str, str]]) -> None:
         self.names = list(begin[:MOST_NAMES])
@@ -190,7 +190,7 @@ def _open(path: Path, labels_from: str, split: str | None) -> ImageSource:
 
 
 def _spread(count: int, limit: int | None) -> Indices:
-    """Numbers of at most `limit` of `count` images: one drawn from each of `limit` equal stretches."""
+    """Chooses at most `limit` of `count` images: one drawn from each of `limit` equal stretches."""
     if limit is None or limit >= count:
         return np.arange(count, dtype=np.int64)
     edges = np.arange(limit + 1, dtype=np.int64) * count // limit

@@ -24,7 +24,7 @@ _GAP = 3.0
 
 
 def centre_box(rows: int, columns: int, height: int, width: int) -> Box:
-    """The largest part in the middle of `rows` x `columns` pixels that has the proportions of `height` x `width`."""
+    """Finds the largest middle part of `rows` x `columns` pixels that has the proportions of `height` x `width`."""
     scale = min(columns / width, rows / height)
     left, top = max(0.0, columns - scale * width) / 2, max(0.0, rows - scale * height) / 2
     return (left, top, columns - left, rows - top)
@@ -33,7 +33,7 @@ def centre_box(rows: int, columns: int, height: int, width: int) -> Box:
 def resize_image(
     image: Image.Image, height: int, width: int, box: Box | None = None, interpolation: Filter = DEFAULT_FILTER
 ) -> Image.Image:
-    """`image`, or the part of it in `box`, scaled to `height` x `width`; itself where there is nothing to do.
+    """Scales `image`, or the part of it in `box`, to `height` x `width`; gives itself where there is nothing to do.
 
     Shrinking is antialiased (the filter's reach grows with the factor), except with "nearest". It takes no more memory
     than the larger of the two pictures does.
@@ -54,7 +54,7 @@ def resize_image(
 def resized(
     picture: NDArray[Any], height: int, width: int, box: Box | None = None, interpolation: Filter = DEFAULT_FILTER
 ) -> NDArray[Any]:
-    """`picture` [h, w, 3], uint8 or floating point, scaled as by `resize_image`; floating point becomes float32."""
+    """Scales `picture` [h, w, 3], uint8 or floating point, as `resize_image` does; floating point becomes float32."""
     if picture.dtype == np.uint8:
         image = Image.fromarray(np.ascontiguousarray(picture))
         return np.asarray(resize_image(image, height, width, box, interpolation))

@@ -41,7 +41,7 @@ def open_session(file: Path, threads: int = 1) -> Any:
 
 
 def external_files(content: bytes) -> list[str]:
-    """Names of the files beside the model that hold its weights.
+    """Names the files beside the model that hold its weights.
 
     Found by the bytes of an entry with key `location`, since reading the graph would need the package onnx.
     """

@@ -23,7 +23,7 @@ NEVER = float("inf")
 
 def run(use: Callable[[ImageProcess], Awaitable[None]]) -> None:
     async def used() -> None:
-        process = ImageProcess(4, 5, "lanczos", 1 << 28)
+        process = ImageProcess(4, 5, "lanczos")
         try:
             await use(process)
         finally:

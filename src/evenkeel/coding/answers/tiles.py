@@ -1,4 +1,4 @@
-"""Making a small picture of an item: crop, shrink, normalise, in the layout and datatype that a model takes."""
+"""Makes a small picture of an item: cropped or squeezed, scaled, normalised, in the layout and datatype of a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype(np.uint8), "FP32": np.dty
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a model takes pixels, and how items come.
+    """Says how a model takes pixels, and how items come.
 
     Items are pixel values 0..255, uint8 or floating point. Where the model does not normalise by itself, `normalise`
     is true and `(x / 255 - mean) / std` is applied here, so that it happens exactly once.
@@ -45,7 +45,7 @@ class Pixels:
 
     @classmethod
     def from_card(cls, card: ModelCard, item_layout: Layout | None = None) -> "Pixels":
-        """What the card tells."""
+        """Reads it from a card."""
         return cls(
             card.layout,
             card.datatype,
@@ -58,15 +58,15 @@ class Pixels:
 
     @property
     def dtype(self) -> "np.dtype[Any]":
-        """The datatype in numpy's terms."""
+        """Gives the datatype in numpy's terms."""
         return _DTYPES[self.datatype]
 
     def shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape of one picture in the model's layout."""
+        """Gives the shape of one picture in the model's layout."""
         return (height, width, 3) if self.layout == "NHWC" else (3, height, width)
 
     def upright(self, item: Array) -> Array:
-        """A view of the item as `[height, width, 3]`.
+        """Gives a view of the item as `[height, width, 3]`.
 
         Raises:
             CodeError: no picture with three channels in the item's layout, not numbers, or not finite.
@@ -84,7 +84,7 @@ class Pixels:
         return item if layout == "NHWC" else item.transpose(1, 2, 0)
 
     def finish(self, picture: Array) -> Array:
-        """The picture `[height, width, 3]` as the model takes it."""
+        """Makes the picture `[height, width, 3]` what the model takes."""
         if self.datatype == "UINT8":
             if picture.dtype != np.uint8:
                 picture = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
@@ -115,11 +115,11 @@ class Tile:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of a tile in the model's layout."""
+        """Gives the shape of a tile in the model's layout."""
         return self.pixels.shape(self.height, self.width)
 
     def make(self, item: Array) -> Array:
-        """The tile of one item; the item itself, not a copy, when there is nothing to do.
+        """Makes the tile of one item; gives the item itself, not a copy, when there is nothing to do.
 
         Shrinking is antialiased (the filter's support grows with the factor), except with "nearest".
 

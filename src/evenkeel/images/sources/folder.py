@@ -1,4 +1,4 @@
-"""Images as files in a folder tree: each sub-folder a class."""
+"""Reads image files in a folder tree: each sub-folder is a class."""
 
 import os
 import stat
@@ -17,7 +17,7 @@ _MOST_BYTES = 1 << 30  # of one file; more than any image that is taken has
 
 
 class FolderSource(ImageSource):
-    """Image files below `folder`; hidden files and folders are passed over.
+    """Reads image files below `folder`; hidden files and folders are passed over.
 
     The sub-folders of the folder itself are the classes, in sorted order, empty ones too, so that a class has the same
     number in every part of a data set; deeper folders belong to the class above them. A single sub-folder tells nothing
@@ -50,7 +50,7 @@ class FolderSource(ImageSource):
             self.class_names = tuple(self._numbers)
 
     def entries(self, chosen: Indices) -> Iterator[Entry]:
-        """The chosen files, by path in sorted order."""
+        """Gives the chosen files, by path in sorted order."""
         for number in chosen.tolist():
             path = self._files[number]
             inside = path.relative_to(self._folder)
@@ -68,7 +68,7 @@ def _content(path: Path) -> bytes:
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether any file below `folder` has the name of an image file."""
+    """Says whether any file below `folder` has the name of an image file."""
     return any(path.suffix.lower() in SUFFIXES for path in _walk(folder))
 
 
@@ -90,7 +90,7 @@ def _classes(folder: Path, files: list[Path]) -> dict[str, int] | None:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file below `folder` in sorted order, through links too, but into no folder twice."""
+    """Finds every file below `folder` in sorted order, through links too, but looks into no folder twice."""
     seen = set()
     waiting = [folder]
     while waiting:

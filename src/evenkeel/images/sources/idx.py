@@ -1,4 +1,4 @@
-"""Images in IDX files, as MNIST and its successors come. Source: LeCun, Cortes and Burges, the page of MNIST."""
+"""Reads images in IDX files, as MNIST and its successors come. Source: LeCun, Cortes and Burges, the page of MNIST."""
 
 import gzip
 import lzma
@@ -26,7 +26,7 @@ _DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error)
 
 
 class IdxSource(ImageSource):
-    """Grey images [n, h, w] (or [n, h, w, 3]) of an IDX file, plain, .gz or .xz.
+    """Reads grey images [n, h, w] (or [n, h, w, 3]) of an IDX file, plain, .gz or .xz.
 
     Labels are in the file beside it whose name says `labels` and `idx1` instead of `images` and `idx3`, packed or not,
     or in the file that `labels_from` names.
@@ -56,14 +56,14 @@ class IdxSource(ImageSource):
         self._labels = labels.astype(np.int64)
 
     def entries(self, chosen: Indices) -> Iterator[Entry]:
-        """The chosen rows."""
+        """Gives the chosen rows."""
         for number in chosen.tolist():
             label = None if self._labels is None else int(self._labels[number])
             yield Entry(f"{self._name}[{number}]", label, partial(_row, self._images, number))
 
 
 def is_idx(path: Path) -> bool:
-    """Whether the file begins like an IDX file, once unpacked."""
+    """Says whether the file begins like an IDX file, once unpacked."""
     try:
         with _opened(path) as file:
             begin = file.read(4)

@@ -1,4 +1,4 @@
-"""Images as arrays in an npz file."""
+"""Reads images that are arrays in an npz file."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +16,7 @@ __all__ = ["NpzSource"]
 
 
 class NpzSource(ImageSource):
-    """`images` and, where there are any, `labels` [n] of an npz file; nothing in it is unpickled.
+    """Reads `images` and, where there are any, `labels` [n] of an npz file; nothing in it is unpickled.
 
     `images`: uint8 [n, h, w, c], [n, c, h, w] or [n, h, w] with c of 1 (grey), 3 or 4, told apart by shape; or the
     bytes of n image files as an array of dtype `S` or `V`. Labels are whole numbers, or strings (numbered in sorted
@@ -51,7 +51,7 @@ class NpzSource(ImageSource):
             raise ConfigurationError(f"{path}: {self.count:,} images but {len(self._labels):,} labels")
 
     def entries(self, chosen: Indices) -> Iterator[Entry]:
-        """The chosen rows."""
+        """Gives the chosen rows."""
         for number in chosen.tolist():
             label = None if self._labels is None else int(self._labels[number])
             yield Entry(f"{self._name}[{number}]", label, partial(_row, self._images, number))

@@ -1,4 +1,4 @@
-"""Images as rows of Parquet files, as data sets are published on model hubs. Read batch by batch, never as a whole."""
+"""Reads images in rows of Parquet files, as model hubs publish data sets: batch by batch, never as a whole."""
 
 import json
 import math
@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 64  # images of ten megabytes must fit as well as those of one k
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """All Parquet files below `folder`, in sorted order."""
+    """Finds all Parquet files below `folder`, in sorted order."""
     return sorted(
         path
         for path in folder.rglob("*.parquet")
@@ -47,7 +47,7 @@ class _File:
 
 
 class ParquetSource(ImageSource):
-    """Images of one or more Parquet files of the same columns.
+    """Reads images of one or more Parquet files of the same columns.
 
     Image files stand in a column of bytes, or of `{bytes, path}`, which has one of the usual names or is the only one
     of such a type. Labels are whole numbers or strings in the first of the usual columns; names of numbered labels come
@@ -110,7 +110,7 @@ class ParquetSource(ImageSource):
                 raise ConfigurationError(f"{what}: label {numbers.max()}, but only {len(self.class_names)} names")
 
     def entries(self, chosen: Indices) -> Iterator[Entry]:
-        """The chosen images, file by file and batch by batch."""
+        """Gives the chosen images, file by file and batch by batch."""
         begin = 0
         for number, part in enumerate(self._parts):
             ends = begin + np.cumsum(part.images)
@@ -137,7 +137,7 @@ class ParquetSource(ImageSource):
                 yield Entry(f"{name}[{place}]", label, partial(sheet.tile, place))
 
     def _images(self, part: _File, rows: NDArray[np.int64]) -> Iterator[Any]:
-        """The image column's values in `rows`, which rise."""
+        """Gives the image column's values in `rows`, which rise."""
         if not len(rows):
             return
         file = _opened(part.path)
@@ -191,7 +191,7 @@ class ParquetSource(ImageSource):
 
 
 class _Sheet:
-    """A picture of k x k images, decoded when the first of them is asked for."""
+    """Cuts a picture into k x k images; it is decoded when the first of them is wanted."""
 
     def __init__(self, image: Any, across: int) -> None:
         self._image = image
@@ -199,7 +199,7 @@ class _Sheet:
         self._pixels: NDArray[np.uint8] | None = None
 
     def tile(self, place: int) -> RawImage:
-        """Image number `place`, row by row."""
+        """Gives image number `place`, counted row by row."""
         across = self._across
         if self._pixels is None:
             self._pixels = decoded(_bytes_of(self._image))

@@ -1,4 +1,4 @@
-"""The seam of every form that images are kept in: how many there are, and some of them one by one."""
+"""Defines the interface of every form that images are kept in: how many there are, and some of them one by one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ RawImage = bytes | NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image that has not been read yet.
+    """Names one image that has not been read yet.
 
     Attributes:
         name: as a user would look it up.
@@ -38,7 +38,7 @@ class Entry:
 
 
 class ImageSource(ABC):
-    """Images in one place. What is wrong with the place as a whole is refused on opening, with a ConfigurationError.
+    """Gives images of one place. A place that is wrong as a whole is refused on opening, with a ConfigurationError.
 
     Attributes:
         count: how many images there are to choose from.
@@ -56,11 +56,11 @@ class ImageSource(ABC):
 
     @abstractmethod
     def entries(self, chosen: Indices) -> Iterator[Entry]:
-        """The images with the numbers `chosen` (rising, each at most once), in that order; all or none have labels."""
+        """Gives the images numbered `chosen` (rising, each at most once), in that order; all or none have labels."""
 
 
 def numbered(values: NDArray[Any], what: str) -> tuple[Indices, tuple[str, ...] | None]:
-    """Labels as numbers, and their names where `values` [n] (or [n, 1]) are strings: in sorted order.
+    """Gives labels as numbers, and their names where `values` [n] (or [n, 1]) are strings: in sorted order.
 
     Raises:
         ConfigurationError: neither whole numbers from 0 nor strings; `what` says whose labels they are.

@@ -27,26 +27,26 @@ _START_S = 30.0  # for a process to be ready, on a machine that is busy
 _MOST_S = 10.0
 # A process is not killed sooner: starting another takes longer than most images do.
 _LEAST_S = 0.25
-_MEMORY_BESIDE = 1 << 30  # bytes: of address space for Python, its libraries, and the file itself
+# Address space. Our limits on sizes keep well below; this one is for what they do not foresee.
+_MOST_MEMORY = 3 << 30
 
 
 class ImageProcess:
-    """A process that decodes: started when it is needed, and again after it had to be killed.
+    """Decodes in a process that is started when it is needed, and again after it had to be killed.
 
     Args:
         height: of every picture, pixels.
         width: the same.
         interpolation: how files are scaled.
-        memory: bytes that decoding one file may take.
     """
 
-    def __init__(self, height: int, width: int, interpolation: Filter, memory: int) -> None:
-        self._arguments = [str(height), str(width), interpolation, str(memory + _MEMORY_BESIDE)]
+    def __init__(self, height: int, width: int, interpolation: Filter) -> None:
+        self._arguments = [str(height), str(width), interpolation]
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
     async def decode(self, data: bytes, until_s: float) -> bytes:
-        """The pixels of an image file, row by row; the process is killed when it takes too long.
+        """Gives the pixels of an image file, row by row; the process is killed when it takes too long.
 
         Args:
             data: the file.
@@ -93,7 +93,7 @@ class ImageProcess:
                 process.wait()
 
     async def _ready(self) -> socket.socket:
-        """The connection to a process that waits for a file."""
+        """Gives the connection to a process that waits for a file."""
         if self._socket is not None:
             return self._socket
         ours, theirs = socket.socketpair()
@@ -128,7 +128,7 @@ class ImageProcess:
 
 
 async def _received(link: socket.socket) -> tuple[bool, bytes]:
-    """The next message of the process."""
+    """Reads the next message of the process."""
     good, size = _REPLY.unpack(await _read(link, _REPLY.size))
     return good, await _read(link, size)
 
@@ -145,11 +145,10 @@ async def _read(link: socket.socket, size: int) -> bytes:
 
 
 def main(arguments: list[str]) -> None:
-    """Decode files until the connection ends: the arguments are its descriptor, the parent, height, width and so on."""
-    number, parent, height, width, interpolation, memory = arguments
+    """Decodes files until the connection ends; see `ImageProcess._ready` for the arguments."""
+    number, parent, height, width, interpolation = arguments
     end_with_parent(int(parent))
-    # Our limits keep well below; this one is for what they do not foresee.
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
     with socket.socket(fileno=int(number)) as link, link.makefile("rwb") as file:
         _reply(file, True, b"")
         while len(begin := file.read(_LENGTH.size)) == _LENGTH.size:

@@ -1,4 +1,4 @@
-"""Makes image files into model input, away from the event loop.
+"""Turns image files into model input, away from the event loop.
 
 A file becomes one row of pixel values 0..255 in the card's layout and datatype, decoded and scaled as everywhere else
 (`images/decode.py`). What its header says is looked at first: a file that would take too much is refused before it is
@@ -29,7 +29,7 @@ _LARGE_BYTES = 32 << 20
 
 
 def from_pixels(pixels: Array, card: ModelCard) -> Array:
-    """Rows `[n, H, W, 3]` of uint8 in the card's layout and datatype, contiguous; values stay 0..255."""
+    """Puts rows `[n, H, W, 3]` of uint8 into the card's layout and datatype, contiguous; values stay 0..255."""
     if card.layout == "NCHW":
         pixels = pixels.transpose(0, 3, 1, 2)
     return np.ascontiguousarray(pixels, dtype=np.uint8 if card.datatype == "UINT8" else np.float32)
@@ -64,13 +64,13 @@ class ImageDecoder:
         self._side = max(card.height, card.width)
         self._idle: asyncio.LifoQueue[ImageProcess] = asyncio.LifoQueue()
         for _ in range(processes):
-            self._idle.put_nowait(ImageProcess(card.height, card.width, card.interpolation, most_bytes))
+            self._idle.put_nowait(ImageProcess(card.height, card.width, card.interpolation))
         self._large = asyncio.Semaphore(max(1, processes - 1))
         self._jobs: set[asyncio.Task[Array]] = set()
         self._running: set[asyncio.Task[Any]] = set()
 
     async def decode_all(self, files: Sequence[bytes], until_s: float = math.inf) -> Array:
-        """Rows `[n, ...]` in the card's layout and datatype.
+        """Decodes files to rows `[n, ...]` in the card's layout and datatype.
 
         Args:
             files: image files.
@@ -148,7 +148,7 @@ class ImageDecoder:
             job.exception()  # several files may be bad; only the first is reported, the others are not forgotten
 
     async def _decode(self, data: bytes, row: int, cost: int, until_s: float) -> Array:
-        """One file as uint8 `[H, W, 3]`."""
+        """Decodes one file to uint8 `[H, W, 3]`."""
         async with self._large if cost > _LARGE_BYTES else nullcontext():
             process = await self._idle.get()
             job = asyncio.current_task()
