@@ -22,6 +22,7 @@ RELIABILITY = ((0.4, 0.6, 3, 0.5), (0.6, 0.8, 10, 0.7), (0.9, 1.0, 100, 0.99))
 @pytest.mark.parametrize("card", [CLASSIFIER, COLLAGE, DETECTOR, SUM, CONCAT])
 def test_a_card_is_read_as_it_was_written(card, tmp_path):
     card = dataclasses.replace(card, accuracy=Measured(0.9, 0.8, 0.95, 100, "so"), reliability=RELIABILITY)
+    card = dataclasses.replace(card, agreement_elsewhere=card.accuracy, largest_class_share=0.9)
     save_card(card, tmp_path / "card.json")
     assert load_card(tmp_path / "card.json") == card
 
@@ -60,6 +61,10 @@ def test_a_card_without_the_newer_fields_is_still_read(tmp_path):
         (SUM, {"group": True}, "'group' must be a positive integer, found True"),
         (SUM, {"datatype": "UINT8"}, "'datatype' must be FP32 for a sum of items"),
         (CONCAT, {"grid": 2}, "'grid' must be 1 for a parity"),
+        (COLLAGE, {"min_confidence": -0.1}, "'min_confidence' must be a number from 0 to 2"),
+        (COLLAGE, {"min_confidence": "0.5"}, "'min_confidence' must be a number from 0 to 2"),
+        (CLASSIFIER, {"min_confidence": 0.5}, "'min_confidence' is only known of a collage"),
+        (CLASSIFIER, {"classes": ("a", "caf\udce9")}, "'classes' holds a name that cannot be written as UTF-8"),
         (COLLAGE, {"reliability": "all"}, "'reliability' must list rows"),
         (COLLAGE, {"reliability": (0.1, 0.2)}, "'reliability' must list rows"),
         (COLLAGE, {"reliability": ((0.1, 0.2, 3),)}, "'reliability' must list rows"),

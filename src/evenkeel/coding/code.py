@@ -59,6 +59,7 @@ class Code(ABC):
         model: the model that runs the spare tasks.
         systematic: primary tasks are the items themselves, so that their replies are exact answers.
         uses_primaries: decoding a spare needs primary replies too (parity), so it is worth trying again at each.
+        min_confidence: answers of spares that are less sure are not good enough to be used.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Code(ABC):
     model: str
     systematic: bool = True
     uses_primaries: bool = False
+    min_confidence: float = 0.0
 
     def prepare(self, item: Array) -> Array:
         """What the code keeps of an item until a group is encoded, e.g. a shrunk tile. May take long."""

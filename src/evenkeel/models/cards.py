@@ -76,6 +76,11 @@ class ModelCard:
     relative_cost: float = 1.0  # one pass of this model / one pass of the classifier it backs up, measured
     accuracy: Measured | None = None  # against labels
     agreement: Measured | None = None  # with the classifier it backs up
+    agreement_elsewhere: Measured | None = None  # on images that are not given the largest class
+    largest_class_share: float | None = (
+        None  # of the classifier's answers: agreement of always saying the largest class
+    )
+    min_confidence: float = 0.0  # fills that are less sure are not used; above 1: none is
     # Rows [confidence low, high, count, accuracy], rising: how often answers of such a confidence are right.
     reliability: tuple[tuple[float, float, int, float], ...] | None = None
     notes: dict[str, Any] = field(default_factory=dict)  # how it was trained, on what machine, from which data
@@ -117,7 +122,7 @@ def load_card(path: str | Path) -> ModelCard:
         raise ConfigurationError(f"model card {path}: expected a JSON object, found {type(raw).__name__}")
     if raw.pop("evenkeel_card", None) != FORMAT:
         raise ConfigurationError(f"model card {path}: field 'evenkeel_card' must be {FORMAT}")
-    for share in ("accuracy", "agreement"):
+    for share in ("accuracy", "agreement", "agreement_elsewhere"):
         if raw.get(share) is not None:
             try:
                 raw[share] = Measured(**raw[share])
@@ -181,6 +186,11 @@ def _check(card: ModelCard, path: Path) -> None:
         refuse("std", "must be above zero")
     if not isinstance(card.temperature, (int, float)) or not 0 < card.temperature < 1e6:
         refuse("temperature", "must be a number above zero")
+    least = card.min_confidence
+    if not isinstance(least, (int, float)) or isinstance(least, bool) or not 0 <= least <= 2:
+        refuse("min_confidence", f"must be a number from 0 to 2, found {least!r}")
+    if least and card.kind != "collage":
+        refuse("min_confidence", "is only known of a collage")
     if card.kind in ("collage", "detector"):
         if card.height != card.grid * card.tile_side or card.width != card.grid * card.tile_side:
             refuse("tile_side", f"times grid must equal height and width ({card.height} x {card.width})")

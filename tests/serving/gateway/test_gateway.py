@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from evenkeel.backends.fake import FakeBackend
 from evenkeel.coding.answers.berrut import Berrut
+from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.replicate import Replicate
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.code import Code
@@ -15,7 +16,7 @@ from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, Ove
 from evenkeel.serving.gateway.gateway import Gateway
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import Trigger, preset
-from gateway_helpers import Scene, answer, picture
+from gateway_helpers import FORM, Scene, answer, picture
 
 
 def warm(scene, count=30):
@@ -173,6 +174,18 @@ def test_an_unsure_fill_is_not_used_and_the_item_is_hedged():
     assert scene.stats.unsure_fills == 1  # the other item was answered by then
     assert scene.stats.hedges == 1
     assert max(scene.latencies) == 2.5
+
+
+@pytest.mark.parametrize(("least", "asked", "filled"), [(0.0, None, True), (0.9, None, False), (0.9, 0.1, False)])
+def test_a_code_whose_card_asks_for_confidence_fills_no_unsure_item(least, asked, filled):
+    """Below it rare classes are filled wrongly; a request may ask for more, and not for less."""
+    code = Collage(2, 1, FORM, min_confidence=least, model="c2")
+    scene = Scene(codes=(code,), height=0.1)
+    scene.slow(1)
+    scene.send(2, min_confidence=asked)
+    scene.run()
+    assert ("collage" in scene.sources) is filled
+    assert scene.stats.hedges == (not filled)
 
 
 def test_a_late_item_whose_fill_turns_out_unsure_is_hedged_at_once():

@@ -648,3 +648,39 @@ def test_what_takes_long_says_how_far_it_is(folder: Path, tmp_path: Path) -> Non
     result = run(folder, tmp_path / "out", "--epochs", "0.1")
     assert "reading images.npz: 700 of 700" in result.output
     assert "3x3: measuring sizes, at most: 3 of" in result.output
+
+
+def rare(path: Path) -> Path:
+    """Images of which the classifier gives 24 in 25 one class, and the others another."""
+    common, other = PIXELS[LABELS == 3].repeat(20, axis=0)[:1200], PIXELS[LABELS == 4][:50]
+    np.savez(path, images=np.concatenate([common, other]))
+    return path
+
+
+def test_rare_classes_are_told_apart_and_not_filled_wrongly(folder: Path, tmp_path: Path) -> None:
+    """A network that has learned nothing says the largest class, and agrees in 96 %."""
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", "--held-out", "400", images=str(rare(tmp_path / "r.npz")))
+    assert result.exit_code == 0, result.output
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.largest_class_share is not None
+    assert card.agreement is not None
+    assert card.agreement_elsewhere is not None
+    assert card.largest_class_share == pytest.approx(0.96, abs=0.03)
+    assert card.agreement.value > 0.9 > card.agreement_elsewhere.value
+    assert {row[0] for row in card.notes["agreement_by_class"]} == {"3", "4"}
+    assert card.min_confidence > 0
+    assert card.notes["above_min_confidence"]["elsewhere_filled_wrongly"] <= 3
+    assert "3 is 9" in result.output
+    assert "lowest by class: 4 " in result.output
+    assert "since rare classes would be filled wrongly" in result.output or "lets no fill through" in result.output
+    assert "always saying 3 would agree" in result.output
+    assert Collage.from_card(card).min_confidence == card.min_confidence
+
+
+def test_a_rare_class_that_was_learned_is_filled(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--epochs", "8", "--held-out", "400", images=str(rare(tmp_path / "r.npz")))
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.agreement_elsewhere is not None
+    assert card.agreement_elsewhere.value > 0.8
+    assert card.min_confidence == 0
+    assert "WARNING" not in result.output

@@ -35,6 +35,7 @@ class Collage(Code):
         pixels: how the model takes pixels.
         squeezed: whether an item that is not square is squeezed into its box; else its middle square is cut out.
         mirrored: whether free boxes show items mirrored; else they are blank.
+        min_confidence: of an answer that is good enough to be used.
         model: name of the Collage-CNN.
     """
 
@@ -47,6 +48,7 @@ class Collage(Code):
         pixels: Pixels | None = None,
         squeezed: bool = False,
         mirrored: bool = False,
+        min_confidence: float = 0.0,
         model: str = "collage",
     ) -> None:
         self.grid = at_least_one("grid", grid)
@@ -54,6 +56,7 @@ class Collage(Code):
         self.scores = scores
         self.pixels = Pixels() if pixels is None else pixels
         self.mirrored = mirrored
+        self.min_confidence = min_confidence
         self.model = model
         self.name = f"collage{grid}x{grid}"
         self.most_items = grid * grid
@@ -82,6 +85,7 @@ class Collage(Code):
             pixels=Pixels.from_card(card, item_layout),
             squeezed=card.squeezed,
             mirrored=card.mirrored,
+            min_confidence=card.min_confidence,
             model=card.name,
         )
 

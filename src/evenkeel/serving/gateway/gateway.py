@@ -120,6 +120,8 @@ class Gateway:
             on_answer=self._on_fill,
             on_lost=self._fail,
         )
+        # What a code's model is known to do well enough; a request may ask for more.
+        self._min_confidences = {code.name: code.min_confidence for code in codes}
         for backend in (*replicas, *backups):
             backend.on_change = self._on_backend_change
 
@@ -373,7 +375,7 @@ class Gateway:
         """A spare tells an answer: keep it for when the item is late, or use it if it need not wait for that."""
         now = self._clock.time()
         exact = answer.source == "exact"
-        if not exact and answer.confidence < item.min_confidence:
+        if not exact and answer.confidence < max(item.min_confidence, self._min_confidences.get(code, 0.0)):
             self._on_unsure(item, now)
             return
         if item.fill is None or exact or answer.confidence > item.fill[0].confidence:

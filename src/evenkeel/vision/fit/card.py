@@ -1,5 +1,6 @@
 """A fitted network's files: its ONNX file, what was measured of that file, and the card that says so."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,6 +16,7 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.images.image_set import ImageSet
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard, save_card
+from evenkeel.models.gate import by_class, gate
 from evenkeel.models.measure import (
     ModelSession,
     fit_temperature,
@@ -27,9 +29,10 @@ from evenkeel.vision.fit.loop import MEAN, STD
 from evenkeel.vision.networks.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
 from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_name, write_onnx
 
-__all__ = ["Asked", "told", "write_model"]
+__all__ = ["Asked", "told", "told_of_classes", "write_model"]
 
 _LATENCY_ROUNDS = 200
+_WEAKEST = 5  # classes
 _MEASURED_AGAIN = 3  # times, where a pass seems to cost more than it may
 _SEEN = 100  # collages that set the scales of 8-bit convolutions
 
@@ -126,8 +129,8 @@ def write_model(
         # Right and left may mean something, in digits for example: whether they do is measured, not assumed.
         mirrored=gain is not None and gain >= 0,
         **_calibration(session, card, held),
-        **_quality(session, card, shown),
     )
+    card = _with_quality(session, card, shown)
     save_card(card, out / f"{name}.json")
     return card
 
@@ -148,6 +151,39 @@ def told(card: ModelCard) -> str:
         f"{card.name}: {accuracy}{agreement}cost {card.relative_cost:.2f} ({card.latency_ms:.2f} ms, "
         f"{card.macs / 1e6:.0f} million multiply-accumulates, {card.parameters:,} parameters)"
     )
+
+
+def told_of_classes(card: ModelCard) -> list[str]:
+    """What agreement is worth class by class, line by line: it hides classes that are rare."""
+    assert card.agreement is not None
+    assert card.largest_class_share is not None
+    largest, found = card.notes["largest_class"], card.notes["above_min_confidence"]
+    elsewhere = "there are no others"
+    if card.agreement_elsewhere is not None:
+        there = card.agreement_elsewhere
+        elsewhere = f"agreement on the others {there.value:.1%} ({there.low:.1%} to {there.high:.1%})"
+    lines = [f"{card.name}: {largest} is {card.largest_class_share:.1%} of the classifier's answers; {elsewhere}"]
+    weakest = sorted(card.notes["agreement_by_class"], key=lambda row: row[2] / row[1])[:_WEAKEST]
+    lines.append(
+        "  lowest by class: "
+        + ", ".join(f"{name} {agreed / images:.0%} of {images:,}" for name, images, agreed in weakest)
+    )
+    if card.agreement.low <= card.largest_class_share:
+        lines.append(
+            f"WARNING: always saying {largest} would agree in {card.largest_class_share:.1%}; the fills do hardly more"
+        )
+    if card.min_confidence > 1:
+        lines.append(
+            "WARNING: rare classes are filled wrongly whatever the confidence, so the card lets no fill through "
+            "(min_confidence). Give more images of them, a higher --cost, or a longer training"
+        )
+    elif card.min_confidence > 0:
+        lines.append(
+            f"  fills less sure than {card.min_confidence:.4f} are not used (min_confidence), since rare classes would "
+            f"be filled wrongly: {found['filled']:.1%} pass, {found['agreement'] or 0:.1%} of them agree; of "
+            f"{found['elsewhere']:,} images of other classes {found['elsewhere_filled_wrongly']:,} are filled wrongly"
+        )
+    return lines
 
 
 def _lost(session: ModelSession, network: CollageNet, card: ModelCard, held: Asked) -> float:
@@ -177,17 +213,40 @@ def _calibration(session: ModelSession, card: ModelCard, held: Asked) -> dict[st
     return {
         "temperature": temperature,
         "reliability": reliability_table(confidences, scores.argmax(1) == truth),
+        # Rounded up, so that what it is to hold back does not pass by a digit.
+        "min_confidence": math.ceil(gate(held.answers[cells], scores.argmax(1), confidences) * 1e6) / 1e6,
     }
 
 
-def _quality(session: ModelSession, card: ModelCard, shown: Asked) -> dict[str, Any]:
+def _with_quality(session: ModelSession, card: ModelCard, shown: Asked) -> ModelCard:
+    """The card with what its fills of the `shown` images are worth, as a whole and class by class."""
     cells, scores = _collage_scores(session, card, shown.images)
-    found, labels = scores.argmax(1), shown.images.labels
+    found, answers, labels = scores.argmax(1), shown.answers[cells], shown.images.labels
     how = f"{len(cells):,} {shown.kind} images in shuffled full {card.grid}x{card.grid} collages"
-    return {
-        "accuracy": None if labels is None else wilson(int((found == labels[cells]).sum()), len(cells), how),
-        "agreement": wilson(int((found == shown.answers[cells]).sum()), len(cells), how),
-    }
+    classes = by_class(answers, found)
+    others = answers != classes.largest
+    passing = ScoreForm.from_card(card).confidences(scores) >= card.min_confidence
+    by_name = [[card.classes[each], classes.images[each], classes.agreed[each]] for each in classes.images]
+    return replace(
+        card,
+        accuracy=None if labels is None else wilson(int((found == labels[cells]).sum()), len(cells), how),
+        agreement=wilson(int((found == answers).sum()), len(cells), how),
+        agreement_elsewhere=wilson(int((found == answers)[others].sum()), int(others.sum()), how)
+        if others.any()
+        else None,
+        largest_class_share=round(classes.largest_share, 5),
+        notes=card.notes
+        | {
+            "largest_class": card.classes[classes.largest],
+            "agreement_by_class": by_name,  # name, images that the classifier gives it, fills that agree
+            "above_min_confidence": {
+                "filled": round(float(passing.mean()), 5),
+                "agreement": round(float((found == answers)[passing].mean()), 5) if passing.any() else None,
+                "elsewhere_filled_wrongly": int((passing & others & (found != answers)).sum()),
+                "elsewhere": int(others.sum()),
+            },
+        },
+    )
 
 
 def _collage_scores(

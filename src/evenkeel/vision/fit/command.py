@@ -27,6 +27,9 @@ _LEAST_SIDE = 8  # pixels
 _COLUMNS = (
     Column("accuracy", "right", "%", 100.0),
     Column("agreement", "agrees", "%", 100.0),
+    Column("agreement_elsewhere", "elsewhere", "%", 100.0),
+    Column("largest_class_share", "largest class", "%", 100.0),
+    Column("min_confidence", "fills from", ""),
     Column("cost", "cost", ""),
     Column("latency_ms", "pass", "ms"),
     Column("mmac", "MMAC", ""),
@@ -256,8 +259,16 @@ def _row(card: ModelCard) -> dict[str, Any]:
         "latency_ms": card.latency_ms,
         "mmac": card.macs / 1e6,
         "temperature": card.temperature,
+        "largest_class_share": card.largest_class_share,
     }
-    for name, found in (("accuracy", card.accuracy), ("agreement", card.agreement)):
+    if card.min_confidence:
+        row["min_confidence"] = card.min_confidence
+    measured = {
+        "accuracy": card.accuracy,
+        "agreement": card.agreement,
+        "agreement_elsewhere": card.agreement_elsewhere,
+    }
+    for name, found in measured.items():
         if found is not None:
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     return row

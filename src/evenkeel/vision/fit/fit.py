@@ -21,7 +21,7 @@ from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.labels import Numbering, number_labels, sample_by_label
 from evenkeel.models.measure import fit_temperature
-from evenkeel.vision.fit.card import Asked, told, write_model
+from evenkeel.vision.fit.card import Asked, told, told_of_classes, write_model
 from evenkeel.vision.fit.lock import locked
 from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
 from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
@@ -222,6 +222,12 @@ class _Run:
                 f"the classifier gives class {answers[0]} for all of {len(bank) + len(held.images):,} images, so there "
                 "is nothing to learn; check that the images are of several classes, and prepared as it expects"
             )
+        unknown = len(answers) - len(np.unique(held.answers))
+        if unknown:
+            self.watcher.say(
+                f"{unknown:,} of the {len(answers):,} classes that it gives are given to no held-out image, so nothing "
+                "will be known of their fills; --held-out keeps more images for that"
+            )
         return bank
 
     def models(self, plan: FitPlan, bank: ViewBank, asked: _Asked) -> list[ModelCard]:
@@ -251,7 +257,8 @@ class _Run:
                     f"the {grid}x{grid} model cannot be written into {self.out}: {error.strerror or error}; free some "
                     "space and go on with --resume, the training is kept"
                 ) from error
-            self.watcher.say(told(card))
+            for line in (told(card), *told_of_classes(card)):
+                self.watcher.say(line)
             if card.relative_cost > self.options.cost:
                 self.watcher.say(
                     f"WARNING: the file costs {card.relative_cost:.2f} passes of the classifier, and --cost allows "
