@@ -134,7 +134,7 @@ class Scene:
         assert sorted(self.outcomes) == list(range(self.sent))
         for number, outcome in self.outcomes.items():
             assert outcome.error is None
-            assert int(np.argmax(outcome.answer.scores)) == number % 256 % CLASSES
+            assert int(np.argmax(outcome.answer.value)) == number % 256 % CLASSES
 
     def assert_nothing_left(self):
         """Call after `run`: no item, no task, and (since `run` came back) no timer is left."""

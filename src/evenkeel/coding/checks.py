@@ -17,15 +17,15 @@ def at_least_one(name: str, value: int) -> int:
     return value
 
 
-def check_count(count: int, most_items: int) -> None:
+def check_count(count: int, max_items: int) -> None:
     """CodeError unless a group may hold `count` items."""
-    if not 1 <= count <= most_items:
-        raise CodeError(f"a group of this code holds 1 to {most_items} items, found {count}")
+    if not 1 <= count <= max_items:
+        raise CodeError(f"a group of this code holds 1 to {max_items} items, found {count}")
 
 
-def check_group(prepared: Sequence[Array], most_items: int) -> None:
-    """CodeError unless there are 1..`most_items` items, all of one shape and datatype."""
-    check_count(len(prepared), most_items)
+def check_group(prepared: Sequence[Array], max_items: int) -> None:
+    """CodeError unless there are 1..`max_items` items, all of one shape and datatype."""
+    check_count(len(prepared), max_items)
     first = prepared[0]
     for number, item in enumerate(prepared):
         if item.shape != first.shape or item.dtype != first.dtype:

@@ -8,23 +8,20 @@ whatever replies are in into answers. It is pure: no clock, no I/O, no processes
 - with all primaries in, every item is answered exactly (systematic codes);
 - after any loss for which `survives` is true, every item is answered.
 
-An answer says how it is known, so that an approximate answer is never passed off as an exact one.
+An answer says how it is known, so that an approximate answer is never passed off as an exact one. Nothing here knows
+what the numbers mean: what classifiers' scores need is in `answers/scores.py`, what a gateway needs of a code that its
+backups run is in `answers/backup_code.py`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from math import exp
 from typing import Literal
-
-import numpy as np
 
 from evenkeel.arrays import Array
 
-__all__ = ["Answer", "Code", "Source", "Task", "confidence", "softmax"]
+__all__ = ["Answer", "Code", "Source", "Task"]
 
-# Up to so many classes plain Python is faster than numpy, by ten times for ten of them; it is on every item's path.
-_FEW = 50
 Source = Literal["exact", "collage", "hedge", "edge", "decoded", "default"]
 
 
@@ -43,9 +40,15 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the user gets for one item: scores `[classes]`, how they are known, and how sure (0..1)."""
+    """What the user gets for one item.
 
-    scores: Array
+    Attributes:
+        value: what a task's row would have given for the item, `[...]`: a classifier's scores, a gradient.
+        source: how it is known.
+        confidence: how sure it is, 0..1; 1 where the code computes it and does not guess.
+    """
+
+    value: Array
     source: Source
     confidence: float
 
@@ -55,40 +58,25 @@ class Code(ABC):
 
     Attributes:
         name: short name for tables and configuration.
-        most_items: how many items one group may hold.
-        model: the model that runs the spare tasks.
+        max_items: how many items one group may hold.
         systematic: primary tasks are the items themselves, so that their replies are exact answers.
         uses_primaries: decoding a spare needs primary replies too (parity), so it is worth trying again at each.
         min_confidence: answers of spares that are less sure are not good enough to be used.
     """
 
     name: str
-    most_items: int
-    model: str
+    max_items: int
     systematic: bool = True
     uses_primaries: bool = False
     min_confidence: float = 0.0
-
-    def prepare(self, item: Array) -> Array:
-        """What the code keeps of an item until a group is encoded, e.g. a shrunk tile. May take long."""
-        return item
-
-    @property
-    def form(self) -> Hashable:
-        """Names what `prepare` makes: codes of equal form keep the same of an item, so one may use it for the other."""
-        return self.name
-
-    def is_prepared(self, item: Array) -> bool:
-        """True when `prepare` has nothing to do for such an item, so that it need not leave the event loop."""
-        return True
 
     def primaries(self, items: Sequence[Array]) -> list[Task]:
         """One task for each item."""
         return [Task(item[None], (number,)) for number, item in enumerate(items)]
 
     @abstractmethod
-    def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """Spare tasks for a group of 1..most_items *prepared* items.
+    def spares(self, items: Sequence[Array]) -> list[Task]:
+        """Spare tasks for a group of 1..max_items items.
 
         Raises:
             CodeError: no items, too many, or shapes that do not fit.
@@ -96,7 +84,7 @@ class Code(ABC):
 
     def encode(self, items: Sequence[Array]) -> list[Task]:
         """All tasks of a group: primaries first, spares behind; a task's place in the list is its number."""
-        return self.primaries(items) + self.spares([self.prepare(item) for item in items])
+        return self.primaries(items) + self.spares(items)
 
     @abstractmethod
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
@@ -113,21 +101,3 @@ class Code(ABC):
     @abstractmethod
     def survives(self, count: int, lost: Set[int]) -> bool:
         """True when the code claims to answer all `count` items of a group although the tasks `lost` never reply."""
-
-
-def softmax(scores: Array, temperature: float = 1.0) -> Array:
-    """Probabilities of the last axis of logits, sharpened or softened by `temperature`."""
-    shifted = np.asarray(scores, dtype=np.float64) / temperature
-    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    probabilities: Array = shifted / shifted.sum(axis=-1, keepdims=True)
-    return probabilities
-
-
-def confidence(scores: Array, temperature: float = 1.0) -> float:
-    """Highest probability that one item's logits give after calibration."""
-    if scores.size > _FEW:
-        return float(softmax(scores, temperature).max())
-    logits = scores.tolist()
-    largest = max(logits)
-    # The largest term of the softmax is exp(0), so its share is one over the sum.
-    return 1.0 / sum([exp((logit - largest) / temperature) for logit in logits])

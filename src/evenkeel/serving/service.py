@@ -21,6 +21,7 @@ from evenkeel.backends.worker.process import ProcessBackend
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
 from evenkeel.clock import LoopClock
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.coding.answers.collage import Collage
@@ -28,7 +29,6 @@ from evenkeel.coding.answers.parity import ConcatEncoder, Parity, SumEncoder
 from evenkeel.coding.answers.replicate import Replicate
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
-from evenkeel.coding.code import Code
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.digest import ModelDigests, card_digest
@@ -127,7 +127,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def build_codes(config: ServeConfig, card: ModelCard) -> list[Code]:
+def build_codes(config: ServeConfig, card: ModelCard) -> list[BackupCode]:
     """The codes of a configuration, for the classifier of `card`.
 
     Raises:
@@ -136,12 +136,12 @@ def build_codes(config: ServeConfig, card: ModelCard) -> list[Code]:
     return [_code(code_config, card, place) for place, code_config in enumerate(config.codes)]
 
 
-def _code(config: CodeConfig, card: ModelCard, place: int) -> Code:
+def _code(config: CodeConfig, card: ModelCard, place: int) -> BackupCode:
     own = ScoreForm.from_card(card)
     if config.model is None:
         if config.kind == "berrut":
             return Berrut(config.items, own, spares=config.spares, model=card.name)
-        return Replicate(own, model=card.name, most_items=config.items)
+        return Replicate(own, model=card.name, max_items=config.items)
     coded = load_card(config.model)
     if coded.classes != card.classes:
         raise ConfigurationError(

@@ -14,10 +14,10 @@ from evenkeel.arrays import Array
 from evenkeel.backends.delayed import Delayed
 from evenkeel.backends.fake import FakeBackend
 from evenkeel.clock import VirtualClock
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.replicate import Replicate
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.coding.code import Code
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import OverloadedError
 from evenkeel.figures.records import RequestRecord
@@ -72,7 +72,7 @@ def simulate(
     """
     clock = VirtualClock()
     scores = ScoreForm(_CLASSES)
-    codes: list[Code] = []
+    codes: list[BackupCode] = []
     costs: dict[str, float] = {}
     for grid, cost in zip(fleet.grids, fleet.costs, strict=True):
         codes.append(Replicate(scores) if grid == 1 else Collage(grid, 1, scores, model=f"collage{grid}"))
@@ -124,7 +124,7 @@ def simulate(
                     status=200 if given else outcome.error.http_status if outcome.error else 500,
                     source=given.source if given else "",
                     confidence=given.confidence if given else float("nan"),
-                    label=int(np.argmax(given.scores)) if given else None,
+                    label=int(np.argmax(given.value)) if given else None,
                     truth=number % _CLASSES,
                     error=str(outcome.error) if outcome.error else None,
                 )

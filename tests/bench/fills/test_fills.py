@@ -49,7 +49,7 @@ def backup(code, run):
 
 def collected(code, run, images, size=None, seed=1):
     pixels, labels = images
-    groups = shuffled_groups(len(pixels), code.most_items, seed)[:, : size or code.most_items]
+    groups = shuffled_groups(len(pixels), code.max_items, seed)[:, : size or code.max_items]
     fills, unhurt = collect(backup(code, run), pixels, colours(pixels), groups)
     return fills, unhurt, labels
 
@@ -111,7 +111,7 @@ def test_berrut_loses_every_worker_in_turn(images):
         replies = {number: colours(task.inputs) for number, task in enumerate(code.encode(list(pixels[group])))}
         for lost in range(4):
             rest = {number: reply for number, reply in replies.items() if number != lost}
-            expected += [int(code.decode(3, rest)[item].scores.argmax()) for item in range(3)]
+            expected += [int(code.decode(3, rest)[item].value.argmax()) for item in range(3)]
     assert fills.answers.tolist() == expected
     assert unhurt is not None
     assert (len(fills), len(unhurt)) == (4 * 39, 39)

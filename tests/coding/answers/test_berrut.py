@@ -47,7 +47,7 @@ def test_encoding_and_decoding_are_the_papers_formula(count: int, spares: int, d
     answers = code.decode(count, replies)
     for item, z in enumerate(data_points(count)):
         expected = reference(z, nodes, [reply[0] for reply in replies.values()])
-        np.testing.assert_allclose(answers[item].scores, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(answers[item].value, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("systematic", [False, True])
@@ -63,7 +63,7 @@ def test_no_group_divides_by_zero(systematic: bool) -> None:
             assert np.isfinite(inputs).all()
             replies = {number: np.array([[1.0, 2.0]], np.float32) for number in range(count + spares)}
             for answer in code.decode(count, replies).values():
-                np.testing.assert_allclose(answer.scores, [1, 2], rtol=1e-5)
+                np.testing.assert_allclose(answer.value, [1, 2], rtol=1e-5)
             gap = np.subtract.outer(data_points(count), worker_points(count, spares))
             coincidences += int((np.abs(gap) < 1e-9).any())
     assert coincidences > 0
@@ -91,7 +91,7 @@ def test_like_items_are_answered_without_error(systematic: bool, count: int, spa
     answers = code.decode(count, {n: scores for n in range(count + spares) if n not in lost})
     assert set(answers) == set(range(count))
     for answer in answers.values():
-        np.testing.assert_allclose(answer.scores, scores[0], rtol=1e-4)
+        np.testing.assert_allclose(answer.value, scores[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("systematic", [False, True])
@@ -119,7 +119,7 @@ def test_more_replies_make_better_answers() -> None:
     for kept in (count, count + 24):
         chosen = np.linspace(0, len(replies) - 1, kept).round().astype(int).tolist()
         answers = code.decode(count, {n: replies[n] for n in chosen})
-        errors[kept] = np.abs(np.stack([answers[i].scores for i in range(count)]) - truth).max()
+        errors[kept] = np.abs(np.stack([answers[i].value for i in range(count)]) - truth).max()
     assert errors[count + 24] < errors[count] / 2
     assert errors[count + 24] < 0.2
 
@@ -146,8 +146,8 @@ def test_systematic_decoding_is_the_same_formula_at_the_items_own_points() -> No
     answers = code.decode(2, {number: scores[number] for number in arrived})
     inner = sorted(arrived, key=lambda number: places[number])
     expected = reference(points[1], [points[places[n]] for n in inner], [scores[n, 0] for n in inner])
-    np.testing.assert_allclose(answers[0].scores, expected, rtol=1e-5)
-    assert np.array_equal(answers[1].scores, scores[1, 0])
+    np.testing.assert_allclose(answers[0].value, expected, rtol=1e-5)
+    assert np.array_equal(answers[1].value, scores[1, 0])
 
 
 def test_a_systematic_pair_is_decoded_exactly_by_a_linear_model() -> None:
@@ -156,7 +156,7 @@ def test_a_systematic_pair_is_decoded_exactly_by_a_linear_model() -> None:
     items = [np.full((1, 1, 3), 10, np.uint8), np.full((1, 1, 3), 40, np.uint8)]
     assert np.allclose(code.spares(items)[0].inputs, 25)
     replies = {1: np.array([[4.0, 0.0, 1.0]], np.float32), 2: np.array([[3.0, 1.0, 1.0]], np.float32)}
-    np.testing.assert_allclose(code.decode(2, replies)[0].scores, [2, 2, 1], rtol=1e-6)
+    np.testing.assert_allclose(code.decode(2, replies)[0].value, [2, 2, 1], rtol=1e-6)
 
 
 def test_weights_are_those_of_the_interpolant() -> None:

@@ -28,7 +28,7 @@ def reply(*boxes: list[float]) -> np.ndarray:
 
 
 def labels(count: int, *boxes: list[float]) -> dict[int, int]:
-    return {cell: int(answer.scores.argmax()) for cell, answer in CODE.decode(count, {count: reply(*boxes)}).items()}
+    return {cell: int(answer.value.argmax()) for cell, answer in CODE.decode(count, {count: reply(*boxes)}).items()}
 
 
 # Covers G1's full width and 8/14 of its height, and half of both beyond: the box of scenario 2.
@@ -128,7 +128,7 @@ def test_what_is_no_box_answers_nothing(corners: tuple[float, float, float, floa
 def test_the_answer_is_the_boxs_own() -> None:
     answer = CODE.decode(4, {4: reply(box(0, 0, 14, 14, 0.625, B))})[G1]
     assert (answer.source, answer.confidence) == ("collage", 0.625)
-    assert answer.scores.tolist() == [0, 4, 0, 0, 0]
+    assert answer.value.tolist() == [0, 4, 0, 0, 0]
 
 
 @pytest.mark.parametrize("confidence", [-0.5, 1.5, 7.0])

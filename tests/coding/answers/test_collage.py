@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from evenkeel.coding.answers import Collage, Pixels, ScoreForm
-from evenkeel.coding.code import confidence
+from evenkeel.coding.answers.scores import confidence
 from evenkeel.errors import CodeError, ConfigurationError
 from evenkeel.models.cards import ModelCard
 
@@ -70,13 +70,13 @@ def test_free_boxes_show_the_first_items_mirrored(grid: int, layout: str, data: 
 def test_an_item_in_two_cells_is_answered_by_both() -> None:
     code = Collage(2, 4, ScoreForm(2), mirrored=True)
     cells = np.array([[[4.0, 0.0], [0.0, 2.0], [0.0, 1.0], [0.0, 6.0]]], np.float32)
-    assert [code.decode(2, {2: cells})[item].scores.tolist() for item in range(2)] == [[2.0, 0.5], [0.0, 4.0]]
-    assert [code.decode(3, {3: cells})[item].scores.tolist() for item in range(3)] == [
+    assert [code.decode(2, {2: cells})[item].value.tolist() for item in range(2)] == [[2.0, 0.5], [0.0, 4.0]]
+    assert [code.decode(3, {3: cells})[item].value.tolist() for item in range(3)] == [
         [2.0, 3.0],
         [0.0, 2.0],
         [0.0, 1.0],
     ]
-    assert code.decode(4, {4: cells})[0].scores.tolist() == [4.0, 0.0]
+    assert code.decode(4, {4: cells})[0].value.tolist() == [4.0, 0.0]
 
 
 @pytest.mark.parametrize(("broken", "left"), [((), [2.0, 0.5]), ((0,), [0.0, 1.0]), ((2,), [4.0, 0.0]), ((0, 2), None)])
@@ -85,8 +85,8 @@ def test_a_cell_that_is_not_there_leaves_the_answer_to_the_other(broken: tuple[i
     for cell, what in zip(broken, (np.inf, -np.inf), strict=False):
         cells[0, cell] = what
     found = Collage(2, 4, ScoreForm(2), mirrored=True).decode(2, {2: cells})
-    assert (found[0].scores.tolist() if 0 in found else None) == left
-    assert found[1].scores.tolist() == [0.0, 4.0]
+    assert (found[0].value.tolist() if 0 in found else None) == left
+    assert found[1].value.tolist() == [0.0, 4.0]
 
 
 @pytest.mark.parametrize(("layout", "shape"), [("NHWC", (4, 4, 3)), ("NCHW", (3, 4, 4))])
@@ -178,7 +178,7 @@ def test_a_cell_answers_with_its_scores_and_calibrated_confidence() -> None:
     assert set(answers) == set(range(5))
     for cell, answer in answers.items():
         assert answer.source == "collage"
-        assert np.array_equal(answer.scores, scores[0, cell])
+        assert np.array_equal(answer.value, scores[0, cell])
         assert answer.confidence == pytest.approx(confidence(scores[0, cell], 1.5), abs=1e-12)
         assert type(answer.confidence) is float
 
@@ -210,7 +210,7 @@ def test_scores_too_large_for_float32_are_no_answer() -> None:
 
 def test_the_card_decides() -> None:
     code = Collage.from_card(CARD)
-    assert (code.grid, code.tile_side, code.most_items, code.model, code.name) == (3, 4, 9, "collage3", "collage3x3")
+    assert (code.grid, code.tile_side, code.max_items, code.model, code.name) == (3, 4, 9, "collage3", "collage3x3")
     assert code.scores == ScoreForm(2, 1.5)
 
 

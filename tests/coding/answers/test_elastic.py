@@ -12,7 +12,7 @@ def test_the_smallest_that_holds_what_waits() -> None:
     three, one, two = Collage(3, 4, FORM), Replicate(FORM), Collage(2, 4, FORM)
     elastic = Elastic([three, one, two])
     assert elastic.codes == (one, two, three)
-    assert elastic.most_items == 9
+    assert elastic.max_items == 9
     chosen = [elastic.choose(waiting) for waiting in range(1, 12)]
     assert chosen == [one, two, two, two, three, three, three, three, three, three, three]
 

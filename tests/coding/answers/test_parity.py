@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from evenkeel.coding.answers import ConcatEncoder, Parity, Pixels, ScoreForm, SumEncoder
-from evenkeel.coding.code import confidence
+from evenkeel.coding.answers.scores import confidence
 from evenkeel.errors import CodeError, ConfigurationError
 
 
@@ -67,7 +67,7 @@ def test_subtraction_answers_the_last_missing_item() -> None:
     replies = {3: row(6, 9), 0: row(1, 2)}
     assert set(code.decode(3, replies)) == {0}  # two are missing
     answers = code.decode(3, {**replies, 2: row(2, 3)})
-    assert answers[1].scores.tolist() == [3, 4]
+    assert answers[1].value.tolist() == [3, 4]
     assert answers[1].source == "decoded"
     assert answers[1].confidence == pytest.approx(confidence(np.array([3, 4]), 2.0))
     assert code.decode(3, {**replies, 2: row(2, 3), 1: row(7, 7)})[1].source == "exact"
@@ -77,7 +77,7 @@ def test_a_primary_that_is_not_finite_counts_as_missing() -> None:
     code = Parity(SumEncoder(2), ScoreForm(2))
     answers = code.decode(2, {0: row(np.nan, 1), 1: row(1, 1), 2: row(5, 3)})
     assert answers[0].source == "decoded"
-    assert answers[0].scores.tolist() == [4, 2]
+    assert answers[0].value.tolist() == [4, 2]
 
 
 def test_what_parity_survives() -> None:
@@ -97,7 +97,7 @@ def test_items_of_different_sizes_have_no_sum() -> None:
 def test_encoders_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="needs a parity model of datatype FP32"):
         SumEncoder(2, Pixels())
-    with pytest.raises(ConfigurationError, match="most_items must be"):
+    with pytest.raises(ConfigurationError, match="max_items must be"):
         SumEncoder(0)
     with pytest.raises(ConfigurationError, match="takes 2, 4 or 9 items"):
         ConcatEncoder(3, 32, 32)

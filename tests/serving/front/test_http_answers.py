@@ -39,8 +39,8 @@ def test_any_number_of_items_in_any_form_say_the_same(outcomes, binary):
     response = parse_response(*writer.write(outcomes, list(OUTPUTS), binary, "id"))
     scores, label, source, confidence, latency_ms = (output.data for output in response.outputs)
     for row, outcome in enumerate(outcomes):
-        assert np.array_equal(scores[row], outcome.answer.scores.astype(np.float32))
-        assert label[row].decode() == CLASSES[int(outcome.answer.scores.argmax())]
+        assert np.array_equal(scores[row], outcome.answer.value.astype(np.float32))
+        assert label[row].decode() == CLASSES[int(outcome.answer.value.argmax())]
         assert source[row].decode() == outcome.answer.source
         assert confidence[row] == np.float32(outcome.answer.confidence)
         assert latency_ms[row] == np.float32(outcome.latency_s * 1e3)

@@ -257,8 +257,8 @@ def test_at_the_deadline_the_default_is_the_answer_where_there_is_one():
     scene.send()
     scene.run()
     default = scene.outcomes[0].answer
-    assert (default.source, default.confidence, int(np.argmax(default.scores))) == ("default", 0.0, 7)
-    assert len(default.scores) == 10
+    assert (default.source, default.confidence, int(np.argmax(default.value))) == ("default", 0.0, 7)
+    assert len(default.value) == 10
 
 
 def test_the_deadline_caps_all_retries():
@@ -757,6 +757,6 @@ def test_the_same_gateway_runs_on_a_real_event_loop():
         drained = asyncio.Event()
         gateway.start_draining(drained.set)
         await drained.wait()
-        return [int(np.argmax(outcome.answer.scores)) for outcome in outcomes]
+        return [int(np.argmax(outcome.answer.value)) for outcome in outcomes]
 
     assert asyncio.run(scenario()) == [number % 10 for number in range(20)]

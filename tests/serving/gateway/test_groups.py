@@ -133,7 +133,7 @@ def test_items_that_must_be_shrunk_first_are_prepared_by_offload_and_answered_fr
     scene.run()
     (outcome,) = outcomes
     assert outcome.answer.source == "collage"
-    assert int(np.argmax(outcome.answer.scores)) == 7
+    assert int(np.argmax(outcome.answer.value)) == 7
 
 
 def test_an_item_that_is_done_before_it_is_prepared_needs_no_spare():

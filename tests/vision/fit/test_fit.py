@@ -83,7 +83,7 @@ def test_a_classifier_and_images_become_collage_models_that_codes_read(folder: P
         items = list(PIXELS[: grid * grid])
         reply = model.run(code.spares([code.prepare(item) for item in items])[0].inputs)
         answers = code.decode(len(items), {len(items): reply})
-        right = sum(int(answers[place].scores.argmax()) == LABELS[place] for place in range(len(items)))
+        right = sum(int(answers[place].value.argmax()) == LABELS[place] for place in range(len(items)))
         assert right >= len(items) - 3
 
 

@@ -189,7 +189,7 @@ def test_the_exported_file_speaks_to_the_papers_decoder(trained: Detector, tmp_p
     with torch.no_grad():
         wanted = boxed_classes(Boxes(trained, 32)(normalise(collage(test.stored, 2))), 2, 32)[0]
     for cell, answer in answers.items():
-        assert int(np.argmax(answer.scores)) == int(wanted[cell])
+        assert int(np.argmax(answer.value)) == int(wanted[cell])
         assert 0 < answer.confidence <= 1
     assert set(answers) == {cell for cell in range(4) if wanted[cell] >= 0}
     assert answers

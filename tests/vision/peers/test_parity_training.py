@@ -143,7 +143,7 @@ def test_what_is_exported_is_fed_and_decoded_by_the_shipped_code(
         replies = {item: primaries[item : item + 1] for item in range(group) if item != missing}
         answer = code.decode(group, replies | {group: reply})[missing]
         known = primaries.sum(0) - primaries[missing]
-        np.testing.assert_allclose(answer.scores, reply[0] - known, atol=1e-4)
+        np.testing.assert_allclose(answer.value, reply[0] - known, atol=1e-4)
         assert answer.source == "decoded"
 
 

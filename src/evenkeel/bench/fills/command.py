@@ -155,7 +155,7 @@ def measure(
             {
                 "method": backup.method,
                 "model": backup.model,
-                "images_per_backup": backup.code.most_items,
+                "images_per_backup": backup.code.max_items,
                 "macs": backup.macs,
                 "parameters": backup.parameters,
                 **_answers(backup, images, scores, truth, asked, begin),
@@ -180,7 +180,7 @@ def _answers(
     asked: FillsArguments,
     begin: Callable[[str, int], Tell],
 ) -> dict[str, Any]:
-    most = backup.code.most_items
+    most = backup.code.max_items
     full = [shuffled_groups(len(images), most, asked.seed + shuffle) for shuffle in range(asked.shuffles)]
     some = [shuffled_groups(len(images), items, asked.seed) for items in range(1, most)]
     # A cheap model answers each item by itself, so it is the same in any group.
@@ -208,7 +208,7 @@ def _joined(parts: Sequence[tuple[Fills, Fills | None]]) -> tuple[Fills, Fills |
 
 def _pass(backup: MeasuredBackup, images: Array) -> Callable[[], object]:
     """Runs all spare tasks of one full group."""
-    inputs = [task.inputs for task in spare_tasks(backup.code, list(images[: backup.code.most_items]))]
+    inputs = [task.inputs for task in spare_tasks(backup.code, list(images[: backup.code.max_items]))]
 
     def run() -> None:
         for rows in inputs:
@@ -300,15 +300,15 @@ def _check_counts(
     asked: FillsArguments, backups: Sequence[MeasuredBackup], labels: NDArray[np.int64] | None, images: int
 ) -> None:
     for backup in backups:
-        if backup.code.most_items > images:
+        if backup.code.max_items > images:
             raise ConfigurationError(
-                f"images: {backup.method} needs groups of {backup.code.most_items}, found {images} images"
+                f"images: {backup.method} needs groups of {backup.code.max_items}, found {images} images"
             )
     if asked.same_class:
         if labels is None:
             raise ConfigurationError("same-class: the images have no labels")
         for backup in backups:
-            same_class_groups(labels, backup.code.most_items, asked.seed)
+            same_class_groups(labels, backup.code.max_items, asked.seed)
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[Column]:

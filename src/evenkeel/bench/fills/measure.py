@@ -1,6 +1,6 @@
 """Collects a backup's answers through the code that serves: encode, run its model, decode.
 
-Nothing here knows how a code works. What the seam tells of it (`Code.systematic`, `Code.uses_primaries`) says which
+Nothing here knows how a code works. What the seam tells of it (`systematic`, `uses_primaries`) says which
 replies a fill is made of, so that every code is measured as it would be used:
 
 - a spare that answers by itself (collage, cheap, detector): its reply alone, for all items of the group;
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.arrays import Array
-from evenkeel.coding.code import Answer, Code, Task
+from evenkeel.coding.answers.backup_code import BackupCode
+from evenkeel.coding.code import Answer, Task
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["NO_ANSWER", "Fills", "MeasuredBackup", "collect", "from_scores", "same_class_groups", "spare_tasks"]
@@ -44,7 +45,7 @@ class MeasuredBackup:
     """
 
     method: str
-    code: Code
+    code: BackupCode
     model: str
     run: Callable[[Array], Array]
     macs: int | None
@@ -118,7 +119,7 @@ def collect(
     return lost_one.fills(), None if code.systematic else lost_none.fills()
 
 
-def spare_tasks(code: Code, items: Iterable[Array]) -> list[Task]:
+def spare_tasks(code: BackupCode, items: Iterable[Array]) -> list[Task]:
     """The spare tasks of a group of items."""
     return code.spares([code.prepare(item) for item in items])
 
@@ -153,7 +154,7 @@ class _Collector:
         for place in places:
             answer = known.get(place)
             self._images.append(int(group[place]))
-            self._answers.append(NO_ANSWER if answer is None else int(answer.scores.argmax()))
+            self._answers.append(NO_ANSWER if answer is None else int(answer.value.argmax()))
             self._confidences.append(0.0 if answer is None else answer.confidence)
 
     def fills(self) -> Fills:
@@ -184,7 +185,7 @@ def _run(backup: MeasuredBackup, images: Array, groups: Integers) -> Iterator[tu
         yield group, tasks, own
 
 
-def _encoded(code: Code, items: Array) -> list[Task]:
+def _encoded(code: BackupCode, items: Array) -> list[Task]:
     """The tasks that the backup's model runs."""
     return spare_tasks(code, items) if code.systematic else code.encode(list(items))
 

@@ -21,9 +21,10 @@ from math import pi
 import numpy as np
 
 from evenkeel.arrays import Array
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
-from evenkeel.coding.code import Answer, Code, Task
+from evenkeel.coding.code import Answer, Task
 
 __all__ = ["Berrut", "berrut_weights"]
 
@@ -56,7 +57,7 @@ def _points(count: int, spares: int, systematic: bool) -> tuple[Array, Array]:
     return tasks[taken], np.concatenate([tasks[taken], np.delete(tasks, taken)])
 
 
-class Berrut(Code):
+class Berrut(BackupCode):
     """N = count + spares tasks for the replicas' own model; every item is answered once `count` of them are in.
 
     NON-systematic, as in the paper: all tasks are mixtures, so every answer is approximate, straggler or not, and a
@@ -66,7 +67,7 @@ class Berrut(Code):
     Mixtures are float32 and may leave 0..255, so the model must take FP32. Answers have source "decoded".
 
     Args:
-        most_items: ApproxIFER's K.
+        max_items: ApproxIFER's K.
         scores: how the model's scores are to be read.
         spares: ApproxIFER's S, how many losses are survived.
         systematic: keep the items as primary tasks.
@@ -75,37 +76,37 @@ class Berrut(Code):
 
     def __init__(
         self,
-        most_items: int,
+        max_items: int,
         scores: ScoreForm,
         *,
         spares: int = 1,
         systematic: bool = False,
         model: str = "classifier",
     ) -> None:
-        self.most_items = at_least_one("most_items", most_items)
+        self.max_items = at_least_one("max_items", max_items)
         self.spare_tasks = at_least_one("spares", spares)
         self.scores = scores
         self.systematic = systematic
         self.uses_primaries = True
         self.model = model
-        self.name = f"berrut{'_systematic' if systematic else ''}{most_items}+{spares}"
+        self.name = f"berrut{'_systematic' if systematic else ''}{max_items}+{spares}"
 
     def primaries(self, items: Sequence[Array]) -> list[Task]:
         """The items themselves where systematic, else the first `count` mixtures."""
-        check_group(items, self.most_items)
+        check_group(items, self.max_items)
         if self.systematic:
             return super().primaries(items)
         return self._mixtures(items, range(len(items)))
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
         """The last `spares` mixtures."""
-        check_group(prepared, self.most_items)
+        check_group(prepared, self.max_items)
         count = len(prepared)
         return self._mixtures(prepared, range(count, count + self.spare_tasks))
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
         """Nothing before `count` replies are in (but exact answers where systematic), then every item."""
-        check_count(count, self.most_items)
+        check_count(count, self.max_items)
         check_numbers(replies, count + self.spare_tasks)
         points, tasks = _points(count, self.spare_tasks, self.systematic)
         rows = {number: self.scores.rows(number, reply, 1)[0] for number, reply in replies.items()}

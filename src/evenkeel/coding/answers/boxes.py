@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence, Set
 import numpy as np
 
 from evenkeel.arrays import Array
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.checks import check_count, check_numbers
-from evenkeel.coding.code import Answer, Code, Task
+from evenkeel.coding.code import Answer, Task
 from evenkeel.errors import CodeError
 
 __all__ = ["BoxCollage", "assign_boxes", "cell_boxes", "decode_boxes", "similarities"]
@@ -73,7 +74,7 @@ def decode_boxes(boxes: Array, grid: int, side: int, count: int) -> dict[int, in
     return {cell: int(real[box]) for cell, box in winners.items() if cell < count}
 
 
-class BoxCollage(Code):
+class BoxCollage(BackupCode):
     """A collage whose model predicts boxes, as in the paper.
 
     The reply holds boxes `[1, boxes, 5 + classes]`, any number of them, also none: x0, y0, x1, y1 in pixels of the
@@ -87,7 +88,7 @@ class BoxCollage(Code):
     def __init__(self, collage: Collage) -> None:
         self._collage = collage
         self.name = f"box_{collage.name}"
-        self.most_items = collage.most_items
+        self.max_items = collage.max_items
         self.model = collage.model
 
     def prepare(self, item: Array) -> Array:
@@ -100,7 +101,7 @@ class BoxCollage(Code):
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
         """Exact answers where a primary is in, winning boxes elsewhere."""
-        check_count(count, self.most_items)
+        check_count(count, self.max_items)
         check_numbers(replies, count + 1)
         known = {}
         spare = replies.get(count)

@@ -11,17 +11,18 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 import numpy as np
 
 from evenkeel.arrays import Array
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels, Tile
 from evenkeel.coding.checks import at_least_one, check_count, check_numbers
-from evenkeel.coding.code import Answer, Code, Task
+from evenkeel.coding.code import Answer, Task
 from evenkeel.errors import CodeError, ConfigurationError
 from evenkeel.models.cards import Layout, ModelCard
 
 __all__ = ["Collage"]
 
 
-class Collage(Code):
+class Collage(BackupCode):
     """One spare task for a group: a canvas `[1, side, side, 3]` (or `[1, 3, side, side]`) with item i in box i.
 
     The reply holds scores `[1, grid * grid, classes]`, cells row by row. An answer from it has source "collage" and
@@ -59,7 +60,7 @@ class Collage(Code):
         self.min_confidence = min_confidence
         self.model = model
         self.name = f"collage{grid}x{grid}"
-        self.most_items = grid * grid
+        self.max_items = grid * grid
         self._tile = Tile(tile_side, tile_side, self.pixels, crop=not squeezed)
         side = grid * tile_side
         self._canvas_shape = (1, *self.pixels.shape(side, side))
@@ -112,9 +113,9 @@ class Collage(Code):
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
         """One task: the canvas; boxes that show nothing are blank (0)."""
         count = len(prepared)
-        check_count(count, self.most_items)
+        check_count(count, self.max_items)
         copies = self._copies(count)
-        blank = np.empty if count + copies == self.most_items else np.zeros
+        blank = np.empty if count + copies == self.max_items else np.zeros
         canvas = blank(self._canvas_shape, self.pixels.dtype)
         image = canvas[0] if self.pixels.layout == "NHWC" else canvas[0].transpose(1, 2, 0)
         for number, tile in enumerate(prepared):
@@ -131,12 +132,12 @@ class Collage(Code):
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
         """Exact answers where a primary is in, cells of the collage elsewhere."""
-        check_count(count, self.most_items)
+        check_count(count, self.max_items)
         check_numbers(replies, count + 1)
         known: dict[int, Answer] = {}
         spare = replies.get(count)
         if spare is not None:
-            cells = self.scores.rows(count, spare, 1, self.most_items)[0]
+            cells = self.scores.rows(count, spare, 1, self.max_items)[0]
             known = self.scores.answers(self._opinions(cells, count), "collage")
         known.update(self.scores.exact_answers(count, replies))
         return known
@@ -147,7 +148,7 @@ class Collage(Code):
 
     def _copies(self, count: int) -> int:
         """How many of the items, from the first on, stand in a second box: the first waits longest."""
-        return min(count, self.most_items - count) if self.mirrored else 0
+        return min(count, self.max_items - count) if self.mirrored else 0
 
     def _opinions(self, cells: Array, count: int) -> Array:
         """Scores of the items `[count, classes]`; two that are finite are averaged."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from evenkeel.coding.code import Code
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["Elastic"]
@@ -15,20 +15,20 @@ class Elastic:
 
     Attributes:
         codes: the codes, smallest first.
-        most_items: how many items the largest holds.
+        max_items: how many items the largest holds.
     """
 
-    def __init__(self, codes: Iterable[Code]) -> None:
-        self.codes = tuple(sorted(codes, key=lambda code: code.most_items))
+    def __init__(self, codes: Iterable[BackupCode]) -> None:
+        self.codes = tuple(sorted(codes, key=lambda code: code.max_items))
         if not self.codes:
             raise ConfigurationError("an elastic backup needs at least one code")
         for smaller, larger in zip(self.codes, self.codes[1:], strict=False):
-            if smaller.most_items == larger.most_items:
+            if smaller.max_items == larger.max_items:
                 raise ConfigurationError(
-                    f"codes {smaller.name!r} and {larger.name!r} both hold {larger.most_items} items; give one of them"
+                    f"codes {smaller.name!r} and {larger.name!r} both hold {larger.max_items} items; give one of them"
                 )
-        self.most_items = self.codes[-1].most_items
+        self.max_items = self.codes[-1].max_items
 
-    def choose(self, waiting: int) -> Code:
+    def choose(self, waiting: int) -> BackupCode:
         """The smallest code that holds `waiting` items, else the largest."""
-        return next((code for code in self.codes if code.most_items >= waiting), self.codes[-1])
+        return next((code for code in self.codes if code.max_items >= waiting), self.codes[-1])

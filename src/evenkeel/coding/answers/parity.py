@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from evenkeel.arrays import Array
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels, Tile
 from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
-from evenkeel.coding.code import Answer, Code, Task
+from evenkeel.coding.code import Answer, Task
 from evenkeel.errors import ConfigurationError
 
 __all__ = ["ConcatEncoder", "Parity", "ParityEncoder", "SumEncoder"]
@@ -33,11 +34,11 @@ class ParityEncoder(ABC):
 
     Attributes:
         name: short name for tables.
-        most_items: ParM's k.
+        max_items: ParM's k.
     """
 
     name: str
-    most_items: int
+    max_items: int
 
     @abstractmethod
     def prepare(self, item: Array) -> Array:
@@ -45,20 +46,20 @@ class ParityEncoder(ABC):
 
     @abstractmethod
     def combine(self, prepared: Sequence[Array]) -> Array:
-        """The parity item of 1..most_items prepared items, all of one shape."""
+        """The parity item of 1..max_items prepared items, all of one shape."""
 
 
 @dataclass(frozen=True)
 class SumEncoder(ParityEncoder):
     """The sum of the items, pixel by pixel, in float32 (sums leave the range of uint8)."""
 
-    most_items: int
+    max_items: int
     pixels: Pixels = field(default_factory=lambda: Pixels(datatype="FP32"))
     name = "parity_sum"
 
     def __post_init__(self) -> None:
         """Refuse what cannot hold a sum."""
-        at_least_one("most_items", self.most_items)
+        at_least_one("max_items", self.max_items)
         if self.pixels.datatype != "FP32":
             raise ConfigurationError(
                 "a sum parity needs a parity model of datatype FP32: sums leave the range of uint8"
@@ -81,7 +82,7 @@ class ConcatEncoder(ParityEncoder):
     are `height // rows` x `width // columns` pixels; a remainder at the right and bottom, and unused cells, stay blank.
     """
 
-    most_items: int
+    max_items: int
     height: int  # of the parity model's input, pixels
     width: int
     pixels: Pixels = field(default_factory=Pixels)
@@ -89,15 +90,15 @@ class ConcatEncoder(ParityEncoder):
 
     def __post_init__(self) -> None:
         """Refuse what ParM has no picture for."""
-        if self.most_items not in _CONCATENATIONS:
-            raise ConfigurationError(f"concatenation takes 2, 4 or 9 items, found {self.most_items!r}")
-        rows, columns = _CONCATENATIONS[self.most_items]
+        if self.max_items not in _CONCATENATIONS:
+            raise ConfigurationError(f"concatenation takes 2, 4 or 9 items, found {self.max_items!r}")
+        rows, columns = _CONCATENATIONS[self.max_items]
         if self.height < rows or self.width < columns:
-            raise ConfigurationError(f"{self.most_items} items do not fit into {self.height} x {self.width} pixels")
+            raise ConfigurationError(f"{self.max_items} items do not fit into {self.height} x {self.width} pixels")
 
     @property
     def _tile(self) -> Tile:
-        rows, columns = _CONCATENATIONS[self.most_items]
+        rows, columns = _CONCATENATIONS[self.max_items]
         return Tile(self.height // rows, self.width // columns, self.pixels, crop=False)
 
     def prepare(self, item: Array) -> Array:
@@ -106,7 +107,7 @@ class ConcatEncoder(ParityEncoder):
 
     def combine(self, prepared: Sequence[Array]) -> Array:
         """The picture of all cells."""
-        tile, columns = self._tile, _CONCATENATIONS[self.most_items][1]
+        tile, columns = self._tile, _CONCATENATIONS[self.max_items][1]
         picture = np.zeros(self.pixels.shape(self.height, self.width), self.pixels.dtype)
         image = picture if self.pixels.layout == "NHWC" else picture.transpose(1, 2, 0)
         for number, item in enumerate(prepared):
@@ -116,7 +117,7 @@ class ConcatEncoder(ParityEncoder):
         return picture
 
 
-class Parity(Code):
+class Parity(BackupCode):
     """One spare task for a group: its parity item, `[1, ...]`.
 
     The reply holds the sum of the group's scores, `[1, classes]`. As soon as exactly one primary is missing, that item
@@ -134,8 +135,8 @@ class Parity(Code):
         self.encoder = encoder
         self.scores = scores
         self.model = model
-        self.name = f"{encoder.name}{encoder.most_items}"
-        self.most_items = encoder.most_items
+        self.name = f"{encoder.name}{encoder.max_items}"
+        self.max_items = encoder.max_items
 
     def prepare(self, item: Array) -> Array:
         """What the encoder keeps of an item."""
@@ -147,12 +148,12 @@ class Parity(Code):
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
         """One task with the parity item."""
-        check_group(prepared, self.most_items)
+        check_group(prepared, self.max_items)
         return [Task(self.encoder.combine(prepared)[None], tuple(range(len(prepared))))]
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
         """Exact answers where a primary is in; the last missing one by subtraction."""
-        check_count(count, self.most_items)
+        check_count(count, self.max_items)
         check_numbers(replies, count + 1)
         known = self.scores.exact_answers(count, replies)
         spare = replies.get(count)
@@ -164,7 +165,7 @@ class Parity(Code):
             # In float64 and in the items' order, so that the order of replies cannot show in the last digit.
             rest = parity.astype(np.float64)
             for item in sorted(known):
-                rest -= known[item].scores
+                rest -= known[item].value
             decoded = self.scores.answers(rest, "decoded")
             if decoded:
                 known[missing] = decoded[0]

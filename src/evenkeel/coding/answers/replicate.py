@@ -5,41 +5,42 @@ from collections.abc import Mapping, Sequence, Set
 import numpy as np
 
 from evenkeel.arrays import Array
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
-from evenkeel.coding.code import Answer, Code, Task
+from evenkeel.coding.code import Answer, Task
 
 __all__ = ["Replicate"]
 
 
-class Replicate(Code):
+class Replicate(BackupCode):
     """`copies` further tasks for each item, so every answer is exact.
 
-    Copy c of item i is task `count * (1 + c) + i`. With `most_items=1` and one copy it is the 1x1 pass of an elastic
+    Copy c of item i is task `count * (1 + c) + i`. With `max_items=1` and one copy it is the 1x1 pass of an elastic
     backup that holds the replicas' own model.
 
     Args:
         scores: how the model's scores are to be read.
         model: name of the user's own model.
         copies: spare tasks for each item.
-        most_items: how many items one group may hold.
+        max_items: how many items one group may hold.
     """
 
-    def __init__(self, scores: ScoreForm, *, model: str = "classifier", copies: int = 1, most_items: int = 1) -> None:
+    def __init__(self, scores: ScoreForm, *, model: str = "classifier", copies: int = 1, max_items: int = 1) -> None:
         self.scores = scores
         self.model = model
         self.copies = at_least_one("copies", copies)
-        self.most_items = at_least_one("most_items", most_items)
+        self.max_items = at_least_one("max_items", max_items)
         self.name = "replicate" if copies == 1 else f"replicate{copies}"
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
         """`copies` tasks of one item for each item."""
-        check_group(prepared, self.most_items)
+        check_group(prepared, self.max_items)
         return [Task(item[None], (number,)) for _ in range(self.copies) for number, item in enumerate(prepared)]
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
         """For each item the lowest-numbered copy that is in."""
-        check_count(count, self.most_items)
+        check_count(count, self.max_items)
         check_numbers(replies, count * (1 + self.copies))
         known: dict[int, Answer] = {}
         for number in sorted(replies):

@@ -46,8 +46,8 @@ class AnswerWriter:
         }
         self._packed_labels = [_pack_bytes(label) for label in self._labels]
         self._packers: dict[str, Callable[[Answer, Outcome], bytes]] = {
-            "scores": lambda answer, outcome: answer.scores.astype("<f4", copy=False).tobytes(),
-            "label": lambda answer, outcome: self._packed_labels[answer.scores.argmax()],
+            "scores": lambda answer, outcome: answer.value.astype("<f4", copy=False).tobytes(),
+            "label": lambda answer, outcome: self._packed_labels[answer.value.argmax()],
             "source": lambda answer, outcome: _packed_sources[answer.source],
             "confidence": lambda answer, outcome: _pack_float(answer.confidence),
             "latency_ms": lambda answer, outcome: _pack_float(outcome.latency_s * 1e3),
@@ -119,12 +119,12 @@ class AnswerWriter:
         return b"".join([head, *parts]), len(head)
 
     def _scores(self, outcomes: Sequence[Outcome]) -> Tensor:
-        data = np.array([outcome.answer.scores for outcome in outcomes if outcome.answer], dtype=np.float32)
+        data = np.array([outcome.answer.value for outcome in outcomes if outcome.answer], dtype=np.float32)
         return Tensor("scores", "FP32", data.shape, data)
 
     def _label(self, outcomes: Sequence[Outcome]) -> Tensor:
         labels = self._labels
-        data = [labels[outcome.answer.scores.argmax()] for outcome in outcomes if outcome.answer]
+        data = [labels[outcome.answer.value.argmax()] for outcome in outcomes if outcome.answer]
         return Tensor("label", "BYTES", (len(data),), data)
 
     def _source(self, outcomes: Sequence[Outcome]) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.elastic import Elastic
-from evenkeel.coding.code import Code
 from evenkeel.errors import CodeError
 from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.gateway.item import Item
@@ -54,7 +54,7 @@ class _Backup:
         self.suspected = False
 
 
-def _prepared(work: Sequence[tuple[Item, Code]]) -> None:
+def _prepared(work: Sequence[tuple[Item, BackupCode]]) -> None:
     """Make items ready for codes. Runs in a thread: each item's entry is written whole, and by nobody else then."""
     for item, code in work:
         try:
@@ -83,7 +83,7 @@ class Backups(Spares):
         self,
         clock: Clock,
         backends: Sequence[Backend],
-        codes: Sequence[Code],
+        codes: Sequence[BackupCode],
         fill_after: Trigger,
         service_times: LiveQuantiles,
         group_wait_s: float,
@@ -101,7 +101,7 @@ class Backups(Spares):
         self._costs = costs
         self._offload = offload
         self._on_answer = on_answer
-        self._waiting = Waiting(clock, group_wait_s, self._elastic.most_items, self._feed)
+        self._waiting = Waiting(clock, group_wait_s, self._elastic.max_items, self._feed)
         self._next_pass = PASS_KEYS
 
     def cover(self, item: Item, now_s: float) -> None:
@@ -150,7 +150,7 @@ class Backups(Spares):
                 backup.suspected = True
                 backup.backend.suspect()
 
-    def _prepare(self, items: Sequence[Item], codes: Sequence[Code], then: Callable[[], object]) -> None:
+    def _prepare(self, items: Sequence[Item], codes: Sequence[BackupCode], then: Callable[[], object]) -> None:
         """Have the items made ready for the codes, away from here if that is work, and go on with `then`."""
         work = [
             (item, code)
@@ -168,11 +168,11 @@ class Backups(Spares):
         for backup in self._backups:
             while backup.idle and self._waiting:
                 code = self._elastic.choose(len(self._waiting))
-                items = self._waiting.take(code.most_items)
+                items = self._waiting.take(code.max_items)
                 backup.reserve(self._clock.time())
                 self._prepare(items, [code], partial(self._send, backup, code, items))
 
-    def _send(self, backup: _Backup, code: Code, taken: Sequence[Item]) -> None:
+    def _send(self, backup: _Backup, code: BackupCode, taken: Sequence[Item]) -> None:
         stats = self._stats
         # What could not be made ready goes without a spare, and so does what was answered in the meantime.
         items = [

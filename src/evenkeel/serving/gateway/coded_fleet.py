@@ -47,7 +47,7 @@ class CodedFleet(Spares):
         self._stats = stats
         self._on_answer = on_answer
         self._on_lost = on_lost
-        self._waiting = Waiting(clock, group_wait_s, code.most_items, self._take)
+        self._waiting = Waiting(clock, group_wait_s, code.max_items, self._take)
         self._unsent: list[_CodedTask] = []  # for want of a ready replica
         self._next_key = PASS_KEYS
 
@@ -77,7 +77,7 @@ class CodedFleet(Spares):
         """Leave stalled workers to the gateway: they are its replicas."""
 
     def _take(self) -> None:
-        items = self._waiting.take(self._code.most_items)
+        items = self._waiting.take(self._code.max_items)
         self._waiting.wake()
         if not items:
             return

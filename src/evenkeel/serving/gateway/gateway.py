@@ -20,8 +20,9 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock, Timer
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.coding.code import Answer, Code, Source
+from evenkeel.coding.code import Answer, Source
 from evenkeel.delays.laws import attempt_key
 from evenkeel.errors import (
     BackendError,
@@ -79,7 +80,7 @@ class Gateway:
         model: str,
         replicas: Sequence[Backend],
         backups: Sequence[Backend] = (),
-        codes: Sequence[Code] = (),
+        codes: Sequence[BackupCode] = (),
         policy: Policy = Policy(),
         *,
         scores: ScoreForm,
@@ -411,7 +412,7 @@ class Gateway:
             answer, _ = item.fill
             item.fill = None
             self.stats.fills_compared += 1
-            self.stats.fills_agreed += int(np.argmax(answer.scores)) == int(np.argmax(scores))
+            self.stats.fills_agreed += int(np.argmax(answer.value)) == int(np.argmax(scores))
 
     def _on_deadline(self, item: Item) -> None:
         self.stats.deadlines += 1

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from evenkeel.backends.backend import Backend
 from evenkeel.clock import Clock
-from evenkeel.coding.code import Code
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.errors import ConfigurationError
 from evenkeel.serving.gateway.backups import Backups, Offload
 from evenkeel.serving.gateway.coded_fleet import CodedFleet, OnLost
@@ -21,7 +21,7 @@ __all__ = ["make_spares"]
 def make_spares(
     clock: Clock,
     policy: Policy,
-    codes: Sequence[Code],
+    codes: Sequence[BackupCode],
     *,
     model: str,
     replicas: Replicas,

@@ -76,8 +76,8 @@ def encode_groups(encoder: ParityEncoder, pixels: Tensor) -> Tensor:
     """
     items = pixels.permute(0, 2, 3, 1).contiguous().numpy()
     kept = [encoder.prepare(item) for item in items]
-    groups = range(0, len(kept), encoder.most_items)
-    parities = torch.from_numpy(np.stack([encoder.combine(kept[at : at + encoder.most_items]) for at in groups]))
+    groups = range(0, len(kept), encoder.max_items)
+    parities = torch.from_numpy(np.stack([encoder.combine(kept[at : at + encoder.max_items]) for at in groups]))
     planes = parities.permute(0, 3, 1, 2)
     return normalise(planes) if planes.dtype == torch.uint8 else planes
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from evenkeel.coding.code import confidence, softmax
+from evenkeel.coding.answers.scores import confidence, softmax
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=120), st.floats(0.05, 20))
