@@ -90,8 +90,8 @@ class AnswerWriter:
         """
         for outcome in outcomes:
             answer = outcome.answer
-            if answer is not None and answer.scores.dtype != np.float32 and np.abs(answer.scores).max() > _MOST_FP32:
-                raise ProtocolError(f"a score of {np.abs(answer.scores).max():.6g}, which FP32 cannot hold")
+            if answer is not None and answer.value.dtype != np.float32 and np.abs(answer.value).max() > _MOST_FP32:
+                raise ProtocolError(f"a score of {np.abs(answer.value).max():.6g}, which FP32 cannot hold")
         if len(outcomes) == 1 and request_id is None and all(binary):
             return self._write_one(outcomes, tuple(names))
         return self.write_any(outcomes, names, binary, request_id)
