@@ -382,6 +382,20 @@ def test_a_long_array_hides_no_error(data):
     assert isinstance(long_outcome(body.encode()), type)
 
 
+@pytest.mark.parametrize("text", [b'{"data":[1]},', b'{"data":[', b'"\\"data":[', b'"data":[,'])
+def test_a_text_full_of_data_is_looked_through_a_bounded_number_of_times(text):
+    class Counted(bytes):
+        looks = 0
+
+        def find(self, *args):
+            Counted.looks += 1
+            return super().find(*args)
+
+    with pytest.raises(RequestError):
+        message.read_message(Counted(b'{"inputs":[' + text * 60_000), False)
+    assert 0 < Counted.looks < 1000
+
+
 def test_no_sender_can_name_the_mark_of_a_long_array():
     assert isinstance(outcome(with_fields(data="0" * 32 + ":0")), type)
 

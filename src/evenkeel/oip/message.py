@@ -20,7 +20,8 @@ MOST_TENSORS = 64  # in one message
 
 _SHORT_BYTES = 64 << 10
 _LONG_ARRAY_BYTES = 4 << 10
-_PIECE_BYTES = 256 << 10  # takes a millisecond or two
+_MOST_KEYS = 4 * MOST_TENSORS  # of the name "data" that are looked at
+_PIECE_BYTES = 64 << 10  # takes less than a millisecond or two
 _MOST_VALUES = 20_000  # of a long text, outside of long arrays
 _MARK = f"{secrets.token_hex(16)}:"  # stands for an array that was taken out; no sender can know it
 _NO_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
@@ -113,7 +114,7 @@ def _take_out(text: bytes, arrays: list[LongArray]) -> bytes:
     """`text` with a mark in place of each long array of numbers behind "data"."""
     parts = []
     kept = place = 0
-    while len(arrays) < MOST_TENSORS:
+    for _ in range(_MOST_KEYS):  # each is looked for to the end of the text, at worst
         key = text.find(b'"data"', place)
         if key < 0:
             break

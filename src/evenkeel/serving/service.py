@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ _log = logging.getLogger(__name__)
 # should know what is usual before they decide what is late.
 _WARM_UP_PASSES = 4
 _WARM_UP_S = 30.0
+_SWITCH_S = 1e-3
 _REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is there
 
 
@@ -110,6 +112,8 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
             decode_processes=config.decode_processes,
             decode_bytes=config.decode_memory_bytes,
         )
+        # Long requests are read in threads: they hand over in the middle of it, but no sooner than this.
+        sys.setswitchinterval(_SWITCH_S)
         # What is alive now stays alive: the collector need not look at it again in the middle of a request.
         gc.collect()
         gc.freeze()

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import binascii
 import io
 import struct
 import warnings
@@ -9,10 +10,12 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from evenkeel.errors import OverloadedError, RequestError, TooLargeError
 from evenkeel.oip import Tensor, write_request
+from evenkeel.serving.front import items as items_module
 from evenkeel.serving.front.image_process import ImageProcess
 from evenkeel.serving.front.images import ImageDecoder
 from http_helpers import INFER, FakeGateway, ask, call, file_of, images, infer, make_app, make_card, tensor_of
@@ -119,6 +122,19 @@ def test_base64_text_is_taken_where_it_says_so():
     assert np.array_equal(gateway.submitted[0].item, RANDOM)
     body, _ = write_request([files(b"not base64!", content_type="base64")], binary=False)
     assert "is not base64" in infer(body).error
+
+
+@given(st.binary(max_size=40) | st.text("AB+/=*", max_size=24).map(str.encode), st.sampled_from([4, 8]))
+def test_base64_in_pieces_is_base64(text, piece):
+    def outcome(decode):
+        try:
+            return decode(text)
+        except binascii.Error:
+            return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(items_module, "_BASE64_PIECE", piece)
+        assert outcome(items_module._from_base64) == outcome(lambda text: base64.b64decode(text, validate=True))
 
 
 @pytest.mark.parametrize(

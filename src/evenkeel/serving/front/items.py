@@ -23,6 +23,7 @@ __all__ = ["ItemReader", "read_key", "read_options"]
 _NO_OPTIONS = Options()
 _KEY = "evenkeel_key"
 _MOST_NAMES = 5  # in a message
+_BASE64_PIECE = 1 << 20  # a multiple of four characters
 
 
 class ItemReader:
@@ -123,9 +124,17 @@ class ItemReader:
         if tensor.parameters.get("content_type") != "base64":
             return files
         try:
-            return [base64.b64decode(text, validate=True) for text in files]
+            return [_from_base64(text) for text in files]
         except binascii.Error as error:
             raise RequestError(f"input {tensor.name!r}: is not base64 as its content_type says: {error}") from None
+
+
+def _from_base64(text: bytes) -> bytes:
+    """What `base64.b64decode` gives, in pieces between which other threads get their turn."""
+    if -1 < text.find(b"=") < len(text) - 2:
+        raise binascii.Error("padding in the middle")
+    pieces = range(0, max(len(text), 1), _BASE64_PIECE)
+    return b"".join(base64.b64decode(text[place : place + _BASE64_PIECE], validate=True) for place in pieces)
 
 
 def _check_range(data: Array, name: str) -> None:
