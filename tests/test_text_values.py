@@ -1,7 +1,15 @@
 import pytest
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.text_values import read_duration_s, read_fraction, read_quantity, read_rate_bps, read_share, split_spec
+from evenkeel.text_values import (
+    read_duration_s,
+    read_fraction,
+    read_quantity,
+    read_rate_bps,
+    read_share,
+    split_spec,
+    without_password,
+)
 
 
 def test_a_spec_is_a_name_and_fields():
@@ -79,3 +87,18 @@ def test_fractions(text, value):
 def test_what_is_no_fraction_is_refused_at_once(text):
     with pytest.raises(ConfigurationError, match=r"p: must be a number such as 0\.03 or 1/32, found"):
         read_fraction(text, "p")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://admin:hunter2@10.0.0.7:80/v2", "http://10.0.0.7:80/v2"),
+        ("https://token@host", "https://host"),
+        ("cannot connect to http://a:b@c:1/v2 now", "cannot connect to http://c:1/v2 now"),
+        ("http://a:b@c@d/x", "http://d/x"),
+        ("http://host/a@b", "http://host/a@b"),
+        ("unix:/run/w.sock", "unix:/run/w.sock"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url, shown):
+    assert without_password(url) == shown

@@ -1,6 +1,7 @@
 """Reads short texts such as `two-mode:scale=0.3,seed=7`: how delays, faults and codes are written on a command line."""
 
 import math
+import re
 from collections.abc import Sequence
 
 from evenkeel.errors import ConfigurationError
@@ -16,6 +17,7 @@ __all__ = [
     "read_share",
     "split_spec",
     "unknown",
+    "without_password",
 ]
 
 _MULTIPLES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
@@ -29,6 +31,11 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def without_password(url: str) -> str:
+    """The URL as logs and messages may show it: what stands before an `@` of its host is left out."""
+    return re.sub(r"(?<=//)[^/?#\s]*@", "", url)
 
 
 def split_spec(text: str, what: str) -> tuple[str, dict[str, str]]:

@@ -82,3 +82,10 @@ def test_a_card_that_contradicts_itself_is_refused_by_name(card, fields, says, t
     save_card(dataclasses.replace(card, **fields), tmp_path / "card.json")
     with pytest.raises(ConfigurationError, match=f"field {says}"):
         load_card(tmp_path / "card.json")
+
+
+def test_a_byte_order_mark_in_front_does_not_count(tmp_path):
+    source = card_path("cifar10-base")
+    copy = tmp_path / "card.json"
+    copy.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
+    assert load_card(copy) == load_card(source)

@@ -26,6 +26,27 @@ def test_another_classifier_has_no_collages_of_its_own() -> None:
     assert [code.kind for code in config.codes] == ["replicate"]
 
 
+def test_files_of_callables_are_relative_to_the_configuration(tmp_path: Path) -> None:
+    codes = [{"kind": "collage", "model": "cifar10-collage-2x2", "run": "python:c.py:make"}]
+    config = read_config({"run": "python:models/mine.py:make", "codes": codes}, tmp_path)
+    assert config.run == f"python:{tmp_path}/models/mine.py:make"
+    assert config.codes[0].run == f"python:{tmp_path}/c.py:make"
+    assert read_config({"run": "python:/abs/mine.py:make"}, tmp_path).run == "python:/abs/mine.py:make"
+    assert read_config({"run": "python:package.module:make"}, tmp_path).run == "python:package.module:make"
+
+
+def test_a_byte_order_mark_is_no_field(tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_bytes(b"\xef\xbb\xbfport: 81\n")
+    assert read_config(load_raw(tmp_path / "serve.yaml")).port == 81
+
+
+def test_no_message_holds_a_password() -> None:
+    for raw in (["htp://admin:hunter2@host"], {"urls": ["ftp://admin:hunter2@host"]}):
+        with pytest.raises(ConfigurationError, match="://host") as refusal:
+            read_config({"replicas": raw})
+        assert "hunter2" not in str(refusal.value)
+
+
 def test_each_model_may_be_replaced_by_a_callable() -> None:
     codes = [{"kind": "collage", "model": "cifar10-collage-2x2", "run": "python:m:make_2x2"}, "cifar10-collage-3x3"]
     config = read_config({"run": "python:m:make", "codes": codes})

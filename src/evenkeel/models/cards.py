@@ -113,7 +113,7 @@ def load_card(path: str | Path) -> ModelCard:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte-order mark
     except OSError as error:
         raise ConfigurationError(f"model card {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

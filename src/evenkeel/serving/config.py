@@ -20,7 +20,7 @@ from evenkeel.models import shipped
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import Policy, parse_trigger, preset
-from evenkeel.text_values import read_duration_s
+from evenkeel.text_values import read_duration_s, without_password
 
 __all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
 
@@ -99,7 +99,7 @@ def load_raw(path: Path) -> Any:
         ConfigurationError: not readable, not YAML, or a field given twice.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceLoader)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -141,9 +141,11 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         changes["model"] = _card_path(fields.text("model"), folder, "model")
         # The shipped collages fit the shipped classifier only.
         changes["codes"] = (CodeConfig("replicate"),)
-    for name in ("name", "remote_model", "remote_version", "host", "run"):
+    for name in ("name", "remote_model", "remote_version", "host"):
         if name in fields:
             changes[name] = fields.text(name)
+    if "run" in fields:
+        changes["run"] = _callable(fields.text("run"), folder)
     if re.search(r"[/\s]", changes.get("name", "")):
         raise ConfigurationError(
             f"name: is part of the URL, so it must hold neither / nor white space, found {changes['name']!r}"
@@ -251,8 +253,9 @@ def _nodes(raw: Any, name: str) -> NodesConfig:
     elif isinstance(raw, Sequence) and not isinstance(raw, str):
         for place, entry in enumerate(raw):
             if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", *_HTTP)):
+                shown = without_password(entry) if isinstance(entry, str) else entry
                 raise ConfigurationError(
-                    f"{name}[{place}]: expected unix:/path, tcp://host:port or http(s)://host:port, found {entry!r}"
+                    f"{name}[{place}]: expected unix:/path, tcp://host:port or http(s)://host:port, found {shown!r}"
                 )
             if not entry.startswith(_HTTP):
                 _check_address(entry, f"{name}[{place}]")
@@ -269,7 +272,8 @@ def _nodes(raw: Any, name: str) -> NodesConfig:
         _check_address(address, f"{name}.addresses[{place}]")
     for place, url in enumerate(urls):
         if not url.startswith(_HTTP):
-            raise ConfigurationError(f"{name}.urls[{place}]: expected http(s)://host:port, found {url!r}")
+            shown = without_password(url)
+            raise ConfigurationError(f"{name}.urls[{place}]: expected http(s)://host:port, found {shown!r}")
     return NodesConfig(count, addresses, urls)
 
 
@@ -298,7 +302,7 @@ def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:
         model = _card_path(fields.text("model"), folder, f"{name}.model") if "model" in fields else None
         items = fields.whole("items", 1, 1024) if "items" in fields else 1
         spares = fields.whole("spares", 1, 64) if "spares" in fields else 1
-        run = fields.text("run") if "run" in fields else ""
+        run = _callable(fields.text("run"), folder) if "run" in fields else ""
         fields.finish()
         if model is None and kind in ("collage", "parity", "concat-parity", "cheap"):
             raise ConfigurationError(f"{name}.model: a {kind} code needs a model card")
@@ -306,6 +310,14 @@ def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:
             raise ConfigurationError(f"{name}.run: replaces the file of a card, and there is no {name}.model")
         codes.append(CodeConfig(kind, model, items, spares, run))
     return tuple(codes)
+
+
+def _callable(text: str, folder: Path) -> str:
+    """The model spec `text`; a Python file in it is relative to the configuration's folder, as cards are."""
+    where, colon, factory = text.removeprefix("python:").rpartition(":")
+    if text.startswith("python:") and colon and where.endswith(".py"):
+        return f"python:{folder / where}:{factory}"
+    return text
 
 
 def _card_path(text: str, folder: Path, name: str) -> Path:

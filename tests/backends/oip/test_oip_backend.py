@@ -152,6 +152,18 @@ def test_a_reply_of_another_version_is_refused_and_so_is_a_server_that_names_one
     asyncio.run(run())
 
 
+def test_no_message_holds_the_password_of_a_url():
+    async def run():
+        url = "http://admin:hunter2@127.0.0.1:9"
+        backend = OipBackend("remote-0", url, "remote", CARD, start_timeout_s=0.05, poll_s=0.01)
+        with pytest.raises(BackendError, match=r"http://127\.0\.0\.1:9/v2") as refusal:
+            await backend.start()
+        await backend.close()
+        assert "hunter2" not in str(refusal.value)
+
+    asyncio.run(run())
+
+
 def test_a_pinned_version_is_asked_for_and_checked():
     async def run():
         server = JsonServer()

@@ -135,6 +135,18 @@ def test_a_python_model_that_cannot_be_had_says_why(tmp_path, source, says):
         load_model(f"python:{path}:make")
 
 
+@pytest.mark.parametrize("named", ["", "mine="])
+def test_a_path_may_hold_an_equals_sign(tmp_path, named, monkeypatch):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    for path in (card_path(BASE), model_path(BASE)):
+        (folder / path.name).write_bytes(path.read_bytes())
+    card = folder / card_path(BASE).name
+    assert load_model(f"{named}{card}").name == (named.rstrip("=") or BASE)
+    monkeypatch.chdir(tmp_path)
+    assert load_model(f"{named}{card.relative_to(tmp_path)}").name == (named.rstrip("=") or BASE)
+
+
 @pytest.mark.parametrize("spec", ["python:", "python:module", "python::make", "nowhere.json"])
 def test_a_spec_that_names_nothing_is_refused(spec):
     with pytest.raises(ConfigurationError):

@@ -19,6 +19,7 @@ from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, 
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
 from evenkeel.oip import HEADER_LENGTH, read_message, shown
+from evenkeel.text_values import without_password
 
 __all__ = ["OipBackend"]
 
@@ -77,7 +78,9 @@ class OipBackend(Backend):
         start_timeout_s: float = 30.0,
     ) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"{name}: url must begin with http:// or https://, found {url!r}")
+            raise ConfigurationError(
+                f"{name}: url must begin with http:// or https://, found {without_password(url)!r}"
+            )
         self.name = name
         self.serial = connections == 1
         self._card = card
@@ -85,6 +88,7 @@ class OipBackend(Backend):
         self._model_url = f"{self._server_url}/models/{quote(model, safe='')}"
         if version:
             self._model_url += f"/versions/{quote(version, safe='')}"
+        self._shown_url = without_password(self._model_url)
         self._versions = (
             ModelDigests({card.name: f"version:{version}"} if version else {}) if versions is None else versions
         )
@@ -128,7 +132,7 @@ class OipBackend(Backend):
                 await self._became_ready.wait()
         except TimeoutError:
             raise BackendError(
-                f"{self.name}: {self._model_url} was not ready within {self._start_timeout_s:g} s: {self._why_not}"
+                f"{self.name}: {self._shown_url} was not ready within {self._start_timeout_s:g} s: {self._why_not}"
             ) from None
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
@@ -234,7 +238,7 @@ class OipBackend(Backend):
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
             raise BackendLostError(f"{self.name}: connection lost: {error or type(error).__name__}") from error
         except aiohttp.ClientError as error:
-            raise ProtocolError(f"{self.name}: {error}") from error
+            raise ProtocolError(f"{self.name}: {without_password(str(error))}") from error
         try:
             if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MOST_DIGITS):
                 raise ProtocolError(f"{HEADER_LENGTH} is {shown(given)}")
@@ -282,7 +286,7 @@ class OipBackend(Backend):
                 self._why_not = f"{self.name}: no answer within {self._poll_timeout_s:g} s"
                 self._set_ready(False)
             except (aiohttp.ClientError, OSError) as error:
-                self._why_not = f"{self.name}: {error or type(error).__name__}"
+                self._why_not = f"{self.name}: {without_password(str(error)) or type(error).__name__}"
                 self._set_ready(False)
             except Exception as error:
                 # Whatever it is, the server may be well again the next time.
@@ -316,7 +320,7 @@ class OipBackend(Backend):
         try:
             return read_message(body, False)
         except RequestError as error:
-            raise ProtocolError(f"{self.name}: {url}: {error}") from None
+            raise ProtocolError(f"{self.name}: {without_password(url)}: {error}") from None
 
     def _set_ready(self, ready: bool) -> None:
         if ready and self._session is None:

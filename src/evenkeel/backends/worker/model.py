@@ -63,7 +63,9 @@ def load_model(spec: str, threads: int = 1) -> Model:
     Raises:
         ConfigurationError: nothing there, or not what its card says.
     """
-    name, _, rest = spec.rpartition("=") if re.match(r"[\w.-]+=", spec) else ("", "", spec)
+    # A path may hold `=` too: one that is there is no name with a path behind it.
+    named = None if Path(spec).is_file() else re.match(r"([\w.-]+)=", spec)
+    name, rest = (named[1], spec[named.end() :]) if named else ("", spec)
     model = _load_python(rest) if rest.startswith("python:") else _load_onnx(_card_file(rest), threads)
     return replace(model, name=name or model.name)
 
