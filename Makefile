@@ -7,7 +7,10 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 TRAIN := $(VENV)/.train
 
-.PHONY: demo test test-serving check format clean
+SECONDS ?= 60
+SEED ?= 0
+
+.PHONY: demo test test-serving check fuzz format clean
 
 demo: $(BASE)  ## five policies compared on real workers, in a minute and a half
 	$(BIN)/evenkeel demo --report evenkeel-demo.html
@@ -23,6 +26,9 @@ check: $(DEV)  ## lint, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+fuzz: $(DEV)  ## broken requests, worker frames and remote replies, for SECONDS=60; SEED=n begins elsewhere
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py --seconds $(SECONDS) --seed $(SEED)
 
 format: $(DEV)
 	$(BIN)/ruff format .
