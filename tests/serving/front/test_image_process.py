@@ -75,7 +75,7 @@ def test_an_image_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(image_process, "_MOST_S", 0.05)
 
     async def use(process: ImageProcess) -> None:
-        await process._ready()
+        await process.start()
         os.kill(pid(process), signal.SIGSTOP)
         with pytest.raises(UnreadableImageError, match="it takes more than"):
             await process.decode(FILE, NEVER)
@@ -83,15 +83,56 @@ def test_an_image_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch
     run(use)
 
 
-def test_a_process_that_dies_fails_its_image_and_no_other() -> None:
+def test_a_process_that_dies_at_work_fails_its_image_and_no_other() -> None:
     async def use(process: ImageProcess) -> None:
-        await process.decode(FILE, NEVER)
+        await process.start()
+        os.kill(pid(process), signal.SIGSTOP)
+        work = asyncio.ensure_future(process.decode(FILE, NEVER))
+        await asyncio.sleep(0)
         os.kill(pid(process), signal.SIGKILL)
         with pytest.raises(UnreadableImageError, match="the process that decoded it ended"):
-            await process.decode(FILE, NEVER)
+            await work
         assert await process.decode(FILE, NEVER) == rgb_pixels(FILE, 4, 5).tobytes()
 
     run(use)
+
+
+def test_a_process_that_died_while_it_had_nothing_to_do_is_replaced() -> None:
+    async def use(process: ImageProcess) -> None:
+        await process.decode(FILE, NEVER)
+        os.kill(pid(process), signal.SIGKILL)
+        assert process._process is not None
+        process._process.wait()
+        assert await process.decode(FILE, NEVER) == rgb_pixels(FILE, 4, 5).tobytes()
+
+    run(use)
+
+
+def test_all_processes_start_with_the_first_file_and_one_that_starts_again_holds_up_nobody() -> None:
+    async def used() -> None:
+        decoder = ImageDecoder(make_card(), processes=2)
+        await decoder.decode_all([FILE])
+        processes = [await decoder._idle.get() for _ in range(2)]
+        for process in processes:
+            decoder._free(process)
+        first = pid(processes[1])  # which is taken next
+        os.kill(first, signal.SIGSTOP)
+        stuck = asyncio.ensure_future(decoder.decode_all([FILE], asyncio.get_running_loop().time() + 60))
+        while not decoder._running:
+            await asyncio.sleep(0)
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(RequestError, match="image 0: the process that decoded it ended"):
+            await stuck
+        assert not processes[1].ready
+        assert (await decoder.decode_all([FILE])).shape == (1, 4, 5, 3)  # by the other one
+        assert not processes[1].ready
+        again = [await decoder._idle.get() for _ in range(2)]
+        assert pid(again[1]) != first
+        for process in again:
+            process.kill()
+        decoder.close()
+
+    asyncio.run(used())
 
 
 def test_a_process_that_cannot_start_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,10 +149,9 @@ def test_closing_ends_processes_at_work_and_idle_ones() -> None:
     async def used() -> list[int]:
         decoder = ImageDecoder(make_card(), processes=2)
         await decoder.decode_all([FILE, FILE])
-        idle = [decoder._idle.get_nowait() for _ in range(2)]
+        idle = [await decoder._idle.get() for _ in range(2)]
         for process in idle:
-            await process._ready()
-            decoder._idle.put_nowait(process)
+            decoder._free(process)
         numbers = [pid(process) for process in idle]
         os.kill(numbers[1], signal.SIGSTOP)  # the one that is taken first
         work = asyncio.ensure_future(decoder.decode_all([FILE]))
@@ -170,6 +210,7 @@ def test_a_small_image_does_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPa
         held.set()
         for work in works:
             await work
+        decoder.close()
 
     asyncio.run(used())
 

@@ -11,7 +11,8 @@ import socket
 import struct
 import subprocess
 import sys
-from typing import Any, cast
+from contextlib import suppress
+from typing import cast
 
 from evenkeel.errors import OverloadedError, UnreadableImageError
 from evenkeel.images.decode import rgb_pixels
@@ -32,7 +33,7 @@ _MOST_MEMORY = 3 << 30
 
 
 class ImageProcess:
-    """Decodes in a process that is started when it is needed, and again after it had to be killed.
+    """Decodes in a process, which is started again after it had to be killed.
 
     Args:
         height: of every picture, pixels.
@@ -44,6 +45,47 @@ class ImageProcess:
         self._arguments = [str(height), str(width), interpolation]
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it waits for a file."""
+        return self._socket is not None and self._process is not None and self._process.poll() is None
+
+    async def start(self) -> None:
+        """Start the process if there is none; returns when it is ready.
+
+        Raises:
+            OverloadedError: it cannot be started.
+        """
+        if self.ready:
+            return
+        self.kill()
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        arguments = [str(theirs.fileno()), str(os.getpid()), *self._arguments]
+        # -P: a file beside the user's must not be taken for a module of ours. A session of its own: Ctrl-C in a
+        # terminal is for the gateway alone.
+        command = [sys.executable, "-P", "-m", "evenkeel.serving.front.image_process", *arguments]
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
+            )
+            theirs.close()
+            async with asyncio.timeout(_START_S):
+                await _received(ours)
+        except BaseException as error:
+            theirs.close()
+            ours.close()
+            self.kill()
+            if not isinstance(error, OSError):  # TimeoutError is one
+                raise
+            raise OverloadedError(f"no process to decode images can be started: {error}; try again soon") from error
+        self._socket = ours
 
     async def decode(self, data: bytes, until_s: float) -> bytes:
         """Gives the pixels of an image file, row by row; the process is killed when it takes too long.
@@ -57,8 +99,9 @@ class ImageProcess:
             OverloadedError: the process cannot be started.
             TimeoutError: `until_s` has passed.
         """
-        loop = asyncio.get_running_loop()
-        link = await self._ready()
+        await self.start()
+        loop, link = asyncio.get_running_loop(), self._socket
+        assert link is not None
         begin_s = loop.time()
         if begin_s > until_s:
             raise TimeoutError
@@ -92,40 +135,6 @@ class ImageProcess:
             except RuntimeError:  # no loop runs any more, so that nobody waits for this
                 process.wait()
 
-    async def _ready(self) -> socket.socket:
-        """Gives the connection to a process that waits for a file."""
-        if self._socket is not None:
-            return self._socket
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        arguments = [str(theirs.fileno()), str(os.getpid()), *self._arguments]
-        # -P: a file beside the user's must not be taken for a module of ours. A session of its own: Ctrl-C in a
-        # terminal is for the gateway alone.
-        command = [sys.executable, "-P", "-m", "evenkeel.serving.front.image_process", *arguments]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ},
-            )
-            self._socket = ours
-            async with asyncio.timeout(_START_S):
-                await _received(ours)
-        except (OSError, TimeoutError) as error:
-            self.kill()
-            raise OverloadedError(f"no process to decode images can be started: {error}; try again soon") from error
-        except BaseException:
-            self.kill()
-            raise
-        finally:
-            theirs.close()
-            if self._socket is None:
-                ours.close()
-        return ours
-
 
 async def _received(link: socket.socket) -> tuple[bool, bytes]:
     """Reads the next message of the process."""
@@ -145,25 +154,24 @@ async def _read(link: socket.socket, size: int) -> bytes:
 
 
 def main(arguments: list[str]) -> None:
-    """Decodes files until the connection ends; see `ImageProcess._ready` for the arguments."""
+    """Decodes files until the connection ends; see `ImageProcess.start` for the arguments."""
     number, parent, height, width, interpolation = arguments
     end_with_parent(int(parent))
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
-    with socket.socket(fileno=int(number)) as link, link.makefile("rwb") as file:
-        _reply(file, True, b"")
+    # The gateway may end at any time.
+    with suppress(ConnectionError), socket.socket(fileno=int(number)) as link, link.makefile("rb") as file:
+        _reply(link, True, b"")
         while len(begin := file.read(_LENGTH.size)) == _LENGTH.size:
             data = file.read(_LENGTH.unpack(begin)[0])
             try:
                 good, content = True, rgb_pixels(data, int(height), int(width), cast(Filter, interpolation)).tobytes()
             except UnreadableImageError as error:
                 good, content = False, str(error).encode()
-            _reply(file, good, content)
+            _reply(link, good, content)
 
 
-def _reply(file: Any, good: bool, content: bytes) -> None:
-    file.write(_REPLY.pack(good, len(content)))
-    file.write(content)
-    file.flush()
+def _reply(link: socket.socket, good: bool, content: bytes) -> None:
+    link.sendall(_REPLY.pack(good, len(content)) + content)
 
 
 if __name__ == "__main__":

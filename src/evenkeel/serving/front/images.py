@@ -8,7 +8,7 @@ decoded. Decoding happens in processes that are killed when it takes too long.
 import asyncio
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -63,10 +63,9 @@ class ImageDecoder:
         self._waiting = self._bytes = 0
         self._side = max(card.height, card.width)
         self._idle: asyncio.LifoQueue[ImageProcess] = asyncio.LifoQueue()
-        for _ in range(processes):
-            self._idle.put_nowait(ImageProcess(card.height, card.width, card.interpolation))
+        self._unstarted = [ImageProcess(card.height, card.width, card.interpolation) for _ in range(processes)]
         self._large = asyncio.Semaphore(max(1, processes - 1))
-        self._jobs: set[asyncio.Task[Array]] = set()
+        self._jobs: set[asyncio.Task[Any]] = set()
         self._running: set[asyncio.Task[Any]] = set()
 
     async def decode_all(self, files: Sequence[bytes], until_s: float = math.inf) -> Array:
@@ -96,6 +95,8 @@ class ImageDecoder:
             raise OverloadedError(
                 f"the images that wait to be decoded take {self._bytes / 1e6:,.0f} MB already; try again soon"
             )
+        while self._unstarted:
+            self._free(self._unstarted.pop())
         jobs = [
             self._begin(data, row, cost, until_s) for row, (data, cost) in enumerate(zip(files, costs, strict=True))
         ]
@@ -147,6 +148,20 @@ class ImageDecoder:
         if not job.cancelled():
             job.exception()  # several files may be bad; only the first is reported, the others are not forgotten
 
+    def _free(self, process: ImageProcess) -> None:
+        """Let the process take a file, as soon as it is ready."""
+        if process.ready:
+            self._idle.put_nowait(process)
+        else:
+            job = asyncio.get_running_loop().create_task(self._start(process))
+            self._jobs.add(job)
+            job.add_done_callback(self._jobs.discard)
+
+    async def _start(self, process: ImageProcess) -> None:
+        with suppress(OverloadedError):  # tried again, and said, when a file comes to it
+            await process.start()
+        self._idle.put_nowait(process)
+
     async def _decode(self, data: bytes, row: int, cost: int, until_s: float) -> Array:
         """Decodes one file to uint8 `[H, W, 3]`."""
         async with self._large if cost > _LARGE_BYTES else nullcontext():
@@ -159,5 +174,8 @@ class ImageDecoder:
             except UnreadableImageError as error:
                 raise RequestError(f"image {row}: {error}") from error
             finally:
-                self._idle.put_nowait(process)
+                if job.cancelling():  # everything ends
+                    process.kill()
+                else:
+                    self._free(process)
         return np.frombuffer(pixels, np.uint8).reshape(self._card.height, self._card.width, 3)
