@@ -18,6 +18,7 @@ __all__ = ["NEVER", "ByClass", "by_class", "gate"]
 NEVER = 1.01  # a confidence that no fill reaches
 _RARE = 0.25  # of the share of the most frequent class
 _LEAST = 5  # images of a class before it is judged by itself
+_MANY = 0.1  # of all images; rare classes are judged together from there on
 
 Integers = NDArray[np.int64]
 
@@ -64,7 +65,8 @@ def gate(answers: Integers, fills: Integers, confidences: NDArray[np.floating[An
     """The confidence below which fills are not to be used; 0 where rare classes are filled as they should be.
 
     There is one where classes are clearly filled wrongly more often than right: a rare class of `_LEAST` images or
-    more, or all rare ones together; from a single image nothing follows.
+    more, or all rare ones together where they are many. A few odd answers, which every classifier gives, are no class
+    to be kept: holding back what could be one of them would hold back most fills.
 
     Args:
         answers: of the classifier, [n].
@@ -76,13 +78,13 @@ def gate(answers: Integers, fills: Integers, confidences: NDArray[np.floating[An
     images = np.bincount(answers, minlength=int(fills.max()) + 1)
     rare = images <= _RARE * images.max()
     right = answers == fills
-    together = rare[answers] | rare[fills]
     alone = np.flatnonzero(rare & (images >= _LEAST)).tolist()
-    groups = [together, *((answers == number) | (fills == number) for number in alone)]
+    groups = [(answers == number) | (fills == number) for number in alone]
+    if rare[answers].mean() >= _MANY:
+        groups.append(rare[answers] | rare[fills])
     judged = [each for each in groups if each.any() and share(int(right[each].sum()), int(each.sum())).high < 0.5]
     if not judged:
         return 0.0
-    judged.append(together)
     order = np.argsort(-confidences, kind="stable")
     surest = confidences[order]
     # Right ones less wrong ones among the surest 1, 2, ... fills.
