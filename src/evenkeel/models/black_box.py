@@ -1,7 +1,9 @@
 """The user's classifier as a black box: images in, scores out. Neither torch nor its weights are needed."""
 
+import copy
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.cards import Layout, ModelCard, load_card
-from evenkeel.models.classifier_form import ACCEPTED, InputForm, Normalisation, Wanted, input_form, output_name
+from evenkeel.models.classifier_form import ACCEPTED, Colours, InputForm, Normalisation, Wanted, input_form, output_name
 from evenkeel.models.digest import file_digest
 from evenkeel.models.labels import read_class_names
 from evenkeel.models.measure import interleaved_latencies_ms
@@ -180,6 +182,13 @@ class BlackBox:
         if self.kind == "probabilities":
             scores = np.log(np.maximum(scores, np.float32(_LEAST_PROBABILITY)))
         return log_softmax(scores)
+
+    def fed(self, normalisation: Normalisation, colours: Colours) -> "BlackBox":
+        """The same classifier fed in another way; of a graph of grey images or of pixels as they are, not all apply."""
+        other = copy.copy(self)
+        other.form = replace(self.form, normalisation=normalisation, colours=colours)
+        other.normalisation = normalisation
+        return other
 
     def one_pass(self) -> Callable[[], object]:
         """A function that runs it once on one image on one thread, from uint8 pixels to scores; to be timed."""

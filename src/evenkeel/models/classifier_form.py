@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import DataType, Layout, ModelCard
 
-__all__ = ["ACCEPTED", "GREY_WEIGHTS", "InputForm", "Normalisation", "Wanted", "input_form", "output_name"]
+__all__ = ["ACCEPTED", "GREY_WEIGHTS", "Colours", "InputForm", "Normalisation", "Wanted", "input_form", "output_name"]
 
 ACCEPTED = (
     "one input of images, uint8 or float, [n, h, w, 3] or [n, 3, h, w] (or one channel of grey), and one output of "

@@ -684,3 +684,27 @@ def test_a_rare_class_that_was_learned_is_filled(folder: Path, tmp_path: Path) -
     assert card.agreement_elsewhere.value > 0.8
     assert card.min_confidence == 0
     assert "WARNING" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("fed", "better"),
+    [
+        (["--scale", "1"], "pixels of 0..1 and red first"),
+        (["--bgr"], "pixels of 0..1 and red first"),
+        (["--mean", "0.485", "0.456", "0.406"], "pixels of 0..1 and red first"),
+        (["--scale", "1", "--bgr"], "pixels of 0..1 and red first"),
+        ([], None),
+    ],
+)
+def test_a_classifier_that_is_fed_wrongly_is_noticed(
+    folder: Path, tmp_path: Path, fed: list[str], better: str | None
+) -> None:
+    names = tuple("jihgfedcba")
+    (tmp_path / "labels.txt").write_text("\n".join(names))
+    images = named(tmp_path / "named.npz", list(names))
+    classes = ["--classes", str(tmp_path / "labels.txt")]
+    result = run(folder, tmp_path / "out", "--epochs", "0.1", *classes, *fed, images=str(images))
+    if better is None:
+        assert "WARNING: fed" not in result.output
+    else:
+        assert f"WARNING: fed with {better} the classifier is right for 100% of 100 labelled images" in result.output

@@ -22,6 +22,7 @@ from evenkeel.models.cards import ModelCard
 from evenkeel.models.labels import Numbering, number_labels, sample_by_label
 from evenkeel.models.measure import fit_temperature
 from evenkeel.vision.fit.card import Asked, told, told_of_classes, write_model
+from evenkeel.vision.fit.feeding import better_fed, count_ways
 from evenkeel.vision.fit.lock import locked
 from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
 from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
@@ -135,6 +136,10 @@ class _Run:
             numbering = self._numbering(images, held, answers)
             for line in numbering.told():
                 say(line)
+            with self.watcher.stage("feeding the classifier in other ways", count_ways(classifier)) as done:
+                better = better_fed(classifier, held.pixels, held.labels, held.class_names, done)
+            if better is not None:
+                say(f"WARNING: {better}")
             class_names, labels = numbering.class_names, numbering.numbered(held.labels)
             trusted = labels if numbering.trusted else None
         known = tuple(map(str, range(classifier.classes))) if class_names is None else class_names
