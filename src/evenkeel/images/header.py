@@ -21,7 +21,8 @@ MOST_PIXELS = 64_000_000  # of one image
 MOST_SIDE = 32_768
 # Passes over the pixels of a JPEG: 10 in libjpeg's progressive files. Each costs time, however few bytes it has.
 MOST_SCANS = 64
-_MOST_SEGMENTS = 2_000  # of a JPEG before its pixels, and entries of a TIFF; a colour profile takes 255 at most
+_MOST_SEGMENTS = 500  # of a JPEG before its pixels, and entries of a TIFF; a colour profile takes 255 at most
+_MOST_BETWEEN = 1024  # bytes that belong to no segment of a JPEG
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
@@ -146,7 +147,7 @@ def _reader(data: bytes) -> Callable[[bytes], ImageHeader] | None:
 def _jpeg(data: bytes) -> ImageHeader:
     place, size, components, progressive = 2, None, 0, False
     for _ in range(_MOST_SEGMENTS):
-        found = _MARKER.search(data, place)
+        found = _MARKER.search(data, place, place + _MOST_BETWEEN)
         if found is None or data[found.end() - 1] == 0xD9:
             raise UnreadableImageError("a JPEG without pixels; is the file complete?")
         marker, place = data[found.end() - 1], found.end()

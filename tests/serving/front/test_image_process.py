@@ -215,6 +215,29 @@ def test_a_small_image_does_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPa
     asyncio.run(used())
 
 
+def test_many_headers_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, seen = 0, []
+
+    def header(self: ImageDecoder, data: bytes, row: int) -> None:
+        seen.append(turns)
+        if row == 39:
+            raise RequestError("the last")
+
+    monkeypatch.setattr(ImageDecoder, "_header", header)
+
+    async def used() -> None:
+        nonlocal turns
+        work = asyncio.ensure_future(ImageDecoder(make_card()).decode_all([FILE] * 40))
+        while not work.done():
+            await asyncio.sleep(0)
+            turns += 1
+        with pytest.raises(RequestError, match="the last"):
+            await work
+
+    asyncio.run(used())
+    assert len(set(seen)) >= 8
+
+
 def test_the_first_bad_file_is_the_one_that_is_named() -> None:
     async def used() -> None:
         decoder = ImageDecoder(make_card(), processes=2)
