@@ -104,6 +104,15 @@ def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path: Path) -> None:
     assert "no sub-folder 'test'" in refusal(tmp_path, split="test")
 
 
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JFIF", ".jpeg", ".webp", ".gif", ".tiff", ".bmp", ".ppm"])
+def test_every_format_is_found_by_its_usual_names(tmp_path: Path, suffix: str) -> None:
+    form = {".webp": "WEBP", ".gif": "GIF", ".tiff": "TIFF", ".bmp": "BMP", ".ppm": "PPM"}.get(suffix, "JPEG")
+    (tmp_path / f"1{suffix}").write_bytes(packed(np.full((SIDE, SIDE, 3), 90, np.uint8), form))
+    found = read(tmp_path)
+    assert found.skipped_count == 0
+    assert np.abs(found.pixels.astype(int) - 90).max() <= 2
+
+
 def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     write_tree(tmp_path, ["a/1.png", "b/1.png"], some_pixels(2))
     (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
