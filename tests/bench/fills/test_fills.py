@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evenkeel.bench.fills.measure import NO_ANSWER, Fills, MeasuredBackup, collect, from_scores, same_class_groups
-from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, partial_fields
+from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, gate_fields, partial_fields
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.boxes import BoxCollage
 from evenkeel.coding.answers.cheap import Cheap
@@ -218,6 +218,22 @@ def test_without_labels_there_is_agreement_alone():
     assert row["accuracy"] is None
     assert row["base_accuracy"] is None
     assert "drop" not in row
+
+
+def test_agreement_is_told_class_by_class_and_above_the_confidence_of_the_card():
+    """Always saying the largest class agrees in three of four, and is right for no other."""
+    answers = np.array([0, 0, 0, 2])
+    fills = Fills(np.arange(4), np.zeros(4, np.int64), np.array([0.9, 0.99, 0.8, 0.85]))
+    truth = Truth(answers, None)
+    row = fill_fields(fills, None, truth)
+    assert (row["agreement"], row["largest_class_share"], row["agreement_elsewhere"]) == (0.75, 0.75, 0.0)
+    assert row["agreement_by_class"] == [[0, 3, 3], [2, 1, 0]]
+    assert gate_fields(fills, truth, 0.0) == {}
+    gated = gate_fields(fills, truth, 0.88)
+    assert (gated["filled_above_min_confidence"], gated["agreement_above_min_confidence"]) == (0.5, 1.0)
+    assert gated["elsewhere_filled_wrongly"] == 0
+    assert gate_fields(fills, truth, 0.82)["elsewhere_filled_wrongly"] == 1
+    assert gate_fields(fills, truth, 1.01)["agreement_above_min_confidence"] is None
 
 
 def test_the_classifier_agrees_with_itself():

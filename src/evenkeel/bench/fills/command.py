@@ -22,7 +22,7 @@ from evenkeel.bench.fills.backups import (
 )
 from evenkeel.bench.fills.figure import fills as fills_figure
 from evenkeel.bench.fills.measure import Fills, MeasuredBackup, collect, from_scores, same_class_groups, spare_tasks
-from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, partial_fields, same_class_fields
+from evenkeel.bench.fills.rows import Truth, cost_fields, fill_fields, gate_fields, partial_fields, same_class_fields
 from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.drawing import save
@@ -46,6 +46,7 @@ _COLUMNS = (
     Column("accuracy", "right", "%", 100.0),
     Column("drop", "drop", "points", 100.0),
     Column("agreement", "agree", "%", 100.0),
+    Column("agreement_elsewhere", "elsewhere", "%", 100.0),
     Column("accuracy_coverage_90", "surest .9", "%", 100.0),
     Column("overall_unavailable_5", "all, .05 lost", "%", 100.0),
 )
@@ -192,7 +193,7 @@ def _answers(
         return collect(backup, images, scores, groups, partial(tell, backup.method))
 
     fills, unhurt = _joined([fill(groups) for groups in full])
-    row = fill_fields(fills, unhurt, truth)
+    row = fill_fields(fills, unhurt, truth) | gate_fields(fills, truth, backup.code.min_confidence)
     if some:
         by_items = [(groups.shape[1], fill(groups)[0]) for groups in some]
         row |= partial_fields([*by_items, (most, fills)], truth)
@@ -325,7 +326,19 @@ def _notes(rows: Sequence[dict[str, Any]], asked: FillsArguments, images: int) -
         notes.append("partly filled groups (--json, --figure): the first cells, as the gateway fills them")
     if any(row.get("accuracy_same_class") is not None for row in rows):
         notes.append("same class: all items of a group are of one class, which no traffic is; an ablation")
+    share = rows[0].get("largest_class_share")
+    if share is not None:
+        notes.append(
+            "elsewhere: agreement on images that the classifier does not give its most frequent class, which is "
+            f"{100 * share:.1f} % of its answers"
+        )
     for row in rows:
+        if row.get("min_confidence"):
+            notes.append(
+                f"{row['method']}: its card lets no fill below confidence {row['min_confidence']:.4g} through; "
+                f"{100 * row['filled_above_min_confidence']:.1f} % pass, and {row['elsewhere_filled_wrongly']} images "
+                "elsewhere are filled wrongly; the other figures are without it"
+            )
         kept = row.get("accuracy_none_lost")
         if kept is not None:
             notes.append(

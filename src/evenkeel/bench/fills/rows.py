@@ -16,9 +16,20 @@ from numpy.typing import NDArray
 from evenkeel.arrays import Array
 from evenkeel.bench.fills.measure import Fills
 from evenkeel.figures.estimates import Estimate, grouped_share, mean, quantile, quantile_ratio, share
+from evenkeel.models.gate import by_class
 from evenkeel.models.measure import calibration_error, reliability_table
 
-__all__ = ["COVERAGES", "UNAVAILABLE", "Truth", "cost_fields", "fill_fields", "partial_fields", "same_class_fields"]
+__all__ = [
+    "COVERAGES",
+    "UNAVAILABLE",
+    "Truth",
+    "class_fields",
+    "cost_fields",
+    "fill_fields",
+    "gate_fields",
+    "partial_fields",
+    "same_class_fields",
+]
 
 COVERAGES = (100, 95, 90, 80, 70)  # percent of the fills that the confidence gate lets through
 UNAVAILABLE = (2, 5, 10)  # percent of the primaries that do not answer
@@ -58,6 +69,7 @@ def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, A
         "images": len(np.unique(fills.images)),
         "unanswered": float((fills.answers < 0).mean()),
         **_estimate("agreement", _share(fills, fills.answers == truth.answers[fills.images])),
+        **class_fields(fills, truth),
         **_estimate("base_accuracy", None if truth.right is None else share(int(truth.right.sum()), len(truth.right))),
     }
     if truth.labels is None or truth.right is None:
@@ -87,6 +99,38 @@ def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, A
     return row | {
         "calibration_error": _known(calibration_error(fills.confidences[answered], right[answered])),
         "reliability": [list(step) for step in reliability_table(fills.confidences[answered], right[answered])],
+    }
+
+
+def class_fields(fills: Fills, truth: Truth) -> dict[str, Any]:
+    """Agreement class by class of the classifier's answers, which agreement as a whole hides where classes are rare.
+
+    `largest_class_share` is what always saying the largest class agrees in; `agreement_elsewhere` is of images that are
+    not given that class; `agreement_by_class` has rows `[class, fills, agreed]`.
+    """
+    answers = truth.answers[fills.images]
+    classes = by_class(answers, fills.answers)
+    others = answers != classes.largest
+    return {
+        "largest_class_share": _known(classes.largest_share),
+        **_estimate("agreement_elsewhere", _share(fills, fills.answers == answers, others) if others.any() else None),
+        "agreement_by_class": [[each, classes.images[each], classes.agreed[each]] for each in classes.images],
+    }
+
+
+def gate_fields(fills: Fills, truth: Truth, min_confidence: float) -> dict[str, Any]:
+    """What passes the confidence that a backup's card asks for; nothing where it asks for none."""
+    if not min_confidence:
+        return {}
+    answers = truth.answers[fills.images]
+    passing = (fills.confidences >= min_confidence) & (fills.answers >= 0)
+    agreed = fills.answers == answers
+    others = answers != by_class(answers, fills.answers).largest
+    return {
+        "min_confidence": min_confidence,
+        "filled_above_min_confidence": _known(float(passing.mean())),
+        **_estimate("agreement_above_min_confidence", _share(fills, agreed, passing) if passing.any() else None),
+        "elsewhere_filled_wrongly": int((passing & others & ~agreed).sum()),
     }
 
 
