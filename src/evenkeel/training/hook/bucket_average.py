@@ -10,10 +10,12 @@ from torch import Tensor
 
 from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.float32 import Plain
 from evenkeel.coding.wire import Round, Total
 from evenkeel.reducers.ranks.collectives import Collectives, ring_bytes
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.training.hook.stats import Meter, Stopwatch
+from evenkeel.training.hook.zero_lines import Aside, ZeroLines, zero_on_all
 
 __all__ = ["BucketPlan", "Unit", "average_bucket"]
 
@@ -65,9 +67,14 @@ def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reduc
         plain = _wide(_joined(plan.plain)) / ranks.world if plan.plain else buffer.new_empty(0, dtype=torch.float32)
         mean, stats = _shared(ranks, plain, [each.stats for each in coded])
         _write(plan.plain, mean)
+        zero = zero_on_all(
+            ranks,
+            [each.zero for each in coded],
+            [each.some_on_all(common) for each, common in zip(coded, stats, strict=True)],
+        )
         tally.encode(watch.lap())
-        for each, common in zip(coded, stats, strict=True):
-            _average_coded(replace(each, stats=common), plan, reducer, watch, tally)
+        for each, common, still in zip(coded, stats, zero, strict=True):
+            _average_coded(replace(each, stats=common[each.own :], zero=still), plan, reducer, watch, tally)
     if not plan.metered:
         meter.plain(ranks.sent_bytes - sent_before, tally.communicate_s)
     else:
@@ -79,13 +86,20 @@ def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reduc
 
 @dataclass(frozen=True, slots=True)
 class _Coded:
-    """A unit about to be coded: its vector, and the statistics of this rank's or, later, of all."""
+    """A unit about to be coded: its vector; the statistics and zeros of this rank's or, later, of all.
+
+    Before the code's own statistics stands one of ours, unless the code keeps zeros by itself: -1 where there are some,
+    so that the largest is 0 unless every rank has some.
+    """
 
     views: list[Tensor]
     code: SumCode
     this_round: Round
     vector: Tensor
     stats: Tensor
+    zero: ZeroLines
+    aside: Aside
+    own: int
 
     @classmethod
     def of(cls, unit: Unit, plan: BucketPlan, code: SumCode, ranks: Collectives) -> Self:
@@ -94,7 +108,16 @@ class _Coded:
         if plan.loss_scale != 1:
             # What codes remember must not depend on a scale that changes from step to step.
             vector = vector / plan.loss_scale
-        return cls(unit.views, code, this_round, vector, code.measure(vector, this_round))
+        shapes = [] if isinstance(code, Plain) else [tuple(view.shape) for view in unit.views]
+        zero = ZeroLines.of(vector, shapes, plan.step)
+        aside = Aside(code.memory(unit.number) if isinstance(code, ErrorFeedback) else None, zero)
+        measured, own = code.measure(vector, this_round), min(1, len(zero.matrices))
+        stats = torch.cat((measured.new_full((own,), 0.0 if zero.flags is None else -1.0), measured))
+        return cls(unit.views, code, this_round, vector, stats, zero, aside, own)
+
+    def some_on_all(self, common: Tensor) -> bool:
+        """Says whether every rank has zeros, by the largest of their statistics."""
+        return self.own > 0 and bool(common[0] < 0)
 
 
 def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -126,7 +149,10 @@ def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stop
     tally.add_up(watch.lap())
     if total.lost is not None:
         code.dropped(this_round, total.lost)
+    if isinstance(code, ErrorFeedback) and (owed := code.memory(this_round.bucket)) is not None:
+        each.aside.put_back(owed, each.zero)
     mean = code.decode(total, stats, vector.numel(), this_round)
+    each.zero.clear(mean)
     code.observe(mean, this_round, reducer.ranks.broadcast)
     _write(each.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
     tally.coordinates += vector.numel()
