@@ -194,6 +194,7 @@ def with_fields(**fields: object) -> bytes:
         (b'{"inputs": [[{"a": 1, "a": 2}]]}', "holds the key 'a' twice"),
         (b'{"a": ":", "inputs": ' + b"[" * 1010 + b"]" * 1010 + b"}", "nested too deeply"),
         (b'{"a": ":", "inputs": [' + b"9" * 5000 + b"]}", "input 0 must be an object|cannot be read"),
+        (request_bytes(id="x" * 4097), "'id' has 4097 characters; at most 4096"),
         (request_bytes(id=[[]] * 3), "'id' must be a string, found a list"),
         (request_bytes(parameters={"binary_data_output": "x" * 500}), r"found 'x{60}'\.\.\.$"),
         (with_fields(name="x" * 500, datatype="FLOAT"), "unknown datatype 'FLOAT'"),

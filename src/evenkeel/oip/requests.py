@@ -12,6 +12,7 @@ from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOut
 
 __all__ = ["check_count", "json_part", "parse_request", "write_request"]
 
+_MOST_ID = 4096  # it is sent back
 _NOT_OFFERED = ("shared_memory_region", "classification")
 
 
@@ -70,6 +71,8 @@ def parse_request(body: bytes, header_length: int | None = None) -> InferRequest
     identity = message.get("id")
     if identity is not None and type(identity) is not str:
         raise RequestError(f"'id' must be a string, found {shown(identity)}")
+    if identity is not None and len(identity) > _MOST_ID:
+        raise RequestError(f"'id' has {len(identity)} characters; at most {_MOST_ID} are taken")
     outputs_given = message.get("outputs")
     outputs = None
     if outputs_given is not None:

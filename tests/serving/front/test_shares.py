@@ -26,7 +26,7 @@ class Gateway:
         except OverloadedError:
             return False
         if len(self.held) + count > PLACES:
-            self.shares.refused(count)
+            self.shares.refused(client, count)
             return False
         self.held += [client] * count
         self.shares.took(client, count)
@@ -56,6 +56,35 @@ def test_greedy_clients_do_not_keep_out_a_polite_one(rows, addresses):
     polite = Client("ab"[addresses - 1])
     assert polite_share(greedy, polite, rows=rows) >= 0.9
     assert polite_share(greedy, Client("a"), fair=False) < 0.3
+
+
+def test_clients_who_heed_and_ask_for_no_more_than_their_share_get_it():
+    """All wait a second after a refusal, as told; there are twice as many as are served, and each has its turn."""
+    gateway, chance = Gateway(), random.Random(1)
+    clients = [Client("a") for _ in range(200)]
+    next_ms = {client: chance.randrange(1000) for client in clients}
+    served = dict.fromkeys(clients, 0)
+    for millisecond in range(40_000):
+        gateway.now = millisecond * 1e-3
+        if gateway.held and millisecond % 10 == 0:
+            gateway.held.pop(0)
+        for client in clients:
+            if next_ms[client] <= millisecond:
+                served[client] += gateway.ask(client)
+                next_ms[client] = millisecond + 1000
+    assert min(served.values()) >= 10  # a hundred a second for two hundred clients in forty seconds: twenty
+
+
+def test_who_takes_many_rows_at_once_waits_for_as_many_turns():
+    gateway, large, small = Gateway(), Client("a"), Client("a")
+    taken = {large: 0, small: 0}
+    for millisecond in range(20_000):
+        gateway.now = millisecond * 1e-3
+        if gateway.held:
+            gateway.held.pop(0)
+        taken[large] += 8 * gateway.ask(large, 8)
+        taken[small] += gateway.ask(small)
+    assert taken[small] > taken[large]
 
 
 def test_an_address_with_many_connections_does_not_keep_out_another_that_asks_often():
@@ -94,7 +123,7 @@ def test_a_calm_gateway_gives_all_its_places_again():
 def test_it_finds_places_that_were_added():
     gateway = Gateway()
     client = Client("a")
-    gateway.shares.refused(1)  # when there was but one
+    gateway.shares.refused(client, 1)  # when there was but one
     for second in range(100):
         gateway.now = float(second)
         while gateway.held:

@@ -1,8 +1,9 @@
 """Shares the gateway's room among clients while it is overloaded, so that a few greedy ones do not keep others out.
 
 A client that asks again the moment it is refused would else take every place that becomes free. So, from the moment the
-gateway refuses an item until nobody has been refused for a while, a quarter of its places is kept for clients that had
-much less than their share of what was taken; where several addresses ask, half of that is for whole addresses.
+gateway refuses an item until nobody has been refused for a while, a client may use the more of its places the longer
+ago, in turns, the last of its items was taken: a turn is as many items as clients ask. The last eighth is for clients
+that wait as they are told. A client is a connection; where several addresses ask, an address has turns, too.
 """
 
 from collections.abc import Callable
@@ -12,12 +13,28 @@ from evenkeel.errors import OverloadedError
 __all__ = ["Client", "FairShares"]
 
 _OPEN_SHARE = 0.75  # of the places, for everyone
-_CLIENT_SHARE = 0.875  # for connections that had much less than their share, where several addresses ask
-_EVERY_SHARE = 2.0  # for addresses that had much less, or connections of the only one: the gateway itself decides
-_MUCH_LESS = 4  # a share divided by this
+_TURNS_SHARE = 0.125  # as much again for those who waited long enough
+_HEEDED_SHARE = 0.125  # and again for those who come back no sooner than they were told
+_MOST_TURNS = 2.0  # more count as this many
+_HEEDS_FROM_S = 0.9  # after a refusal; Retry-After is never less than a second
+_FORGIVEN_S = 10.0  # after having come back too soon
 _CALM_S = 2.0  # without a refusal, after which everyone may have every place again
 _PERIOD_S = 1.0  # clients that asked in this period or the one before are counted
 _GROWTH = 1.05  # of the places in a period: there may be more of them than when the gateway last refused
+
+
+class _Had:
+    """What a client or an address was last given."""
+
+    __slots__ = ("count", "taken")
+
+    def __init__(self) -> None:
+        self.count = 0  # items; none yet
+        self.taken = 0  # of all items, the place of the last one
+
+    def turns(self, taken: int, others: int) -> float:
+        """Turns since then, when `taken` items have been taken in all and so many ask."""
+        return min((taken - self.taken) / (self.count * others), _MOST_TURNS) if self.count else _MOST_TURNS
 
 
 class Client:
@@ -27,11 +44,13 @@ class Client:
         address: of the peer; several clients may have the same.
     """
 
-    __slots__ = ("address", "due")
+    __slots__ = ("address", "had", "hasty_until_s", "told_until_s")
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.due = 0  # how many items must have been taken before it may use the places kept free
+        self.had = _Had()
+        self.told_until_s = 0.0  # to wait
+        self.hasty_until_s = 0.0  # because it did not
 
 
 class FairShares:
@@ -50,7 +69,7 @@ class FairShares:
         self._next_period_s = 0.0
         self._taken = 0
         self._clients: tuple[set[Client], set[Client]] = set(), set()  # that asked in this period, in the one before
-        self._addresses: tuple[dict[str, int], dict[str, int]] = {}, {}  # the same, with their dues
+        self._addresses: tuple[dict[str, _Had], dict[str, _Had]] = {}, {}  # the same
 
     def admit(self, client: Client, count: int) -> None:
         """See whether the gateway may be asked to take `count` items from `client`.
@@ -70,32 +89,43 @@ class FairShares:
             self._places *= _GROWTH
             self._clients = set(), self._clients[0]
             self._addresses = {}, self._addresses[0]
+        if now < client.told_until_s:
+            client.hasty_until_s = now + _FORGIVEN_S
+        turns = client.had.turns(self._taken, self._count(self._clients))
+        heeds = now >= client.hasty_until_s
         self._clients[0].add(client)
         addresses, before = self._addresses
-        due = addresses.setdefault(client.address, before.get(client.address, 0))
-        several = len(addresses.keys() | before.keys()) > 1
-        used = (self._in_flight() + count) / self._places
-        share = _OPEN_SHARE
-        if several and due <= self._taken:
-            share = _EVERY_SHARE
-        elif client.due <= self._taken:
-            share = _CLIENT_SHARE if several else _EVERY_SHARE
-        if used > share:
-            self._calm_at_s = now + _CALM_S
-            raise OverloadedError("all queues are nearly full, and others had less; try again later")
+        address = addresses.setdefault(client.address, before.get(client.address) or _Had())
+        if self._count(self._addresses) > 1:
+            of_address = address.turns(self._taken, self._count(self._addresses))
+            turns = max(turns, of_address)
+            heeds = heeds or of_address >= _MOST_TURNS
+        share = _OPEN_SHARE + _TURNS_SHARE * turns / _MOST_TURNS + _HEEDED_SHARE * heeds
+        if share < 1 and self._in_flight() + count > share * self._places:
+            self._told(client, now)
+            raise OverloadedError("all queues are nearly full, and others waited longer; try again later")
 
     def took(self, client: Client, count: int) -> None:
         """Say that the gateway took them."""
         if self._places is None:
             return
         self._taken += count
-        client.due = self._taken + _MUCH_LESS * count * max(map(len, self._clients))
-        self._addresses[0][client.address] = self._taken + _MUCH_LESS * count * max(map(len, self._addresses))
+        for had in (client.had, self._addresses[0].get(client.address)):
+            if had is not None:
+                had.taken, had.count = self._taken, count
 
-    def refused(self, count: int) -> None:
+    def refused(self, client: Client, count: int) -> None:
         """Say that the gateway had no room for them."""
         now = self._time_s()
         if self._places is None:
             self._next_period_s = now + _PERIOD_S
         self._places = max(1.0, float(self._in_flight() + count - 1))
+        self._told(client, now)
+
+    def _told(self, client: Client, now: float) -> None:
+        client.told_until_s = now + _HEEDS_FROM_S
         self._calm_at_s = now + _CALM_S
+
+    @staticmethod
+    def _count(asked: "tuple[set[Client], set[Client]] | tuple[dict[str, _Had], dict[str, _Had]]") -> int:
+        return max(len(asked[0]), len(asked[1]), 1)

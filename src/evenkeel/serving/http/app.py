@@ -204,7 +204,7 @@ class App:
     def _fail(self, exchange: Exchange, error: Exception) -> None:
         if isinstance(error, BackendError):
             # What a model or a server said of itself is for those who run it.
-            _log.warning("a request failed: %s", str(error)[:_MOST_SHOWN])
+            _log.warning("a request failed: %s", " ".join(str(error).split())[:_MOST_SHOWN])
             error = BackendError(
                 f"the model could not answer ({_REASONS[type(error)]}); the server's log has the details"
             )
@@ -246,7 +246,7 @@ class App:
             try:
                 self._gateway.check_room(count)
             except OverloadedError:
-                self._shares.refused(count)
+                self._shares.refused(exchange.client, count)
                 raise
         return wanted
 
@@ -273,7 +273,7 @@ class App:
         try:
             flight.start(items, options, key)
         except OverloadedError:
-            self._shares.refused(len(items))
+            self._shares.refused(exchange.client, len(items))
             raise
         self._shares.took(exchange.client, len(items))
 

@@ -352,8 +352,12 @@ class HttpConnection(asyncio.Protocol):
         self._server.held_bytes += size
 
     def _is_full(self, size: int) -> bool:
-        """Whether one that takes up `size` is refused, because all together take up too much."""
-        return size > _FREE_BYTES and self._server.held_bytes > self._server.limits.bodies_bytes
+        """Whether one that takes up `size` is refused, because all together take up too much.
+
+        One that is alone never is: it would not be served later, either.
+        """
+        held = self._server.held_bytes
+        return size > _FREE_BYTES and held > self._server.limits.bodies_bytes and held > self._held_bytes
 
     def _take(self, events: list[Request | Refusal]) -> None:
         for event in events:

@@ -1,0 +1,60 @@
+"""The numbers of docs/security.md are those of the code."""
+
+from pathlib import Path
+
+import pytest
+
+from evenkeel.backends.oip import backend, contract
+from evenkeel.backends.worker import frames
+from evenkeel.oip import message, requests, tensors, types
+from evenkeel.serving.config import ServeConfig
+from evenkeel.serving.front import shares
+from evenkeel.serving.http import app, bodies, connection, reader, server
+
+PAGE = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+KIB, MIB = 1 << 10, 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("row", "said", "meant"),
+    [
+        ("its body, compressed", "64 MiB", ServeConfig().max_body_bytes == 64 * MIB),
+        ("what a body unpacks to", "1 MiB, or 100 times", (bodies._FREE_BYTES, bodies._MOST_RATIO) == (MIB, 100)),
+        ("members of a gzip", "4096", bodies._MOST_MEMBERS == 4096),
+        ("its head; its target", "64 KiB; 8 KiB", reader.ReadLimits().head_bytes == 8 * 8 * KIB),
+        ("its head; its target", "64 KiB; 8 KiB", reader.ReadLimits().target_bytes == 8 * KIB),
+        ("framing of a body", "16 bytes", reader._FRAMING_SHARE == 16),
+        ("time for its head", "20 s; 30 s", connection.HttpLimits().head_timeout_s == 20),
+        ("time for its head", "20 s; 30 s", connection.HttpLimits().body_timeout_s == 30),
+        ("tensors", "64", message.MOST_TENSORS == 64),
+        ("values in JSON of more than 64 KiB", "20,000", message._MOST_VALUES == 20_000),
+        ("values in JSON of more than 64 KiB", "20,000", message._SHORT_BYTES == 64 * KIB),
+        ("elements of a BYTES", "65,536", tensors._MOST_BYTES_ELEMENTS == 65_536),
+        ("dimensions of a tensor", "16", tensors._MOST_DIMENSIONS == 16),
+        ("`id`", "4,096", requests._MOST_ID == 4096),
+        ("input shown", "60 characters", types._MOST_SHOWN == 60),
+        ("input shown", "500 of an error", app._MOST_SHOWN == 500),
+        ("connections", "10,000", ServeConfig().max_connections == 10_000),
+        ("connections", "less 128", server._RESERVE == 128),
+        ("connections told so", "32", connection._MOST_SENT_AWAY == 32),
+        ("bodies that are here", "256 MiB", ServeConfig().max_bodies_bytes == 256 * MIB),
+        ("bodies that are here", "up to 64 KiB", connection._FREE_BYTES == 64 * KIB),
+        ("image files that wait", "1 GiB", ServeConfig().decode_memory_bytes == 1 << 30),
+        ("items at the least-loaded", "64", ServeConfig().max_outstanding == 64),
+        ("of those places", "a quarter", shares._OPEN_SHARE == 0.75),
+        ("of those places", "half of it for", shares._HEEDED_SHARE == shares._TURNS_SHARE == 0.125),
+        ("requests that one connection", "16, or 256 KiB", connection._MOST_AHEAD == 16),
+        ("requests that one connection", "16, or 256 KiB", connection._MOST_AHEAD_BYTES == 256 * KIB),
+        ("idle connection", "75 s", connection.HttpLimits().keep_alive_s == 75),
+        ("client that does not read", "30 s", connection.HttpLimits().write_timeout_s == 30),
+        ("reply of a remote", "1 MiB and 64 bytes", (contract._OTHER_BYTES, contract._VALUE_BYTES) == (MIB, 64)),
+        ("reply of a remote", "16 MiB", contract._MOST_REPLY_BYTES == 16 * MIB),
+        ("its metadata", "1 MiB", backend._MOST_WORD_BYTES == MIB),
+        ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_PAYLOAD_BYTES == 256 * MIB),
+        ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_TEXT_BYTES == MIB),
+    ],
+)
+def test_each_bound_is_what_the_page_says(row, said, meant):
+    (line,) = [line for line in PAGE.splitlines() if line.startswith(f"| {row}")][:1]
+    assert said in line
+    assert meant
