@@ -240,3 +240,59 @@ def test_a_file_that_is_cut_off_is_refused_by_name(form: Form, place: Path) -> N
 def test_sizes_below_one_are_refused(place: Path) -> None:
     with pytest.raises(ConfigurationError, match="height must be 1 or more"):
         read_images(place, height=0, width=SIDE)
+
+
+# Labels that are names
+
+NAMES = np.array(["ant", "bee", "cat"])
+
+
+def named_folder(path: Path) -> Path:
+    for number, content in enumerate(FILES):
+        place = path / NAMES[LABELS[number]] / f"{number:03}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    return path
+
+
+def named_npz(path: Path, kind: str = "U3") -> Path:
+    np.savez(path.with_suffix(".npz"), images=PIXELS, labels=NAMES[LABELS].astype(kind))
+    return path.with_suffix(".npz")
+
+
+def named_parquet(path: Path, how: str = "strings") -> Path:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    path = path.with_suffix(".parquet")
+    texts = pyarrow.array(NAMES[LABELS].tolist())
+    columns = {"image": FILES, "label": texts.dictionary_encode() if how == "dictionary" else texts}
+    if how == "numbers":
+        columns |= {"label": LABELS, "class_name": texts}
+    write_table(pyarrow.table(columns), path)
+    return path
+
+
+NAMED = {
+    "folder": named_folder,
+    "npz": named_npz,
+    "npz of bytes": partial(named_npz, kind="S3"),
+    "parquet": named_parquet,
+    "parquet, encoded": partial(named_parquet, how="dictionary"),
+    "parquet, numbers beside names": partial(named_parquet, how="numbers"),
+}
+
+
+@pytest.mark.parametrize("write", NAMED.values(), ids=NAMED)
+def test_names_are_numbered_in_sorted_order_whatever_is_left_out(
+    write: Callable[[Path], Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if "parquet" in request.node.name and find_spec("pyarrow") is None:
+        pytest.skip("Parquet needs evenkeel[train]")
+    place = write(tmp_path / "images")
+    for limit in (None, 2):  # two images cannot show all three classes
+        found = read_images(place, height=SIDE, width=SIDE, limit=limit)
+        assert found.class_names == ("ant", "bee", "cat")
+        assert found.labels is not None
+        numbers = [int(np.flatnonzero((image == PIXELS).all((1, 2, 3)))[0]) for image in found.pixels]
+        assert found.labels.tolist() == LABELS[numbers].tolist()
