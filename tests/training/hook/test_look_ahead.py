@@ -141,8 +141,15 @@ def like_no_pipeline_where_ranks_agree() -> None:
 
 
 def stop_and_resume() -> None:
-    for stop in (WARMUP, WARMUP + 1, WARMUP + 2, WARMUP + 5):
-        pipe, ddp, optimizer, _ = piped("adam")
+    for stop, options in (
+        (WARMUP, {}),
+        (WARMUP + 1, {}),
+        (WARMUP + 2, {}),
+        (WARMUP + 5, {}),
+        (WARMUP + 5, {"static_graph": True}),
+        (WARMUP + 5, {"find_unused_parameters": True}),
+    ):
+        pipe, ddp, optimizer, _ = piped("adam", **options)
         train(ddp, optimizer, 0, stop)
         file = io.BytesIO()
         states = {"pipe": pipe.state_dict(), "model": ddp.module.state_dict(), "adam": optimizer.state_dict()}
@@ -150,7 +157,7 @@ def stop_and_resume() -> None:
         train(ddp, optimizer, stop, STEPS)
         file.seek(0)
         states = torch.load(file, weights_only=True)
-        pipe, again, optimizer, _ = piped("adam")
+        pipe, again, optimizer, _ = piped("adam", **options)
         again.module.load_state_dict(states["model"])
         optimizer.load_state_dict(states["adam"])
         pipe.load_state_dict(states["pipe"])
@@ -315,6 +322,9 @@ def several_passes_in_one_step() -> None:
             ddp.module = inner
             assert torch.equal(gradients(ddp), expected), reentrant
     assert torch.equal(weights(ddp), weights_between)
+    with pytest.raises(ConfigurationError, match="gradients of gradients"), ddp.no_sync():
+        torch.autograd.grad(loss_of(ddp, 2, rank), list(ddp.parameters()), create_graph=True)
+    check_alike(ddp)
     old = loss_of(ddp, 2, rank)
     train(ddp, optimizer, STEPS, STEPS + 1)
     with pytest.raises((ConfigurationError, RuntimeError), match=r"an earlier step|inplace"):
@@ -376,6 +386,35 @@ def of_several_optimizers_all_look_ahead() -> None:
     pipe.attach(torch.optim.SGD(list(ddp.parameters())[:1], lr=0.05), look_ahead=ddp)
     with pytest.warns(UserWarning, match="3 of the model's parameters are in no optimizer that was attached with look"):
         loss_of(ddp, 0, 0).backward()
+
+
+def parameters_that_share_memory_go_on_so() -> None:
+    """As the weights of one row that cuDNN wants, and two parameters with the same numbers."""
+    for shared in (False, True):
+        pipe = evenkeel.PipeSGD()
+        model = nn.ModuleList([nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 4)])
+        row = torch.ones(32)
+        model[0].weight.data, model[1].weight.data = row[:16].view(4, 4), row[16:].view(4, 4)
+        model.forward = lambda inputs, model=model: model[2](model[1](model[0](inputs)))
+        ddp = DistributedDataParallel(model)
+        ddp.register_comm_hook(pipe, evenkeel.comm_hook)
+        if shared:
+            model[2].weight.data = model[0].weight.data
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.01)
+        pipe.attach(optimizer, look_ahead=ddp)
+        distances = []
+        model[2].register_forward_pre_hook(
+            lambda *_, model=model, distances=distances: distances.append(
+                [each.weight.data_ptr() - model[0].weight.data_ptr() for each in model[1:]]
+            )
+        )
+        for step in range(4):
+            optimizer.zero_grad()
+            ddp(torch.randn(2, 4, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+        assert [between[0] for between in distances] == [64] * 4
+        assert all((between[1] == 0) == shared for between in distances)
+        assert model[0].weight.data_ptr() == row.data_ptr()
 
 
 def compiled_like_not_compiled() -> None:
@@ -517,6 +556,7 @@ def everything() -> list[str]:
         nobody_else_sees_weights_that_are_ahead,
         several_passes_in_one_step,
         of_several_optimizers_all_look_ahead,
+        parameters_that_share_memory_go_on_so,
         compiled_like_not_compiled,
         outputs_of_any_form,
         half_precision_is_not_cached_from_pass_to_pass,
@@ -530,7 +570,7 @@ def everything() -> list[str]:
 def test_two_ranks() -> None:
     done = local_ranks(2, everything, timeout_s=100)
     assert done[0] == done[1]
-    assert len(done[0]) == 11
+    assert len(done[0]) == 12
 
 
 def test_an_optimizer_that_cannot_try_a_step_is_refused() -> None:

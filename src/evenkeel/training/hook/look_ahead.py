@@ -54,11 +54,12 @@ class LookAhead:
         self._given: dict[Tensor, tuple[Future[Tensor], int, int]] = {}  # where an older average is, and how long
         self._loaded: Mapping[str, Any] | None = None  # a checkpoint, until the first pass knows the optimizers
         self._ahead: dict[Tensor, Tensor] = {}  # weights one step ahead, by parameter
+        self._copies = _Copies()
         self._ready = False  # they are a trial step from the true weights with the average under way
         self._step = 0  # tells which step a graph is of
         self._true: dict[Tensor, Tensor] | None = None  # the weights, while the parameters hold others
         self._within: object = None  # the pass that the parameters hold others for
-        self._last_pass: str | None = None  # of the model, since the last step: "ahead", or "true"
+        self._last_pass: str | None = None  # of the model since the last step: forward "ahead" or "true", or "back"
 
     def __reduce__(self) -> tuple[type["LookAhead"], tuple[()]]:
         return LookAhead, ()  # a copy of a model has its hooks, but no optimizer
@@ -110,7 +111,7 @@ class LookAhead:
                     "look_ahead: a backward pass without a forward pass of the model that was given. Call that model, "
                     "not one inside of it, and attach before it is first called where it is compiled"
                 )
-            if self._last_pass == "ahead" and self._true is None:
+            if self._last_pass == "ahead":
                 raise ConfigurationError(
                     "look_ahead: the backward pass did not come through what the model's forward pass returned: return "
                     "what the loss is made of, as tensors, or in lists, dictionaries or plain objects"
@@ -208,8 +209,14 @@ class LookAhead:
                 add_hook(lambda gradient: self._begin_backward(step))
 
     def _begin_backward(self, step: int) -> None:
+        self._last_pass = "back"
         if self._true is not None:
             return
+        if torch.is_grad_enabled():
+            raise ConfigurationError(
+                "look_ahead: gradients of gradients (create_graph=True) would be of two different weights; leave "
+                "look_ahead out"
+            )
         if step != self._step:
             raise ConfigurationError(
                 "look_ahead: a backward pass through a forward pass of an earlier step, whose weights are gone; call "
@@ -233,7 +240,7 @@ class LookAhead:
         """Puts the weights that are ahead in the parameters' places, which costs no copy and autograd does not note."""
         tries = not self._ready
         if tries:
-            self._ahead = {each: _copied_into(self._ahead.get(each), each.data) for each in self._parameters()}
+            self._ahead = self._copies.of(self._parameters())
         self._true, self._within = {}, within
         for parameter, weights in self._ahead.items():
             self._true[parameter] = parameter.data
@@ -344,16 +351,30 @@ def _tensors_in(output: Any) -> Iterator[Tensor]:
             waiting += getattr(each, "__dict__", {}).values()
 
 
-def _copied_into(twin: Tensor | None, weights: Tensor) -> Tensor:
-    # The same memory every time, as far as possible: compiled graphs may rely on where weights are.
-    if twin is None or (twin.shape, twin.dtype, twin.device, twin.stride()) != (
-        weights.shape,
-        weights.dtype,
-        weights.device,
-        weights.stride(),
-    ):
-        return weights.clone()
-    return twin.copy_(weights)
+class _Copies:
+    """Copies parameters with the memory that they lie in, so that those that share some, or lie in one row, go on so.
+
+    It is the same memory every time, as far as possible: compiled graphs may rely on where weights are.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[int, torch.UntypedStorage] = {}  # by the address of what it is a copy of
+
+    def of(self, parameters: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+        """Gives a copy of each."""
+        copied: dict[int, torch.UntypedStorage] = {}
+        found = {}
+        for parameter in parameters:
+            memory: Any = parameter.data.untyped_storage()
+            address = memory.data_ptr()
+            if address not in copied:
+                kept = self._memory.get(address)
+                fits = kept is not None and (kept.nbytes(), kept.device) == (memory.nbytes(), memory.device)
+                copied[address] = kept.copy_(memory, False) if kept is not None and fits else memory.clone()
+            place = parameter.storage_offset(), parameter.size(), parameter.stride()
+            found[parameter] = parameter.data.new_empty(0).set_(copied[address], *place)
+        self._memory = copied
+        return found
 
 
 def _copied(values: dict[str, Any]) -> dict[str, Any]:
