@@ -85,4 +85,4 @@ def test_a_traffic_light_whose_ends_tell_its_class_is_learned(tmp_path: Path, mo
     reply = model.run(code.spares([code.prepare(item) for item in items])[0].inputs)
     answers = code.decode(4, {4: reply})
     wanted = box.scores(np.stack(items)).argmax(1)
-    assert sum(int(answers[place].scores.argmax()) == wanted[place] for place in range(4)) >= 3
+    assert sum(int(answers[place].value.argmax()) == wanted[place] for place in range(4)) >= 3
