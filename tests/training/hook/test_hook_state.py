@@ -1,5 +1,6 @@
 """The state of the hook, with ranks as threads."""
 
+import copy
 import io
 import warnings
 from collections.abc import Callable, Iterator
@@ -344,6 +345,32 @@ def test_torch_s_default_type_changes_nothing(
         for dtype in (torch.float64, torch.float16, torch.bfloat16):
             default_type(dtype)
             assert equal(in_threads(2, work)[0], expected), dtype
+
+
+@pytest.fixture
+def default_device() -> Iterator[Callable[[str], None]]:
+    """Sets torch's default device, for one test."""
+    yield torch.set_default_device
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("plainly", [False, True], ids=["kernels", "twins"])
+@pytest.mark.parametrize("make", [THC, FixedPoint, lambda: evenkeel.LowRank(2, THC(block=64))])
+def test_torch_s_default_device_changes_nothing(
+    make: Callable[[], SumCode], plainly: bool, default_device: Callable[[str], None]
+) -> None:
+    model, ends = Model(SHAPES), []
+    steps = [model.buckets(gradients_of(0, step), SPLIT if step else GIANT) for step in range(5)]
+    with twins_only() if plainly else nullcontext():
+        for device in ("cpu", "meta"):
+            default_device(device)
+            (ranks,) = thread_collectives(1)
+            state = sharded(ranks, make(), compare_weights_every=2)
+            ends.append(
+                [state.average(bucket).wait().clone() for buckets in copy.deepcopy(steps) for bucket in buckets]
+            )
+            state.close()
+    assert equal([ends[0]], [ends[1]])
 
 
 def test_strided_and_empty_gradients() -> None:

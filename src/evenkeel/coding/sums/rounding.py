@@ -56,4 +56,4 @@ def rank_order(seed: int, this_round: Round) -> int:
 
 def float32(number: float) -> float:
     """Rounds a number to what float32 holds, so that kernels in any language multiply by the same constant."""
-    return float(torch.tensor(number, dtype=torch.float32))
+    return float(torch.tensor(number, dtype=torch.float32, device="cpu"))

@@ -91,7 +91,7 @@ def described(parameter: Tensor) -> str:
 @lru_cache(maxsize=16)
 def _factors(level: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(level)
-    drawn = torch.randint(-(2**31), 2**31, (_ROW,), generator=generator, dtype=torch.int64)
+    drawn = torch.randint(-(2**31), 2**31, (_ROW,), generator=generator, dtype=torch.int64, device="cpu")
     return (drawn | 1).to(torch.int32).to(device)
 
 

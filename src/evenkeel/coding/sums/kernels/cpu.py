@@ -29,7 +29,7 @@ LARGEST_BLOCK = 1 << 30
 
 def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> Tensor:
     """Gives packed levels, uint8 `[ceil(lanes * bits / 8)]`, of a float32 vector, blocks times `inverse`."""
-    packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8)
+    packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device="cpu")
     arguments = vector.numpy(), inverse.numpy(), _typed(coder), packed.numpy()
     share_out(loops.encode_packed, inverse.numel(), coder.block, *arguments)
     return packed
@@ -37,7 +37,7 @@ def encode_packed(vector: Tensor, inverse: Tensor, lanes: int, coder: Coder) -> 
 
 def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, lanes: int, coder: Coder) -> Tensor:
     """Encodes vector + memory likewise. In memory stays that less what the message says, in steps of `step`."""
-    packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8)
+    packed = torch.empty(-(-lanes * coder.bits // 8), dtype=torch.uint8, device="cpu")
     scales = inverse.numpy(), step.numpy()
     arguments = vector.numpy(), memory.numpy(), *scales, _typed(coder), packed.numpy()
     share_out(loops.encode_owed, inverse.numel(), coder.block, *arguments)
@@ -46,7 +46,7 @@ def encode_owed(vector: Tensor, memory: Tensor, inverse: Tensor, step: Tensor, l
 
 def decode(total: Tensor, middle: Tensor, step: Tensor, cleared: Tensor, length: int, block: int, signs: int) -> Tensor:
     """Rotates 2 * total - middle back, times step, to float32 `[length]`; zeros where a block is cleared."""
-    mean = torch.empty(length, dtype=torch.float32)
+    mean = torch.empty(length, dtype=torch.float32, device="cpu")
     arguments = total.numpy(), *_blocks(middle, step, cleared), block, np.uint32(signs), mean.numpy()
     share_out(loops.decode_lanes, step.numel(), block, *arguments)
     return mean
@@ -63,7 +63,7 @@ def decode_packed(
     signs: int,
 ) -> Tensor:
     """Does the same for a total that is packed, `width` bits each."""
-    mean = torch.empty(length, dtype=torch.float32)
+    mean = torch.empty(length, dtype=torch.float32, device="cpu")
     arguments = packed.numpy(), width, *_blocks(middle, step, cleared), block, np.uint32(signs), mean.numpy()
     share_out(loops.decode_packed, step.numel(), block, *arguments)
     return mean
@@ -71,7 +71,7 @@ def decode_packed(
 
 def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, table: tuple[int, ...]) -> Tensor:
     """Adds the table's numbers, `[lanes]`, of packed levels."""
-    total = torch.empty(lanes, dtype=lane_type)
+    total = torch.empty(lanes, dtype=lane_type, device="cpu")
     bits = len(table).bit_length() - 1
     arguments = torch.stack(list(parts)).numpy(), bits, *_numbers(table, total.numpy().dtype), total.numpy()
     share_out(loops.add_parts, -(-lanes // loops.RUN), loops.RUN * len(parts), *arguments)
@@ -81,21 +81,21 @@ def add_packed(parts: Sequence[Tensor], lanes: int, lane_type: torch.dtype, tabl
 def pack_bits(numbers: Tensor, width: int) -> Tensor:
     """Does what `integer_lanes.pack_bits` does, for uint8 or int32 numbers."""
     numbers = numbers.to(torch.uint8 if width <= 8 else torch.int32)
-    packed = torch.empty(-(-numbers.numel() * width // 8), dtype=torch.uint8)
+    packed = torch.empty(-(-numbers.numel() * width // 8), dtype=torch.uint8, device="cpu")
     share_out(loops.pack, -(-numbers.numel() // loops.RUN), loops.RUN, numbers.numpy(), width, packed.numpy())
     return packed
 
 
 def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
     """Does what `integer_lanes.unpack_bits` does."""
-    numbers = torch.empty(length, dtype=torch.uint8 if width <= 8 else torch.int32)
+    numbers = torch.empty(length, dtype=torch.uint8 if width <= 8 else torch.int32, device="cpu")
     share_out(loops.unpack, -(-length // loops.RUN), loops.RUN, packed.numpy(), width, numbers.numpy())
     return numbers
 
 
 def squares(vector: Tensor, memory: Tensor | None, block: int) -> Tensor:
     """Adds the squares of each block of vector + memory, float64 `[blocks]`."""
-    sums = torch.empty(-(-vector.numel() // block), dtype=torch.float64)
+    sums = torch.empty(-(-vector.numel() // block), dtype=torch.float64, device="cpu")
     memory = vector[:0] if memory is None else memory
     share_out(loops.squares, sums.numel(), block, vector.numpy(), memory.numpy(), block, sums.numpy())
     return sums
