@@ -47,6 +47,15 @@ $(VENV)/bin/python:
 	    && $(PYTHON) -m venv $(VENV); } \
 	  || { rm -rf $(VENV); echo "that needs root: apt-get install python3-venv" >&2; exit 2; }; }
 
+ifdef LOCKED  # make test LOCKED=1: every file that is installed has a hash that requirements.lock knows
+$(BASE): pyproject.toml requirements.lock | $(VENV)/bin/python
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV) $(TRAIN): $(BASE)
+	@touch $@
+else
 $(BASE): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
@@ -58,3 +67,4 @@ $(DEV): $(BASE)
 $(TRAIN): $(DEV)
 	$(PIP) install -c constraints.txt -e '.[train]'
 	@touch $@
+endif
