@@ -665,6 +665,12 @@ def test_a_bad_compressed_body_is_refused(encoding, body, status, message):
     assert message in found.error
 
 
+def test_a_long_wish_for_encodings_is_read_in_part():
+    wish = "br," * 400 + "gzip"
+    assert "content-encoding" not in infer(JSON_BODY, {"accept-encoding": wish}).headers
+    assert infer(JSON_BODY, {"accept-encoding": wish[600:]}).headers["content-encoding"] == "gzip"
+
+
 def test_a_body_that_unpacks_to_far_more_than_was_sent_is_refused():
     packed = gzip.compress(b'{"inputs":[' + b"{}," * (4 << 20) + b"{}]}", 9)
     found = infer(packed, {"content-encoding": "gzip"})

@@ -444,6 +444,15 @@ def test_the_last_request_may_ask_for_an_upgrade_too():
     assert server.transport.closing
 
 
+def test_an_upgrade_that_waits_for_leave_to_send_gets_it():
+    headers = {**UPGRADE, "Expect": "100-continue", "Content-Length": "3"}
+    server = ask(request_bytes("/a", headers=headers))
+    assert server.transport.sent == b"HTTP/1.1 100 Continue\r\n\r\n"
+    server.transport.sent = b""
+    server.feed(b"xyz" + GET)
+    assert [response.body for response in server.responses("POST", "GET")] == [b"POST /a - xyz", b"GET /a - "]
+
+
 def test_a_tunnel_is_the_last_request():
     server = ask(b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n" + GET)
     assert [response.headers["connection"] for response in server.responses("CONNECT")] == ["close"]

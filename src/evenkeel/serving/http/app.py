@@ -63,7 +63,7 @@ _JSON_BYTES = b"inference-header-content-length"
 _COMPRESS_FROM_BYTES = 256  # below, compressing saves no packet
 _COMPRESS_ASIDE_FROM_BYTES = 1 << 16
 _ASIDE_THREADS = 2
-_PARSE_ASIDE_FROM_BYTES = 1 << 20  # parsing this much JSON would hold up all other requests
+_PARSE_ASIDE_FROM_BYTES = 256 << 10  # parsing this much JSON would hold up all other requests
 _READ_ASIDE_FROM_BYTES = 4 << 20  # checking and converting that many pixels would
 _MOST_SHOWN = 500  # characters of an error
 

@@ -9,6 +9,7 @@ __all__ = ["compress", "decompress", "pick_encoding"]
 _MOST_RATIO = 100  # of the decompressed body to the body, where that is more than ...
 _FREE_BYTES = 1 << 20
 _MOST_MEMBERS = 4096
+_MOST_ACCEPT = 1000  # characters of an Accept-Encoding that are read
 _WINDOW_BYTES = 64 << 10  # what is copied at the end of a member is no more than that
 _GZIP, _ZLIB = 31, 15  # window bits by which zlib knows the two formats
 
@@ -68,7 +69,7 @@ def compress(body: bytes, encoding: str) -> bytes:
 def pick_encoding(accept: str) -> str | None:
     """The encoding, gzip or deflate, that an Accept-Encoding header prefers; None when it accepts neither."""
     best, most = None, 0.0
-    for entry in accept.lower().split(","):
+    for entry in accept[:_MOST_ACCEPT].lower().split(","):
         name, _, rest = entry.partition(";")
         name = name.strip()
         if name not in ("gzip", "deflate"):

@@ -167,6 +167,7 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_current",
+        "_current_bytes",
         "_ending",
         "_held_bytes",
         "_is_new",
@@ -196,6 +197,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._running = False
         self._held_bytes = 0  # this connection's share of the server's
+        self._current_bytes = 0  # of that, for the request that the handler has
 
         self._is_new = True  # nothing has come yet
         self._ending = False  # nothing is answered any more
@@ -233,7 +235,7 @@ class HttpConnection(asyncio.Protocol):
         current, self._current = self._current, None
         self._waiting.clear()
         self._reader.close()
-        self._hold(-self._held_bytes)
+        self._server.held_bytes -= self._held_bytes
         del self._on_late  # which holds this object: only the garbage collector would free it
         if current is not None:
             server.gone(current)
@@ -245,30 +247,22 @@ class HttpConnection(asyncio.Protocol):
         """Read requests."""
         self._is_new = False
         reader = self._reader
-        before, read_bytes = reader.state, reader.body_bytes
+        before = reader.state
         try:
             events = reader.feed(data)
-            if read_bytes or reader.state == "body":
-                self._hold(reader.body_bytes - read_bytes)
             if self._watching is not None and (events or reader.state != before):
                 self._unwatch()
-            if events:
-                self._take(events)
+            if len(events) == 1 and self._current is None and not self._waiting and not self._write_paused:
+                self._hand_over(events[0])
+            elif events:
+                self._line_up(events)
         except Exception:
             # Nobody knows how far it came, so there is nothing to say that would surely be in its place.
             _log.exception("unexpected error while reading a request")
             self.abort()
             return
-        if reader.state == "head" or reader.state == "body":
-            if self._is_full(reader.body_bytes):
-                self._unwatch()
-                self._hold(-reader.body_bytes)
-                self._take([reader.refuse(503, _FULL)])
-                return
-            if reader.wants_continue:
-                self._pay_continue()
-            if self._watching is None and not self._read_paused:
-                self._watch()
+        if reader.state != "idle":
+            self._wait_for_rest()
 
     def eof_received(self) -> None:
         """The client went away, or will not send any more, which cannot be told apart."""
@@ -293,7 +287,9 @@ class HttpConnection(asyncio.Protocol):
         if self._current is not exchange:
             return
         self._current = None
-        self._hold(self._waiting_bytes + self._reader.body_bytes - self._held_bytes)
+        if self._held_bytes:
+            self._current_bytes = 0
+            self._recount()
         request = exchange.request
         keep = request.keep
         if keep and (exchange.last or self._server.closing):
@@ -314,7 +310,8 @@ class HttpConnection(asyncio.Protocol):
     def hold(self, exchange: Exchange, size: int) -> None:
         """See `Exchange.hold`."""
         if self._current is exchange:
-            self._hold(size)
+            self._current_bytes += size
+            self._recount()
             if self._is_full(size):
                 raise OverloadedError(_FULL)
 
@@ -347,9 +344,11 @@ class HttpConnection(asyncio.Protocol):
 
     # ---- order ----
 
-    def _hold(self, size: int) -> None:
-        self._held_bytes += size
-        self._server.held_bytes += size
+    def _recount(self) -> None:
+        """Bring the server's count of bodies up to date. A small one that need not wait for its turn is not counted."""
+        held = self._current_bytes + self._waiting_bytes + self._reader.body_bytes
+        self._server.held_bytes += held - self._held_bytes
+        self._held_bytes = held
 
     def _is_full(self, size: int) -> bool:
         """Whether one that takes up `size` is refused, because all together take up too much.
@@ -359,17 +358,12 @@ class HttpConnection(asyncio.Protocol):
         held = self._server.held_bytes
         return size > _FREE_BYTES and held > self._server.limits.bodies_bytes and held > self._held_bytes
 
-    def _take(self, events: list[Request | Refusal]) -> None:
-        for event in events:
-            if isinstance(event, Request):
-                self._hold(len(event.body))
-        if len(events) == 1 and self._current is None and not self._waiting and not self._write_paused:
-            self._hand_over(events[0])
-            return
+    def _line_up(self, events: list[Request | Refusal]) -> None:
         for event in events:
             self._waiting.append(event)
             if isinstance(event, Request):
                 self._waiting_bytes += len(event.body)
+        self._recount()
         full = len(self._waiting) > _MOST_AHEAD or self._waiting_bytes > _MOST_AHEAD_BYTES
         if full and not self._read_paused and self._reader.state != "over":
             self._read_paused = True
@@ -379,10 +373,14 @@ class HttpConnection(asyncio.Protocol):
     def _hand_over(self, event: Request | Refusal) -> None:
         if isinstance(event, Request):
             exchange = self._current = Exchange(self, event)
-            if self._is_full(len(event.body)):
-                exchange.respond(503, _JSON + _LATER, orjson.dumps({"error": _FULL}))
-            else:
-                self._server.handle(exchange)
+            size = len(event.body)
+            if size > _FREE_BYTES:
+                self._current_bytes = size
+                self._recount()
+                if self._is_full(size):
+                    exchange.respond(503, _JSON + _LATER, orjson.dumps({"error": _FULL}))
+                    return
+            self._server.handle(exchange)
         else:
             self._refuse(event)
 
@@ -426,6 +424,22 @@ class HttpConnection(asyncio.Protocol):
             self._reader.wants_continue = False
             self._transport.write(_CONTINUE)
 
+    def _wait_for_rest(self) -> None:
+        """A part of a request has come, or nothing more will."""
+        reader = self._reader
+        if reader.state == "over":
+            return
+        if reader.state == "body":
+            self._recount()
+            if self._is_full(reader.body_bytes):
+                self._unwatch()
+                self._line_up([reader.refuse(503, _FULL)])
+                return
+        if reader.wants_continue:
+            self._pay_continue()
+        if self._watching is None and not self._read_paused:
+            self._watch()
+
     # ---- times ----
 
     def _watch(self) -> None:
@@ -449,7 +463,7 @@ class HttpConnection(asyncio.Protocol):
         elif self._read_paused:
             self._watch()  # it is us who do not read
         elif state != "over":
-            self._take([self._reader.refuse_late()])
+            self._line_up([self._reader.refuse_late()])
 
     # ---- ends ----
 

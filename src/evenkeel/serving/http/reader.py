@@ -30,6 +30,7 @@ _STATES: dict[State, dict[_Step, State]] = {
     "body": {"whole": "idle", "last": "over", "refuse": "over"},
     "over": {},
 }
+_IN_BODY = _STATES["body"]
 _LATE: dict[State, str] = {
     "head": "the head of the request did not come in time",
     "body": "the whole body did not come in time; send it faster, or in smaller requests",
@@ -111,6 +112,7 @@ class RequestReader:
         "_host",
         "_joined",
         "_limits",
+        "_most_head_bytes",
         "_parser",
         "_parts",
         "_reads_on",
@@ -125,6 +127,7 @@ class RequestReader:
         self.state: State = "idle"
         self.wants_continue = False
         self._limits = limits
+        self._most_head_bytes = limits.head_bytes
         self._wanted = _FRAMING.union(headers)
         self._parser = httptools.HttpRequestParser(self)
         self._reads_on = False  # the parser is told a head that it need not report
@@ -196,8 +199,10 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        if self._reads_on or not self._step("begin"):
+        following = _STATES[self.state].get("begin")
+        if following is None or self._reads_on:
             return
+        self.state = following
         self._request = Request()
         self._head_bytes = self._fed_bytes = self._body_bytes = self._seen_bytes = 0
 
@@ -212,8 +217,8 @@ class RequestReader:
         """A header, or a line of a chunked body's trailer."""
         if self.state != "head":
             return
-        head_bytes = self._head_bytes = self._head_bytes + len(name) + len(value) + _HEADER_FRAMING_BYTES
-        if head_bytes > self._limits.head_bytes:
+        self._head_bytes = head_bytes = self._head_bytes + len(name) + len(value) + _HEADER_FRAMING_BYTES
+        if head_bytes > self._most_head_bytes:
             self._refuse_head()
             return
         name = name.lower()
@@ -226,9 +231,12 @@ class RequestReader:
         if self._reads_on:
             self._reads_on = False
             return
-        if not self._step("head ends"):
+        following = _STATES[self.state].get("head ends")
+        if following is None:
             return
-        request, limits, headers = self._request, self._limits, self._request.headers
+        self.state = following
+        request, limits = self._request, self._limits
+        headers = request.headers
         self._fed_bytes = 0
         request.method = self._parser.get_method()
         if len(request.target) > limits.target_bytes:
@@ -237,8 +245,7 @@ class RequestReader:
         host = headers.get(b"host")
         if host != self._host and not self._takes_host(host):
             return
-        declared = headers.get(b"content-length")
-        if declared is not None and int(declared) > limits.body_bytes:
+        if b"content-length" in headers and int(headers[b"content-length"]) > limits.body_bytes:
             self._refuse_body()
             return
         if b"transfer-encoding" in headers and not self._takes_encoding(headers):
@@ -271,26 +278,25 @@ class RequestReader:
         if self.state != "body":
             return
         request, parser = self._request, self._parser
-        if parser.should_upgrade() and self._has_body() and request.method != b"CONNECT":
-            return  # the parser goes no further than the head; another one does
+        keep = parser.should_keep_alive()
+        if parser.should_upgrade():
+            if request.method == b"CONNECT":
+                keep = False  # what follows is for somebody else
+            elif self._has_body():
+                return  # the parser goes no further than the head; another one does
         self.wants_continue = False
         if not request.body and self._body_bytes:
             request.body = b"".join((self._joined, *self._parts))
             self._forget_parts()
-        if not parser.should_keep_alive() or request.method == b"CONNECT":
+        if keep:
+            self.state = _IN_BODY["whole"]
+        else:
             request.keep = False
-        self._step("whole" if request.keep else "last")
+            self.state = _IN_BODY["last"]
         self._request = _NO_REQUEST
         self._events.append(request)
 
     # ---- what it does with it ----
-
-    def _step(self, step: _Step) -> bool:
-        following = _STATES[self.state].get(step)
-        if following is None:
-            return False
-        self.state = following
-        return True
 
     def _has_body(self) -> bool:
         headers = self._request.headers
@@ -359,7 +365,7 @@ class RequestReader:
         self._refuse(413, f"the body has more than {self._limits.body_bytes} bytes, the most that are taken")
 
     def _refuse(self, status: int, message: str) -> None:
-        method = self._request.method if self.state == "body" else b""
-        if self._step("refuse"):
+        if "refuse" in _STATES[self.state]:
+            method = self._request.method if self.state == "body" else b""
             self.stop()
             self._events.append(Refusal(status, message, method))
