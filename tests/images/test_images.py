@@ -100,6 +100,10 @@ def test_labels_of_folders_may_be_left_away(tmp_path: Path) -> None:
 def test_parts_of_a_data_set_are_not_taken_for_classes(tmp_path: Path) -> None:
     write_tree(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png"], some_pixels(4))
     assert "choose one with split" in refusal(tmp_path)
+    assert "choose one with split" in refusal(tmp_path, labels_from="none")
+    mixed = read(tmp_path, split="all")
+    assert mixed.labels is None
+    assert "are read as one, without labels" in mixed.notes[0]
     assert read(tmp_path, split="val").class_names == ("a", "b")
     assert "no sub-folder 'test'" in refusal(tmp_path, split="test")
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -378,6 +379,13 @@ def test_scores_of_another_shape_are_refused(tmp_path: Path) -> None:
     arg_max = [helper.make_node("ArgMax", ["product"], ["scores"], axis=1)]
     message = refusal(write(tmp_path / "z.onnx", head=arg_max, output=("n", 1), output_kind=TensorProto.INT64))
     assert "no output may be scores" in message
+
+
+def test_a_file_whose_name_is_not_text_is_refused(tmp_path: Path) -> None:
+    """Its name goes into cards and configurations, which are UTF-8."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.onnx")
+    path.write_bytes(write(tmp_path / "x.onnx").read_bytes())
+    assert "is not UTF-8 text" in refusal(path)
 
 
 def test_two_outputs_of_scores_need_a_card_or_a_name(tmp_path: Path) -> None:

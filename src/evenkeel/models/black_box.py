@@ -19,6 +19,7 @@ from evenkeel.models.measure import interleaved_latencies_ms
 from evenkeel.models.onnx_costs import count_costs
 from evenkeel.models.session import open_session
 from evenkeel.models.shipped import NAMES, card_path
+from evenkeel.text_values import is_text
 
 __all__ = ["BlackBox", "log_softmax"]
 
@@ -113,6 +114,11 @@ class BlackBox:
             ConfigurationError: not there, not ONNX, of a form that is no image classifier's; what is taken is in the
                 message beside what was found.
         """
+        if str(path) not in NAMES and not is_text(str(Path(path).resolve())):
+            raise ConfigurationError(
+                f"classifier {str(path)!r}: its name or its folder's is not UTF-8 text, and cards and "
+                "configurations are; rename it"
+            )
         card, file = _card_and_file(path)
         given = [name for name, value in (("scale", scale), ("mean", mean), ("std", std)) if value is not None]
         wanted = Wanted((side, side) if isinstance(side, int) else side, layout, bgr, output)

@@ -162,8 +162,8 @@ def _check(card: ModelCard, path: Path) -> None:
             wanted = f"one of {', '.join(map(str, allowed))}" if allowed != (None,) else f"left out for a {card.kind}"
             refuse(name, f"must be {wanted}, found {getattr(card, name)!r}")
     for name in ("name", "file", "sha256", "input_name", "output_name", "version"):
-        if not isinstance(getattr(card, name), str) or not getattr(card, name):
-            refuse(name, "must be a non-empty string")
+        if not isinstance(getattr(card, name), str) or not getattr(card, name) or not is_text(getattr(card, name)):
+            refuse(name, "must be a non-empty string that can be written as UTF-8")
     if Path(card.file).is_absolute() or ".." in Path(card.file).parts:
         refuse("file", "must be a path below the card's own folder")
     if len(card.classes) < 2 or not all(isinstance(label, str) for label in card.classes):

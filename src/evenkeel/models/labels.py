@@ -28,7 +28,7 @@ Integers = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 _CLEAR = 3.1  # standard deviations; by chance once in a thousand
 _LEAST_SKILL = 0.1  # of the way from chance to always right; below it the classifier is near chance
-_ASKED = 1000  # images that show which label is which class
+_ASKED = 500  # images that show which label is which class
 _MOST_BYTES = 16 << 20  # of a file of class names
 _SHOWN = 5
 
@@ -86,7 +86,9 @@ class Numbering:
     def told(self) -> list[str]:
         """What a user should know of it, line by line."""
         if self.skill is None:
-            return [f"labels are left aside: {self.how}; --classes FILE says what the classifier's classes are called"]
+            return [
+                f"labels are left aside: {self.how}; a model card, or fit --classes FILE, says what they are called"
+            ]
         lines = [f"labels are matched with the classifier's classes {self.how}"]
         right, chance = self.skill.right, self.skill.chance
         lines.append(

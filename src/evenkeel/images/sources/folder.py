@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from evenkeel.errors import ConfigurationError, UnreadableImageError
-from evenkeel.images.sources.source import AUTO, NONE, PARTS, Entry, ImageSource, Indices
+from evenkeel.images.sources.source import ALL, AUTO, NONE, PARTS, Entry, ImageSource, Indices
 
 __all__ = ["SUFFIXES", "FolderSource", "holds_images"]
 
@@ -30,6 +30,9 @@ class FolderSource(ImageSource):
                 f"{folder}: labels of a folder are its sub-folders; labels must be 'auto' or 'none', "
                 f"found {labels_from!r}"
             )
+        mixed = split == ALL and not (folder / ALL).is_dir()
+        if mixed:
+            split = None
         if split is not None:
             if not (folder / split).is_dir():
                 raise ConfigurationError(f"{folder} has no sub-folder {split!r} for that split")
@@ -45,7 +48,17 @@ class FolderSource(ImageSource):
         self.count = len(self._files)
         if not self._files:
             raise ConfigurationError(f"{folder} holds no image files ({', '.join(sorted(SUFFIXES))})")
-        self._numbers = _classes(folder, self._files) if labels_from == AUTO else None
+        names = _sub_folders(folder)
+        if _are_parts(names) and not mixed:
+            raise ConfigurationError(
+                f"{folder} holds the parts {', '.join(names)} of a data set; choose one with split, or give its "
+                f"folder; split {ALL!r} mixes them"
+            )
+        if labels_from == AUTO and _are_parts(names):
+            self.notes = [f"the parts {', '.join(names)} are read as one, without labels"]
+        elif labels_from == AUTO and len(names) == 1:
+            self.notes = [f"all images are in the sub-folder {names[0]!r}, which tells no classes apart: no labels"]
+        self._numbers = _classes(folder, self._files, names) if labels_from == AUTO else None
         if self._numbers is not None:
             self.class_names = tuple(self._numbers)
 
@@ -72,15 +85,18 @@ def holds_images(folder: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path in _walk(folder))
 
 
-def _classes(folder: Path, files: list[Path]) -> dict[str, int] | None:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+def _sub_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry.name))
+
+
+def _are_parts(names: list[str]) -> bool:
+    return len(names) > 1 and PARTS.issuperset(name.lower() for name in names)
+
+
+def _classes(folder: Path, files: list[Path], names: list[str]) -> dict[str, int] | None:
     direct = sum(path.parent == folder for path in files)
-    if len(names) < 2 or direct == len(files):
+    if len(names) < 2 or direct == len(files) or _are_parts(names):
         return None
-    if PARTS.issuperset(name.lower() for name in names):
-        raise ConfigurationError(
-            f"{folder} holds the parts {', '.join(names)} of a data set; choose one with split, or give its folder"
-        )
     if direct:
         raise ConfigurationError(
             f"{folder}: {direct:,} of {len(files):,} images lie outside the class folders and have no label; "

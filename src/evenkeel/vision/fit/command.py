@@ -221,7 +221,7 @@ def _read(
             report=report,
         )
     labels = "without labels" if images.labels is None else "with labels, used only to report accuracy and to calibrate"
-    bars.say(f"{len(images):,} images {labels}")
+    bars.say(f"{len(images):,} images, {images.pixels.nbytes / 1e9:,.1f} GB of pixels, {labels}")
     for note in images.notes:
         bars.say(f"  {note}")
     if images.skipped_count:

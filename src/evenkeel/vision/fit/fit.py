@@ -36,6 +36,7 @@ from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
 __all__ = ["fit"]
 
 LEAST_IMAGES = 500
+_NEARLY_ALL = 0.95  # answers of one class, which are then pointed out
 _MIX_SHOWN = 5  # classes
 _SOFTENED = 5000  # images by which the scores that are taught are softened
 _TRIAL_STEPS = 8  # timed to turn minutes into epochs
@@ -144,6 +145,11 @@ class _Run:
             trusted = labels if numbering.trusted else None
         known = tuple(map(str, range(classifier.classes))) if class_names is None else class_names
         say(f"its answers to {len(held):,} held-out images: {_mix(answers, known)}")
+        if np.bincount(answers).max() > _NEARLY_ALL * len(answers):
+            say(
+                "nearly all of them are one class: unless the images are too, check how its input is made (--scale, "
+                "--mean, --std, --bgr, --layout)"
+            )
         shown = Asked(replace(held, labels=labels), answers, "held-out")
         if test is not None:
             shown = self._tested(test, class_names)
