@@ -1,12 +1,13 @@
 """Files that commands write: refused beforehand, or written whole."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.figures.outputs import asked_for, check_outputs, write, write_json
+from evenkeel.figures.outputs import Outputs, asked_for, check_outputs, write, write_json
 
 
 def test_what_can_be_written_passes(tmp_path: Path) -> None:
@@ -35,9 +36,22 @@ def test_what_cannot_be_written_is_named_by_its_option(tmp_path: Path, monkeypat
         check_outputs(report=tmp_path / "x.html")
 
 
+@dataclass(frozen=True)
+class Arguments:
+    seed: int = 0
+    load: float = 0.0
+    name: str = ""
+    everything: bool = True
+    split: str | None = None
+    policies: tuple[str, ...] = ()
+    simulated: bool = False
+    outputs: Outputs = field(default_factory=Outputs)
+
+
 def test_zero_is_asked_for_but_nothing_is_not() -> None:
-    arguments = {"seed": 0, "load": 0.0, "figure": None, "policies": (), "simulated": False, "name": "", "all": True}
-    assert asked_for(arguments) == {"seed": 0, "load": 0.0, "name": "", "all": True}
+    given = {"seed": 0, "load": 0.0, "name": "", "everything": True}
+    assert asked_for(Arguments()) == given
+    assert asked_for(Arguments(outputs=Outputs(json_path=Path("x")))) == {**given, "json_path": Path("x")}
 
 
 def test_a_document_holds_paths_as_strings_and_no_number_as_null(tmp_path: Path) -> None:

@@ -3,81 +3,15 @@ import io
 import pytest
 from rich.console import Console
 
-from evenkeel.figures.records import RequestRecord, summarise
-from evenkeel.figures.tables import COLUMNS, Column, interval_text, markdown, name, table, value_text
+from evenkeel.figures.tables import Column, Page, interval_text, markdown, table, value_text
 
-POLICIES = ("none", "replicate", "hedge", "collage", "collage+hedge")
-
-
-def row(policy, load=0.5, failed=False, count=1200):
-    requests = [
-        RequestRecord(
-            n,
-            0.0,
-            0.0,
-            0.1 + n * 1e-4,
-            503 if failed and n == 0 else 200,
-            "collage" if n % 20 == 0 else "exact",
-            0.9,
-            1,
-            1,
-        )
-        for n in range(count)
-    ]
-    return summarise(
-        requests, policy=policy, delay="two-mode", load=load, rate_per_s=30.0, extra_tasks=60, primary_tasks=count
-    )
+METHOD = Column("method", "method")
 
 
-def printed(rows, width):
+def printed(page, width=80):
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(table(rows))
+    console.print(table(page))
     return console.file.getvalue()
-
-
-@pytest.mark.parametrize("width", [40, 60, 80, 100, 119, 120, 200])
-def test_every_figure_and_interval_is_shown_whole_at_any_width(width):
-    rows = [row(policy) for policy in POLICIES]
-    text = printed(rows, width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
-    for policy in POLICIES:
-        assert policy in text
-    for column in COLUMNS:
-        assert text.count(value_text(rows[0], column)) >= len(POLICIES)
-        assert text.count(interval_text(rows[0], column)) >= len(POLICIES)
-
-
-def test_120_columns_hold_one_line_a_policy():
-    lines = printed([row(policy) for policy in POLICIES], 120).splitlines()
-    assert lines[0].split() == [
-        "mean",
-        "sd",
-        "p50",
-        "p95",
-        "p99",
-        "p99.9",
-        "extra",
-        "load",
-        "filled",
-        "fills",
-        "right",
-        "all",
-        "right",
-    ]
-    assert len([line for line in lines if line.startswith(POLICIES)]) == 5
-    assert len(lines) == 2 + 1 + 2 * 5
-
-
-def test_failures_get_a_column_only_when_there_are_any():
-    assert "failed" not in printed([row("none")], 120)
-    assert "failed" in printed([row("none", failed=True)], 140)
-
-
-def test_rows_are_named_by_what_differs():
-    rows = [row("none", 0.3), row("none", 0.5)]
-    assert [name(each, rows) for each in rows] == ["none, load 0.3", "none, load 0.5"]
-    assert name(rows[0], rows[:1]) == "none"
 
 
 @pytest.mark.parametrize(
@@ -102,24 +36,55 @@ def test_shares_are_percent():
     assert (value_text(measured, column), interval_text(measured, column)) == ("87.9", "0.0–100.0")
 
 
-def test_no_rows_are_no_error():
-    assert "policy" in printed([], 120)
-
-
 def test_other_rows_bring_their_own_columns_and_name():
     rows = [{"method": "collage", "drop": -0.0286, "cost": 0.523}, {"method": "parity", "drop": 0.1, "cost": None}]
     columns = [Column("drop", "drop", "points", 100.0), Column("cost", "cost", "passes")]
-    console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(table(rows, columns, "method"))
-    lines = console.file.getvalue().splitlines()
+    lines = printed(Page(rows, [METHOD], columns)).splitlines()
     assert lines[1].split() == ["method", "points", "passes"]
     assert [line.split() for line in lines[3:]] == [["collage", "-2.9", "0.52"], ["parity", "10.0", "–"]]
 
 
 def test_a_page_has_intervals_in_brackets():
     rows = [{"method": "collage", "right": 0.864, "right_low": 0.857, "right_high": 0.871}]
-    assert markdown(rows, [Column("right", "right", "%", 100.0)], "method").splitlines() == [
+    page = Page(rows, [METHOD], [Column("right", "right", "%", 100.0)], "At rest", ["a note"])
+    assert markdown(page).splitlines() == [
+        "**At rest**",
+        "",
         "| method | right, % |",
         "| --- | ---: |",
         "| collage | 86.4 (85.7–87.1) |",
+        "",
+        "a note",
     ]
+
+
+def test_a_relative_interval_stands_behind_its_figure():
+    column = Column("error", "NMSE", relative=True)
+    rows = [{"method": "thc", "error": 0.010812, "error_high": 0.01103}, {"method": "fp32", "error": 0.0}]
+    lines = printed(Page(rows, [METHOD], [column])).splitlines()
+    assert [line.split() for line in lines[2:]] == [["thc", "0.0108", "±2%"], ["fp32", "0"]]
+    assert "| thc | 0.0108 ±2% |" in markdown(Page(rows, [METHOD], [column]))
+
+
+@pytest.mark.parametrize("width", [30, 40, 80, 200])
+def test_columns_that_do_not_fit_become_further_tables_with_the_names_of_the_rows(width):
+    places = range(1, 8)
+    rows = [{"method": f"method{row}", **{f"x{place}": 1000 * place + row for place in places}} for row in range(3)]
+    columns = [Column(f"x{place}", f"head{place}", "ms", apart=place == 5) for place in places]
+    lines = printed(Page(rows, [METHOD], columns), width).splitlines()
+    assert max(map(len, lines)) <= width
+    heads = [line.split() for line in lines if "head" in line]
+    assert [head for line in heads for head in line] == [f"head{place}" for place in places], "in their order"
+    for row in rows:
+        shown = [line.split() for line in lines if line.startswith(row["method"])]
+        assert len(shown) == len(heads), "one line of each row in each table"
+        assert [text for line in shown for text in line[1:]] == [str(value) for value in list(row.values())[1:]]
+    if len(heads) > 1:
+        assert ["head5"] in [line[:1] for line in heads], "cut where a column says so"
+
+
+def test_a_long_name_is_folded_and_nothing_of_it_is_lost():
+    rows = [{"method": "thc:bits=4,granularity=30,p=1/32,rounding=correlated", "x": 1.0}]
+    text = printed(Page(rows, [METHOD], [Column("x", "x" * 40, "ms")]), 70)
+    assert "…" not in text
+    assert "".join(line.split()[0] for line in text.splitlines()[3:]) == rows[0]["method"]

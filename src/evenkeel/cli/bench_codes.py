@@ -57,6 +57,6 @@ __all__ = ["codes"]
 @output_options("json", "figure", "markdown")
 def codes(**arguments: Any) -> None:
     """Compare codes of gradients: error of the mean against the bits that it takes."""
-    from evenkeel.bench.codes.command import run_codes
+    from evenkeel.bench.codes.command import CodesArguments, run_codes
 
-    run_codes(arguments)
+    run_codes(CodesArguments(**arguments))

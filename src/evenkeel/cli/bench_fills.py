@@ -77,6 +77,6 @@ __all__ = ["fills"]
 @output_options("json", "figure", "markdown")
 def fills(**arguments: Any) -> None:
     """Compare what backups answer when replicas are late: accuracy of fills, cost, calibration."""
-    from evenkeel.bench.fills.command import run_fills
+    from evenkeel.bench.fills.command import FillsArguments, run_fills
 
-    run_fills(arguments)
+    run_fills(FillsArguments(**arguments))

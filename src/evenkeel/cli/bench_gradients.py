@@ -83,6 +83,6 @@ __all__ = ["gradients"]
 @output_options("json", "figure", "markdown")
 def gradients(**arguments: Any) -> None:
     """Compare ways to average gradients: time to accuracy, bytes, and what encoding costs, on real trainings."""
-    from evenkeel.bench.gradients.command import run_gradients
+    from evenkeel.bench.gradients.command import GradientsArguments, run_gradients
 
-    run_gradients(arguments)
+    run_gradients(GradientsArguments(**arguments))

@@ -53,6 +53,6 @@ __all__ = ["serving"]
 @output_options("json", "report", "figure")
 def serving(**arguments: Any) -> None:
     """Compare policies under the same arrivals and the same delays."""
-    from evenkeel.bench.serving.command import run_bench
+    from evenkeel.bench.serving.command import ServingArguments, run_bench
 
-    run_bench(arguments)
+    run_bench(ServingArguments(**arguments))

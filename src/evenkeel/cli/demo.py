@@ -18,6 +18,6 @@ __all__ = ["demo"]
 @output_options("report", "json", "figure")
 def demo(**arguments: Any) -> None:
     """Nine replicas, one backup, real images: five policies compared in a minute and a half."""
-    from evenkeel.bench.serving.command import run_demo
+    from evenkeel.bench.serving.command import DemoArguments, run_demo
 
-    run_demo(**arguments)
+    run_demo(DemoArguments(**arguments))

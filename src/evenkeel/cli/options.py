@@ -1,6 +1,8 @@
 """Holds the options that several commands share."""
 
 from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +62,23 @@ def node_options(function: Command) -> Command:
 
 
 def output_options(*names: str) -> Callable[[Command], Command]:
-    """Adds the options for the files that a command can write: `json`, `markdown`, `report`, `figure`."""
+    """Adds the options for the files that a command can write, and gives them to it as one `Outputs`, `outputs`.
+
+    Args:
+        names: of the options: `json`, `markdown`, `report`, `figure`.
+    """
 
     def decorate(function: Command) -> Command:
+        @wraps(function)
+        def with_outputs(**given: Any) -> Any:
+            from evenkeel.figures.outputs import Outputs
+
+            paths = {each.name: given.pop(each.name) for each in fields(Outputs) if each.name in given}
+            return function(outputs=Outputs(**paths), **given)
+
+        decorated: Command = with_outputs
         for name in reversed(names):
-            function = _OUTPUT_OPTIONS[name](function)
-        return function
+            decorated = _OUTPUT_OPTIONS[name](decorated)
+        return decorated
 
     return decorate

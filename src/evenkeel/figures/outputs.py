@@ -1,7 +1,8 @@
-"""Files that a command writes when its work is done: refused beforehand where they could not be written."""
+"""Writes the files of a command when its work is done, and refuses beforehand what could not be written."""
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,27 @@ import orjson
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
 
-__all__ = ["asked_for", "check_outputs", "write", "write_json"]
+__all__ = ["Outputs", "asked_for", "check_outputs", "write", "write_json"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Names the files that a command is to write; None stands for those that nobody asked for."""
+
+    json_path: Path | None = None
+    markdown: Path | None = None
+    report: Path | None = None
+    figure: Path | None = None
+
+    def check(self, records: Path | None = None) -> None:
+        """Refuses what could not be written afterwards, as `check_outputs` does."""
+        check_outputs(
+            json=self.json_path, markdown=self.markdown, report=self.report, figure=self.figure, records=records
+        )
 
 
 def check_outputs(*, figure: Path | None = None, records: Path | None = None, **files: Path | None) -> None:
-    """Refuse what could not be written afterwards, before minutes of measuring.
+    """Refuses what could not be written afterwards, before minutes of measuring.
 
     Args:
         figure: a picture.
@@ -39,15 +56,18 @@ def check_outputs(*, figure: Path | None = None, records: Path | None = None, **
             raise ConfigurationError(f"records: the folder {records} cannot be made in {there}")
 
 
-def asked_for(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that say something, for a document or a page: all but those left out, and flags not set."""
-    return {
-        name: value for name, value in arguments.items() if value is not None and value is not False and value != ()
-    }
+def asked_for(arguments: Any) -> dict[str, Any]:
+    """Gives the fields of a dataclass that say something: all but None, flags that are not set and empty tuples.
+
+    The files of a field `outputs` stand among them.
+    """
+    given = asdict(arguments)
+    given |= given.pop("outputs", {})
+    return {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file; what goes wrong is said with its name."""
+    """Writes a file; an error names it."""
     try:
         path.write_bytes(content)
     except OSError as error:
@@ -55,7 +75,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document for machines; paths in it become strings, what is not a number null."""
+    """Writes a document for machines; paths in it become strings, what is not a number null."""
     write(path, orjson.dumps(document, default=_text, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 

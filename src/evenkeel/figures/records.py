@@ -1,12 +1,10 @@
-"""Keeps a measurement: one JSON line per event, a row of figures, and the document around the rows."""
+"""Keeps a measurement: one JSON line per event, and the document around rows of figures."""
 
-import math
 import os
 import platform
 import re
 import subprocess
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import metadata
 from io import BufferedWriter
@@ -17,23 +15,17 @@ from typing import Any
 import orjson
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.figures.estimates import Estimate, mean, quantile, rate, sd, share
 from evenkeel.version import __version__
 
 __all__ = [
-    "FILLS",
     "RecordWriter",
     "RequestRecord",
     "commit",
-    "count_sources",
     "json_document",
     "machine",
     "read_records",
     "read_requests",
-    "summarise",
 ]
-
-FILLS = frozenset({"collage", "decoded", "edge"})  # sources of answers that a spare gave
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,67 +167,6 @@ def read_requests(path: str | Path) -> list[RequestRecord]:
     return requests
 
 
-def count_sources(requests: Iterable[RequestRecord]) -> dict[str, int]:
-    """How many requests were answered from which source; those without an answer count as `failed`."""
-    return dict(Counter(request.source if request.answered else "failed" for request in requests))
-
-
-def summarise(
-    requests: Sequence[RequestRecord],
-    *,
-    policy: str,
-    delay: str,
-    load: float | None,
-    rate_per_s: float | None,
-    extra_tasks: float,
-    primary_tasks: float,
-    exact_fills: int = 0,
-) -> dict[str, Any]:
-    """The row of figures for one run of a policy, with the keys that every `bench serving` has.
-
-    Latencies are of the requests that were answered; `failed` is the share of the others, to be read beside them.
-    Accuracies are of the answers whose truth is known. A figure or bound that the sample is too small for is None.
-
-    Args:
-        requests: all requests of the run.
-        policy: its name.
-        delay: the law of task times, as text.
-        load: share of the replicas' time that the requests ask for, where it is known.
-        rate_per_s: how many requests a second were meant to be sent.
-        extra_tasks: tasks beyond the primary ones (hedges, replicas, passes of backups), from the gateway's counters.
-        primary_tasks: tasks sent for the items themselves.
-        exact_fills: answers that a backup gave by a pass of the user's own model; they count as filled, and as exact.
-    """
-    answered = [request for request in requests if request.answered]
-    latencies_ms = [request.latency_ms for request in answered]
-    filled = [request for request in answered if request.source in FILLS]
-    figures: dict[str, Estimate] = {
-        "mean_ms": mean(latencies_ms),
-        "sd_ms": sd(latencies_ms),
-        "p50_ms": quantile(latencies_ms, 0.5),
-        "p95_ms": quantile(latencies_ms, 0.95),
-        "p99_ms": quantile(latencies_ms, 0.99),
-        "p999_ms": quantile(latencies_ms, 0.999),
-        "extra_load": rate(extra_tasks, primary_tasks),
-        "filled": share(min(len(filled) + exact_fills, len(answered)), len(answered)),
-        "fill_accuracy": _accuracy(filled),
-        "accuracy": _accuracy(answered),
-        "failed": share(len(requests) - len(answered), len(requests)),
-    }
-    row: dict[str, Any] = {
-        "policy": policy,
-        "delay": delay,
-        "load": load,
-        "rate_per_s": rate_per_s,
-        "requests": len(requests),
-    }
-    for name, estimate in figures.items():
-        row[name] = _known(estimate.value)
-        row[f"{name}_low"] = _known(estimate.low)
-        row[f"{name}_high"] = _known(estimate.high)
-    return row
-
-
 def json_document(arguments: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `--json` writes: the rows, and all that is needed to get them again."""
     return {
@@ -279,15 +210,6 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip() or None
-
-
-def _accuracy(requests: Sequence[RequestRecord]) -> Estimate:
-    known = [request for request in requests if request.truth is not None]
-    return share(sum(request.label == request.truth for request in known), len(known))
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _cpu_model() -> str:

@@ -1,7 +1,13 @@
-"""Rows of figures as tables for terminals; the columns and number formats are shared with the HTML report."""
+"""Shows rows of figures as tables: for terminals of any width, and as Markdown.
 
-from collections.abc import Iterator, Mapping, Sequence
+A row stays one row. Where a terminal is too narrow for all columns, they are cut into several tables, one below the
+other, each with the names of the rows.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
 from typing import Any
 
 from rich import box
@@ -10,134 +16,94 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-__all__ = [
-    "COLUMNS",
-    "Column",
-    "Row",
-    "interval_text",
-    "markdown",
-    "measured",
-    "name",
-    "settings",
-    "table",
-    "value_text",
-]
+__all__ = ["Column", "Page", "Row", "interval_text", "markdown", "table", "value_text"]
 
 Row = Mapping[str, Any]
+
+_WIDEST_LABEL = 20  # letters of a row's name that stay on one line while there is too little room
+_GAPS = (2, 1)  # between columns: usually, and where there is too little room
 
 
 @dataclass(frozen=True)
 class Column:
-    """A measured figure of a row: its key, its heading, and what it is multiplied by to be shown."""
+    """Says how a figure of a row is shown.
+
+    Attributes:
+        key: of the row; its interval has the keys `<key>_low` and `<key>_high`.
+        heading: of the column.
+        unit: below the heading.
+        factor: by which the value is multiplied to be shown.
+        apart: whether a table of its own may begin here, where all columns are too wide for the terminal.
+        relative: whether the value has three digits, and behind it half its interval as a share of it.
+    """
 
     key: str
     heading: str
-    unit: str
+    unit: str = ""
     factor: float = 1.0
+    apart: bool = False
+    relative: bool = False
 
 
-COLUMNS = (
-    Column("mean_ms", "mean", "ms"),
-    Column("sd_ms", "sd", "ms"),
-    Column("p50_ms", "p50", "ms"),
-    Column("p95_ms", "p95", "ms"),
-    Column("p99_ms", "p99", "ms"),
-    Column("p999_ms", "p99.9", "ms"),
-    Column("extra_load", "extra load", "%", 100.0),
-    Column("filled", "filled", "%", 100.0),
-    Column("fill_accuracy", "fills right", "%", 100.0),
-    Column("accuracy", "all right", "%", 100.0),
-)
-_FAILED = Column("failed", "failed", "%", 100.0)
-_WIDEST_POLICY = 20
-_SIDE_WIDTH = 13  # of a policy's column in a narrow table
+@dataclass(frozen=True)
+class Page:
+    """One table with what stands around it.
 
-
-def table(rows: Sequence[Row], columns: Sequence[Column] | None = None, key: str = "policy") -> RenderableType:
-    """The rows with a column for each figure, 95 % intervals dim below; on its side where the terminal is too narrow.
-
-    Args:
-        rows: with the keys of the columns.
-        columns: which figures; without, those of `records.summarise`.
-        key: what names a row, and heads the column of names.
+    Attributes:
+        rows: its lines.
+        labels: the columns that name a row.
+        columns: the figures.
+        title: stands above; none if empty.
+        notes: stand below.
     """
-    return _Fitting(rows, columns, key)
+
+    rows: Sequence[Row]
+    labels: Sequence[Column]
+    columns: Sequence[Column]
+    title: str = ""
+    notes: Sequence[str] = ()
 
 
-class _Fitting:
-    """Chooses the layout when it is printed, since only then the width is known."""
-
-    def __init__(self, rows: Sequence[Row], columns: Sequence[Column] | None, key: str) -> None:
-        self._rows = rows
-        self._key = key
-        self._names = [name(row, rows, key) for row in rows]
-        self._columns = measured(rows) if columns is None else columns
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        policies = min(max(map(len, self._names), default=0), _WIDEST_POLICY)
-        figures = [max(map(cell_len, self._texts(column)), default=0) for column in self._columns]
-        if policies + sum(figures) + 2 * len(figures) <= options.max_width:
-            yield _wide(self._rows, self._names, self._columns, self._key)
-            return
-        labels = max(len(f"{column.heading} {column.unit}") for column in self._columns)
-        at_once = max(1, (options.max_width - labels) // (_SIDE_WIDTH + 2))
-        for first in range(0, len(self._rows), at_once):
-            some = slice(first, first + at_once)
-            yield _narrow(self._rows[some], self._names[some], self._columns)
-
-    def _texts(self, column: Column) -> Iterator[str]:
-        yield column.heading
-        for row in self._rows:
-            yield value_text(row, column)
-            yield interval_text(row, column)
+def table(page: Page) -> RenderableType:
+    """Gives the rows with a column for each figure, 95 % intervals dim below, as tables that fit the terminal."""
+    return _Fitting(page)
 
 
-def measured(rows: Sequence[Row]) -> list[Column]:
-    """The columns that the rows need: `failed` only when something failed."""
-    return [*COLUMNS, *([_FAILED] if any(row.get("failed") for row in rows) else [])]
-
-
-def name(row: Row, rows: Sequence[Row], key: str = "policy") -> str:
-    """What a row is called among `rows`: its policy, and whatever else of its settings differs between them."""
-    parts = [str(row[key])]
-    parts += [text for key, text in settings(row).items() if len({str(other.get(key)) for other in rows}) > 1]
-    return ", ".join(parts)
-
-
-def settings(row: Row) -> dict[str, str]:
-    """The delay, load and rate of a row as text, where they are known."""
-    texts = {}
-    if row.get("delay"):
-        texts["delay"] = str(row["delay"])
-    if row.get("load") is not None:
-        texts["load"] = f"load {row['load']:g}"
-    if row.get("rate_per_s") is not None:
-        texts["rate_per_s"] = f"{row['rate_per_s']:.4g}/s"
-    return texts
-
-
-def markdown(rows: Sequence[Row], columns: Sequence[Column], key: str = "policy") -> str:
-    """The rows as a Markdown table, each interval in brackets behind its figure."""
-    heads = [key, *(f"{column.heading}, {column.unit}" for column in columns)]
-    lines = ["| " + " | ".join(heads) + " |", "| --- " + "| ---: " * len(columns) + "|"]
-    for row in rows:
-        cells = [name(row, rows, key)]
-        for column in columns:
-            interval = interval_text(row, column)
-            cells.append(value_text(row, column) + (f" ({interval})" if interval else ""))
+def markdown(page: Page) -> str:
+    """Gives the page as Markdown, each interval in brackets behind its figure."""
+    heads = [f"{column.heading}, {column.unit}" if column.unit else column.heading for column in _all(page)]
+    lines = [f"**{page.title}**\n"] if page.title else []
+    lines += ["| " + " | ".join(heads) + " |"]
+    lines += ["| " + " | ".join(["---"] * len(page.labels) + ["---:"] * len(page.columns)) + " |"]
+    for row in page.rows:
+        cells = []
+        for column in _all(page):
+            value, interval = value_text(row, column), interval_text(row, column)
+            shown = interval if column.relative else f"({interval})"
+            cells.append(f"{value} {shown}" if interval else value)
         lines.append("| " + " | ".join(cells) + " |")
+    if page.notes:
+        lines += ["", *page.notes]
     return "\n".join(lines) + "\n"
 
 
 def value_text(row: Row, column: Column) -> str:
-    """The figure, or a dash when there is none."""
+    """Gives the figure, or a dash when there is none."""
     value = row.get(column.key)
-    return "–" if value is None else _number(value, column)
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else _number(value, column)
 
 
 def interval_text(row: Row, column: Column) -> str:
-    """Its 95 % interval: `233–236`, `≥ 690` when the sample is too small for an upper bound, empty without any."""
+    """Gives its 95 % interval: `233–236`, `≥ 690` when the sample is too small for an upper bound, empty without any.
+
+    Relative ones are `±2%`.
+    """
     low, high = row.get(f"{column.key}_low"), row.get(f"{column.key}_high")
+    if column.relative:
+        value = row.get(column.key)
+        return f"±{100 * (high - value) / value:.0f}%" if high is not None and value and value > 0 else ""
     if low is not None and high is not None:
         return f"{_number(low, column)}–{_number(high, column)}"
     if low is not None:
@@ -145,44 +111,92 @@ def interval_text(row: Row, column: Column) -> str:
     return "" if high is None else f"≤ {_number(high, column)}"
 
 
-def _number(value: float, column: Column) -> str:
-    """Tenths of a percent or a point; milliseconds with three digits or so, but no finer than hundredths."""
-    value *= column.factor
-    if column.unit in ("%", "points"):
-        return f"{value:.1f}"
-    if value >= 99.95:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+class _Fitting:
+    """Cuts the columns when it is printed, since only then the width is known."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for number, columns in enumerate(_cut(self._page, options.max_width)):
+            if number:
+                yield ""
+            yield _fitted(self._page, columns, options.max_width)
 
 
-def _wide(rows: Sequence[Row], names: Sequence[str], columns: Sequence[Column], key: str) -> Table:
-    result = _empty()
-    result.add_column(key, max_width=_WIDEST_POLICY, overflow="fold")
+def _cut(page: Page, width: int) -> list[Sequence[Column]]:
+    """Cuts the columns into as few tables as the width allows, where a column says `apart`, else into equal parts."""
+    if any(_needed(page, page.columns, gap) <= width for gap in _GAPS):
+        return [page.columns]
+    starts = [0, *(place for place, column in enumerate(page.columns) if column.apart and place), len(page.columns)]
+    parts = []
+    for first, last in pairwise(starts):
+        group = page.columns[first:last]
+        for count in range(1, len(group) + 1):
+            size = ceil(len(group) / count)
+            some = [group[place : place + size] for place in range(0, len(group), size)]
+            if size == 1 or all(_needed(page, columns, min(_GAPS)) <= width for columns in some):
+                break
+        parts += some
+    return parts
+
+
+def _needed(page: Page, columns: Sequence[Column], gap: int) -> int:
+    """Gives the width of a table in which a name of usual length stays on one line."""
+    sizes = [min(_width(page, label), _WIDEST_LABEL) for label in page.labels]
+    sizes += [_width(page, column) for column in columns]
+    return sum(sizes) + gap * (len(sizes) - 1)
+
+
+def _fitted(page: Page, columns: Sequence[Column], width: int) -> Table:
+    gap = next((gap for gap in _GAPS if _needed(page, columns, gap) <= width), min(_GAPS))
+    result = Table(
+        box=box.SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold"
+    )
+    # What is left of the width goes to the first name.
+    widest = [min(_width(page, label), _WIDEST_LABEL) for label in page.labels]
+    widest[0] += max(0, width - _needed(page, columns, gap))
+    for label, most in zip(page.labels, widest, strict=True):
+        result.add_column(_head(label), max_width=most, overflow="fold")
     for column in columns:
-        result.add_column(Text.assemble(column.heading, "\n", (column.unit, "dim")), justify="right", no_wrap=True)
-    for row, policy in zip(rows, names, strict=True):
-        result.add_row(policy, *(_cell(row, column) for column in columns))
+        result.add_column(_head(column), justify="right", no_wrap=True)
+    for row in page.rows:
+        result.add_row(
+            *(Text(value_text(row, label)) for label in page.labels), *(_cell(row, column) for column in columns)
+        )
     return result
 
 
-def _narrow(rows: Sequence[Row], names: Sequence[str], columns: Sequence[Column]) -> Table:
-    result = _empty()
-    result.add_column("", no_wrap=True)
-    for policy in names:
-        result.add_column(policy, justify="right", width=_SIDE_WIDTH, overflow="fold")
-    for column in columns:
-        label = Text.assemble(column.heading, (f" {column.unit}", "dim"))
-        result.add_row(label, *(_cell(row, column) for row in rows))
-    return result
-
-
-def _empty() -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+def _head(column: Column) -> Text:
+    return Text.assemble(column.heading, ("\n" + column.unit, "dim")) if column.unit else Text(column.heading)
 
 
 def _cell(row: Row, column: Column) -> Text:
     interval = interval_text(row, column)
     text = Text(value_text(row, column), justify="right")
     if interval:
-        text.append(f"\n{interval}", style="dim")
+        text.append(f"{' ' if column.relative else chr(10)}{interval}", style="dim")
     return text
+
+
+def _width(page: Page, column: Column) -> int:
+    """Gives how many letters a column needs."""
+    texts = [column.heading, column.unit]
+    texts += [line for row in page.rows for line in _cell(row, column).plain.split("\n")]
+    return max(map(cell_len, texts))
+
+
+def _all(page: Page) -> list[Column]:
+    return [*page.labels, *page.columns]
+
+
+def _number(value: float, column: Column) -> str:
+    """Tenths of a percent or a point; milliseconds with three digits or so, but no finer than hundredths."""
+    value *= column.factor
+    if column.relative:
+        return f"{value:.3g}"
+    if column.unit in ("%", "points"):
+        return f"{value:.1f}"
+    if value >= 99.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

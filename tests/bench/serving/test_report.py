@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from evenkeel.bench.serving.report import headline, write_report
+from evenkeel.bench.serving.rows import summarise
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.records import RequestRecord, summarise
+from evenkeel.figures.records import RequestRecord
 
 VOID = {"meta", "br", "use", "path", "rect"}
 

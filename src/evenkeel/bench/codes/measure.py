@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, isfinite
+from math import ceil
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from evenkeel.bench.codes.peers import (
     thc_public,
 )
 from evenkeel.bench.codes.recorded import Recorded
+from evenkeel.bench.codes.rows import row_of
 from evenkeel.bench.codes.traffic import Traffic, sharded
 from evenkeel.bench.codes.vectors import Gradients, check_made, correlation_of, made
 from evenkeel.coding.sum_code import Broadcast, SumCode
@@ -32,7 +33,6 @@ from evenkeel.coding.sums.gradiveq import GradiVeQ
 from evenkeel.coding.sums.low_rank import LowRank
 from evenkeel.coding.wire import Round, Total
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.estimates import mean
 from evenkeel.text_values import read_count, read_fraction, split_spec, unknown
 
 __all__ = ["DEFAULT_CODES", "CodeContender", "Setting", "made_setting", "measure", "parse_code", "recorded_settings"]
@@ -142,7 +142,17 @@ def measure(
         actual = sum(cosines) / len(cosines) if cosines else None
         for contender, results in zip(contenders, found, strict=True):
             if results:
-                rows.append(_row(contender, setting, results, gradients.length, actual))
+                rows.append(
+                    row_of(
+                        contender.code,
+                        setting.distribution,
+                        setting.workers,
+                        setting.correlation,
+                        results,
+                        length=gradients.length,
+                        found=actual,
+                    )
+                )
     return rows
 
 
@@ -190,32 +200,6 @@ def _new_spelling(text: str, name: str, fields: Mapping[str, str]) -> str:
 
 def _same(gradients: Gradients, seed: int) -> Gradients:
     return gradients
-
-
-def _row(
-    contender: CodeContender, setting: Setting, results: Sequence[MeasuredCode], length: int, actual: float | None
-) -> dict[str, Any]:
-    nmse = mean([result.nmse for result in results])
-    bits = sum(result.traffic.bits for result in results) / len(results) / length
-    asked = actual if setting.correlation is None else setting.correlation
-    return {
-        "code": contender.code,
-        "workers": setting.workers,
-        "correlation": _rounded(asked),
-        "distribution": setting.distribution,
-        "bits_per_coordinate": _rounded(bits),
-        "nmse": _rounded(nmse.value),
-        "nmse_low": _rounded(max(nmse.low, 0.0)),
-        "nmse_high": _rounded(nmse.high),
-        "topology": results[0].traffic.topology,
-        "correlation_found": _rounded(actual),
-        "seeds": len(results),
-        "length": length,
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return float(f"{value:.6g}") if value is not None and isfinite(value) else None
 
 
 def _summed(name: str, gradients: Gradients, seed: int) -> MeasuredCode | None:

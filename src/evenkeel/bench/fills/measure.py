@@ -17,15 +17,31 @@ from numpy.typing import NDArray
 
 from evenkeel.arrays import Array
 from evenkeel.coding.answers.backup_code import BackupCode
+from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.coding.code import Answer, Task
 from evenkeel.errors import ConfigurationError
+from evenkeel.models.measure import interleaved_times_ms, shuffled_groups
 
-__all__ = ["NO_ANSWER", "Fills", "MeasuredBackup", "collect", "from_scores", "same_class_groups", "spare_tasks"]
+__all__ = [
+    "NO_ANSWER",
+    "Fills",
+    "Grouping",
+    "MeasuredAnswers",
+    "MeasuredBackup",
+    "answers_of",
+    "collect",
+    "from_scores",
+    "pass_times_ms",
+    "same_class_groups",
+    "scores_of",
+    "spare_tasks",
+]
 
 Integers = NDArray[np.int64]
 GroupsDone = Callable[[int], object]  # told how many groups more are done
 
 NO_ANSWER = -1  # in place of a class
+_BATCH = 100  # images of one pass of the classifier
 _MOST_ROWS = 64  # in one pass; fewer where they are large
 _MOST_BYTES = 8 << 20
 
@@ -78,6 +94,93 @@ class Fills:
             np.concatenate([part.answers for part in parts]),
             np.concatenate([part.confidences for part in parts]),
         )
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Says how images are put together in groups.
+
+    Attributes:
+        shuffles: random permutations of the images that are cut into full groups.
+        seed: of the shuffles.
+        partly: whether there are also groups of one item, of two, and so on.
+        same_class: whether there are also groups of one class.
+    """
+
+    shuffles: int = 1
+    seed: int = 1
+    partly: bool = False
+    same_class: bool = False
+
+
+@dataclass(frozen=True)
+class MeasuredAnswers:
+    """Holds what one backup answered.
+
+    Attributes:
+        fills: of full groups, one task lost each.
+        unhurt: with nothing lost, where that is approximate too.
+        by_items: of groups of so many items, full ones last; empty unless asked for.
+        same_class: of groups of one class, unless not asked for.
+    """
+
+    fills: Fills
+    unhurt: Fills | None
+    by_items: Sequence[tuple[int, Fills]] = ()
+    same_class: Fills | None = None
+
+
+def scores_of(run: Callable[[Array], Array], images: Array, progress: GroupsDone = lambda done: None) -> Array:
+    """Gives the classifier's scores for every image, `[images, classes]`."""
+    parts = []
+    for first in range(0, len(images), _BATCH):
+        parts.append(run(images[first : first + _BATCH]))
+        progress(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+def answers_of(
+    backup: MeasuredBackup,
+    images: Array,
+    scores: Array,
+    labels: Integers | None,
+    grouping: Grouping,
+    begin: Callable[[str, int], GroupsDone],
+) -> MeasuredAnswers:
+    """Gives what a backup answers for every group that is asked for.
+
+    Args:
+        backup: who answers.
+        images: uint8 `[images, height, width, 3]`, of the classifier's size.
+        scores: the classifier's, `[images, classes]`.
+        labels: `[images]`; without them there are no groups of one class.
+        grouping: which groups.
+        begin: takes the name and size of the work, and gives what is told of its progress.
+    """
+    most, seed = backup.code.max_items, grouping.seed
+    full = [shuffled_groups(len(images), most, seed + shuffle) for shuffle in range(grouping.shuffles)]
+    # A cheap model answers each item by itself, so it is the same in any group.
+    sizes = range(1, most) if grouping.partly and not isinstance(backup.code, Cheap) else ()
+    some = [shuffled_groups(len(images), items, seed) for items in sizes]
+    same = [same_class_groups(labels, most, seed)] if grouping.same_class and labels is not None else []
+    progress = begin(backup.method, sum(map(len, [*full, *some, *same])))
+    found = [collect(backup, images, scores, groups, progress) for groups in full]
+    fills = Fills.join([each for each, _ in found])
+    unhurt = [each for _, each in found if each is not None]
+    by_items = [(groups.shape[1], collect(backup, images, scores, groups, progress)[0]) for groups in some]
+    return MeasuredAnswers(
+        fills,
+        Fills.join(unhurt) if unhurt else None,
+        [*by_items, (most, fills)] if some else (),
+        collect(backup, images, scores, same[0], progress)[0] if same else None,
+    )
+
+
+def pass_times_ms(
+    one_pass: Callable[[], object], backups: Sequence[MeasuredBackup], images: Array, rounds: int
+) -> Array:
+    """Times the classifier's pass, then those of each backup for a full group, in turn: `[rounds, 1 + backups]`."""
+    return interleaved_times_ms([one_pass, *(_full_group(backup, images) for backup in backups)], rounds)
 
 
 def from_scores(scores: Array, confidences: Array) -> Fills:
@@ -161,6 +264,17 @@ class _Collector:
         return Fills(
             np.array(self._images, np.int64), np.array(self._answers, np.int64), np.array(self._confidences, np.float64)
         )
+
+
+def _full_group(backup: MeasuredBackup, images: Array) -> Callable[[], object]:
+    """Gives what runs all spare tasks of one full group."""
+    inputs = [task.inputs for task in spare_tasks(backup.code, list(images[: backup.code.max_items]))]
+
+    def run() -> None:
+        for rows in inputs:
+            backup.run(rows)
+
+    return run
 
 
 def _blocks(groups: Integers, tasks: Sequence[Task]) -> Iterator[Integers]:

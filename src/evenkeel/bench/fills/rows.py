@@ -1,4 +1,6 @@
-"""Figures of fills: how often they are right, how well they know it, and what that makes of all answers together.
+"""Turns measured fills into rows, and rows into the page that people read.
+
+A row says how often fills are right, how well they know it, and what that makes of all answers together.
 
 **Intervals are over images.** An image that is asked several times (several shuffles, or every worker lost in turn) is
 no new evidence, so shares have Wilson's interval at the effective sample size (`estimates.grouped_share`). That fills
@@ -14,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.arrays import Array
-from evenkeel.bench.fills.measure import Fills
+from evenkeel.bench.fills.backups import UserClassifier
+from evenkeel.bench.fills.measure import Fills, MeasuredAnswers, MeasuredBackup, from_scores
 from evenkeel.figures.estimates import Estimate, grouped_share, mean, quantile, quantile_ratio, share
+from evenkeel.figures.tables import Column, Page, Row
 from evenkeel.models.gate import by_class
 from evenkeel.models.measure import calibration_error, reliability_table
 
@@ -27,12 +31,31 @@ __all__ = [
     "cost_fields",
     "fill_fields",
     "gate_fields",
+    "notes_of",
+    "page_of",
     "partial_fields",
+    "rows_of",
     "same_class_fields",
 ]
 
 COVERAGES = (100, 95, 90, 80, 70)  # percent of the fills that the confidence gate lets through
 UNAVAILABLE = (2, 5, 10)  # percent of the primaries that do not answer
+
+_METHOD = Column("method", "method")
+_WIDE = 2000  # images; with fewer, intervals are so wide that a note says so
+_COLUMNS = (
+    Column("cost", "cost", "passes"),
+    Column("macs", "compute", "MMAC", 1e-6),
+    Column("parameters", "weights", "M", 1e-6),
+    Column("latency_ms", "pass", "ms"),
+    Column("accuracy", "right", "%", 100.0, apart=True),
+    Column("drop", "drop", "points", 100.0),
+    Column("agreement", "agree", "%", 100.0),
+    Column("agreement_elsewhere", "elsewhere", "%", 100.0),
+    Column("accuracy_coverage_90", "surest .9", "%", 100.0),
+    Column("overall_unavailable_5", "all, .05 lost", "%", 100.0),
+    Column("accuracy_same_class", "same class", "%", 100.0),
+)
 
 _Floats = NDArray[np.float64]
 
@@ -48,6 +71,95 @@ class Truth:
     def right(self) -> NDArray[np.bool_] | None:
         """Which images the classifier gets right `[images]`."""
         return None if self.labels is None else self.answers == self.labels
+
+
+def rows_of(
+    classifier: UserClassifier,
+    scores: Array,
+    labels: NDArray[np.int64] | None,
+    backups: Sequence[MeasuredBackup],
+    answers: Sequence[MeasuredAnswers],
+    times_ms: Array | None,
+) -> list[dict[str, Any]]:
+    """Gives one row for the classifier itself, then one for each backup.
+
+    Args:
+        classifier: whose replies are lost.
+        scores: its own, `[images, classes]`.
+        labels: `[images]`; without them there are no figures but agreement.
+        backups: who fills.
+        answers: what each backup answered.
+        times_ms: `[rounds, 1 + backups]`; without them there is no cost.
+    """
+    truth = Truth(scores.argmax(axis=1).astype(np.int64), labels)
+    own = from_scores(scores, classifier.form.confidences(scores))
+    rows = [
+        {
+            "method": "classifier",
+            "model": classifier.name,
+            "images_per_backup": 1,
+            "macs": classifier.macs,
+            "parameters": classifier.parameters,
+            **fill_fields(own, None, truth),
+        }
+    ]
+    for backup, found in zip(backups, answers, strict=True):
+        row = {
+            "method": backup.method,
+            "model": backup.model,
+            "images_per_backup": backup.code.max_items,
+            "macs": backup.macs,
+            "parameters": backup.parameters,
+            **fill_fields(found.fills, found.unhurt, truth),
+            **gate_fields(found.fills, truth, backup.code.min_confidence),
+        }
+        if found.by_items:
+            row |= partial_fields(found.by_items, truth)
+        if found.same_class is not None:
+            row |= same_class_fields(found.same_class, truth)
+        rows.append(row)
+    if times_ms is not None:
+        for place, row in enumerate(rows):
+            row |= cost_fields(times_ms, place)
+    return rows
+
+
+def page_of(rows: Sequence[Row]) -> Page:
+    """Gives the table: a line for the classifier and for each backup, with the columns that have figures."""
+    return Page(rows, [_METHOD], [each for each in _COLUMNS if any(row.get(each.key) is not None for row in rows)])
+
+
+def notes_of(rows: Sequence[Row], shuffles: int, images: int) -> list[str]:
+    """Gives lines that say how the figures are to be read."""
+    notes = ["groups: distinct images, shuffled, classes mixed; intervals: 95 %, over images"]
+    if shuffles > 1:
+        notes.append(f"{shuffles} shuffles ask every image again: more groups, not more images")
+    if images < _WIDE:
+        notes.append(f"only {images} images: the intervals are wide; give more with --images")
+    if any("by_items" in row for row in rows):
+        notes.append("partly filled groups (--json, --figure): the first cells, as the gateway fills them")
+    if any(row.get("accuracy_same_class") is not None for row in rows):
+        notes.append("same class: all items of a group are of one class, which no traffic is; an ablation")
+    largest_share = rows[0].get("largest_class_share")
+    if largest_share is not None:
+        notes.append(
+            "elsewhere: agreement on images that the classifier does not give its most frequent class, which is "
+            f"{100 * largest_share:.1f} % of its answers"
+        )
+    for row in rows:
+        if row.get("min_confidence"):
+            notes.append(
+                f"{row['method']}: its card lets no fill below confidence {row['min_confidence']:.4g} through; "
+                f"{100 * row['filled_above_min_confidence']:.1f} % pass, and {row['elsewhere_filled_wrongly']} images "
+                "elsewhere are filled wrongly; the other figures are without it"
+            )
+        kept = row.get("accuracy_none_lost")
+        if kept is not None:
+            notes.append(
+                f"{row['method']}: not systematic, so every answer is approximate; right with nothing lost: "
+                f"{100 * kept:.1f} %"
+            )
+    return notes
 
 
 def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, Any]:

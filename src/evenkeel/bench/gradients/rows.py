@@ -1,15 +1,19 @@
-"""Rows of figures from the records of `evenkeel bench gradients`: one for each seed, and the mean over seeds."""
+"""Turns the records of `evenkeel bench gradients` into rows, and rows into the pages that people read.
+
+There is a row for each seed, and one of the means over seeds.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from evenkeel.bench.gradients.cells import BASELINE
+from evenkeel.bench.gradients.cells import BASELINE, PIPE_WARM_SHARE
 from evenkeel.figures.estimates import mean
+from evenkeel.figures.tables import Column, Page
 
-__all__ = ["ALL_SEEDS", "figures_of", "mean_row", "rows_of"]
+__all__ = ["ALL_SEEDS", "figures_of", "mean_row", "pages_of", "rows_of"]
 
 ALL_SEEDS = "mean"
 _POINTS = 100  # of a curve
@@ -32,6 +36,21 @@ _AVERAGED = (
     "aggregate_cut",
     "seconds",
     "peak_bytes",
+)
+
+_METHOD = Column("method", "method")
+_COLUMNS = (
+    Column("seconds_to_target", "to target", "s"),
+    Column("speed_up", "faster", "times"),
+    Column("final_accuracy", "accuracy", "%", 100.0),
+    Column("step_s", "step", "ms", 1e3),
+    Column("aggregate_s", "aggregating", "ms", 1e3),
+    Column("aggregate_cut", "cut", "times"),
+    Column("bytes_per_step", "sent", "MB", 1e-6, apart=True),
+    Column("encode_s", "encode", "ms", 1e3),
+    Column("add_s", "add", "ms", 1e3),
+    Column("decode_s", "decode", "ms", 1e3),
+    Column("peak_bytes", "memory", "MB", 1e-6),
 )
 
 Record = Mapping[str, Any]
@@ -129,6 +148,58 @@ def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if len(rows) > 1:
             row |= {f"{key}_low": found.low, f"{key}_high": found.high}
     return row
+
+
+def pages_of(rows: Sequence[dict[str, Any]], sources: Mapping[str, str], tolerance: float) -> list[Page]:
+    """Gives a page for each task and rate: a line for each method, with its means over seeds.
+
+    Args:
+        rows: of all tasks and rates.
+        sources: where the data of each task come from.
+        tolerance: of the target below the baseline's accuracy, in points.
+    """
+    pages = []
+    for task, rate in dict.fromkeys((row["task"], row["rate"]) for row in rows):
+        means = [row for row in rows if (row["task"], row["rate"], row["seed"]) == (task, rate, ALL_SEEDS)]
+        columns = [column for column in _COLUMNS if any(row.get(column.key) is not None for row in means)]
+        title = f"{task} at {rate}: {_about(means, sources[task])}"
+        pages.append(Page(means, [_METHOD], columns, title, list(_notes(means, tolerance))))
+    return pages
+
+
+def _about(means: Sequence[dict[str, Any]], source: str) -> str:
+    """Says what is trained, and how much of the baseline's step is communication."""
+    base = next(row for row in means if row["method"] == BASELINE)
+    step_s, compute_s = base["step_s"], base["compute_s"]
+    ratio = max(0.0, step_s - compute_s) / compute_s
+    return (
+        f"{base['parameters'] / 1e6:.2f} M parameters, {base['workers']} workers with {base['batch']} examples each, "
+        f"{base['steps']} steps, data: {source}. A step of fp32 takes {1e3 * step_s:.0f} ms, "
+        f"{1e3 * compute_s:.0f} ms of it computation: communication is {base['comm_share']:.0%} of it, "
+        f"{ratio:.2g} times the computation"
+    )
+
+
+def _notes(means: Sequence[dict[str, Any]], tolerance: float) -> Iterator[str]:
+    seeds = means[0]["seeds"]
+    yield (
+        f"target: the final accuracy of fp32 with the same seed, less {tolerance:g} points; "
+        + (f"means over {seeds} seeds, intervals: 95 %" if seeds > 1 else "one seed: no intervals")
+    )
+    yield "aggregating: what a step takes beyond computation, coding included; cut: fp32's over this one's"
+    yield "sent: by a rank in a step, as the kernel counts it"
+    methods = " ".join(row["method"] for row in means)
+    if "pipe" in methods:
+        yield f"pipe: after the first {PIPE_WARM_SHARE:.0%} of the steps each applies the average of the one before"
+    if "pipe-ahead" in methods:
+        yield "pipe-ahead: as pipe, but a rank's gradients are of the weights where its own one before would lead"
+    if "powersgd" in methods:
+        yield "powersgd: torch's hook, compressing from the third step on; its coding is not told apart"
+    for row in means:
+        if row["reached"] < row["seeds"]:
+            yield f"{row['method']}: {row['reached']} of {row['seeds']} seeds reached the target"
+        elif row["method"] != BASELINE and row["speed_up"] is not None and row["speed_up"] < 1:
+            yield f"{row['method']} loses here: {1 / row['speed_up']:.2f} times the time of fp32"
 
 
 def _aggregate_s(record: Record) -> float:

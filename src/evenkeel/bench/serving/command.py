@@ -1,11 +1,12 @@
-"""Runs `evenkeel bench serving` and `evenkeel demo`: shows and writes their rows."""
+"""Runs `evenkeel bench serving` and `evenkeel demo`."""
 
 import asyncio
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,74 +15,99 @@ from rich.console import Console
 from evenkeel.bench.serving.figure import latency_histograms
 from evenkeel.bench.serving.measure import Experiment, Run, check_faults, parse_contender, run_all
 from evenkeel.bench.serving.report import write_report
+from evenkeel.bench.serving.rows import count_sources, page_of
 from evenkeel.delays.faults import parse_fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.drawing import save
-from evenkeel.figures.outputs import asked_for, check_outputs, write_json
+from evenkeel.figures.outputs import Outputs, asked_for
 from evenkeel.figures.progress import bars
-from evenkeel.figures.records import count_sources, json_document, machine
-from evenkeel.figures.tables import table
+from evenkeel.figures.publish import publish
+from evenkeel.figures.records import machine
 
-__all__ = ["run_bench", "run_demo"]
+__all__ = ["DemoArguments", "ServingArguments", "run_bench", "run_demo"]
 
 _DEMO_POLICIES = ("none", "replicate", "hedge", "collage", "collage+hedge")
 _DEMO_DELAY = "two-mode:scale=0.3"
 
 
-def run_bench(arguments: dict[str, Any]) -> None:
-    """`evenkeel bench serving`: every policy at every load."""
+@dataclass(frozen=True)
+class ServingArguments:
+    """Holds the options of `evenkeel bench serving`; `--help` says what each one means."""
+
+    policies: tuple[str, ...]
+    delay: str
+    loads: tuple[float, ...]
+    rate_per_s: float | None
+    requests: int
+    seed: int
+    replicas: int
+    backups: int
+    batch: int
+    faults: tuple[str, ...]
+    url: str | None
+    simulated: bool
+    records: Path | None
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class DemoArguments:
+    """Holds the options of `evenkeel demo`; `--help` says what each one means."""
+
+    seconds: float
+    load: float
+    seed: int
+    outputs: Outputs
+
+
+def run_bench(arguments: ServingArguments) -> None:
+    """Runs `evenkeel bench serving`: every policy at every load."""
     experiment = Experiment(
-        delay=arguments["delay"],
-        replicas=arguments["replicas"],
-        backups=arguments["backups"],
-        rate_per_s=arguments["rate_per_s"],
-        requests=arguments["requests"],
-        seed=arguments["seed"],
-        batch=arguments["batch"],
-        faults=tuple(parse_fault(text) for text in arguments["faults"]),
+        delay=arguments.delay,
+        replicas=arguments.replicas,
+        backups=arguments.backups,
+        rate_per_s=arguments.rate_per_s,
+        requests=arguments.requests,
+        seed=arguments.seed,
+        batch=arguments.batch,
+        faults=tuple(parse_fault(text) for text in arguments.faults),
     )
     parse_delay(experiment.delay)
-    policies = arguments["policies"] or (("none", "collage+hedge") if arguments["url"] is None else ("none",))
-    if arguments["url"] is not None and (len(policies) > 1 or arguments["simulated"]):
-        raise ConfigurationError("url: a running server has a policy of its own; name one policy at most, to label it")
-    if arguments["rate_per_s"] is not None and arguments["loads"]:
-        raise ConfigurationError("load: --rate and --load exclude each other")
-    if experiment.faults and (arguments["simulated"] or arguments["url"] is not None):
+    policies = arguments.policies or (("none", "collage+hedge") if arguments.url is None else ("none",))
+    if arguments.url is not None and (len(policies) > 1 or arguments.simulated):
+        raise ConfigurationError(
+            "url: a running server has a policy of its own; name one policy at most, to label it, and no --simulated"
+        )
+    if arguments.rate_per_s is not None and arguments.loads:
+        raise ConfigurationError("load: --rate and --load exclude each other; give one of them")
+    if experiment.faults and (arguments.simulated or arguments.url is not None):
         raise ConfigurationError("fault: only workers started here can be hurt; leave --simulated or --url out")
-    if arguments["url"] is not None and not arguments["url"].startswith(("http://", "https://")):
-        raise ConfigurationError(f"url: must start with http:// or https://, found {arguments['url']!r}")
-    check_outputs(
-        json=arguments["json_path"],
-        report=arguments["report"],
-        figure=arguments["figure"],
-        records=arguments["records"],
-    )
-    console = Console(stderr=True)
+    if arguments.url is not None and not arguments.url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"url: must start with http:// or https://, found {arguments.url!r}")
+    arguments.outputs.check(arguments.records)
     runs: list[Run] = []
-    loads = arguments["loads"] or (0.5,)
+    loads = arguments.loads or (0.5,)
     for load in loads:
-        folder = arguments["records"]
+        folder = arguments.records
         if folder is not None and len(loads) > 1:
             folder = folder / f"load-{load:g}"
         runs += _run(
-            console,
+            Console(stderr=True),
             replace(experiment, load=load),
             policies,
-            url=arguments["url"],
-            simulated=arguments["simulated"],
+            url=arguments.url,
+            simulated=arguments.simulated,
             records_folder=folder,
         )
-    _show(runs, asked_for(arguments), arguments["json_path"], arguments["report"], arguments["figure"])
+    _publish(runs, asked_for(arguments), arguments.outputs)
 
 
-def run_demo(
-    *, report: Path | None, json_path: Path | None, figure: Path | None, seconds: float, load: float, seed: int
-) -> None:
-    """`evenkeel demo`: five policies on real workers, a table and a report."""
-    check_outputs(json=json_path, report=report, figure=figure)
-    experiment = Experiment(delay=_DEMO_DELAY, load=load, seed=seed)
-    experiment = replace(experiment, requests=max(20, round(experiment.rate() * seconds)))
+def run_demo(arguments: DemoArguments) -> None:
+    """Runs `evenkeel demo`: five policies on real workers, a table and a report."""
+    outputs = arguments.outputs
+    outputs.check()
+    experiment = Experiment(delay=_DEMO_DELAY, load=arguments.load, seed=arguments.seed)
+    experiment = replace(experiment, requests=max(20, round(experiment.rate() * arguments.seconds)))
     console = Console(stderr=True)
     console.print(
         f"[bold]9 replicas, 1 backup[/bold] on this machine; {experiment.requests} CIFAR-10 test images "
@@ -89,10 +115,16 @@ def run_demo(
         f"one task in fifty takes five times as long ({_DEMO_DELAY}); the same arrivals and delays for all.\n"
     )
     runs = _run(console, experiment, _DEMO_POLICIES)
-    if report is None:
-        report = Path(tempfile.mkdtemp(prefix="evenkeel-")) / "report.html"
-    arguments = {"command": "evenkeel demo", "seconds": seconds, "load": load, "seed": seed, "delay": _DEMO_DELAY}
-    _show(runs, arguments, json_path, report, figure)
+    if outputs.report is None:
+        outputs = replace(outputs, report=Path(tempfile.mkdtemp(prefix="evenkeel-")) / "report.html")
+    shown = {
+        "command": "evenkeel demo",
+        "seconds": arguments.seconds,
+        "load": arguments.load,
+        "seed": arguments.seed,
+        "delay": _DEMO_DELAY,
+    }
+    _publish(runs, shown, outputs)
 
 
 def _run(console: Console, experiment: Experiment, policies: Sequence[str], **options: Any) -> list[Run]:
@@ -114,34 +146,19 @@ def _run(console: Console, experiment: Experiment, policies: Sequence[str], **op
         return asyncio.run(run_all(experiment, contenders, progress=progress, **options))
 
 
-def _show(
-    runs: Sequence[Run],
-    arguments: dict[str, Any],
-    json_path: Path | None,
-    report: Path | None,
-    figure: Path | None,
-) -> None:
+def _publish(runs: Sequence[Run], arguments: Mapping[str, Any], outputs: Outputs) -> None:
     rows = [run.row for run in runs]
     latencies_ms = {_title(run, runs): run.latencies_ms() for run in runs}
-    console = Console()
-    console.print(table(rows))
-    if json_path is not None:
-        write_json(json_path, json_document(arguments, rows))
-        console.print(f"rows: {json_path}", soft_wrap=True)
-    if report is not None:
-        write_report(
-            report,
-            rows,
-            latencies_ms,
-            arguments,
-            machine(),
-            command=shlex.join(["evenkeel", *sys.argv[1:]]),
-            sources_by_policy={_title(run, runs): count_sources(run.records) for run in runs},
-        )
-        console.print(f"report: {report}", soft_wrap=True)
-    if figure is not None:
-        save(latency_histograms(latencies_ms), figure)
-        console.print(f"figure: {figure}", soft_wrap=True)
+    report = partial(
+        write_report,
+        rows=rows,
+        latencies_by_policy=latencies_ms,
+        arguments=arguments,
+        machine=machine(),
+        command=shlex.join(["evenkeel", *sys.argv[1:]]),
+        sources_by_policy={_title(run, runs): count_sources(run.records) for run in runs},
+    )
+    publish([page_of(rows)], rows, arguments, outputs, draw=lambda: latency_histograms(latencies_ms), report=report)
 
 
 def _title(run: Run, runs: Sequence[Run]) -> str:

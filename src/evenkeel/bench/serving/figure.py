@@ -134,7 +134,7 @@ def sources(counts_by_policy: Mapping[str, Mapping[str, int]]) -> "Figure":
     """How the answers of each policy were known, as stacked bars of shares.
 
     Args:
-        counts_by_policy: policy -> source -> number of requests, as `records.count_sources` gives them.
+        counts_by_policy: policy -> source -> number of requests, as `rows.count_sources` gives them.
 
     Raises:
         EvenkeelError: there is nothing to draw.

@@ -13,11 +13,12 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.bench.serving.faults_live import make_faults
 from evenkeel.bench.serving.load import Target, drive
+from evenkeel.bench.serving.rows import summarise
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
 from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.figures.records import RecordWriter, RequestRecord, summarise
+from evenkeel.figures.records import RecordWriter, RequestRecord
 from evenkeel.models import shipped
 from evenkeel.models.cards import load_card
 from evenkeel.serving.config import read_config

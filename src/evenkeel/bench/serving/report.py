@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from evenkeel.bench.serving.figure import Latencies, colours, latency_histograms, sources, tail
+from evenkeel.bench.serving.rows import measured, name, settings
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.drawing import svg
-from evenkeel.figures.tables import Row, interval_text, measured, name, settings, value_text
+from evenkeel.figures.tables import Row, interval_text, value_text
 
 __all__ = ["headline", "write_report"]
 
@@ -75,12 +76,12 @@ def write_report(
 
     Args:
         path: where to.
-        rows: with the keys of `records.summarise`.
+        rows: with the keys of `rows.summarise`.
         latencies_by_policy: milliseconds of the answered requests, for the figures.
         arguments: what the run was asked for.
         machine: what `records.machine` gives.
         command: the command line that makes this report again.
-        sources_by_policy: what `records.count_sources` gives for each policy; without it that figure is left out.
+        sources_by_policy: what `rows.count_sources` gives for each policy; without it that figure is left out.
 
     Raises:
         ConfigurationError: the file cannot be written.

@@ -1,22 +1,18 @@
-"""Makes, shows and writes the predictions of `evenkeel plan training`."""
+"""Makes the predictions of `evenkeel plan training`."""
 
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.outputs import write_json
 from evenkeel.text_values import read_number, unknown
-from evenkeel.training.plan.advice import Recommendation, rate_text, recommend, time_text
+from evenkeel.training.plan.advice import Recommendation, recommend
 from evenkeel.training.plan.code_costs import bf16, gradiveq, low_rank, power_sgd, thc
 from evenkeel.training.plan.measure import group_from_environment, measure_link
 from evenkeel.training.plan.timing import CodeCost, NetworkLink, Prediction, Step, fp32, predict
 
-__all__ = ["Plan", "Wanted", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix", "show"]
+__all__ = ["Plan", "Wanted", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix"]
 
 _RANKS = (1, 4)
 _TIMED = ("bf16", "thc", "gradiveq", "lowrank", "powersgd")
@@ -87,32 +83,6 @@ def on_a_group(wanted: Wanted, backend: str, budget_s: float) -> Plan | None:
     return make_plan(found.link, found.workers, wanted, measured=True) if rank == 0 else None
 
 
-def show(plan: Plan, arguments: Mapping[str, Any], json_path: Path | None) -> None:
-    """Print the table and the advice, and write the rows if there is a path for them."""
-    from rich.console import Console
-
-    from evenkeel.figures.tables import Column, table
-
-    console = Console()
-    console.print("\n".join(_about(plan)), highlight=False, soft_wrap=True)
-    console.print()
-    figures = [
-        Column("server_ms", "param. server", "ms"),
-        Column("synchronous_ms", "synchronous", "ms"),
-        Column("layer_wise_ms", "layer-wise", "ms"),
-        Column("pipelined_ms", "pipelined", "ms"),
-        Column("sent_mb", "sent", "MB"),
-        Column("code_ms", "encode + decode", "ms"),
-        Column("break_even_mbps", "break-even", "Mbit/s"),
-    ]
-    console.print(table(_lines(plan.predictions), figures, "code"))
-    console.print()
-    console.print(plan.recommendation.sentence, highlight=False, soft_wrap=True)
-    if json_path is not None:
-        _write(json_path, plan, arguments)
-        console.print(f"rows: {json_path}", soft_wrap=True)
-
-
 def read_matrix(text: str) -> list[tuple[int, int]]:
     """`512x4608`, or `4*512x4608` for four of them."""
     found = _MATRIX.fullmatch(text.strip())
@@ -131,54 +101,3 @@ def read_code_times(text: str) -> tuple[str, tuple[float, float]]:
         raise unknown("code", name, _TIMED)
     encode_ns, decode_ns = (read_number(part, f"code-times of {name}") for part in parts)
     return name, (encode_ns, decode_ns)
-
-
-def _about(plan: Plan) -> list[str]:
-    link, step = plan.link, plan.step
-    how = "measured" if plan.measured else "assumed"
-    timed = f"{', '.join(plan.timed_codes)} as measured, others " if plan.timed_codes else ""
-    return [
-        f"{plan.workers} workers, {how}: {rate_text(link.rate_bps)}, {time_text(link.alpha_s)} a message, "
-        f"{time_text(link.sync_s)} a meeting, {link.gamma_s_per_byte * 1e9:.2g} ns to add a byte",
-        f"{step.parameters / 1e6:.3g} M parameters in {step.segments} segments; {time_text(step.compute_s)} a step "
-        "with a network that costs nothing",
-        f"times of codes: {timed}assumed (--code-times)",
-    ]
-
-
-def _lines(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """A line for each code: the step under each schedule, and what else depends on the code alone."""
-    lines = []
-    for code in dict.fromkeys(row.code for row in predictions):
-        by = {row.schedule: row for row in predictions if row.code == code}
-        usual = by["layer-wise"]
-        lines.append(
-            {
-                "code": code,
-                "server_ms": by["parameter server"].step_s * 1e3,
-                "synchronous_ms": by["synchronous"].step_s * 1e3,
-                "layer_wise_ms": usual.step_s * 1e3,
-                "pipelined_ms": by["pipelined"].step_s * 1e3,
-                "sent_mb": usual.sent_bytes / 1e6,
-                "code_ms": (usual.encode_s + usual.decode_s) * 1e3,
-                "break_even_mbps": None if usual.is_plain else usual.break_even_bps / 1e6,
-            }
-        )
-    return lines
-
-
-def _write(path: Path, plan: Plan, arguments: Mapping[str, Any]) -> None:
-    from evenkeel.figures.records import json_document
-
-    shared = {"workers": plan.workers, **asdict(plan.link), "measured": plan.measured}
-    rows = [
-        {
-            **{name: value for name, value in asdict(row).items() if name != "harm"},
-            # JSON has no infinity: null says that every slower and every faster link gains.
-            "break_even_bps": row.break_even_bps if math.isfinite(row.break_even_bps) else None,
-            "recommended": row == plan.recommendation.prediction,
-            **shared,
-        }
-        for row in plan.predictions
-    ]
-    write_json(path, {**json_document(arguments, rows), "recommendation": plan.recommendation.sentence})

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
 from evenkeel.figures.outputs import check_outputs, write_json
 from evenkeel.figures.records import json_document
-from evenkeel.figures.tables import Column, table
+from evenkeel.figures.tables import Column, Page, table
 from evenkeel.images.image_set import ImageSet, read_images
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import Layout, ModelCard
@@ -168,7 +168,8 @@ def run_fit(arguments: FitArguments) -> None:
             f"interrupted; what was done is kept in {out}: go on with the same command and --resume"
         ) from error
     rows = [_row(card) for card in cards]
-    Console().print(table(rows, [column for column in _COLUMNS if column.key in rows[0]], "collage"))
+    columns = [column for column in _COLUMNS if column.key in rows[0]]
+    Console().print(table(Page(rows, [Column("collage", "collage")], columns)))
     bars.say(f"(on {'held-out' if test is None else 'test'} images, with the 95 % interval below)")
     if json_path is not None:
         write_json(json_path, json_document(given, [asdict(card) for card in cards]))
