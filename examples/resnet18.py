@@ -124,7 +124,8 @@ def main() -> None:
     side = arguments.side
     read = read_images(arguments.images, height=side, width=side, split=arguments.split)
     if arguments.test_split is None:
-        images, tests = map(as_images, read.hold_out(len(read) // 10, 0))
+        rest, held_out = read.hold_out(len(read) // 10, 0)
+        images, tests = as_images(read.take(rest)), as_images(held_out)
     else:
         images = as_images(read)
         tests = as_images(read_images(arguments.images, height=side, width=side, split=arguments.test_split))

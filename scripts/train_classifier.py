@@ -46,7 +46,8 @@ def main() -> None:
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     read = read_images(arguments.data, height=arguments.side, width=arguments.side, split=arguments.train_split)
-    train, held = (as_images(part) for part in read.hold_out(HELD_OUT, HELD_OUT_SEED))
+    rest, held_out = read.hold_out(HELD_OUT, HELD_OUT_SEED)
+    train, held = as_images(read.take(rest)), as_images(held_out)
     recipe = replace(
         recipe,
         epochs=arguments.epochs,

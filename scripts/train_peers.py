@@ -74,7 +74,8 @@ def main() -> None:
 
     base = load_base(arguments.base, arguments.stem_stride)
     read = read_images(arguments.data, height=SIDE, width=SIDE, split="train")
-    train, held = (as_images(part) for part in read.hold_out(HELD_OUT, HELD_OUT_SEED))
+    rest, held_out = read.hold_out(HELD_OUT, HELD_OUT_SEED)
+    train, held = as_images(read.take(rest)), as_images(held_out)
     views = scored_views(base, train, arguments, report)
     limits = {"minutes": arguments.minutes, "seed": arguments.seed}
     if arguments.epochs is not None:
