@@ -482,6 +482,31 @@ def test_a_reply_that_is_not_what_was_agreed_is_an_error(reply, kind, message):
     assert re.search(message, text)
 
 
+def test_a_long_reply_is_read_aside():
+    card = replace(CARD, classes=tuple(str(number) for number in range(20_000)))
+    data = [[float(number) + 0.123456789 for number in range(20_000)]] * 3
+
+    async def run():
+        async with connected(card=card) as (server, backend):
+            server.reply = lambda request: server.json(output(shape=[3, 20_000], data=data))
+            return await ask(backend)[0]
+
+    reply = asyncio.run(run())
+    assert reply.error is None
+    assert np.array_equal(reply.outputs, np.float32(data))
+
+
+def test_a_long_error_is_shown_in_part_and_not_taken_apart():
+    async def run():
+        async with connected() as (server, backend):
+            server.reply = lambda request: server.json({"error": "x", "rest": [{}] * 40_000}, 500)
+            return str((await ask(backend)[0]).error)
+
+    text = asyncio.run(run())
+    assert "answered 500" in text
+    assert len(text) < 400
+
+
 def test_infinity_from_a_binary_server_is_a_protocol_error():
     async def run():
         async with connected_to_our_own() as (gateway, backend, _):

@@ -26,6 +26,8 @@ __all__ = ["OipBackend"]
 _log = logging.getLogger(__name__)
 
 _MOST_WORD_BYTES = 1 << 20  # of metadata, of readiness
+_READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up everything else
+_MOST_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
 _MOST_DIGITS = 18  # of a length
 _IDLE_S = 4.0  # below the five seconds after which common servers close idle connections
 
@@ -242,7 +244,10 @@ class OipBackend(Backend):
         try:
             if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MOST_DIGITS):
                 raise ProtocolError(f"{HEADER_LENGTH} is {shown(given)}")
-            return contract.read(reply, None if given is None else int(given), len(inputs))
+            read = partial(contract.read, reply, None if given is None else int(given), len(inputs))
+            if len(reply) < _READ_ASIDE_FROM_BYTES:
+                return read()
+            return await asyncio.get_running_loop().run_in_executor(None, read)
         except ProtocolError as error:
             raise ProtocolError(f"{self.name}: {error}") from error
 
@@ -335,10 +340,10 @@ class OipBackend(Backend):
 def _explain(response: aiohttp.ClientResponse, body: bytes) -> str:
     text = body[:300].decode("utf-8", "replace")
     with suppress(orjson.JSONDecodeError):
-        message = orjson.loads(body)
+        message = orjson.loads(body) if len(body) <= _MOST_ERROR_BYTES else None
         if isinstance(message, dict):
             said = [message.get(key) for key in ("error", "detail")]
             text = next((word[:300] for word in said if isinstance(word, str) and word), text)
     after = response.headers.get("retry-after")
-    later = f" (retry after {after} s)" if response.status in (429, 503) and after else ""
-    return f"the server answered {response.status}: {text or response.reason}{later}"
+    later = f" (retry after {after[:20]} s)" if response.status in (429, 503) and after else ""
+    return f"the server answered {response.status}: {text or (response.reason or '')[:100]}{later}"
