@@ -38,6 +38,16 @@ def test_help_shows_an_example(path: tuple[str, ...]) -> None:
     assert "Examples:\n    evenkeel " in run(*path, "--help").output
 
 
+@pytest.mark.parametrize("path", commands(main), ids=" ".join)
+def test_every_option_has_help(path: tuple[str, ...]) -> None:
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    options = [each for each in command.params if isinstance(each, click.Option) and not each.hidden]
+    assert [each.name for each in options if not (each.help or "").endswith(".")] == []
+
+
 def test_version() -> None:
     assert __version__ in run("--version").output
 

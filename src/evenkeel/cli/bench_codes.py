@@ -25,7 +25,13 @@ __all__ = ["codes"]
     metavar="CODE",
     help="Code to measure; may be repeated: thc:bits=4,rounding=nearest, lowrank:rank=16+thc:block=512.",
 )
-@click.option("--workers", default="8", show_default=True, metavar="N[,N...]")
+@click.option(
+    "--workers",
+    default="8",
+    show_default=True,
+    metavar="N[,N...]",
+    help="Number of workers whose vectors are averaged.",
+)
 @click.option(
     "--correlation",
     default="0,0.5",

@@ -73,7 +73,7 @@ __all__ = ["fills"]
 @click.option(
     "--rounds", type=click.IntRange(0), default=100, show_default=True, help="Number of rounds of timing; 0 skips it."
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the shuffles.")
 @output_options("json", "figure", "markdown")
 def fills(**arguments: Any) -> None:
     """Compare what backups answer when replicas are late: accuracy of fills, cost, calibration."""

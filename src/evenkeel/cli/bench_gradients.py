@@ -32,7 +32,9 @@ __all__ = ["gradients"]
     metavar="RATE,RATE",
     help="Rates of the links: 100mbit, 1gbit (both need root), unlimited. The default is 100mbit for root.",
 )
-@click.option("--workers", type=click.IntRange(2, 64), default=4, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(2, 64), default=4, show_default=True, help="Number of workers that train together."
+)
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Number of seeds: 0, 1, 2, ...")
 @click.option(
     "--steps", type=click.IntRange(2), help="Number of training steps; the default is smaller on made-up data."

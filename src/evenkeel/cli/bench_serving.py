@@ -31,10 +31,22 @@ __all__ = ["serving"]
     "--load", "loads", type=float, multiple=True, help="Load as a share of the replicas' time; may be repeated."
 )
 @click.option("--rate", "rate_per_s", type=float, help="Requests per second, instead of a load.")
-@click.option("--requests", type=click.IntRange(1), default=2000, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
-@click.option("--replicas", type=click.IntRange(1), default=9, show_default=True)
-@click.option("--backups", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--requests",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Number of requests for each policy and load.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the arrivals and the delays."
+)
+@click.option(
+    "--replicas", type=click.IntRange(1), default=9, show_default=True, help="Number of workers with the classifier."
+)
+@click.option(
+    "--backups", type=click.IntRange(0), default=1, show_default=True, help="Number of workers with the Collage-CNNs."
+)
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of requests that arrive together."
 )

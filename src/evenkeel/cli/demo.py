@@ -14,7 +14,9 @@ __all__ = ["demo"]
     "--seconds", type=click.FloatRange(2), default=11, show_default=True, help="Seconds of traffic for each policy."
 )
 @click.option("--load", type=float, default=0.4, show_default=True, help="Load as a share of the replicas' time.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the arrivals and the delays."
+)
 @output_options("report", "json", "figure")
 def demo(**arguments: Any) -> None:
     """Nine replicas, one backup, real images: five policies compared in a minute and a half."""

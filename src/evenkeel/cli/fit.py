@@ -107,9 +107,23 @@ __all__ = ["fit"]
 @click.option("--scale", type=float, help="Factor that turns pixels 0..255 into a float input; the default is 1/255.")
 @click.option("--mean", type=float, nargs=3, help="Mean of each colour, subtracted after scaling.")
 @click.option("--std", type=float, nargs=3, help="Standard deviation of each colour, by which pixels are then divided.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device to train on; auto takes a GPU where there is one.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Number of processor threads to use."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of all that is random in a fit.",
+)
 @click.option("--resume", is_flag=True, help="Continue a fit that was stopped; it ends with the same weights.")
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="File to write the cards to."

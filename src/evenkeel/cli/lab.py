@@ -51,7 +51,13 @@ def lab() -> None:
 @click.option(
     "--cpus", metavar="LIST", help="Processors to deal out to the hosts: 0-3,6. By default all hosts share all."
 )
-@click.option("--master-port", type=click.IntRange(1, 65535), default=29500, show_default=True)
+@click.option(
+    "--master-port",
+    type=click.IntRange(1, 65535),
+    default=29500,
+    show_default=True,
+    help="Port at which the processes of a run meet.",
+)
 @click.option("--keep-going", is_flag=True, help="Leave the other hosts alone when one fails.")
 @click.option("--no-check", is_flag=True, help="Skip measuring the link's rate first.")
 @click.option(

@@ -45,7 +45,13 @@ __all__ = ["training"]
     metavar="CODE=E,D",
     help="Nanoseconds per parameter to encode and to decode: thc=6,5.",
 )
-@click.option("--backend", type=click.Choice(["gloo", "nccl"]), default="gloo", show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["gloo", "nccl"]),
+    default="gloo",
+    show_default=True,
+    help="Backend of torch.distributed that measures the link.",
+)
 @click.option("--budget", default="8s", show_default=True, metavar="TIME", help="Longest time to measure the link.")
 @output_options("json")
 def training(**arguments: Any) -> None:
