@@ -21,7 +21,7 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """What a component may ask of time."""
+    """Tells the time and calls back later."""
 
     def time(self) -> float:
         """Seconds since some fixed moment; never goes back."""

@@ -128,7 +128,7 @@ class BackendLostError(BackendError):
 
 
 class ProtocolError(BackendError):
-    """What came from a worker or a server is not what was agreed."""
+    """A worker or a server sent something other than what was agreed."""
 
 
 class LabError(EvenkeelError):

@@ -25,7 +25,7 @@ _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
 
 def is_text(name: str) -> bool:
-    """Whether `name` can be written as UTF-8; a file's name need not be text at all."""
+    """True if `name` can be written as UTF-8; a file's name need not be text at all."""
     try:
         name.encode()
     except UnicodeEncodeError:

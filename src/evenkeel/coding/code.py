@@ -27,7 +27,7 @@ Source = Literal["exact", "collage", "hedge", "edge", "decoded", "default"]
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one worker is sent.
+    """Holds what one worker is sent.
 
     Attributes:
         inputs: `[rows, ...]`, one row for each pass of the model that runs it.
@@ -40,7 +40,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the user gets for one item.
+    """Holds what the user gets for one item.
 
     Attributes:
         value: what a task's row would have given for the item, `[...]`: a classifier's scores, a gradient.

@@ -202,7 +202,7 @@ class MarkovBursts(Delay):
 
 @dataclass(slots=True)
 class _Spells:
-    """What is known of one worker's spells in one stretch."""
+    """Holds what is known of one worker's spells in one stretch."""
 
     stretch: float  # its number
     stream: int  # its random numbers

@@ -56,7 +56,7 @@ def parse_delay(text: str) -> Delay:
 
 @dataclass(frozen=True)
 class _Field:
-    """How a field is called in the code, and how it is read from text."""
+    """Names a field in the code, and reads it from text."""
 
     attribute: str
     read: Callable[[str, str], Any]
@@ -64,7 +64,7 @@ class _Field:
 
 @dataclass(frozen=True)
 class _Law:
-    """How a law is written as text."""
+    """Describes how a law is written as text."""
 
     make: Callable[..., Delay]
     fields: dict[str, _Field]

@@ -94,7 +94,7 @@ def quantile(samples: ArrayLike, level: float) -> Estimate:
 
 
 def quantile_place(count: int, level: float) -> int:
-    """Where the `level` quantile stands among `count` sorted samples, from 0."""
+    """Gives the place of the `level` quantile among `count` sorted samples, from 0."""
     return min(count, max(1, math.ceil(count * level - 1e-9))) - 1  # .99 of 100 is 99, whatever rounding says
 
 

@@ -168,7 +168,7 @@ def read_requests(path: str | Path) -> list[RequestRecord]:
 
 
 def json_document(arguments: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `--json` writes: the rows, and all that is needed to get them again."""
+    """Makes what `--json` writes: the rows, and all that is needed to get them again."""
     return {
         "evenkeel": __version__,
         "commit": commit(),
@@ -179,7 +179,7 @@ def json_document(arguments: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on: processor, cores, memory, versions. Nothing that names the machine or its folders."""
+    """Describes what figures depend on: processor, cores, memory, versions. Names neither machine nor folders."""
     release = re.match(r"[\d.]*", platform.release())
     return {
         "cpu": _cpu_model(),

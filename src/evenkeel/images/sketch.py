@@ -30,7 +30,7 @@ def sketch(found: Hashes) -> str:
 
 
 def again(text: object, found: Hashes) -> tuple[int, int]:
-    """How many of the images with the hashes `found` are of the set whose sketch is `text`, and of how many that is.
+    """Counts the images with the hashes `found` that are of the set whose sketch is `text`, and out of how many.
 
     Only images whose hash lies in the sketch's range can be judged; their share stands for that of all. Of a text that
     is no sketch none is.

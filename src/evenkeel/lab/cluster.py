@@ -52,7 +52,7 @@ class Lab:
             raise LabError(f"the lab could not be removed: {'; '.join(problems)}. Try: evenkeel lab clean --all")
 
     def check_rate(self) -> RateCheck | None:
-        """What the link between the first two hosts carries, in a second and a half; None if there is one host only."""
+        """Measures for 1.5 s what the link between the first two hosts carries; None for a single host."""
         if self.topology.hosts < 2:
             return None
         return check_rate(self.topology, (self._inside(0), self._inside(1)))

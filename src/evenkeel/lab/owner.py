@@ -27,24 +27,24 @@ class NamespaceOwner:
     started: int  # clock ticks since boot
 
     def lives(self) -> bool:
-        """Whether that very process still runs."""
+        """True while that very process still runs."""
         return _started(self.pid) == self.started
 
 
 def new_label() -> str:
-    """What the names of this process's next lab begin with."""
+    """Makes the text with which the names of this process's next lab begin."""
     pid = os.getpid()
     return f"{_PREFIX}{pid}-{_started(pid)}-{next(_serials)}"
 
 
 def owner_of(namespace: str) -> NamespaceOwner | None:
-    """Who made a network namespace; None if it is not a lab's."""
+    """Finds out who made a network namespace; None if it is not a lab's."""
     found = _NAME.fullmatch(namespace)
     return NamespaceOwner(int(found[1]), int(found[2])) if found else None
 
 
 def _started(pid: int) -> int | None:
-    """When a process began; None if there is none, or only what is left of one that ended."""
+    """Reads when a process began; None if there is none, or only what is left of one that ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -39,7 +39,7 @@ def meet(role: str, address: str, port: int) -> socket.socket:
 
 
 def exchange(connection: socket.socket, bounces_first: bool, warm_s: float, seconds: float) -> dict[str, float | None]:
-    """What one side saw.
+    """Gives what one side saw.
 
     Args:
         connection: to the other side.

@@ -36,7 +36,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class HostExit:
-    """How one host's process ended."""
+    """Says how one host's process ended."""
 
     host: str
     code: int  # as a shell has it: 0 done, 128 + n killed by signal n
@@ -128,7 +128,7 @@ class _Running:
                 return
 
     def look(self) -> bool:
-        """Whether it has ended; then its group is killed, and only after that its number given back."""
+        """True once it has ended; then its group is killed, and only after that its number given back."""
         if self.code is None and os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             self.signal(signal.SIGKILL)
             returned = self.process.wait()
@@ -195,7 +195,7 @@ class _Group:
         return not [running for running in self.all if not running.look()]  # every one is looked at
 
     def _silent(self) -> bool:
-        """Whether all ended so long ago that nothing of theirs can still come."""
+        """True once all ended so long ago that nothing of theirs can still come."""
         return time.monotonic() > max((running.ended for running in self.all), default=0.0) + _LAST_WORDS_S
 
     def _stop(self, number: int) -> None:

@@ -41,7 +41,7 @@ class RateCheck:
         )
 
     def warning(self) -> str | None:
-        """What to mind, if the rate is too far off; None if it is right, or if no rate was wanted."""
+        """Says what to mind if the rate is too far off; None if it is right, or if no rate was wanted."""
         if not math.isfinite(self.wanted_bps):
             return None
         low, high = sorted((self.there_bps, self.back_bps))

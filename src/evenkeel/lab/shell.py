@@ -32,7 +32,7 @@ def require() -> None:
 
 
 def run(command: tuple[str, ...]) -> str:
-    """What a command printed.
+    """Runs a command and gives what it printed.
 
     Raises:
         ConfigurationError: this machine does not let it, or its kernel has no such thing.

@@ -48,7 +48,7 @@ class Topology:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the hosts are called, by rank."""
+        """Names the hosts, by rank."""
         return tuple(f"host{rank}" for rank in range(self.hosts))
 
     def address(self, rank: int) -> str:

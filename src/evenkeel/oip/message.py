@@ -145,7 +145,7 @@ def _put_back(message: dict[str, Any], arrays: list[LongArray]) -> None:
 
 
 def _keys(message: dict[str, Any]) -> int:
-    """How many keys the objects in `message` have; fewer, where they lie in other places than in a request."""
+    """Counts the keys of the objects in `message`; fewer, where they lie in other places than in a request."""
     count = 0
     level = [message]
     while level:

@@ -29,7 +29,7 @@ _PARAMETER_TYPES = (str, int, float, bool)
 
 
 class BinarySection:
-    """What follows the JSON of a body, taken from the front, tensor by tensor."""
+    """Takes what follows the JSON of a body from the front, tensor by tensor."""
 
     __slots__ = ("body", "position")
 
@@ -37,7 +37,7 @@ class BinarySection:
         self.body, self.position = body, position
 
     def take(self, size: int, label: str) -> int:
-        """Where the next `size` bytes begin in `body`."""
+        """Gives the place in `body` where the next `size` bytes begin."""
         start = self.position
         if size > len(self.body) - start:
             raise RequestError(

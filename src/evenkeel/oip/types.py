@@ -58,12 +58,12 @@ _MOST_SHOWN = 60  # characters of what a sender wrote
 
 
 def kind(value: object) -> str:
-    """What JSON calls the type of a parsed value; of None, that nothing was found."""
+    """Names the type of a parsed value as JSON does; of None, says that nothing was found."""
     return "nothing" if value is None else kind_name(type(value))
 
 
 def kind_name(wanted: type) -> str:
-    """What JSON calls a type."""
+    """Names a type as JSON does."""
     return _JSON_NAMES.get(wanted, wanted.__name__)
 
 

@@ -218,7 +218,7 @@ def _part_of(path: Path) -> str | None:
 
 
 def _note(label_column: str | None, used: set[str | None], schema: Any) -> str:
-    """Which column is taken for labels, and which are not used at all."""
+    """Says which column is taken for labels, and which are not used at all."""
     others = [name for name in schema.names if name not in used]
     taken = "no column is taken for labels" if label_column is None else f"labels are those of column {label_column!r}"
     return f"{taken}; not used: {', '.join(others)} (--labels COLUMN takes another)" if others else ""

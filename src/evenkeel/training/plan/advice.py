@@ -13,14 +13,14 @@ _WORTH_IT = 1.1  # less than a tenth is within what the model leaves out
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do, and a sentence that says why."""
+    """Says what to do, and in a sentence why."""
 
     prediction: Prediction
     sentence: str
 
 
 def recommend(predictions: Sequence[Prediction]) -> Recommendation:
-    """What to use, of `predict`'s rows, and why.
+    """Chooses what to use among `predict`'s rows, and says why.
 
     Only what can be had is advised. Where several are within a tenth of the fastest, the least invasive one is taken;
     where that is plain DDP, the advice is to do nothing.

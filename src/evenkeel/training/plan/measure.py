@@ -36,7 +36,7 @@ _TIMEOUT_S = 120.0  # for a peer to come or to answer
 
 @dataclass(frozen=True)
 class MeasuredLink:
-    """A group's link, and what it was told from."""
+    """Holds a group's link, and the times from which it was fitted."""
 
     link: NetworkLink
     workers: int
@@ -74,7 +74,7 @@ def fit_link(
 
 
 def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budget_s: float = 8.0) -> MeasuredLink:
-    """The link of a running group, told from messages, barriers and all-reduces of growing size.
+    """Fits the link of a running group to the times of messages, barriers and all-reduces of growing size.
 
     Args:
         group: the default group, unless another is given; of 2 ranks or more.
@@ -119,7 +119,7 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
         settle()
         return (time.perf_counter() - start) / 2
 
-    def told(number: float) -> float:
+    def shared(number: float) -> float:
         """Rank 0's number, on all ranks; as two halves, since not every backend carries double precision."""
         halves = torch.tensor([number], dtype=torch.float64).view(torch.int32).to(device)
         dist.broadcast(halves, first, group=group)
@@ -139,13 +139,13 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
         left_s = budget_s - (time.perf_counter() - began)
         go_on = size <= _MOST_BYTES and (len(points) < _FEWEST_SIZES or 4 * _REPEATS * points[-1][1] < left_s)
         # Clocks differ: rank 0 decides for all.
-        if not told(float(go_on)):
+        if not shared(float(go_on)):
             break
     gamma_s_per_byte = _adding_s_per_byte(torch, device, settle)
     link = fit_link(message_s, small_s, points, gamma_s_per_byte, workers) if rank == 0 else NetworkLink(0, 0)
     numbers = (link.alpha_s, link.beta_s_per_byte, link.gamma_s_per_byte, link.sync_s)
-    link = NetworkLink(*(told(number) for number in numbers))
-    seconds = [told(time_s) for _, time_s in points]
+    link = NetworkLink(*(shared(number) for number in numbers))
+    seconds = [shared(time_s) for _, time_s in points]
     return MeasuredLink(link, workers, tuple(zip((size for size, _ in points), seconds, strict=True)))
 
 

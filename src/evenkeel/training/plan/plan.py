@@ -21,7 +21,7 @@ _MATRIX = re.compile(r"(?:(\d+)\*)?(\d+)x(\d+)")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is known of the model."""
+    """Holds what is known of the model."""
 
     step: Step
     matrices: tuple[tuple[int, int], ...] = ()  # weights seen as matrices, for LowRank and PowerSGD, else left out
@@ -44,7 +44,7 @@ class Plan:
 
 
 def codes_of(wanted: Wanted, workers: int) -> list[CodeCost]:
-    """Every code that can be told about."""
+    """Holds every code of which something can be said."""
     parameters, times = wanted.step.parameters, wanted.code_times_ns
     codes = [
         fp32(parameters),

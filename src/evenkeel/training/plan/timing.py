@@ -58,7 +58,7 @@ _SLOWEST_BPS, _FASTEST_BPS = 1e3, 1e15  # between which a break-even rate is loo
 
 @dataclass(frozen=True)
 class NetworkLink:
-    """What the network and the adding cost; each field slows communication down."""
+    """Describes what the network and the adding cost; each field slows communication down."""
 
     alpha_s: float  # latency of one message
     beta_s_per_byte: float  # one over the bandwidth of a worker's link, each way
@@ -101,7 +101,7 @@ class Step:
 
 @dataclass(frozen=True)
 class CodeCost:
-    """What a whole gradient costs with a code."""
+    """Describes what a whole gradient costs with a code."""
 
     name: str
     up_bytes: float  # each worker's contribution
@@ -115,7 +115,7 @@ class CodeCost:
     pipelines: bool = True  # whether PipeSGD can carry it; not the hooks that torch brings
 
     def sent_bytes(self, workers: int) -> float:
-        """What one worker sends in a step, by ring or sharded."""
+        """Counts the bytes that one worker sends in a step, by ring or sharded."""
         return (workers - 1) / workers * (self.up_bytes + self.down_bytes)
 
 
@@ -138,7 +138,7 @@ class Prediction:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is what DDP does by itself."""
+        """True for what DDP does by itself."""
         return (self.code, self.schedule) == _BASELINE
 
 
@@ -149,7 +149,7 @@ def fp32(parameters: int) -> CodeCost:
 
 
 def ddp_segments(parameters: int) -> int:
-    """How many buckets DDP makes of fp32 gradients: a small first one, then 25 MiB each."""
+    """Counts the buckets that DDP makes of fp32 gradients: a small first one, then 25 MiB each."""
     size = 4 * parameters
     return 1 if size <= _FIRST_BUCKET_BYTES else 1 + math.ceil((size - _FIRST_BUCKET_BYTES) / _BUCKET_BYTES)
 

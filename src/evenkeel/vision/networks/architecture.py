@@ -157,7 +157,7 @@ class Served(nn.Module):
         self.register_buffer("offset", -torch.tensor(mean).reshape(3, 1, 1) / spread)
 
     def forward(self, images: Tensor) -> Tensor:
-        """What `network` gives for uint8 `images` [n, height, width, 3]."""
+        """Runs `network` on uint8 `images` [n, height, width, 3]."""
         return cast(Tensor, self.network(images.permute(0, 3, 1, 2).float() * self.scale + self.offset))
 
 
@@ -181,5 +181,5 @@ def count_macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """How many numbers were learned or set, batch-norm statistics left out."""
+    """Counts the numbers that were learned or set, batch-norm statistics left out."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""Checkpoints of trainings: written so that a whole one is always there, and told apart from damaged ones."""
+"""Writes checkpoints of trainings so that a whole one is always there, and refuses damaged ones."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, *names: str) -> dict[str, Any]:
-    """What was saved at `path`, which holds all of `names`.
+    """Reads what was saved at `path`, which holds all of `names`.
 
     Raises:
         ConfigurationError: it is damaged, or no checkpoint of such a training.

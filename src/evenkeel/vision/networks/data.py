@@ -60,7 +60,7 @@ def translate(tiles: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 
 
 def _reflected(side: int, reach: int) -> Tensor:
-    """Where the pixels of a line of `side` stand, with `reach` more on both ends."""
+    """Gives the places of the pixels of a line of `side`, with `reach` more on both ends."""
     place = torch.arange(-reach, side + reach).abs()
     return torch.where(place >= side, 2 * (side - 1) - place, place)
 
@@ -81,7 +81,7 @@ def _flip_where(tiles: Tensor, chosen: Tensor) -> Tensor:
 
 
 def random_blanks(count: int, grid: int, generator: torch.Generator, full_share: float = 0.4) -> Tensor:
-    """Which cells are blank, bool [count, grid * grid]: at random places, from none to all but one.
+    """Draws the cells that are blank, bool [count, grid * grid]: at random places, from none to all but one.
 
     A `full_share` of the collages has no blank; in every other one each cell is blank with that collage's own
     probability, uniform in 0..1, so that nearly empty collages are as common as nearly full ones. That is what a

@@ -26,7 +26,7 @@ _PART = 125  # images in one backward pass; larger ones leave the cache
 
 @dataclass(frozen=True)
 class ClassifierRecipe:
-    """How the classifier is trained."""
+    """Describes how the classifier is trained."""
 
     epochs: float = 11.0
     batch: int = 1000

@@ -96,7 +96,7 @@ def _every_fourth(padded: Tensor, row: int, column: int, down: int, across: int)
 
 
 def winograd_conv2d(images: Tensor, weight: Tensor) -> Tensor:
-    """What conv2d with padding 1 gives for float32 `images` [n, c, h, w] and `weight` [k, c, 3, 3], channels last."""
+    """Computes conv2d with padding 1 of float32 `images` [n, c, h, w] and `weight` [k, c, 3, 3], channels last."""
     return cast(Tensor, _Winograd.apply(images, weight))  # type: ignore[no-untyped-call]
 
 

@@ -79,7 +79,7 @@ def _layer(before: int, width: int, side: int = 3, padding: int = 1) -> nn.Seque
 
 
 def detector_loss(raw: Tensor, labels: Tensor, blank: Tensor, grid: int, tile_side: int) -> Tensor:
-    """What the paper's detector is trained to make small.
+    """Computes the loss of the paper's detector.
 
     Mean squared error of the sigmoids of x and y and of the logarithms of width and height, over anchors that match a
     tile; binary cross-entropy of objectness over all anchors; cross-entropy of the class over matched ones.

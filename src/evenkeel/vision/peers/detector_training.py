@@ -28,7 +28,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DetectorRecipe:
-    """How the detector is trained."""
+    """Describes how the detector is trained."""
 
     grid: int = 3
     minutes: float = 30.0  # of wall clock at most

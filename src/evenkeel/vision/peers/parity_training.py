@@ -43,7 +43,7 @@ _PART = 125  # parities in one backward pass; larger ones leave the cache
 
 @dataclass(frozen=True)
 class ParityRecipe:
-    """How a parity model is trained."""
+    """Describes how a parity model is trained."""
 
     encoder: EncoderName
     group: int  # items in a parity, ParM's k
@@ -70,7 +70,7 @@ def parity_encoder(encoder: EncoderName, group: int, side: int) -> ParityEncoder
 
 
 def encode_groups(encoder: ParityEncoder, pixels: Tensor) -> Tensor:
-    """What a parity model is fed with: [groups, 3, side, side], normalised.
+    """Makes what a parity model is fed with: [groups, 3, side, side], normalised.
 
     For `pixels` uint8 [groups * k, 3, side, side], at least one group. Items k * j to k * j + k - 1 make group j.
     """

@@ -23,7 +23,7 @@ class Views(Protocol):
     views: int  # of every image
 
     def __len__(self) -> int:
-        """How many images."""
+        """Counts the images."""
         ...
 
     def pixels(self, images: Tensor, views: Tensor, /) -> Tensor:
@@ -120,7 +120,7 @@ class TrainingRun:
         save_checkpoint(self.checkpoint, state)
 
     def notes(self, images: int) -> dict[str, Any]:
-        """What the training took, for the model's card; `images` in one epoch."""
+        """Notes what the training took, for the model's card; `images` in one epoch."""
         return {
             "epochs": round(self.shown / images, 2),
             "steps": self.step,
