@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.models.labels import Numbering, number_by_asking, number_labels, read_class_names, sample_by_label
+from evenkeel.models.labels import (
+    Numbering,
+    number_alike,
+    number_by_asking,
+    number_labels,
+    read_class_names,
+    sample_by_label,
+)
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -106,6 +113,19 @@ def test_a_subset_is_matched_by_the_answers_and_else_left_aside() -> None:
     assert unsure.class_names == tuple(map(str, range(10)))
     assert not unsure.trusted
     assert "left aside" in unsure.told()[0]
+
+
+def test_other_images_of_the_same_names_are_matched_alike() -> None:
+    """Also where a class is too rare among these to be known by them alone."""
+    known = answered(("blue", "green", "red", "grey"), (2, 1, 0, 3))
+    labels, answers = np.array([0] * 30 + [2]), np.array([1] * 31)
+    found = number_alike(known, ("blue", "green", "red", "grey"), labels, ("red", "violet", "blue"), answers)
+    assert found is not None
+    assert found.numbered(labels).tolist() == [0] * 30 + [2]  # type: ignore[union-attr]
+    assert not found.trusted
+    other = np.array([1])
+    assert number_alike(known, ("blue", "green", "red", "grey"), other, ("red", "violet", "blue"), answers[:1]) is None
+    assert number_alike(known, None, labels, ("red",), answers) is None
 
 
 def test_names_of_other_things_than_classes_are_left_aside() -> None:

@@ -22,7 +22,15 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import Estimate, share
 from evenkeel.text_values import is_text
 
-__all__ = ["Numbering", "Skill", "number_by_asking", "number_labels", "read_class_names", "sample_by_label"]
+__all__ = [
+    "Numbering",
+    "Skill",
+    "number_alike",
+    "number_by_asking",
+    "number_labels",
+    "read_class_names",
+    "sample_by_label",
+]
 
 Integers = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -167,6 +175,31 @@ def number_labels(
             how = "by name" if class_names is not None else "by the numbers that they are named by"
             return _judged(tuple(by_name), known, how, labels, answers, classes)
     return _by_proof(names, class_names, counts, labels, answers, classes)
+
+
+def number_alike(
+    known: Numbering,
+    known_names: Sequence[str] | None,
+    labels: Integers,
+    names: Sequence[str] | None,
+    answers: Integers,
+) -> Numbering | None:
+    """How labels become class numbers where others of the same names were matched already; None where they are others.
+
+    Args:
+        known: how those were.
+        known_names: of those labels.
+        labels: of the images at hand.
+        names: of these labels.
+        answers: the classifier's, to these images.
+    """
+    if known.numbers is None or known_names is None or names is None:
+        return None
+    matched = dict(zip(known_names, known.numbers, strict=True))
+    numbers = tuple(matched.get(name, -1) for name in names)
+    if any(numbers[label] < 0 for label in np.unique(labels).tolist()):
+        return None
+    return _judged(numbers, known.class_names, known.how, labels, answers, len(known.class_names))
 
 
 def number_by_asking(

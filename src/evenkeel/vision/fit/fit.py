@@ -19,7 +19,7 @@ from evenkeel.images.image_set import ImageSet
 from evenkeel.images.sketch import hashes, sketch
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
-from evenkeel.models.labels import Numbering, number_labels, sample_by_label
+from evenkeel.models.labels import Numbering, number_alike, number_labels, sample_by_label
 from evenkeel.models.measure import fit_temperature
 from evenkeel.vision.fit.card import Asked, told, told_of_classes, write_model
 from evenkeel.vision.fit.feeding import better_fed, count_ways
@@ -132,7 +132,7 @@ class _Run:
         scores = classifier.log_probabilities(held.pixels)
         answers: NDArray[np.int64] = scores.argmax(1)
         class_names = classifier.class_names
-        labels = trusted = None
+        labels = trusted = numbering = None
         if held.labels is not None and images.labels is not None:
             numbering = self._numbering(images, held, answers)
             for line in numbering.told():
@@ -152,7 +152,7 @@ class _Run:
             )
         shown = Asked(replace(held, labels=labels), answers, "held-out")
         if test is not None:
-            shown = self._tested(test, class_names)
+            shown = self._tested(test, class_names, numbering, images.class_names)
         return _Asked(Asked(replace(held, labels=trusted), answers, "held-out"), shown, known, scores)
 
     def _numbering(self, images: ImageSet, held: ImageSet, answers: NDArray[np.int64]) -> Numbering:
@@ -167,15 +167,22 @@ class _Run:
         classifier = self.classifier
         return number_labels(labels, held.class_names, classifier.class_names, classifier.classes, answers)
 
-    def _tested(self, test: ImageSet, class_names: tuple[str, ...] | None) -> Asked:
-        """The test images, with labels where they can be matched."""
+    def _tested(
+        self,
+        test: ImageSet,
+        class_names: tuple[str, ...] | None,
+        known: Numbering | None,
+        known_names: tuple[str, ...] | None,
+    ) -> Asked:
+        """The test images, with labels where they can be matched: as those of the images that are learned from."""
         answers = self.classifier.scores(test.pixels).argmax(1)
-        labels = None
-        if test.labels is not None:
-            numbering = number_labels(test.labels, test.class_names, class_names, self.classifier.classes, answers)
+        labels, names, classes = test.labels, test.class_names, self.classifier.classes
+        if labels is not None:
+            alike = None if known is None else number_alike(known, known_names, labels, names, answers)
+            numbering = alike or number_labels(labels, names, class_names, classes, answers)
             for line in numbering.told():
                 self.watcher.say(f"test images: {line}")
-            labels = numbering.numbered(test.labels)
+            labels = numbering.numbered(labels)
         return Asked(replace(test, labels=labels), answers, "test")
 
     def plan(self, identity: dict[str, Any]) -> FitPlan:
