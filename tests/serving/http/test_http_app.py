@@ -629,6 +629,7 @@ JSON_BODY = write_request([tensor_of(images(9))], binary=False)[0]
     [
         ("gzip", gzip.compress(JSON_BODY)),
         ("gzip", gzip.compress(JSON_BODY[:100]) + gzip.compress(b"") + gzip.compress(JSON_BODY[100:])),
+        ("gzip", gzip.compress(JSON_BODY) + bytes(512)),
         ("deflate", zlib.compress(JSON_BODY)),
         ("identity", JSON_BODY),
     ],

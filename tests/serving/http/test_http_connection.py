@@ -557,6 +557,7 @@ def test_a_server_that_closes_waits_a_moment_for_those_who_just_connected():
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: upgrade\r\nUpgrade: h2c\r\n"])
 @pytest.mark.parametrize(
     "head",
     [
@@ -579,13 +580,21 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
         b": no name",
     ],
 )
-def test_a_request_whose_end_is_doubtful_ends_the_connection(head):
-    server = ask(b"POST / HTTP/1.1\r\nHost: x\r\n" + head + b"\r\n\r\n0\r\n\r\n" + SMUGGLED)
+def test_a_request_whose_end_is_doubtful_ends_the_connection(head, upgrade):
+    server = ask(b"POST / HTTP/1.1\r\nHost: x\r\n" + upgrade + head + b"\r\n\r\n0\r\n\r\n" + SMUGGLED)
     (found,) = server.responses("POST")
     assert found.status in (400, 501)
     assert found.headers["connection"] == "close"
     assert found.error
     assert server.echo.asked == []
+
+
+@pytest.mark.parametrize("version", [b"2.0", b"0.9"])
+@pytest.mark.parametrize("more", [b"", b"Connection: keep-alive\r\n"])
+def test_other_versions_are_refused(version, more):
+    refused(
+        ask(b"GET / HTTP/" + version + b"\r\nHost: x\r\n" + more + b"\r\n"), 505, "this version of HTTP is not offered"
+    )
 
 
 def test_chunks_in_http_1_0_are_refused():

@@ -43,6 +43,8 @@ def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
         parts.append(part)
         place += len(window) - len(inflater.unused_data)
         if inflater.eof and place < len(body):
+            if not body[place] and body.count(b"\0", place) == len(body) - place:
+                break  # padding, which gzip's own tools ignore
             members += 1
             if bits != _GZIP or members >= _MOST_MEMBERS:
                 raise RequestError(f"{len(body) - place} bytes follow the end of the {encoding} body; expected none")

@@ -284,6 +284,9 @@ class RequestReader:
                 keep = False  # what follows is for somebody else
             elif self._has_body():
                 return  # the parser goes no further than the head; another one does
+        if (not keep or b"connection" in request.headers) and parser.get_http_version() not in ("1.0", "1.1"):
+            self._refuse(505, "this version of HTTP is not offered; use HTTP/1.1")
+            return
         self.wants_continue = False
         if not request.body and self._body_bytes:
             request.body = b"".join((self._joined, *self._parts))
