@@ -18,6 +18,7 @@ import torch
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.images.image_set import read_images
+from evenkeel.models.cards import Encoder
 from evenkeel.models.measure import ModelSession
 from evenkeel.vision.fit.views import ViewBank
 from evenkeel.vision.networks.architecture import ClassifierNet, count_macs
@@ -26,12 +27,12 @@ from evenkeel.vision.networks.export import fold_norms, write_onnx
 from evenkeel.vision.peers.detector import widest_detector
 from evenkeel.vision.peers.detector_training import DetectorRecipe, train_detector
 from evenkeel.vision.peers.export import export_detector, export_parity
-from evenkeel.vision.peers.parity_training import EncoderName, ParityRecipe, train_parity
+from evenkeel.vision.peers.parity_training import ParityRecipe, train_parity
 
 HELD_OUT = 2000  # training images that no peer learns from
 HELD_OUT_SEED = 94  # every training holds out the same ones, and so does `evenkeel fit`
 SIDE = 32
-PARITIES: dict[str, tuple[EncoderName, int]] = {
+PARITIES: dict[str, tuple[Encoder, int]] = {
     "parity-sum-2": ("sum", 2),
     "parity-sum-3": ("sum", 3),
     "parity-sum-4": ("sum", 4),

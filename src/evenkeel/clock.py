@@ -49,7 +49,7 @@ class LoopClock:
         return self._call_later(max(0.0, when - time.monotonic()), callback, *args)
 
 
-class _Call:
+class _ScheduledCall:
     """One entry of the virtual clock's queue."""
 
     __slots__ = ("args", "callback", "cancelled", "number", "when")
@@ -57,7 +57,7 @@ class _Call:
     def __init__(self, when: float, number: int, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.when, self.number, self.callback, self.args, self.cancelled = when, number, callback, args, False
 
-    def __lt__(self, other: "_Call") -> bool:
+    def __lt__(self, other: "_ScheduledCall") -> bool:
         return (self.when, self.number) < (other.when, other.number)
 
     def cancel(self) -> None:
@@ -70,7 +70,7 @@ class VirtualClock:
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now = start_s
-        self._queue: list[_Call] = []
+        self._queue: list[_ScheduledCall] = []
         self._number = 0
 
     def time(self) -> float:
@@ -80,7 +80,7 @@ class VirtualClock:
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
         """Call `callback(*args)` when the clock reaches `when`."""
         self._number += 1
-        call = _Call(max(when, self._now), self._number, callback, args)
+        call = _ScheduledCall(max(when, self._now), self._number, callback, args)
         heapq.heappush(self._queue, call)
         return call
 

@@ -11,7 +11,7 @@ from evenkeel.errors import BackendError, BackendLostError
 __all__ = ["Delayed"]
 
 
-class _Task:
+class _DelayedTask:
     __slots__ = ("begun", "held", "inputs", "key", "model", "on_reply", "until_s")
 
     def __init__(self, model: str, inputs: Array, on_reply: OnReply, key: int) -> None:
@@ -46,7 +46,7 @@ class Delayed(Backend):
         self._delay = delay
         self._worker = worker
         self._costs = costs or {}
-        self._tasks: dict[int, _Task] = {}  # in order of arrival; the first is the one at work
+        self._tasks: dict[int, _DelayedTask] = {}  # in order of arrival; the first is the one at work
         self._next_ticket = 0
         self._epoch_s = clock.time()  # laws count time from the beginning of the experiment
         inner.on_change = self._changed
@@ -60,7 +60,7 @@ class Delayed(Backend):
         """Queue a task."""
         ticket = self._next_ticket
         self._next_ticket += 1
-        self._tasks[ticket] = _Task(model, inputs, on_reply, key)
+        self._tasks[ticket] = _DelayedTask(model, inputs, on_reply, key)
         if len(self._tasks) == 1:
             self._begin()
         return ticket
@@ -92,13 +92,13 @@ class Delayed(Backend):
         task.until_s = now + seconds
         self._inner.submit(task.model, task.inputs, lambda reply: self._replied(ticket, task, reply), task.key)
 
-    def _replied(self, ticket: int, task: _Task, reply: Reply) -> None:
+    def _replied(self, ticket: int, task: _DelayedTask, reply: Reply) -> None:
         if reply.error is not None or self._clock.time() >= task.until_s:
             self._end(ticket, task, reply)
         else:
             task.held = self._clock.call_at(task.until_s, self._end, ticket, task, reply)
 
-    def _end(self, ticket: int, task: _Task, reply: Reply) -> None:
+    def _end(self, ticket: int, task: _DelayedTask, reply: Reply) -> None:
         del self._tasks[ticket]
         if self._tasks:
             self._begin()

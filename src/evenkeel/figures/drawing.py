@@ -6,9 +6,6 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from evenkeel.errors import EvenkeelError
 
 if TYPE_CHECKING:
@@ -16,9 +13,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-__all__ = ["GREY", "INK", "PALETTE", "Floats", "drawing", "save", "svg"]
+__all__ = ["GREY", "INK", "PALETTE", "drawing", "save", "svg"]
 
-Floats = NDArray[np.float64]
 
 # After Okabe and Ito's palette, which colour-blind readers can tell apart; grey for doing nothing. All of them stand
 # out on white and on near-black.

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from evenkeel.arrays import FloatArray
 from evenkeel.errors import EvenkeelError
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal law
 _T = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305, 4: 2.776445105}  # the same of Student's t, degrees 1 to 4
-_Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def quantile_ratio(
         EvenkeelError: paired samples of different number.
     """
 
-    def statistic(rows: _Floats) -> _Floats:
+    def statistic(rows: FloatArray) -> FloatArray:
         place = quantile_place(rows.shape[1], level)
         return np.partition(rows, place, axis=1)[:, place]
 
@@ -179,7 +179,7 @@ def sd_ratio(first: ArrayLike, second: ArrayLike, *, paired: bool, resamples: in
 def _ratio(
     first: ArrayLike,
     second: ArrayLike,
-    statistic: Callable[[_Floats], _Floats],
+    statistic: Callable[[FloatArray], FloatArray],
     paired: bool,
     resamples: int,
     seed: int,
@@ -202,7 +202,7 @@ def _ratio(
     return Estimate(value, float(low), float(high))
 
 
-def _floats(samples: ArrayLike) -> _Floats:
+def _floats(samples: ArrayLike) -> FloatArray:
     return np.asarray(samples, dtype=np.float64).ravel()
 
 
@@ -221,7 +221,7 @@ def _student(degrees: int) -> float:
     return sum(term / float(degrees) ** power for power, term in enumerate(terms))
 
 
-def _binomial(count: int, level: float) -> tuple[int, _Floats]:
+def _binomial(count: int, level: float) -> tuple[int, FloatArray]:
     """P(at most k of `count`) for k = first, first + 1, ...: returns (first, probabilities), all that is not 0 or 1."""
     reach = 12 * math.sqrt(count * level * (1 - level)) + 24
     first = max(0, math.floor(count * level - reach))

@@ -73,7 +73,7 @@ def run_all(
     Raises:
         ConfigurationError: the command cannot be run at all.
     """
-    group = _Group(write, keep_going, grace_s)
+    group = _HostProcesses(write, keep_going, grace_s)
     with _signals(group.interrupt):
         try:
             for launch in launches:
@@ -142,8 +142,8 @@ class _Running:
         return HostExit(self.host, self.code, self.ended - self.began, self.stopped)
 
 
-class _Group:
-    """All that run."""
+class _HostProcesses:
+    """Holds all processes that run on the hosts."""
 
     def __init__(self, write: Callable[[str, str, bool], None], keep_going: bool, grace_s: float) -> None:
         self.all: list[_Running] = []

@@ -10,9 +10,18 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from evenkeel.arrays import LEAST_PROBABILITY, PixelArray, ScoreArray
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.cards import Layout, ModelCard, load_card
-from evenkeel.models.classifier_form import ACCEPTED, Colours, InputForm, Normalisation, Wanted, input_form, output_name
+from evenkeel.models.classifier_form import (
+    ACCEPTED,
+    Colours,
+    FormHints,
+    InputForm,
+    Normalisation,
+    input_form,
+    output_name,
+)
 from evenkeel.models.digest import file_digest
 from evenkeel.models.labels import read_class_names
 from evenkeel.models.measure import interleaved_latencies_ms
@@ -23,12 +32,7 @@ from evenkeel.text_values import is_text
 
 __all__ = ["BlackBox", "log_softmax"]
 
-Pixels = NDArray[np.uint8]
-Scores = NDArray[np.float32]
 ScoreKind = Literal["logits", "probabilities"]
-
-# Below this a probability is taken as this: the logarithm stays finite and no larger class changes places.
-_LEAST_PROBABILITY = 1e-30
 
 
 class BlackBox:
@@ -121,7 +125,7 @@ class BlackBox:
             )
         card, file = _card_and_file(path)
         given = [name for name, value in (("scale", scale), ("mean", mean), ("std", std)) if value is not None]
-        wanted = Wanted((side, side) if isinstance(side, int) else side, layout, bgr, output)
+        wanted = FormHints((side, side) if isinstance(side, int) else side, layout, bgr, output)
         others = [*wanted.names(), *(["classes"] if classes is not None else [])]
         if card is not None and (given or others):
             names = ", ".join([*given, *others])
@@ -145,7 +149,7 @@ class BlackBox:
             made.card_path = Path(path)
         return made
 
-    def scores(self, pixels: Pixels, batch: int = 64) -> Scores:
+    def scores(self, pixels: PixelArray, batch: int = 64) -> ScoreArray:
         """What it answers, float32 [n, classes], all finite.
 
         Args:
@@ -179,14 +183,14 @@ class BlackBox:
             )
         return answers
 
-    def log_probabilities(self, pixels: Pixels, batch: int = 64) -> Scores:
+    def log_probabilities(self, pixels: PixelArray, batch: int = 64) -> ScoreArray:
         """Natural logarithms of its probabilities, float32 [n, classes]; arguments and errors as for `scores`."""
         return self.as_log_probabilities(self.scores(pixels, batch))
 
-    def as_log_probabilities(self, scores: Scores) -> Scores:
+    def as_log_probabilities(self, scores: ScoreArray) -> ScoreArray:
         """The logarithms of probabilities that its `scores` [..., classes] stand for."""
         if self.kind == "probabilities":
-            scores = np.log(np.maximum(scores, np.float32(_LEAST_PROBABILITY)))
+            scores = np.log(np.maximum(scores, np.float32(LEAST_PROBABILITY)))
         return log_softmax(scores)
 
     def fed(self, normalisation: Normalisation, colours: Colours) -> "BlackBox":
@@ -207,7 +211,7 @@ class BlackBox:
         """Median milliseconds of one pass over one image on one thread, from uint8 pixels to scores."""
         return interleaved_latencies_ms([self.one_pass()], rounds)[0]
 
-    def _run(self, pixels: Pixels) -> NDArray[Any]:
+    def _run(self, pixels: PixelArray) -> NDArray[Any]:
         found = self._output(pixels)
         if found.ndim == 1 and len(pixels) == 1:
             return found[None]  # a graph for one image may leave the row's axis away
@@ -215,7 +219,7 @@ class BlackBox:
             return found.reshape(len(found), -1)  # [n, classes, 1, 1] and the like
         return found
 
-    def _output(self, pixels: Pixels) -> NDArray[Any]:
+    def _output(self, pixels: PixelArray) -> NDArray[Any]:
         found = self._session.run([self.output_name], {self.form.name: self.form.prepared(pixels)})[0]
         return cast(NDArray[Any], found)
 
@@ -252,7 +256,7 @@ class BlackBox:
             )
         return classes, self._kind(scores), self.form.fits_a_card and raw.ndim == 2 and raw.dtype == np.float32
 
-    def _takes_batches(self, images: Pixels, alone: NDArray[np.float64]) -> bool:
+    def _takes_batches(self, images: PixelArray, alone: NDArray[np.float64]) -> bool:
         """Whether images get the same scores together as alone; a graph may have one row built in deep inside."""
         try:
             together = self._run(images)
@@ -273,11 +277,11 @@ class BlackBox:
         return self.card.scores
 
 
-def log_softmax(scores: NDArray[np.floating[Any]]) -> Scores:
+def log_softmax(scores: NDArray[np.floating[Any]]) -> ScoreArray:
     """Logarithms of the softmax of `scores` [..., classes], float32."""
     shifted = scores.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
-    return cast(Scores, (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))).astype(np.float32))
+    return cast(ScoreArray, (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))).astype(np.float32))
 
 
 def _card_and_file(path: str | Path) -> tuple[ModelCard | None, Path]:
@@ -311,7 +315,7 @@ def _sha256(file: Path, card: ModelCard | None) -> str:
         raise ConfigurationError(f"classifier {file} cannot be read: {error.strerror or error}") from error
 
 
-def _probe_images(height: int, width: int) -> Pixels:
+def _probe_images(height: int, width: int) -> PixelArray:
     """Black, grey, white, a ramp and noise."""
     ramp = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

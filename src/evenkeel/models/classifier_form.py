@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import DataType, Layout, ModelCard
 
-__all__ = ["ACCEPTED", "GREY_WEIGHTS", "Colours", "InputForm", "Normalisation", "Wanted", "input_form", "output_name"]
+__all__ = [
+    "ACCEPTED",
+    "GREY_WEIGHTS",
+    "Colours",
+    "FormHints",
+    "InputForm",
+    "Normalisation",
+    "input_form",
+    "output_name",
+]
 
 ACCEPTED = (
     "one input of images, uint8 or float, [n, h, w, 3] or [n, 3, h, w] (or one channel of grey), and one output of "
@@ -52,7 +61,7 @@ class Normalisation:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FormHints:
     """Says of a classifier without a card what its graph leaves open; None and False: as usual, or as the graph says.
 
     Attributes:
@@ -123,7 +132,7 @@ class InputForm:
 
 
 def input_form(
-    session: Any, file: Path, card: ModelCard | None, wanted: Wanted, normalisation: Normalisation
+    session: Any, file: Path, card: ModelCard | None, wanted: FormHints, normalisation: Normalisation
 ) -> InputForm:
     """How the graph of `session` takes images.
 
@@ -188,7 +197,7 @@ def input_form(
     return form
 
 
-def _layout(shape: list[Any], card: ModelCard | None, wanted: Wanted) -> tuple[Layout | None, int]:
+def _layout(shape: list[Any], card: ModelCard | None, wanted: FormHints) -> tuple[Layout | None, int]:
     """The layout, and how many channels there are; an axis of open length may be theirs where the layout is given."""
     given = wanted.layout if card is None else card.layout
     if given is not None:
@@ -214,7 +223,7 @@ def _of_card(card: ModelCard, datatype: DataType, refuse: Callable[[str], Config
     return Normalisation(1 / 255, cast(Channels, card.mean), cast(Channels, card.std))
 
 
-def output_name(session: Any, file: Path, card: ModelCard | None, wanted: Wanted) -> str:
+def output_name(session: Any, file: Path, card: ModelCard | None, wanted: FormHints) -> str:
     """Which output of the graph is the scores: the card's, the wanted one, or the only one that may be.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evenkeel.arrays import IntegerArray
 from evenkeel.figures.estimates import Estimate, share
 
 __all__ = ["NEVER", "ByClass", "by_class", "gate"]
@@ -19,8 +20,6 @@ NEVER = 1.01  # a confidence that no fill reaches
 _RARE = 0.25  # of the share of the most frequent class
 _LEAST = 5  # images of a class before it is judged by itself
 _MANY = 0.1  # of all images; rare classes are judged together from there on
-
-Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ByClass:
         return share(sum(self.agreed[each] for each in others), sum(self.images[each] for each in others))
 
 
-def by_class(answers: Integers, fills: Integers) -> ByClass:
+def by_class(answers: IntegerArray, fills: IntegerArray) -> ByClass:
     """Agreement of `fills` [n] with the classifier's `answers` [n], class by class; n is 1 or more."""
     images = np.bincount(answers)
     agreed = np.bincount(answers[fills == answers], minlength=len(images))
@@ -61,7 +60,7 @@ def by_class(answers: Integers, fills: Integers) -> ByClass:
     )
 
 
-def gate(answers: Integers, fills: Integers, confidences: NDArray[np.floating[Any]]) -> float:
+def gate(answers: IntegerArray, fills: IntegerArray, confidences: NDArray[np.floating[Any]]) -> float:
     """The confidence below which fills are not to be used; 0 where rare classes are filled as they should be.
 
     There is one where classes are clearly filled wrongly more often than right: a rare class of `_LEAST` images or

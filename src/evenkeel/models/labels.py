@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evenkeel.arrays import IntegerArray, PixelArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import Estimate, share
 from evenkeel.text_values import is_text
@@ -32,8 +33,6 @@ __all__ = [
     "sample_by_label",
 ]
 
-Integers = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
 _CLEAR = 3.1  # standard deviations; by chance once in a thousand
 _LEAST_SKILL = 0.1  # of the way from chance to always right; below it the classifier is near chance
 _ASKED = 500  # images that show which label is which class
@@ -117,7 +116,7 @@ class Numbering:
             lines.append("confidence is not calibrated with these labels, but with the classifier's answers")
         return lines
 
-    def numbered(self, labels: Integers | None) -> Integers | None:
+    def numbered(self, labels: IntegerArray | None) -> IntegerArray | None:
         """`labels` as class numbers; None where they cannot be used."""
         if labels is None or self.numbers is None:
             return None
@@ -125,11 +124,11 @@ class Numbering:
 
 
 def number_labels(
-    labels: Integers,
+    labels: IntegerArray,
     names: Sequence[str] | None,
     class_names: Sequence[str] | None,
     classes: int,
-    answers: Integers,
+    answers: IntegerArray,
 ) -> Numbering:
     """How the labels of images become class numbers.
 
@@ -180,9 +179,9 @@ def number_labels(
 def number_alike(
     known: Numbering,
     known_names: Sequence[str] | None,
-    labels: Integers,
+    labels: IntegerArray,
     names: Sequence[str] | None,
-    answers: Integers,
+    answers: IntegerArray,
 ) -> Numbering | None:
     """How labels become class numbers where others of the same names were matched already; None where they are others.
 
@@ -203,9 +202,9 @@ def number_alike(
 
 
 def number_by_asking(
-    scores: Callable[[Pixels], NDArray[Any]],
-    pixels: Pixels,
-    labels: Integers,
+    scores: Callable[[PixelArray], NDArray[Any]],
+    pixels: PixelArray,
+    labels: IntegerArray,
     names: Sequence[str] | None,
     class_names: Sequence[str] | None,
     classes: int,
@@ -227,7 +226,7 @@ def number_by_asking(
     return number_labels(labels[chosen], names, class_names, classes, answers)
 
 
-def sample_by_label(labels: Integers, chosen: Integers, least: int = 10) -> Integers:
+def sample_by_label(labels: IntegerArray, chosen: IntegerArray, least: int = 10) -> IntegerArray:
     """Places of `chosen` images and, for every label that has fewer of them, of up to `least` in all."""
     places = [chosen]
     have = np.bincount(labels[chosen], minlength=int(labels.max(initial=0)) + 1)
@@ -351,9 +350,9 @@ def _unique(keys: Sequence[set[str]]) -> dict[str, int]:
 def _by_proof(
     names: Sequence[str],
     class_names: Sequence[str] | None,
-    counts: Integers,
-    labels: Integers,
-    answers: Integers,
+    counts: IntegerArray,
+    labels: IntegerArray,
+    answers: IntegerArray,
     classes: int,
 ) -> Numbering:
     """Numbers by the classifier's answers: an order that people use, if it fits, or what each label's answers say."""
@@ -398,12 +397,12 @@ def _usual_orders(names: Sequence[str]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(orders))
 
 
-def _fits(counts: Integers, order: Sequence[int]) -> bool:
+def _fits(counts: IntegerArray, order: Sequence[int]) -> bool:
     """Whether the classifier's answers confirm that label i is class `order[i]`."""
     return not _skill(counts, order).near_chance and not _misplaced(counts, order)
 
 
-def _misplaced(counts: Integers, order: Sequence[int], clear: float = _CLEAR) -> list[tuple[int, int]]:
+def _misplaced(counts: IntegerArray, order: Sequence[int], clear: float = _CLEAR) -> list[tuple[int, int]]:
     """Labels, each with a class that its images are clearly given instead, though no other label claims that class.
 
     A label whose images go to a class that has images of its own is a mistake of the classifier's, not of the order.
@@ -422,7 +421,7 @@ def _misplaced(counts: Integers, order: Sequence[int], clear: float = _CLEAR) ->
     return found
 
 
-def _names_in(order: Sequence[int], names: Sequence[str], counts: Integers, classes: int) -> tuple[str, ...]:
+def _names_in(order: Sequence[int], names: Sequence[str], counts: IntegerArray, classes: int) -> tuple[str, ...]:
     """The names in an order that fits; a number for each class that its own images do not bear out."""
     known = list(_numbers(classes))
     unseen = np.flatnonzero(~counts.any(axis=1)).tolist()
@@ -440,7 +439,7 @@ def _distinct(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"class {name}" if name == str(place) and name in taken else name for place, name in enumerate(names))
 
 
-def _proven(counts: Integers, labels: Sequence[int], taken: set[int]) -> dict[int, int] | None:
+def _proven(counts: IntegerArray, labels: Sequence[int], taken: set[int]) -> dict[int, int] | None:
     """The class of each of `labels` if most of its images are given that class, and no other label's are."""
     found: dict[int, int] = {}
     for label in labels:
@@ -456,8 +455,8 @@ def _judged(
     numbers: tuple[int, ...],
     class_names: Sequence[str],
     how: str,
-    labels: Integers,
-    answers: Integers,
+    labels: IntegerArray,
+    answers: IntegerArray,
     classes: int,
 ) -> Numbering:
     counts = _counts(labels, answers, len(numbers), classes)
@@ -467,13 +466,13 @@ def _judged(
     return Numbering(numbers, tuple(class_names), how, _skill(counts, numbers), misplaced)
 
 
-def _counts(labels: Integers, answers: Integers, named: int, classes: int) -> Integers:
+def _counts(labels: IntegerArray, answers: IntegerArray, named: int, classes: int) -> IntegerArray:
     """How many images of each label got each answer `[labels, classes]`."""
     found = np.bincount(labels * classes + answers, minlength=named * classes)
     return found.reshape(named, classes)
 
 
-def _skill(counts: Integers, order: Sequence[int]) -> Skill:
+def _skill(counts: IntegerArray, order: Sequence[int]) -> Skill:
     total = int(counts.sum())
     used = [(label, number) for label, number in enumerate(order) if number >= 0]
     hits = sum(int(counts[label, number]) for label, number in used)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evenkeel.arrays import PixelArray, ScoreArray
 from evenkeel.figures.estimates import share
 from evenkeel.models.cards import Measured
 from evenkeel.models.session import open_session
@@ -28,8 +29,6 @@ __all__ = [
     "wilson",
 ]
 
-Pixels = NDArray[np.uint8]
-Scores = NDArray[np.float32]
 _COLDEST, _HOTTEST = 0.02, 1e5  # temperatures; a card takes less than 1e6
 _BINS = 15  # of confidence; as Guo et al. have it
 
@@ -46,7 +45,7 @@ class ModelSession:
         """The model at `path`, loaded."""
         return cls(path, open_session(path))
 
-    def __call__(self, images: Pixels, batch: int = 100) -> Scores:
+    def __call__(self, images: PixelArray, batch: int = 100) -> ScoreArray:
         """Scores of `images` [n, height, width, 3]."""
         parts = [images[place : place + batch] for place in range(0, len(images), batch)]
         return np.concatenate([np.asarray(self.runtime.run(["scores"], {"images": part})[0]) for part in parts])
@@ -58,7 +57,7 @@ def wilson(hits: int, count: int, how: str) -> Measured:
     return Measured(round(found.value, 5), round(found.low, 5), round(found.high, 5), count, how)
 
 
-def fit_temperature(scores: Scores, labels: NDArray[np.int64]) -> float:
+def fit_temperature(scores: ScoreArray, labels: NDArray[np.int64]) -> float:
     """The temperature at which softmax(scores / temperature) gives `labels` the highest likelihood.
 
     `scores` [n, classes] must be of images that trained nothing. Source: Guo et al., ICML 2017, section 4.2.
@@ -87,7 +86,7 @@ def fit_temperature(scores: Scores, labels: NDArray[np.int64]) -> float:
     return float(f"{max(math.exp((low + high) / 2), _least_temperature(scores)):.5g}")
 
 
-def _least_temperature(scores: Scores) -> float:
+def _least_temperature(scores: ScoreArray) -> float:
     """The temperature at which the mean confidence is what so many rows can show at most."""
     most = (len(scores) + 1) / (len(scores) + 2)
     tops = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from evenkeel.cli.main import main
 from evenkeel.errors import ConfigurationError
 from evenkeel.training.plan.code_costs import thc
-from evenkeel.training.plan.plan import Wanted, codes_of, make_plan, read_code_times, read_matrix
+from evenkeel.training.plan.plan import PlanInputs, codes_of, make_plan, read_code_times, read_matrix
 from evenkeel.training.plan.timing import CodeCost, NetworkLink, Step, fp32, step_s
 
 MODEL = ("--parameters", "11.7M", "--forward", "30ms", "--backward", "60ms")
@@ -79,11 +79,11 @@ def test_shapes_and_convolutions_bring_their_codes():
 
 
 def test_measured_times_of_a_code_count():
-    wanted = Wanted(Step(0.03, 0.06, 10**6), code_times_ns={"thc": (100.0, 50.0)})
+    wanted = PlanInputs(Step(0.03, 0.06, 10**6), code_times_ns={"thc": (100.0, 50.0)})
     code = next(code for code in codes_of(wanted, 4) if code.name.startswith("thc"))
     assert (code.encode_s, code.decode_s) == pytest.approx((0.1, 0.05))
     slow = make_plan(NetworkLink(1e-4, 8e-8), 4, wanted)
-    fast = make_plan(NetworkLink(1e-4, 8e-8), 4, Wanted(wanted.step, code_times_ns={"thc": (1.0, 1.0)}))
+    fast = make_plan(NetworkLink(1e-4, 8e-8), 4, PlanInputs(wanted.step, code_times_ns={"thc": (1.0, 1.0)}))
     assert slow.recommendation.prediction.code != "thc:bits=4"
     assert fast.recommendation.prediction.code == "thc:bits=4"
 
@@ -91,7 +91,7 @@ def test_measured_times_of_a_code_count():
 def test_a_measured_code_takes_the_place_of_the_assumed():
     step = Step(0.03, 0.06, 10**6)
     cost = CodeCost("thc:bits=4", 1e6, 1e6, 0.0, encode_s=0.5, decode_s=0.25, harm=2)
-    plan = make_plan(NetworkLink(1e-4, 8e-8), 4, Wanted(step, measured=(cost,)), measured=True)
+    plan = make_plan(NetworkLink(1e-4, 8e-8), 4, PlanInputs(step, measured=(cost,)), measured=True)
     rows = [row for row in plan.predictions if row.code == "thc:bits=4"]
     assert [(row.encode_s, row.decode_s) for row in rows] == [(0.5, 0.25)] * 4
     assert plan.timed_codes == ("thc:bits=4",)
@@ -162,7 +162,7 @@ def test_an_unlimited_link_is_a_rate_like_others():
 
 def test_codes_are_named_as_everywhere() -> None:
     by_name = pytest.importorskip("evenkeel.coding.sums.by_name", reason="sum codes need evenkeel[train]")
-    wanted = Wanted(Step(0.03, 0.06, 10**7), matrices=((512, 4608),), convolutions=10**6)
+    wanted = PlanInputs(Step(0.03, 0.06, 10**7), matrices=((512, 4608),), convolutions=10**6)
     names = {code.name for code in codes_of(wanted, 4)} - {"fp32", "bf16", "powersgd:rank=1", "powersgd:rank=4"}
     made = {repr(by_name.code_of(name)) for name in names}
     evenkeel = pytest.importorskip("evenkeel")

@@ -12,13 +12,12 @@ from evenkeel.coding.answers.parity import ConcatEncoder, Parity, ParityEncoder,
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import EvenkeelError
-from evenkeel.models.cards import load_card
+from evenkeel.models.cards import Encoder, load_card
 from evenkeel.vision.networks.architecture import ClassifierNet
-from evenkeel.vision.networks.data import MEAN, STD, LabelledImages
+from evenkeel.vision.networks.data import CIFAR10_MEAN, CIFAR10_STD, LabelledImages
 from evenkeel.vision.networks.train_classifier import normalise
 from evenkeel.vision.peers.export import export_parity
 from evenkeel.vision.peers.parity_training import (
-    EncoderName,
     ParityRecipe,
     decoded_accuracy,
     encode_groups,
@@ -30,7 +29,7 @@ from evenkeel.vision.peers.training import TrainingRun
 
 CLASSES = tuple("abcdefghij")
 SMALL = (8, 16, 16)
-KINDS: list[tuple[EncoderName, int]] = [("sum", 2), ("sum", 3), ("sum", 4), ("concat", 2), ("concat", 4)]
+KINDS: list[tuple[Encoder, int]] = [("sum", 2), ("sum", 3), ("sum", 4), ("concat", 2), ("concat", 4)]
 
 
 @pytest.fixture(autouse=True)
@@ -109,15 +108,15 @@ def test_a_concatenation_holds_squeezed_items_in_their_quadrants(images: Labelle
     assert found.shape == (2, 3, 32, 32)
     halves = torch.nn.functional.avg_pool2d(images.pixels[4:8].float(), 2)
     cells = [found[1, :, :16, :16], found[1, :, :16, 16:], found[1, :, 16:, :16], found[1, :, 16:, 16:]]
-    scale = torch.tensor(STD).reshape(3, 1, 1) * 255
+    scale = torch.tensor(CIFAR10_STD).reshape(3, 1, 1) * 255
     for cell, half in zip(cells, halves, strict=True):
-        pixels = cell * scale + torch.tensor(MEAN).reshape(3, 1, 1) * 255
+        pixels = cell * scale + torch.tensor(CIFAR10_MEAN).reshape(3, 1, 1) * 255
         torch.testing.assert_close(pixels.mean((1, 2)), half.mean((1, 2)), rtol=0, atol=1.0)
 
 
 @pytest.mark.parametrize(("kind", "group"), KINDS)
 def test_what_is_exported_is_fed_and_decoded_by_the_shipped_code(
-    kind: EncoderName, group: int, images: LabelledImages, base: ClassifierNet, tmp_path: Path
+    kind: Encoder, group: int, images: LabelledImages, base: ClassifierNet, tmp_path: Path
 ) -> None:
     recipe = ParityRecipe(kind, group)
     network = parity_network(base, recipe, Mirrored(images, base), from_base=True)
@@ -162,7 +161,7 @@ def test_decoded_accuracy_takes_each_item_of_a_group_away_in_turn() -> None:
 
 @pytest.mark.parametrize(("kind", "group", "from_base"), [("sum", 2, True), ("sum", 3, False), ("concat", 4, True)])
 def test_training_brings_the_sum_of_scores_nearer(
-    kind: EncoderName, group: int, from_base: bool, images: LabelledImages, base: ClassifierNet
+    kind: Encoder, group: int, from_base: bool, images: LabelledImages, base: ClassifierNet
 ) -> None:
     views, held = Mirrored(some_images(384, seed=4), base), some_images(48, seed=5)
     inputs = encode_groups(parity_encoder(kind, group, 32), held.pixels)

@@ -32,7 +32,7 @@ _MOST_DIGITS = 18  # of a length
 _IDLE_S = 4.0  # below the five seconds after which common servers close idle connections
 
 
-class _Call:
+class _RemoteTask:
     """One task on its way."""
 
     __slots__ = ("given_up", "inputs", "on_reply", "since_s", "task", "ticket")
@@ -107,8 +107,8 @@ class OipBackend(Backend):
         self._poll_now = asyncio.Event()
         self._became_ready = asyncio.Event()
         self._next_ticket = 0
-        self._waiting: dict[int, _Call] = {}
-        self._open: dict[int, _Call] = {}
+        self._waiting: dict[int, _RemoteTask] = {}
+        self._open: dict[int, _RemoteTask] = {}
 
     @property
     def ready(self) -> bool:
@@ -141,7 +141,7 @@ class OipBackend(Backend):
         """Send one task; its inputs must stay unchanged until the reply."""
         ticket = self._next_ticket
         self._next_ticket += 1
-        call = _Call(ticket, inputs, on_reply)
+        call = _RemoteTask(ticket, inputs, on_reply)
         if model != self._card.name:
             self._reply_soon(call, BackendError(f"{self.name} runs {self._card.name!r}, not {model!r}"))
         elif self._session is None or self._contract is None:
@@ -184,7 +184,7 @@ class OipBackend(Backend):
             await session.close()
         self._set_ready(False)
 
-    def _reply_soon(self, call: _Call, error: BackendError, cancelled: bool = False) -> None:
+    def _reply_soon(self, call: _RemoteTask, error: BackendError, cancelled: bool = False) -> None:
         asyncio.get_running_loop().call_soon(call.on_reply, Reply(error=error, cancelled=cancelled))
 
     def _send_waiting(self) -> None:
@@ -194,7 +194,7 @@ class OipBackend(Backend):
             call.task = asyncio.get_running_loop().create_task(self._ask(call.inputs))
             call.task.add_done_callback(partial(self._finish, call))
 
-    def _finish(self, call: _Call, task: "asyncio.Task[Array]") -> None:
+    def _finish(self, call: _RemoteTask, task: "asyncio.Task[Array]") -> None:
         # A callback rather than the task itself: a task that is cancelled before its first step never runs.
         del self._open[call.ticket]
         if task.cancelled():

@@ -40,10 +40,10 @@ _UNPROVEN_BYTES = 4096  # the longest payload before that
 _FLUSH_S = 2.0  # for the last replies to leave after the last task
 
 
-class _Client:
+class _ConnectedClient:
     """One connection, from the worker's side; the owner of the tasks that came over it."""
 
-    def __init__(self, runner: TaskRunner, room: "_Room") -> None:
+    def __init__(self, runner: TaskRunner, room: "_SharedState") -> None:
         self._runner, self._room = runner, room
         self._challenge = challenge() if room.key else ""
         self._trusted = not room.key
@@ -147,7 +147,7 @@ class _Client:
 
 
 @dataclass
-class _Room:
+class _SharedState:
     """What all connections to one worker share."""
 
     hello: bytes
@@ -155,7 +155,7 @@ class _Room:
     key: bytes
     most_clients: int
     max_payload_bytes: int
-    clients: set[_Client] = field(default_factory=set)
+    clients: set[_ConnectedClient] = field(default_factory=set)
 
 
 async def serve(
@@ -207,7 +207,7 @@ async def serve(
     )
     address = parse_address(listen)
     hello = encode_object(FrameKind.HELLO, _hello(models, worker_number, shares=address.kind != "tcp"))
-    room = _Room(
+    room = _SharedState(
         hello,
         shares=address.kind != "tcp",
         key=key if address.kind == "tcp" else b"",
@@ -216,14 +216,14 @@ async def serve(
     )
 
     def accept() -> Connection:
-        return _Client(runner, room).connection
+        return _ConnectedClient(runner, room).connection
 
     stopped = asyncio.ensure_future(stop.wait())
     server: asyncio.AbstractServer | None = None
     plain: socket.socket | None = None
     try:
         if address.kind == "fd":
-            only = _Client(runner, room)
+            only = _ConnectedClient(runner, room)
             try:
                 await loop.connect_accepted_socket(lambda: only.connection, socket.socket(fileno=address.number))
             except OSError as error:
@@ -253,7 +253,7 @@ async def serve(
                 os.unlink(address.path)
 
 
-async def _drain(runner: TaskRunner, clients: set[_Client], drain_s: float) -> None:
+async def _drain(runner: TaskRunner, clients: set[_ConnectedClient], drain_s: float) -> None:
     """Finish what is queued, then close every connection after its last byte."""
     for client in clients:
         client.connection.send([encode(FrameKind.GOODBYE)])

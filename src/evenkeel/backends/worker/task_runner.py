@@ -30,7 +30,9 @@ class TaskOwner(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class _Task:
+class _WaitingTask:
+    """Is one task that has not begun, and whose it is."""
+
     owner: TaskOwner
     ticket: int
     key: int
@@ -70,7 +72,7 @@ class TaskRunner:
         self._delay, self._delay_cost, self._worker = delay, delay_cost, worker
         self._delay_epoch_s = clock.time() if delay_epoch_s is None else delay_epoch_s
         # An OrderedDict, not a dict: taking the first of a dict again and again costs more each time.
-        self._waiting: OrderedDict[tuple[int, int], _Task] = OrderedDict()
+        self._waiting: OrderedDict[tuple[int, int], _WaitingTask] = OrderedDict()
         self._busy = False
         self._stopping = False
         self._on_empty: Callable[[], object] = lambda: None
@@ -94,7 +96,7 @@ class TaskRunner:
             owner.failed(ticket, f"queue full: waiting tasks hold {self._queued_bytes} bytes; send the task elsewhere")
         else:
             self._queued_bytes += inputs.nbytes
-            self._waiting[id(owner), ticket] = _Task(owner, ticket, key, self._models[model], inputs)
+            self._waiting[id(owner), ticket] = _WaitingTask(owner, ticket, key, self._models[model], inputs)
             if not self._busy:
                 self._busy = True
                 self._clock.call_soon(self._run_next)
@@ -141,7 +143,7 @@ class TaskRunner:
                 return
         self._reply(task, began_s, outputs, error)
 
-    def _reply(self, task: _Task, began_s: float, outputs: Array | None, error: str) -> None:
+    def _reply(self, task: _WaitingTask, began_s: float, outputs: Array | None, error: str) -> None:
         if error or outputs is None:
             task.owner.failed(task.ticket, error)
         else:

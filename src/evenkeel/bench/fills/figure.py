@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from evenkeel.arrays import FloatArray
 from evenkeel.errors import EvenkeelError
-from evenkeel.figures.drawing import GREY, PALETTE, Floats, drawing
+from evenkeel.figures.drawing import GREY, PALETTE, drawing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,7 @@ def _percents(row: Mapping[str, Any], key: str) -> tuple[float, float, float]:
     return 100 * value, 100 * (value if low is None else low), 100 * (value if high is None else high)
 
 
-def _banded(panel: "Axes", places: ArrayLike, bounds: Floats, colour: str, mark: str) -> None:
+def _banded(panel: "Axes", places: ArrayLike, bounds: FloatArray, colour: str, mark: str) -> None:
     """A line with its band, from rows of value, low, high."""
     panel.plot(places, bounds[:, 0], color=colour, linewidth=1.5, marker=mark, markersize=3)
     panel.fill_between(places, bounds[:, 1], bounds[:, 2], color=colour, alpha=0.15, linewidth=0)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evenkeel.arrays import Array
+from evenkeel.arrays import Array, IntegerArray
 from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.coding.code import Answer, Task
@@ -37,7 +37,6 @@ __all__ = [
     "spare_tasks",
 ]
 
-Integers = NDArray[np.int64]
 GroupsDone = Callable[[int], object]  # told how many groups more are done
 
 NO_ANSWER = -1  # in place of a class
@@ -79,8 +78,8 @@ class Fills:
         confidences: 0..1; 0 where there is no answer.
     """
 
-    images: Integers
-    answers: Integers
+    images: IntegerArray
+    answers: IntegerArray
     confidences: NDArray[np.float64]
 
     def __len__(self) -> int:
@@ -143,7 +142,7 @@ def answers_of(
     backup: MeasuredBackup,
     images: Array,
     scores: Array,
-    labels: Integers | None,
+    labels: IntegerArray | None,
     grouping: Grouping,
     begin: Callable[[str, int], GroupsDone],
 ) -> MeasuredAnswers:
@@ -189,7 +188,7 @@ def from_scores(scores: Array, confidences: Array) -> Fills:
 
 
 def collect(
-    backup: MeasuredBackup, images: Array, scores: Array, groups: Integers, progress: GroupsDone = lambda done: None
+    backup: MeasuredBackup, images: Array, scores: Array, groups: IntegerArray, progress: GroupsDone = lambda done: None
 ) -> tuple[Fills, Fills | None]:
     """The fills of a backup for every group, and what it answers when nothing is lost where that is approximate too.
 
@@ -227,7 +226,7 @@ def spare_tasks(code: BackupCode, items: Iterable[Array]) -> list[Task]:
     return code.spares([code.prepare(item) for item in items])
 
 
-def same_class_groups(labels: Integers, size: int, seed: int) -> Integers:
+def same_class_groups(labels: IntegerArray, size: int, seed: int) -> IntegerArray:
     """Groups `[groups, size]` of distinct images, all of one class; what does not fill a group is left out.
 
     Raises:
@@ -252,7 +251,7 @@ class _Collector:
         self._answers: list[int] = []
         self._confidences: list[float] = []
 
-    def add(self, group: Integers, known: Mapping[int, Answer], places: Iterable[int]) -> None:
+    def add(self, group: IntegerArray, known: Mapping[int, Answer], places: Iterable[int]) -> None:
         """What is known of the items at these places of a group."""
         for place in places:
             answer = known.get(place)
@@ -277,7 +276,7 @@ def _full_group(backup: MeasuredBackup, images: Array) -> Callable[[], object]:
     return run
 
 
-def _blocks(groups: Integers, tasks: Sequence[Task]) -> Iterator[Integers]:
+def _blocks(groups: IntegerArray, tasks: Sequence[Task]) -> Iterator[IntegerArray]:
     """So many groups at a time as one pass may hold."""
     row = max(task.inputs[0].nbytes for task in tasks)
     rows = sum(len(task.inputs) for task in tasks)
@@ -286,7 +285,9 @@ def _blocks(groups: Integers, tasks: Sequence[Task]) -> Iterator[Integers]:
         yield groups[first : first + at_once]
 
 
-def _run(backup: MeasuredBackup, images: Array, groups: Integers) -> Iterator[tuple[Integers, list[Task], list[Array]]]:
+def _run(
+    backup: MeasuredBackup, images: Array, groups: IntegerArray
+) -> Iterator[tuple[IntegerArray, list[Task], list[Array]]]:
     """For each group the tasks that the backup's model runs, and its outputs."""
     encoded = [_encoded(backup.code, images[group]) for group in groups]
     outputs = backup.run(np.concatenate([task.inputs for tasks in encoded for task in tasks]))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evenkeel.arrays import Array
+from evenkeel.arrays import Array, FloatArray
 from evenkeel.bench.fills.backups import UserClassifier
 from evenkeel.bench.fills.measure import Fills, MeasuredAnswers, MeasuredBackup, from_scores
 from evenkeel.figures.estimates import Estimate, grouped_share, mean, quantile, quantile_ratio, share
@@ -56,8 +56,6 @@ _COLUMNS = (
     Column("overall_unavailable_5", "all, .05 lost", "%", 100.0),
     Column("accuracy_same_class", "same class", "%", 100.0),
 )
-
-_Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -293,14 +291,14 @@ def _share(fills: Fills, right: NDArray[np.bool_], some: NDArray[np.bool_] | Non
     return grouped_share(np.bincount(images, weights=right), np.bincount(images))
 
 
-def _by_image(fills: Fills, right: NDArray[np.bool_], images: int) -> tuple[_Floats, NDArray[np.bool_]]:
+def _by_image(fills: Fills, right: NDArray[np.bool_], images: int) -> tuple[FloatArray, NDArray[np.bool_]]:
     """For every image the share of its fills that is right, and whether it has any."""
     hits = np.bincount(fills.images, weights=right, minlength=images)
     counts = np.bincount(fills.images, minlength=images)
     return hits / np.maximum(counts, 1), counts > 0
 
 
-def _around(value: float, samples: _Floats) -> Estimate:
+def _around(value: float, samples: FloatArray) -> Estimate:
     """The value with the interval of the mean of samples, one for each image."""
     found = mean(samples)
     return Estimate(value, value - (found.value - found.low), value + (found.high - found.value))

@@ -68,11 +68,11 @@ def train_cells(
     for rate in dict.fromkeys(cell.rate for cell, _ in work):
         some = [(cell, training) for cell, training in work if cell.rate == rate]
         with tempfile.TemporaryDirectory(prefix="evenkeel-") as folder:
-            _Round(some, data, records, Path(folder), progress).run(rate, timeout_s, tell)
+            _RateRun(some, data, records, Path(folder), progress).run(rate, timeout_s, tell)
 
 
-class _Round:
-    """All cells at one rate: one set of workers, one lab."""
+class _RateRun:
+    """Runs all cells at one rate: one set of workers, one lab."""
 
     def __init__(
         self,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from evenkeel.arrays import FloatArray
 from evenkeel.errors import EvenkeelError
-from evenkeel.figures.drawing import GREY, INK, Floats, drawing
+from evenkeel.figures.drawing import GREY, INK, drawing
 from evenkeel.figures.estimates import quantile_place
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _no_ticks() -> Any:
     return NullLocator()
 
 
-def _seconds(latencies_by_policy: Latencies) -> dict[str, Floats]:
+def _seconds(latencies_by_policy: Latencies) -> dict[str, FloatArray]:
     arrays = {policy: np.asarray(values, dtype=np.float64) / 1e3 for policy, values in latencies_by_policy.items()}
     arrays = {policy: values for policy, values in arrays.items() if values.size}
     if not arrays:
@@ -179,7 +180,7 @@ def _seconds(latencies_by_policy: Latencies) -> dict[str, Floats]:
     return arrays
 
 
-def _density(values: Floats, end: float) -> tuple[Floats, Floats]:
+def _density(values: FloatArray, end: float) -> tuple[FloatArray, FloatArray]:
     """Gaussian kernel estimate on 0..end, with Silverman's robust width; from fine bins, so that it costs little."""
     spread = min(_sd(values), float(np.subtract(*np.quantile(values, [0.75, 0.25]))) / 1.34)
     width = max(0.9 * spread * values.size**-0.2, end / 600)
@@ -193,7 +194,7 @@ def _density(values: Floats, end: float) -> tuple[Floats, Floats]:
     return grid[::2], (density[begin : begin + grid.size] / (values.size * step))[::2]
 
 
-def _survival(values: Floats) -> tuple[Floats, Floats]:
+def _survival(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Times and the shares of values above them; long samples are thinned, but not in the tail."""
     ordered = np.sort(values)
     longer = 1 - np.arange(1, ordered.size + 1) / ordered.size
@@ -204,11 +205,11 @@ def _survival(values: Floats) -> tuple[Floats, Floats]:
     return np.concatenate(([0.0], ordered)), np.concatenate(([1.0], longer))
 
 
-def _sd(values: Floats) -> float:
+def _sd(values: FloatArray) -> float:
     return float(values.std(ddof=1)) if values.size > 1 else 0.0
 
 
-def _root(heights: Floats) -> Floats:
+def _root(heights: FloatArray) -> FloatArray:
     return np.sqrt(np.maximum(heights, 0.0))
 
 

@@ -86,7 +86,7 @@ class GradiVeQ(Projected):
         self.longest_slice = None if longest_slice is None else whole("longest_slice", longest_slice)
         if self.longest_slice is not None and self.longest_slice < self.ratio:
             raise ConfigurationError(f"longest_slice: must be at least the ratio {ratio}, found {longest_slice}")
-        self._buckets: dict[int, _Bucket] = {}
+        self._buckets: dict[int, _BucketState] = {}
 
     def __repr__(self) -> str:
         return (
@@ -97,7 +97,7 @@ class GradiVeQ(Projected):
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:
         """Takes the shapes that make up a bucket's vector, in order."""
         shapes = [tuple(shape) for shape in shapes]
-        new = _Bucket(BucketBases(shapes, self._longest, self.turns))
+        new = _BucketState(BucketBases(shapes, self._longest, self.turns))
         known = self._buckets.setdefault(bucket, new).vector.shapes
         check_arrangement(bucket, known, shapes)
 
@@ -141,7 +141,7 @@ class GradiVeQ(Projected):
         # A direction is as long as a slice and sent once; each slice has one number for it in every round until then.
         return min(_LONGEST, isqrt(int(_TOLD * self.code_steps * weights)))
 
-    def _sample(self, bucket: "_Bucket", mean: Tensor) -> None:
+    def _sample(self, bucket: "_BucketState", mean: Tensor) -> None:
         if not bool(are_finite(mean)):
             return
         mean = flat(mean)
@@ -158,7 +158,7 @@ class GradiVeQ(Projected):
                 start, _, stride = vector.whole(each)
             moments.add(each.cut(mean)[:, start::stride], hold_out=bucket.rounds % _HOLD_OUT == 0)
 
-    def _learn(self, bucket: "_Bucket") -> list[tuple[Basis, Tensor]]:
+    def _learn(self, bucket: "_BucketState") -> list[tuple[Basis, Tensor]]:
         learnt: list[tuple[Basis, Tensor]] = []
         for moments in bucket.moments or []:
             layers, size, _ = moments.learnt.shape
@@ -169,9 +169,9 @@ class GradiVeQ(Projected):
             learnt.append((basis, lost) if saves else (None, torch.zeros(layers, dtype=torch.float32)))
         return learnt
 
-    def _restored(self, saved: Mapping[str, Any]) -> "_Bucket":
+    def _restored(self, saved: Mapping[str, Any]) -> "_BucketState":
         shapes = [tuple(shape) for shape in saved["shapes"]]
-        bucket = _Bucket.of(saved, BucketBases(shapes, self._longest, self.turns))
+        bucket = _BucketState.of(saved, BucketBases(shapes, self._longest, self.turns))
         sizes = [(each.layers, each.size) for each in bucket.vector.convolutions]
         # Nothing has been learnt before the first round.
         bases = [
@@ -189,7 +189,7 @@ class GradiVeQ(Projected):
         return self._buckets[bucket].vector if bucket in self._buckets else None
 
 
-class _Bucket:
+class _BucketState:
     """Holds one bucket's state.
 
     Attributes:
@@ -225,7 +225,7 @@ class _Bucket:
         }
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], vector: BucketBases) -> "_Bucket":
+    def of(cls, state: Mapping[str, Any], vector: BucketBases) -> "_BucketState":
         bucket = cls(vector)
         # With other settings there may be fewer turns.
         vector.bases, vector.turn = list(state["bases"]), int(state["turn"]) % vector.turns

@@ -69,7 +69,7 @@ class Projected(SumCode):
         self.inner = Plain() if inner is None else inner
         self.granule = self.inner.granule
         self.most_workers = self.inner.most_workers
-        self._measured: dict[int, _Measured] = {}
+        self._measured: dict[int, _MeasuredVector] = {}
 
     @abstractmethod
     def _projection(self, bucket: int) -> Projection | None:
@@ -122,15 +122,15 @@ class Projected(SumCode):
         projection = self._checked(length, this_round)
         return length if projection is None else projection.coded_length
 
-    def _project(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_Measured":
+    def _project(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_MeasuredVector":
         owed = flat(vector) if memory is None else flat(vector) + memory
         projection = self._checked(owed.numel(), this_round)
         coded = owed if projection is None else projection.project(owed)
-        measured = _Measured(this_round, _contents(vector), _contents(memory), (vector, memory), owed, coded)
+        measured = _MeasuredVector(this_round, _contents(vector), _contents(memory), (vector, memory), owed, coded)
         self._measured[this_round.bucket] = measured
         return measured
 
-    def _projected(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_Measured":
+    def _projected(self, vector: Tensor, memory: Tensor | None, this_round: Round) -> "_MeasuredVector":
         """Gives what the measurement before has projected, if it was of the same numbers; keeps it no longer."""
         found = self._measured.pop(this_round.bucket, None)
         if found is None or (found.this_round, found.vector, found.memory) != (
@@ -147,7 +147,7 @@ _Contents = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
+class _MeasuredVector:
     """Keeps what was measured in a round, for its encoding.
 
     Attributes:

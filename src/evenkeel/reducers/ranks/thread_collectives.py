@@ -26,7 +26,7 @@ class _Meeting:
 
 
 @dataclass
-class _Room:
+class _MeetingPlace:
     """Holds what the ranks meet over."""
 
     world: int
@@ -39,7 +39,7 @@ class _Room:
 class ThreadCollectives(Collectives):
     """Is one rank's side of exchanges between threads; `thread_collectives` makes it."""
 
-    def __init__(self, room: _Room, rank: int) -> None:
+    def __init__(self, room: _MeetingPlace, rank: int) -> None:
         self.sent_bytes = 0
         self.exchanged_s = 0.0
         self._room = room
@@ -123,5 +123,5 @@ def thread_collectives(world: int, *, timeout_s: float = 30.0) -> list[ThreadCol
         world: how many ranks.
         timeout_s: how long a rank may stay silent.
     """
-    room = _Room(world, timeout_s)
+    room = _MeetingPlace(world, timeout_s)
     return [ThreadCollectives(room, rank) for rank in range(world)]

@@ -36,7 +36,7 @@ class Attachment:
 
 
 @dataclass(frozen=True)
-class _Flight:
+class _PendingAverage:
     """One bucket's average on its way: its parameters by number, and the loss scale that its gradients carry."""
 
     members: tuple[int, ...]
@@ -107,8 +107,8 @@ class PipeSGD:
         self._book = ParameterBook()
         self._geometry: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
         self._begun = False  # a step's first bucket was seen, its last one was not
-        self._before: list[_Flight] = []
-        self._now: list[_Flight] = []
+        self._before: list[_PendingAverage] = []
+        self._now: list[_PendingAverage] = []
         self._landed: dict[int, Tensor] = {}
         self._ahead = LookAhead()
         if isinstance(self._state, HookState):
@@ -129,7 +129,7 @@ class PipeSGD:
             original = bucket.buffer()
             average = self._hook(self._state, BucketCopy(bucket))
             sizes = [view.numel() for view in views]
-            self._now.append(_Flight(members, sizes, average, self._scale))
+            self._now.append(_PendingAverage(members, sizes, average, self._scale))
             answer = self._of_step_before(members, original)
             self._ahead.keep(bucket.parameters(), views, answer)
         if last:
@@ -236,7 +236,9 @@ class PipeSGD:
         check_saved_state(state, "PipeSGD")
         check_saved_state(state["look_ahead"], "LookAhead")
         before = [
-            _Flight(tuple(flight["members"]), flight["sizes"], _done(flight["average"].clone()), flight["loss_scale"])
+            _PendingAverage(
+                tuple(flight["members"]), flight["sizes"], _done(flight["average"].clone()), flight["loss_scale"]
+            )
             for flight in state["flights"]
         ]
         inner = getattr(self._state, "load_state_dict", None)
@@ -284,7 +286,7 @@ class PipeSGD:
             raise ConfigurationError("the averages in flight belong to another model: load the state of this one")
         return _done(average.to(original))
 
-    def _land(self, flights: list[_Flight], scale: float) -> None:
+    def _land(self, flights: list[_PendingAverage], scale: float) -> None:
         for flight in flights:
             average = flight.average.wait() * (scale / flight.loss_scale)
             self._landed |= zip(flight.members, torch.split(average, flight.sizes), strict=True)

@@ -14,7 +14,7 @@ from evenkeel.figures.publish import publish
 from evenkeel.figures.tables import Column, Page
 from evenkeel.text_values import read_duration_s, read_quantity, read_rate_bps
 from evenkeel.training.plan.advice import rate_text, time_text
-from evenkeel.training.plan.plan import Plan, Wanted, make_plan, on_a_group, read_code_times, read_matrix
+from evenkeel.training.plan.plan import Plan, PlanInputs, make_plan, on_a_group, read_code_times, read_matrix
 from evenkeel.training.plan.timing import NetworkLink, Prediction, Step, ddp_segments, require_time
 
 __all__ = ["PlanArguments", "run_plan"]
@@ -71,10 +71,10 @@ def run_plan(arguments: PlanArguments) -> None:
     )
 
 
-def _wanted(arguments: PlanArguments) -> Wanted:
+def _wanted(arguments: PlanArguments) -> PlanInputs:
     count = read_quantity(arguments.parameters, "parameters")
     convolutions = arguments.convolutions
-    return Wanted(
+    return PlanInputs(
         Step(
             forward_s=_time_s(arguments.forward, "forward"),
             backward_s=_time_s(arguments.backward, "backward"),
@@ -88,7 +88,7 @@ def _wanted(arguments: PlanArguments) -> Wanted:
     )
 
 
-def _plan(arguments: PlanArguments, wanted: Wanted) -> Plan | None:
+def _plan(arguments: PlanArguments, wanted: PlanInputs) -> Plan | None:
     """Gives the plan for the link that is assumed, or for the one that this group measures now."""
     if arguments.rate is not None:
         if arguments.workers is None:

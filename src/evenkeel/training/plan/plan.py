@@ -12,7 +12,7 @@ from evenkeel.training.plan.code_costs import bf16, gradiveq, low_rank, power_sg
 from evenkeel.training.plan.measure import group_from_environment, measure_link
 from evenkeel.training.plan.timing import CodeCost, NetworkLink, Prediction, Step, fp32, predict
 
-__all__ = ["Plan", "Wanted", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix"]
+__all__ = ["Plan", "PlanInputs", "codes_of", "make_plan", "on_a_group", "read_code_times", "read_matrix"]
 
 _RANKS = (1, 4)
 _TIMED = ("bf16", "thc", "gradiveq", "lowrank", "powersgd")
@@ -20,8 +20,8 @@ _MATRIX = re.compile(r"(?:(\d+)\*)?(\d+)x(\d+)")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Holds what is known of the model."""
+class PlanInputs:
+    """Holds what a plan is made from: what is known of the model."""
 
     step: Step
     matrices: tuple[tuple[int, int], ...] = ()  # weights seen as matrices, for LowRank and PowerSGD, else left out
@@ -43,7 +43,7 @@ class Plan:
     recommendation: Recommendation
 
 
-def codes_of(wanted: Wanted, workers: int) -> list[CodeCost]:
+def codes_of(wanted: PlanInputs, workers: int) -> list[CodeCost]:
     """Holds every code of which something can be said."""
     parameters, times = wanted.step.parameters, wanted.code_times_ns
     codes = [
@@ -60,14 +60,14 @@ def codes_of(wanted: Wanted, workers: int) -> list[CodeCost]:
     return [measured.get(code.name, code) for code in codes]
 
 
-def make_plan(link: NetworkLink, workers: int, wanted: Wanted, *, measured: bool = False) -> Plan:
+def make_plan(link: NetworkLink, workers: int, wanted: PlanInputs, *, measured: bool = False) -> Plan:
     """Predictions of every code under every schedule on this link, and the advice that follows."""
     predictions = predict(link, workers, wanted.step, codes_of(wanted, workers))
     timed = (*wanted.code_times_ns, *(code.name for code in wanted.measured))
     return Plan(link, workers, measured, wanted.step, timed, tuple(predictions), recommend(predictions))
 
 
-def on_a_group(wanted: Wanted, backend: str, budget_s: float) -> Plan | None:
+def on_a_group(wanted: PlanInputs, backend: str, budget_s: float) -> Plan | None:
     """The plan for the group that torchrun's variables name, measured now; None on all ranks but the first."""
     with group_from_environment(backend) as rank:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if backend == "nccl" else "cpu"

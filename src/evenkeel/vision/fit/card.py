@@ -25,11 +25,11 @@ from evenkeel.models.measure import (
     shuffled_groups,
     wilson,
 )
-from evenkeel.vision.fit.loop import MEAN, STD
+from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
 from evenkeel.vision.networks.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
 from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_name, write_onnx
 
-__all__ = ["Asked", "told", "told_of_classes", "write_model"]
+__all__ = ["AnsweredImages", "told", "told_of_classes", "write_model"]
 
 _LATENCY_ROUNDS = 200
 _WEAKEST = 5  # classes
@@ -38,7 +38,7 @@ _SEEN = 100  # collages that set the scales of 8-bit convolutions
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnsweredImages:
     """Images, the classifier's answers to them `[images]`, and what they are: held-out or test.
 
     Their labels, where there are some, are numbers of the classifier's classes.
@@ -60,8 +60,8 @@ def write_model(
     side: int,
     classifier: BlackBox,
     class_names: tuple[str, ...],
-    held: Asked,
-    shown: Asked,
+    held: AnsweredImages,
+    shown: AnsweredImages,
     cost: float,
     notes: dict[str, Any],
     out: Path,
@@ -94,8 +94,8 @@ def write_model(
         classes=class_names,
         height=length,
         width=length,
-        mean=MEAN,
-        std=STD,
+        mean=FIT_MEAN,
+        std=FIT_STD,
         grid=grid,
         tile_side=side,
         interpolation="bicubic",
@@ -105,7 +105,7 @@ def write_model(
         notes=notes,
     )
     seen = np.concatenate(list(islice(_collages(card, held.images)[1], _SEEN))) if eight_bit else None
-    difference = write_onnx(folded, path, length, MEAN, STD, seen)
+    difference = write_onnx(folded, path, length, FIT_MEAN, FIT_STD, seen)
     session = ModelSession.open(path)
     gain = _mirror_gain(session, card, held) if notes["mirrored_views"] else None
     canvas = np.random.default_rng(0).integers(0, 256, (1, length, length, 3), dtype=np.uint8)
@@ -186,17 +186,17 @@ def told_of_classes(card: ModelCard) -> list[str]:
     return lines
 
 
-def _lost(session: ModelSession, network: CollageNet, card: ModelCard, held: Asked) -> float:
+def _lost(session: ModelSession, network: CollageNet, card: ModelCard, held: AnsweredImages) -> float:
     """By how much fewer of the held-out images are right in 8 bits than in floating point."""
     cells, scores = _collage_scores(session, card, held.images)
-    served, truth = Served(network, MEAN, STD), held.truth[cells]
+    served, truth = Served(network, FIT_MEAN, FIT_STD), held.truth[cells]
     with torch.no_grad():
         exact = np.concatenate([served(torch.from_numpy(each))[0] for each in _collages(card, held.images)[1]])
     right, right_exactly = ((each.argmax(1) == truth).mean() for each in (scores, exact))
     return round(float(right_exactly - right), 5)
 
 
-def _mirror_gain(session: ModelSession, card: ModelCard, held: Asked) -> float:
+def _mirror_gain(session: ModelSession, card: ModelCard, held: AnsweredImages) -> float:
     """By how much more of the held-out images are right when a mirrored look is averaged with the plain one."""
     cells, scores = _collage_scores(session, card, held.images)
     _, looks = _collage_scores(session, card, replace(held.images, pixels=held.images.pixels[:, :, ::-1]))
@@ -205,7 +205,7 @@ def _mirror_gain(session: ModelSession, card: ModelCard, held: Asked) -> float:
     return round(both - alone, 5)
 
 
-def _calibration(session: ModelSession, card: ModelCard, held: Asked) -> dict[str, Any]:
+def _calibration(session: ModelSession, card: ModelCard, held: AnsweredImages) -> dict[str, Any]:
     cells, scores = _collage_scores(session, card, held.images)
     truth = held.truth[cells]
     temperature = fit_temperature(scores, truth)
@@ -218,7 +218,7 @@ def _calibration(session: ModelSession, card: ModelCard, held: Asked) -> dict[st
     }
 
 
-def _with_quality(session: ModelSession, card: ModelCard, shown: Asked) -> ModelCard:
+def _with_quality(session: ModelSession, card: ModelCard, shown: AnsweredImages) -> ModelCard:
     """The card with what its fills of the `shown` images are worth, as a whole and class by class."""
     cells, scores = _collage_scores(session, card, shown.images)
     found, answers, labels = scores.argmax(1), shown.answers[cells], shown.images.labels

@@ -21,7 +21,7 @@ from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.labels import Numbering, number_alike, number_labels, sample_by_label
 from evenkeel.models.measure import fit_temperature
-from evenkeel.vision.fit.card import Asked, told, told_of_classes, write_model
+from evenkeel.vision.fit.card import AnsweredImages, told, told_of_classes, write_model
 from evenkeel.vision.fit.feeding import better_fed, count_ways
 from evenkeel.vision.fit.lock import locked
 from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
@@ -84,7 +84,7 @@ def fit(
         learned = hashes(images.pixels)[kept]
         if more is not None:
             learned = np.concatenate([learned, hashes(more.pixels)])
-        run = _Run(classifier, out, options, watcher or Silent(), learned_from, sketch(learned))
+        run = _FitRun(classifier, out, options, watcher or Silent(), learned_from, sketch(learned))
         if test is not None and (twice := int(np.isin(hashes(test.pixels), learned).sum())):
             run.watcher.say(
                 f"WARNING: {twice:,} of {len(test):,} test images are among those that are learned from, pixel by "
@@ -99,7 +99,7 @@ def fit(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ClassifierAnswers:
     """What the classifier makes of the images that are not learned from.
 
     Attributes:
@@ -109,14 +109,14 @@ class _Asked:
         scores: of the held-out images.
     """
 
-    held: Asked
-    shown: Asked
+    held: AnsweredImages
+    shown: AnsweredImages
     class_names: tuple[str, ...]
     scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class _Run:
+class _FitRun:
     """One fit at work: whose, where, how, who looks on, from how many images, and their sketch."""
 
     classifier: BlackBox
@@ -126,7 +126,7 @@ class _Run:
     learned_from: str
     sketch: str
 
-    def asked(self, images: ImageSet, held: ImageSet, test: ImageSet | None) -> _Asked:
+    def asked(self, images: ImageSet, held: ImageSet, test: ImageSet | None) -> _ClassifierAnswers:
         """What the classifier answers, before anything long: what labels are worth, and whether it is fed right."""
         classifier, say = self.classifier, self.watcher.say
         scores = classifier.log_probabilities(held.pixels)
@@ -150,10 +150,12 @@ class _Run:
                 "nearly all of them are one class: unless the images are too, check how its input is made (--scale, "
                 "--mean, --std, --bgr, --layout)"
             )
-        shown = Asked(replace(held, labels=labels), answers, "held-out")
+        shown = AnsweredImages(replace(held, labels=labels), answers, "held-out")
         if test is not None:
             shown = self._tested(test, class_names, numbering, images.class_names)
-        return _Asked(Asked(replace(held, labels=trusted), answers, "held-out"), shown, known, scores)
+        return _ClassifierAnswers(
+            AnsweredImages(replace(held, labels=trusted), answers, "held-out"), shown, known, scores
+        )
 
     def _numbering(self, images: ImageSet, held: ImageSet, answers: NDArray[np.int64]) -> Numbering:
         """How labels are matched, by the held-out images and by more images of labels that are rare among those."""
@@ -173,7 +175,7 @@ class _Run:
         class_names: tuple[str, ...] | None,
         known: Numbering | None,
         known_names: tuple[str, ...] | None,
-    ) -> Asked:
+    ) -> AnsweredImages:
         """The test images, with labels where they can be matched: as those of the images that are learned from."""
         answers = self.classifier.scores(test.pixels).argmax(1)
         labels, names, classes = test.labels, test.class_names, self.classifier.classes
@@ -183,7 +185,7 @@ class _Run:
             for line in numbering.told():
                 self.watcher.say(f"test images: {line}")
             labels = numbering.numbered(labels)
-        return Asked(replace(test, labels=labels), answers, "test")
+        return AnsweredImages(replace(test, labels=labels), answers, "test")
 
     def plan(self, identity: dict[str, Any]) -> FitPlan:
         """The plan in the folder, or a new one: sizes as large as the cost allows."""
@@ -216,7 +218,7 @@ class _Run:
         return plan
 
     def bank(
-        self, images: ImageSet, kept: NDArray[np.int64], more: ImageSet | None, held: Asked, reach: int
+        self, images: ImageSet, kept: NDArray[np.int64], more: ImageSet | None, held: AnsweredImages, reach: int
     ) -> ViewBank:
         """Views of the images that are trained on, all of them scored: of those at the places `kept`, and of `more`."""
         options = self.options
@@ -248,7 +250,7 @@ class _Run:
             )
         return bank
 
-    def models(self, plan: FitPlan, bank: ViewBank, asked: _Asked) -> list[ModelCard]:
+    def models(self, plan: FitPlan, bank: ViewBank, asked: _ClassifierAnswers) -> list[ModelCard]:
         """The networks of all grids, trained, measured and written."""
         recipe = _recipe(bank, self.options)
         networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
@@ -287,7 +289,7 @@ class _Run:
             cards.append(card)
         return cards
 
-    def serving(self, cards: list[ModelCard], asked: _Asked) -> None:
+    def serving(self, cards: list[ModelCard], asked: _ClassifierAnswers) -> None:
         """What `evenkeel serve` needs to serve them."""
         labels, temperature = asked.held.images.labels, 1.0
         if labels is not None:  # which alone could tell

@@ -20,8 +20,8 @@ from evenkeel.vision.networks.data import translate
 from evenkeel.vision.networks.muon import Muon
 
 __all__ = [
-    "MEAN",
-    "STD",
+    "FIT_MEAN",
+    "FIT_STD",
     "FitRecipe",
     "Progress",
     "fit_tiles",
@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 # What `standardise` takes off and divides by, of pixel values in 0..1: one choice for whatever pictures come.
-MEAN = (0.5, 0.5, 0.5)
-STD = (0.25, 0.25, 0.25)
+FIT_MEAN = (0.5, 0.5, 0.5)
+FIT_STD = (0.25, 0.25, 0.25)
 _CHECKPOINT_EVERY_S = 60.0
 _PART = 250  # tiles
 _GATHERED = 10_000  # images that the norms' statistics are of in the end
@@ -253,7 +253,7 @@ def shrink(pixels: Tensor, side: int) -> Tensor:
 
 def standardise(pixels: Tensor) -> Tensor:
     """float32 images in -2..2 from uint8 `pixels` [n, 3, h, w], channels last in memory."""
-    return ((pixels.float() / 255 - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
+    return ((pixels.float() / 255 - FIT_MEAN[0]) / FIT_STD[0]).contiguous(memory_format=torch.channels_last)
 
 
 def teach(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.measure import ModelSession, interleaved_latencies_ms
-from evenkeel.vision.fit.loop import MEAN, STD
+from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
 from evenkeel.vision.networks.architecture import CollageNet, TileNet
 from evenkeel.vision.networks.export import fold_norms, write_onnx
 
@@ -139,7 +139,7 @@ def _cost(classifier: Callable[[], object], size: Size, grid: int, classes: int,
         network = CollageNet(fold_norms(size.network(classes)), grid, size.side)
         for parameter in network.parameters():
             nn.init.normal_(parameter, std=0.1)  # biases that are alike, as at the start, become one in the file
-        write_onnx(network, path, side, MEAN, STD, canvas if precision == "int8" else None)
+        write_onnx(network, path, side, FIT_MEAN, FIT_STD, canvas if precision == "int8" else None)
         candidate = ModelSession.open(path)
     base, collage = interleaved_latencies_ms([classifier, lambda: candidate(canvas)], _ROUNDS)
     return collage / base

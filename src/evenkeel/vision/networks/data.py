@@ -9,9 +9,9 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.images.image_set import ImageSet
 
 __all__ = [
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
     "CLASSES",
-    "MEAN",
-    "STD",
     "LabelledImages",
     "alternating_flip",
     "as_images",
@@ -22,8 +22,8 @@ __all__ = [
 
 # Of CIFAR-10, and of its 50,000 training images, pixel values in 0..1.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MEAN = (0.49139968, 0.48215841, 0.44653091)
-STD = (0.24703223, 0.24348513, 0.26158784)
+CIFAR10_MEAN = (0.49139968, 0.48215841, 0.44653091)
+CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from evenkeel.arrays import PixelArray
 
 __all__ = ["quantise_convolutions"]
 
-Pixels = NDArray[np.uint8]
 
-
-def quantise_convolutions(path: Path, images: Pixels) -> None:
+def quantise_convolutions(path: Path, images: PixelArray) -> None:
     """Rewrites the ONNX file at `path`: all convolutions but the first in 8 bits, and what lies between them.
 
     The first reads few channels, where 8 bits gain nothing.
@@ -51,10 +49,10 @@ def quantise_convolutions(path: Path, images: Pixels) -> None:
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """One image after another, as the calibration asks for them."""
 
-    def __init__(self, images: Pixels) -> None:
+    def __init__(self, images: PixelArray) -> None:
         self._inputs = ({"images": images[place : place + 1]} for place in range(len(images)))
 
-    def get_next(self) -> dict[str, Pixels] | None:
+    def get_next(self) -> dict[str, PixelArray] | None:
         """The next one, or None at the end."""
         return next(self._inputs, None)
 

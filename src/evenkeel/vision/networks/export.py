@@ -15,14 +15,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from evenkeel.arrays import PixelArray
 from evenkeel.models.cards import ModelCard, save_card
 from evenkeel.models.measure import ModelSession, fit_temperature, interleaved_latencies_ms, wilson
 from evenkeel.vision.networks.architecture import Served, count_macs, count_parameters
-from evenkeel.vision.networks.data import MEAN, STD, LabelledImages
+from evenkeel.vision.networks.data import CIFAR10_MEAN, CIFAR10_STD, LabelledImages
 from evenkeel.vision.networks.eight_bit import quantise_convolutions
 
 __all__ = [
@@ -40,7 +40,6 @@ __all__ = [
 OPSET = 17  # read by every ONNX Runtime since 1.12
 _STILL = 1e-7  # variance of a channel that is the same for all images; dividing by it would leave half precision
 
-Pixels = NDArray[np.uint8]
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -92,9 +91,9 @@ def write_onnx(
     network: nn.Module,
     path: Path,
     side: int,
-    mean: tuple[float, ...] = MEAN,
-    std: tuple[float, ...] = STD,
-    seen: Pixels | None = None,
+    mean: tuple[float, ...] = CIFAR10_MEAN,
+    std: tuple[float, ...] = CIFAR10_STD,
+    seen: PixelArray | None = None,
 ) -> float:
     """The largest difference of a score from torch's, once the folded `network` is written to `path`.
 
@@ -109,7 +108,7 @@ def example_images(side: int) -> Tensor:
     return torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def write_served(model: nn.Module, example: Tensor, path: Path, seen: Pixels | None = None) -> float:
+def write_served(model: nn.Module, example: Tensor, path: Path, seen: PixelArray | None = None) -> float:
     """The largest difference of an output from torch's, to two digits, once `model` is written to `path`.
 
     The file takes inputs like `example`, any number of rows, and gives `scores`. Weights that were rounded to half
@@ -197,8 +196,8 @@ def export_classifier(
         classes=classes,
         height=side,
         width=side,
-        mean=MEAN,
-        std=STD,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
         temperature=fit_temperature(session(_nhwc(held)), held.labels.numpy()),
         macs=count_macs(network, (3, side, side)),
         parameters=count_parameters(network),
@@ -216,7 +215,7 @@ def write_demonstration_images(test: LabelledImages, path: Path, count: int = 40
     np.savez_compressed(path, images=_nhwc(test)[order], labels=test.labels[order].numpy())
 
 
-def _nhwc(images: LabelledImages) -> Pixels:
+def _nhwc(images: LabelledImages) -> PixelArray:
     return images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from evenkeel.vision.networks.architecture import ClassifierNet
 from evenkeel.vision.networks.checkpoint import load_checkpoint, save_checkpoint
-from evenkeel.vision.networks.data import MEAN, STD, LabelledImages, alternating_flip, translate
+from evenkeel.vision.networks.data import CIFAR10_MEAN, CIFAR10_STD, LabelledImages, alternating_flip, translate
 from evenkeel.vision.networks.muon import Muon
 
-__all__ = ["ClassifierRecipe", "normalise", "train_classifier"]
+__all__ = ["ClassifierRecipe", "Report", "normalise", "train_classifier"]
 
 Report = Callable[[str], None]
 _CHECKPOINT_EVERY_S = 60.0
@@ -44,8 +44,8 @@ class ClassifierRecipe:
 
 def normalise(pixels: Tensor) -> Tensor:
     """Float images from uint8 `pixels` [n, 3, h, w], channels last in memory, which trains fastest on a CPU."""
-    mean = torch.tensor(MEAN).reshape(3, 1, 1) * 255
-    spread = torch.tensor(STD).reshape(3, 1, 1) * 255
+    mean = torch.tensor(CIFAR10_MEAN).reshape(3, 1, 1) * 255
+    spread = torch.tensor(CIFAR10_STD).reshape(3, 1, 1) * 255
     return ((pixels.float() - mean) / spread).contiguous(memory_format=torch.channels_last)
 
 

@@ -5,7 +5,6 @@ Tiles are augmented one by one. The authors' affine distortion of the whole coll
 their cells.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,11 @@ from torch import Tensor, nn
 from evenkeel.coding.answers.boxes import decode_boxes
 from evenkeel.vision.networks.data import LabelledImages, collage, random_blanks
 from evenkeel.vision.networks.muon import Muon
-from evenkeel.vision.networks.train_classifier import normalise
+from evenkeel.vision.networks.train_classifier import Report, normalise
 from evenkeel.vision.peers.detector import Boxes, Detector, detector_loss
 from evenkeel.vision.peers.training import TrainingRun, Views
 
 __all__ = ["DetectorRecipe", "boxed_classes", "train_detector"]
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenkeel.models.cards import ModelCard, save_card
+from evenkeel.models.cards import Encoder, ModelCard, save_card
 from evenkeel.vision.networks.architecture import ClassifierNet, Served, count_macs, count_parameters
-from evenkeel.vision.networks.data import MEAN, STD
+from evenkeel.vision.networks.data import CIFAR10_MEAN, CIFAR10_STD
 from evenkeel.vision.networks.export import OPSET, example_images, file_sha256, fold_norms, write_served
 from evenkeel.vision.peers.detector import Boxes, Detector
-from evenkeel.vision.peers.parity_training import EncoderName, ParityServed
+from evenkeel.vision.peers.parity_training import ParityServed
 
 __all__ = ["export_detector", "export_parity"]
 
 
 def export_parity(
     network: ClassifierNet,
-    encoder: EncoderName,
+    encoder: Encoder,
     group: int,
     name: str,
     classes: Sequence[str],
@@ -38,7 +38,7 @@ def export_parity(
         model: nn.Module = ParityServed(folded)
         example = torch.randn((2, side, side, 3), generator=torch.Generator().manual_seed(0))
     else:
-        model, example = Served(folded, MEAN, STD), example_images(side)
+        model, example = Served(folded, CIFAR10_MEAN, CIFAR10_STD), example_images(side)
     card = ModelCard(
         name=name,
         kind="parity",
@@ -48,8 +48,8 @@ def export_parity(
         height=side,
         width=side,
         datatype="FP32" if encoder == "sum" else "UINT8",
-        mean=MEAN,
-        std=STD,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
         normalisation_inside=encoder != "sum",
         encoder=encoder,
         group=group,
@@ -77,13 +77,13 @@ def export_detector(
         classes=tuple(classes),
         height=side,
         width=side,
-        mean=MEAN,
-        std=STD,
+        mean=CIFAR10_MEAN,
+        std=CIFAR10_STD,
         grid=grid,
         tile_side=tile_side,
         notes=notes,
     )
-    model = Served(Boxes(fold_norms(network), tile_side), MEAN, STD)
+    model = Served(Boxes(fold_norms(network), tile_side), CIFAR10_MEAN, CIFAR10_STD)
     return _write(card, network, model, example_images(side), folder)
 
 

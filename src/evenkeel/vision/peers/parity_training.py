@@ -8,10 +8,9 @@ from the classifier's own; Muon and a falling rate in place of Adam.
 Parities are made by the encoders that serving uses, so that nothing can differ between the two.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,14 +18,14 @@ from torch import Tensor, nn
 
 from evenkeel.coding.answers.parity import ConcatEncoder, ParityEncoder, SumEncoder
 from evenkeel.coding.answers.tiles import Pixels
+from evenkeel.models.cards import Encoder
 from evenkeel.vision.networks.architecture import ClassifierNet
-from evenkeel.vision.networks.data import MEAN, STD, LabelledImages
+from evenkeel.vision.networks.data import CIFAR10_MEAN, CIFAR10_STD, LabelledImages
 from evenkeel.vision.networks.muon import Muon
-from evenkeel.vision.networks.train_classifier import normalise
+from evenkeel.vision.networks.train_classifier import Report, normalise
 from evenkeel.vision.peers.training import TrainingRun, Views
 
 __all__ = [
-    "EncoderName",
     "ParityRecipe",
     "ParityServed",
     "decoded_accuracy",
@@ -36,8 +35,6 @@ __all__ = [
     "train_parity",
 ]
 
-EncoderName = Literal["sum", "concat"]
-Report = Callable[[str], None]
 _PART = 125  # parities in one backward pass; larger ones leave the cache
 
 
@@ -45,7 +42,7 @@ _PART = 125  # parities in one backward pass; larger ones leave the cache
 class ParityRecipe:
     """Describes how a parity model is trained."""
 
-    encoder: EncoderName
+    encoder: Encoder
     group: int  # items in a parity, ParM's k
     minutes: float = 30.0  # of wall clock at most
     epochs: float = 100.0  # at most; one shows as many items as there are images
@@ -58,14 +55,14 @@ class ParityRecipe:
     seed: int = 0
 
 
-def parity_encoder(encoder: EncoderName, group: int, side: int) -> ParityEncoder:
+def parity_encoder(encoder: Encoder, group: int, side: int) -> ParityEncoder:
     """The encoder of serving, for items [side, side, 3] of uint8.
 
     A sum is of normalised pixels, float32, as in ParM, so that absent items leave no trace; a concatenation holds the
     pixels as they are.
     """
     if encoder == "sum":
-        return SumEncoder(group, Pixels(datatype="FP32", normalise=True, mean=MEAN, std=STD))
+        return SumEncoder(group, Pixels(datatype="FP32", normalise=True, mean=CIFAR10_MEAN, std=CIFAR10_STD))
     return ConcatEncoder(group, side, side)
 
 
