@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import orjson
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from evenkeel.errors import ProtocolError, RequestError, UnsupportedError
@@ -279,6 +279,7 @@ FIELDS = {
 }
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine the first values take a second to make
 @given(st.fixed_dictionaries({}, optional=FIELDS), st.binary(max_size=20), st.booleans())
 def test_any_tensor_is_consistent_or_refused(tensor, tail, as_binary):
     text = orjson.dumps({"inputs": [tensor]})
