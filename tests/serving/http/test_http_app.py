@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import threading
 import zlib
 
 import numpy as np
@@ -679,6 +680,24 @@ def test_a_body_that_unpacks_to_far_more_than_was_sent_is_refused():
     assert f"more than {100 * len(packed)} bytes, 100 times what was sent" in found.error
     little = gzip.compress(JSON_BODY + b" " * 500_000, 9)  # a thousand times, but of little
     assert infer(little, {"content-encoding": "gzip"}).status == 200
+
+
+def test_ordinary_bodies_do_not_wait_for_large_ones():
+    async def run():
+        app, free = make_app(), threading.Event()
+        app._large_executor.submit(free.wait)
+        large, large_transport = connect(serve(app))
+        large.data_received(request_bytes(INFER, JSON_BODY + b" " * (5 << 20)))
+        packed = gzip.compress(JSON_BODY)
+        found = await call(app, INFER, packed, headers={"content-encoding": "gzip"})
+        assert large_transport.sent == b""
+        free.set()
+        while not large_transport.sent:
+            await asyncio.sleep(0.001)
+        app.close()
+        return found.status, read_responses(large_transport.sent, ["POST"])[0].status
+
+    assert asyncio.run(run()) == (200, 200)
 
 
 def test_bodies_that_take_up_too_much_together_are_503():

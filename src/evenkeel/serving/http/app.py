@@ -63,6 +63,7 @@ _JSON_BYTES = b"inference-header-content-length"
 _COMPRESS_FROM_BYTES = 256  # below, compressing saves no packet
 _COMPRESS_ASIDE_FROM_BYTES = 1 << 16
 _ASIDE_THREADS = 2
+_LARGE_BYTES = 4 << 20
 _PARSE_ASIDE_FROM_BYTES = 256 << 10  # parsing this much JSON would hold up all other requests
 _READ_ASIDE_FROM_BYTES = 4 << 20  # checking and converting that many pixels would
 _MOST_SHOWN = 500  # characters of an error
@@ -134,6 +135,8 @@ class App:
         self._gateway = gateway
         self._metrics = metrics
         self._executor = ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="evenkeel-aside")
+        # Large bodies take seconds, one behind the other; those of ordinary size need not wait for them.
+        self._large_executor = ThreadPoolExecutor(1, thread_name_prefix="evenkeel-large")
         self._decoder = ImageDecoder(card, processes=decode_processes, most_bytes=decode_bytes)
         self._items = ItemReader(card)
         self._shares = FairShares(lambda: gateway.in_flight, time.monotonic)
@@ -160,7 +163,8 @@ class App:
     def close(self) -> None:
         """Let go of the threads, and end the processes that decode."""
         self._decoder.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._large_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def handle(self, exchange: Exchange) -> None:
         """Answer a request, now or later."""
@@ -311,11 +315,14 @@ class App:
 
         self._open[exchange] = asyncio.get_running_loop().create_task(guarded())
 
-    async def _run(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(work, *args))
+    async def _run(self, size: int, work: Callable[..., Any], *args: Any) -> Any:
+        """What `work` gives, done in a thread for bodies of that size."""
+        executor = self._executor if size < _LARGE_BYTES else self._large_executor
+        return await asyncio.get_running_loop().run_in_executor(executor, partial(work, *args))
 
     async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
-        body = await self._run(decompress, exchange.request.body, encoding, self.limits.sizes.body_bytes)
+        packed, most_bytes = exchange.request.body, self.limits.sizes.body_bytes
+        body = await self._run(len(packed), decompress, packed, encoding, most_bytes)
         exchange.hold(len(body))
         await self._parse(exchange, body, json_bytes)
 
@@ -325,9 +332,9 @@ class App:
             wanted = self._check(exchange, request)
             items = self._items.read(request)
         else:
-            request = await self._run(parse_request, body, json_bytes)
+            request = await self._run(len(body), parse_request, body, json_bytes)
             wanted = self._check(exchange, request)
-            items = await self._run(self._items.read, request)
+            items = await self._run(len(body), self._items.read, request)
         self._serve(exchange, request, wanted, items)
 
     async def _decode(
@@ -354,7 +361,7 @@ class App:
         self._fly(exchange, items, replace(options, timeout_s=left_s), key, wanted, request_id)
 
     async def _pack(self, exchange: Exchange, headers: bytes, body: bytes, encoding: str) -> None:
-        self._reply(exchange, 200, headers, await self._run(compress, body, encoding))
+        self._reply(exchange, 200, headers, await self._run(len(body), compress, body, encoding))
 
     # ---- everything but inference ----
 
