@@ -12,6 +12,7 @@ import evenkeel
 from evenkeel.errors import ConfigurationError
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.local_ranks import local_ranks
+from evenkeel.training.hook import same_weights
 from evenkeel.training.hook.same_weights import digest
 from training_helpers import GIANT, SHAPES, SPLIT, Model, gradients_of, in_threads
 
@@ -85,6 +86,21 @@ def test_every_so_many_steps_ranks_whose_weights_differ_are_named_on_all() -> No
     assert in_threads(2, drifting(None, 5, 20)) == [None, None]
     assert in_threads(2, drifting(50, 5, 49)) == [None, None]
     assert in_threads(2, drifting(50, 5, 52))[0][0] == 50
+
+
+def test_weights_that_differ_from_the_start_are_named_in_the_first_step() -> None:
+    found = in_threads(2, drifting(50, 0, 2))
+    assert {step for step, _ in found} == {0}
+    assert all("a parameter of shape (5, 40) differs on rank [1] from rank [0]" in message for _, message in found)
+
+
+def test_large_weights_are_hashed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.randn(100_001, generator=torch.Generator().manual_seed(0))
+    whole = digest(weights)
+    monkeypatch.setattr(same_weights, "_PIECE", 1 << 15)
+    assert torch.equal(digest(weights), whole)
+    weights[70_000] += 1e-6
+    assert not torch.equal(digest(weights), whole)
 
 
 def test_two_parameters_that_differ_are_counted() -> None:

@@ -66,8 +66,9 @@ class HookState:
             default group.
         loss_scale: the loss scale of the step under way, for AMP: `scaler.get_scale`. With it, what is remembered from
             steps with another scale stays right.
-        compare_weights_every: after so many steps each the ranks compare digests of their weights, and end with an
-            error that names what differs. None: never, where weights are meant to differ within a step.
+        compare_weights_every: in the first step, and after so many steps each, the ranks compare digests of their
+            weights, and end with an error that names what differs. None: never, where weights are meant to differ
+            within a step.
 
     Attributes:
         loss_scale: as given.
@@ -142,7 +143,7 @@ class HookState:
         if first_step and bucket.is_last() and isinstance(self._skip, Listed):
             self._skip.check(self._book.parameters)
         fields = self._fields(parameters) if first_step and first_bucket else None
-        comparison = self._comparison(bucket) if first_bucket and not first_step else None
+        comparison = self._comparison(bucket) if first_bucket else None
         future = self._thread.submit(lambda: self._round(buffer, plan, fields, comparison), buffer.device)
         if bucket.is_last():
             self._end_step()
@@ -209,7 +210,7 @@ class HookState:
         """Takes the weights' digests, where they are due: now, since the round may run while the optimizer steps."""
         if self._compare_every is None or self._steps_here % self._compare_every:
             return None
-        parameters = self._book.parameters
+        parameters = list(self._book.parameters)
         row = digests([self.shared_weights(parameter) for parameter in parameters])
         takes_part = runs_backward(bucket)
         return lambda: check_same_weights(self._reducer.ranks, row, takes_part, parameters)

@@ -14,6 +14,7 @@ from evenkeel.reducers.ranks.collectives import Collectives
 __all__ = ["check_same_weights", "digest", "digests"]
 
 _ROW = 1 << 14
+_PIECE = 1 << 22
 _OF_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 
 
@@ -24,16 +25,11 @@ def digest(weights: Tensor) -> Tensor:
     device. Rows of words are summed first, then their sums.
     """
     real = torch.view_as_real(weights.detach()) if weights.is_complex() else weights.detach()
-    words = real.reshape(-1).view(_OF_SIZE[real.element_size()]).to(torch.int32)
-    level = 0
+    words, level = real.reshape(-1).view(_OF_SIZE[real.element_size()]), 0
     while level == 0 or words.numel() > 1:
-        whole = words.numel() // _ROW * _ROW
         factors = _factors(level, words.device)
-        rows, rest = words[:whole].view(-1, _ROW), words[whole:]
-        # A product with a matrix needs no memory for the single products, but GPUs have none of whole numbers.
-        sums = torch.mv(rows, factors) if words.device.type == "cpu" else (rows * factors).sum(1, dtype=torch.int32)
-        last = (rest * factors[: rest.numel()]).sum(dtype=torch.int32)
-        words = torch.cat([sums, last.view(1)])
+        # Piece by piece, for the sake of memory.
+        words = torch.cat([_row_sums(piece.to(torch.int32), factors) for piece in torch.split(words, _PIECE)])
         level += 1
     return words
 
@@ -86,6 +82,16 @@ def described(parameter: Tensor) -> str:
                 if candidate is parameter:
                     return f"parameter {name} {shape}"
     return f"a parameter {shape}"
+
+
+def _row_sums(words: Tensor, factors: Tensor) -> Tensor:
+    whole = words.numel() // _ROW * _ROW
+    rows, rest = words[:whole].view(-1, _ROW), words[whole:]
+    # A product with a matrix needs no memory for the single products, but GPUs have none of whole numbers.
+    sums = torch.mv(rows, factors) if words.device.type == "cpu" else (rows * factors).sum(1, dtype=torch.int32)
+    if rest.numel() or not whole:
+        sums = torch.cat([sums, (rest * factors[: rest.numel()]).sum(dtype=torch.int32).view(1)])
+    return sums
 
 
 @lru_cache(maxsize=16)
