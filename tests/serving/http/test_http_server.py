@@ -18,6 +18,7 @@ from hypothesis import given, settings, strategies as st
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.oip import write_request
+from evenkeel.serving.http import server as server_module
 from evenkeel.serving.http.server import _spare_descriptors, run_server
 from http_helpers import INFER, FakeGateway, images, make_app, serving, tensor_of
 
@@ -196,6 +197,7 @@ SCRIPT = """
 import asyncio, sys
 sys.path.insert(0, {helpers!r})
 from http_helpers import FakeGateway, make_app
+from evenkeel.serving.http import server as server_module
 from evenkeel.serving.http.server import _spare_descriptors, run_server
 gateway = FakeGateway(hold={hold})
 async def main():
@@ -246,8 +248,8 @@ def test_sigterm_drains_and_still_accepts_during_the_grace(start_process):
 def test_every_client_that_connected_before_the_end_is_answered(start_process):
     process, port = start_process(hold=False, grace=0.0)
     connections = []
-    while True:
-        if len(connections) == 300:
+    for number in range(600):  # a test process may have a thousand descriptors
+        if number == 300:
             process.send_signal(signal.SIGTERM)
         try:
             connection = socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -260,6 +262,39 @@ def test_every_client_that_connected_before_the_end_is_answered(start_process):
         assert connection.recv(12) == b"HTTP/1.1 200"
         connection.close()
     assert process.wait(20) == 0
+
+
+def test_clients_that_connect_at_the_last_moment_are_answered(monkeypatch):
+    connections = []
+    plain = server_module._empty_queues
+
+    async def late(sockets, abort):
+        for _ in range(20):  # nothing is accepted while this runs
+            connection = socket.create_connection(sockets[0].getsockname(), timeout=10)
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            connections.append(connection)
+        await plain(sockets, abort)
+
+    monkeypatch.setattr(server_module, "_empty_queues", late)
+    with serving() as running:
+        running.loop.call_soon_threadsafe(running.stop.set)
+        wait_until(lambda: len(connections) == 20)
+        for connection in connections:
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+
+
+def test_who_is_shut_out_cannot_connect_and_who_waits_still_can_be_accepted():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        before = socket.create_connection(listening.getsockname(), timeout=10)
+        server_module._shut_out(listening)
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listening.getsockname(), timeout=0.1)
+        accepted, _ = listening.accept()
+        accepted.sendall(b"x")
+        assert before.recv(1) == b"x"
+        for connection in (before, accepted):
+            connection.close()
 
 
 @pytest.mark.parametrize(
