@@ -210,6 +210,8 @@ def test_rare_labels_are_asked_about_too() -> None:
     chosen = sample_by_label(labels, np.arange(1000))
     assert np.bincount(labels[chosen]).tolist() == [1000, 4, 10]
     assert len(set(chosen.tolist())) == len(chosen)
+    large = np.array([0, 10**12, 0, 10**12])
+    assert sample_by_label(large, np.array([0]), least=2).tolist() == [0, 2, 1, 3]
     asked = []
 
     def scores(pixels: np.ndarray) -> np.ndarray:

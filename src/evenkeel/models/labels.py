@@ -228,6 +228,7 @@ def number_by_asking(
 
 def sample_by_label(labels: IntegerArray, chosen: IntegerArray, least: int = 10) -> IntegerArray:
     """Places of `chosen` images and, for every label that has fewer of them, of up to `least` in all."""
+    labels = np.unique(labels, return_inverse=True)[1].reshape(-1)  # however large the numbers are
     places = [chosen]
     have = np.bincount(labels[chosen], minlength=int(labels.max(initial=0)) + 1)
     spare = np.setdiff1d(np.arange(len(labels)), chosen)
