@@ -146,6 +146,23 @@ def in_real_trainings() -> list[str]:
         told.append(train(make(), False, drift_at))
         told.append(train(make(), False, drift_at, static_graph=True, gradient_as_bucket_view=True))
         told += [train(evenkeel.PipeSGD(make()), ahead, drift_at) for ahead in (False, True)]
+    # Sharpness-aware minimisation moves each rank's weights by the rank's own gradient within a step.
+    ddp = DistributedDataParallel(nn.Linear(8, 8))
+    ddp.register_comm_hook(evenkeel.HookState(evenkeel.THC(), compare_weights_every=None), evenkeel.comm_hook)
+    optimizer = torch.optim.SGD(ddp.parameters(), 0.1)
+    for _ in range(3):
+        with ddp.no_sync():
+            ddp(torch.randn(4, 8)).square().mean().backward()
+        true = [parameter.detach().clone() for parameter in ddp.parameters()]
+        with torch.no_grad():
+            for parameter in ddp.parameters():
+                parameter.add_(parameter.grad, alpha=0.05)
+        optimizer.zero_grad()
+        ddp(torch.randn(4, 8)).square().mean().backward()
+        with torch.no_grad():
+            for parameter, weights in zip(ddp.parameters(), true, strict=True):
+                parameter.copy_(weights)
+        optimizer.step()
     # A rank that has run out of inputs keeps its old weights until the others are done.
     for pipelined in (False, True):
         ddp = DistributedDataParallel(nn.Linear(8, 8))

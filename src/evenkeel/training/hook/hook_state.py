@@ -32,6 +32,7 @@ __all__ = ["HookState"]
 
 # Often enough to save most of a training, seldom enough to pass over a code's steps of learning.
 _STEPS_BETWEEN_ADVICE = 100
+_WEIGHTS = "weights (DDP on a subgroup of ranks needs group=)"
 
 
 class HookState:
@@ -294,6 +295,8 @@ class HookState:
             )
 
     def _fields(self, parameters: Sequence[Tensor]) -> dict[str, object]:
+        shared = self.shared_weights(parameters[0])
+        weights = {} if self._compare_every is None else {_WEIGHTS: int(digest(shared))}
         return {
             "evenkeel": __version__,
             "code": self._code,
@@ -302,8 +305,8 @@ class HookState:
             "loss_scale": "given" if self.loss_scale is not None else "not given",
             "step": self._step,
             "schedule": self.schedule,
-            "weights (DDP on a subgroup of ranks needs group=)": int(digest(self.shared_weights(parameters[0]))),
             "compare_weights_every": self._compare_every,
+            **weights,
             "parameters": [tuple(parameter.shape) for parameter in parameters],
             "skip": [number for number in self._book.numbers(parameters) if self._is_skipped(number)],
         }
