@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from evenkeel.arrays import Array
+from evenkeel.arrays import LEAST_PROBABILITY, Array
 from evenkeel.coding.checks import at_least_one
 from evenkeel.coding.code import Answer, Source
 from evenkeel.errors import CodeError, ConfigurationError
@@ -21,9 +21,6 @@ __all__ = ["ScoreForm", "confidence", "softmax"]
 
 # Up to so many classes plain Python is faster than numpy, by ten times for ten of them; it is on every item's path.
 _FEW = 50
-
-# Below this a probability is taken as this: the logarithm stays finite and no larger class changes places.
-_LEAST_PROBABILITY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class ScoreForm:
     def confidences(self, scores: Array) -> Array:
         """Highest calibrated probability of every row of finite scores `[..., classes]`."""
         if self.kind == "probabilities":
-            scores = np.log(np.maximum(scores, _LEAST_PROBABILITY))
+            scores = np.log(np.maximum(scores, LEAST_PROBABILITY))
         logits = scores.astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         logits /= self.temperature
