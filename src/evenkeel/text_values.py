@@ -15,6 +15,7 @@ __all__ = [
     "read_quantity",
     "read_rate_bps",
     "read_share",
+    "read_truth",
     "split_spec",
     "unknown",
     "without_password",
@@ -80,6 +81,13 @@ def read_count(text: str, where: str) -> int:
         return int(text)
     except ValueError:
         raise ConfigurationError(f"{where} must be a whole number, found {text!r}") from None
+
+
+def read_truth(text: str, where: str) -> bool:
+    """True or False from `true` or `false`; `where` names the field in the message."""
+    if text not in ("true", "false"):
+        raise ConfigurationError(f"{where} must be true or false, found {text!r}")
+    return text == "true"
 
 
 def read_fraction(text: str, where: str) -> float:

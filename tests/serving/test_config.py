@@ -16,14 +16,14 @@ HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
 def test_nothing_said_is_the_embedded_pair() -> None:
     config = read_config({})
     assert config.card().name == "cifar10-base"
-    assert [code.kind for code in config.codes] == ["replicate", "collage", "collage"]
+    assert [str(code.settings) for code in config.codes] == ["replicate", "collage", "collage"]
     assert config.host == "127.0.0.1"
     assert config.policy.name == "collage+hedge"
 
 
 def test_another_classifier_has_no_collages_of_its_own() -> None:
     config = read_config({"model": str(shipped.card_path("cifar10-base"))})
-    assert [code.kind for code in config.codes] == ["replicate"]
+    assert [str(code.settings) for code in config.codes] == ["replicate"]
 
 
 def test_files_of_callables_are_relative_to_the_configuration(tmp_path: Path) -> None:
@@ -51,6 +51,31 @@ def test_each_model_may_be_replaced_by_a_callable() -> None:
     codes = [{"kind": "collage", "model": "cifar10-collage-2x2", "run": "python:m:make_2x2"}, "cifar10-collage-3x3"]
     config = read_config({"run": "python:m:make", "codes": codes})
     assert (config.run, [code.run for code in config.codes]) == ("python:m:make", ["python:m:make_2x2", ""])
+
+
+@pytest.mark.parametrize(
+    ("entry", "text", "card"),
+    [
+        ("replicate", "replicate", None),
+        ("replicate:k=3", "replicate:k=3", None),
+        ("berrut:k=8,spares=2", "berrut:k=8,spares=2", None),
+        ("cifar10-collage-2x2", "collage", shipped.card_path("cifar10-collage-2x2")),
+        ("mine.json", "collage", Path("at/mine.json")),
+        ({"kind": "collage:grid=2", "model": "mine.json"}, "collage:grid=2", Path("at/mine.json")),
+        ({"kind": "cheap:k=3", "model": "mine.json"}, "cheap:k=3", Path("at/mine.json")),
+        ({"kind": "parity:form=concat,k=4", "model": "mine.json"}, "parity:form=concat,k=4", Path("at/mine.json")),
+        # Older spellings, which files of users hold.
+        ({"kind": "replicate", "items": 3}, "replicate:k=3", None),
+        ({"kind": "berrut", "items": 8, "spares": 2}, "berrut:k=8,spares=2", None),
+        ({"kind": "cheap", "model": "mine.json"}, "cheap", Path("at/mine.json")),
+        ({"kind": "cheap", "model": "mine.json", "items": 3}, "cheap:k=3", Path("at/mine.json")),
+        ({"kind": "parity", "model": "mine.json", "items": 2}, "parity:k=2", Path("at/mine.json")),
+        ({"kind": "concat-parity", "model": "mine.json", "items": 4}, "parity:form=concat,k=4", Path("at/mine.json")),
+    ],
+)
+def test_codes_are_named_as_everywhere_and_as_before(entry: object, text: str, card: Path | None) -> None:
+    (code,) = read_config({"codes": [entry]}, Path("at")).codes
+    assert (str(code.settings), code.model) == (text, card)
 
 
 def test_nodes_are_counted_or_reached() -> None:
@@ -122,7 +147,16 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         ({"codes": "collage"}, "codes: expected a list"),
         ({"codes": [{"kind": "collage"}]}, r"codes\[0\].model: a collage code needs a model card"),
         ({"codes": [{"kind": "replicate", "run": "python:m:make"}]}, r"codes\[0\].run: replaces the file of a card"),
-        ({"codes": [{"kind": "magic"}]}, r"codes\[0\].kind: unknown code 'magic'"),
+        ({"codes": [{"kind": "magic"}]}, r"codes\[0\].kind: code 'magic' is unknown; allowed are replicate"),
+        (
+            {"codes": ["berut:k=8"]},
+            r"codes\[0\]: expected a code \(replicate, .*\), a model card .*, found 'berut:k=8'",
+        ),
+        ({"codes": ["cheap:k=3"]}, r"codes\[0\].model: a cheap code needs a model card"),
+        ({"codes": ["berrut:k=0"]}, r"codes\[0\].kind: code 'berrut:k=0': k: must be a whole number from 1"),
+        ({"codes": [{"kind": "replicate", "spares": 2}]}, r"codes\[0\].spares: replicate has no such setting"),
+        ({"codes": [{"kind": "berrut:k=8", "spares": 2}]}, r"codes\[0\].spares: kind has settings; add spares=2 there"),
+        ({"codes": [{"kind": "berrut", "model": "a.json"}]}, r"codes\[0\].model: berrut runs the replicas' own model"),
         ({"max_body": "much"}, "max_body: expected a size like 64MiB"),
         ({"decode_processes": 0}, "decode_processes: expected a whole number from 1 to 256"),
         ({"decode_memory": "little"}, "decode_memory: expected a size like 64MiB"),

@@ -14,6 +14,7 @@ import yaml
 import yaml.nodes
 
 from evenkeel.backends.worker.address import parse_address
+from evenkeel.coding.answers.by_name import CODES, CodeSettings, CollageSettings, ReplicateSettings, settings_of
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
@@ -27,7 +28,11 @@ __all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"
 _BASE = shipped.card_path("cifar10-base")
 _COLLAGES = (shipped.card_path("cifar10-collage-2x2"), shipped.card_path("cifar10-collage-3x3"))
 _HTTP = ("http://", "https://")
-_CODES = ("replicate", "collage", "parity", "concat-parity", "cheap", "berrut")
+_OLDER_KINDS = {"concat-parity": "parity:form=concat"}
+_OLDER_FIELDS = {
+    "items": ("k", 1024),
+    "spares": ("spares", 64),
+}  # field -> its setting in `kind`, and the largest value
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,10 @@ class NodesConfig:
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """One code that backups can run, and the model that it needs."""
+    """Holds one code that backups can run, and the model that it needs."""
 
-    kind: str
+    settings: CodeSettings
     model: Path | None = None  # card; None: the replicas' own model
-    items: int = 1  # group size, for codes whose card does not say
-    spares: int = 1  # berrut only
     run: str = ""  # python:module:factory, which replaces that card's ONNX file in the backups started here
 
 
@@ -62,9 +65,9 @@ class ServeConfig:
     model: Path = _BASE
     name: str = ""  # as clients call it; the card's name by default
     codes: tuple[CodeConfig, ...] = (
-        CodeConfig("replicate"),
-        CodeConfig("collage", _COLLAGES[0]),
-        CodeConfig("collage", _COLLAGES[1]),
+        CodeConfig(ReplicateSettings()),
+        CodeConfig(CollageSettings(), _COLLAGES[0]),
+        CodeConfig(CollageSettings(), _COLLAGES[1]),
     )
     replicas: NodesConfig = NodesConfig(count=2)
     backups: NodesConfig = NodesConfig(count=1)
@@ -140,7 +143,7 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     if "model" in fields:
         changes["model"] = _card_path(fields.text("model"), folder, "model")
         # The shipped collages fit the shipped classifier only.
-        changes["codes"] = (CodeConfig("replicate"),)
+        changes["codes"] = (CodeConfig(ReplicateSettings()),)
     for name in ("name", "remote_model", "remote_version", "host"):
         if name in fields:
             changes[name] = fields.text(name)
@@ -289,27 +292,43 @@ def _check_address(text: str, name: str) -> None:
 def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:
     if not isinstance(raw, Sequence) or isinstance(raw, str):
         raise ConfigurationError(f"codes: expected a list, found {raw!r}")
-    codes = []
-    for place, entry in enumerate(raw):
-        name = f"codes[{place}]"
-        if isinstance(entry, str):
-            # The short form: a word for the replicas' own model, or the card of a Collage-CNN.
-            entry = {"kind": "replicate"} if entry == "replicate" else {"kind": "collage", "model": entry}
-        fields = _Fields(entry, name)
-        kind = fields.text("kind")
-        if kind not in _CODES:
-            raise ConfigurationError(f"{name}.kind: unknown code {kind!r}; choose from {', '.join(_CODES)}")
-        model = _card_path(fields.text("model"), folder, f"{name}.model") if "model" in fields else None
-        items = fields.whole("items", 1, 1024) if "items" in fields else 1
-        spares = fields.whole("spares", 1, 64) if "spares" in fields else 1
-        run = _callable(fields.text("run"), folder) if "run" in fields else ""
-        fields.finish()
-        if model is None and kind in ("collage", "parity", "concat-parity", "cheap"):
-            raise ConfigurationError(f"{name}.model: a {kind} code needs a model card")
-        if model is None and run:
-            raise ConfigurationError(f"{name}.run: replaces the file of a card, and there is no {name}.model")
-        codes.append(CodeConfig(kind, model, items, spares, run))
-    return tuple(codes)
+    return tuple(_code(entry, f"codes[{place}]", folder) for place, entry in enumerate(raw))
+
+
+def _code(raw: Any, name: str, folder: Path) -> CodeConfig:
+    if isinstance(raw, str):
+        # The short form: the name of a code that runs the replicas' own model, or the card of a Collage-CNN.
+        named = raw.partition(":")[0].strip() in CODES
+        if not named and raw not in shipped.NAMES and not raw.endswith(".json"):
+            raise ConfigurationError(
+                f"{name}: expected a code ({', '.join(CODES)}), a model card (.json) or one of "
+                f"{', '.join(shipped.NAMES)}, found {raw!r}"
+            )
+        raw = {"kind": raw} if named else {"kind": "collage", "model": raw}
+    fields = _Fields(raw, name)
+    kind = fields.text("kind")
+    try:
+        settings = settings_of(_OLDER_KINDS.get(kind, kind))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}.kind: {error}") from None
+    for field_name, (setting, largest) in _OLDER_FIELDS.items():
+        if field_name in fields:
+            value = fields.whole(field_name, 1, largest)
+            if not hasattr(settings, setting):
+                raise ConfigurationError(f"{name}.{field_name}: {settings.name} has no such setting")
+            if ":" in kind:
+                raise ConfigurationError(f"{name}.{field_name}: kind has settings; add {setting}={value} there")
+            settings = replace(settings, **{setting: value})
+    model = _card_path(fields.text("model"), folder, f"{name}.model") if "model" in fields else None
+    run = _callable(fields.text("run"), folder) if "run" in fields else ""
+    fields.finish()
+    if model is None and settings.card_kind is not None:
+        raise ConfigurationError(f"{name}.model: a {settings.name} code needs a model card")
+    if model is None and run:
+        raise ConfigurationError(f"{name}.run: replaces the file of a card, and there is no {name}.model")
+    if model is not None and settings.card_kind is None:
+        raise ConfigurationError(f"{name}.model: {settings.name} runs the replicas' own model; leave the field out")
+    return CodeConfig(settings, model, run)
 
 
 def _callable(text: str, folder: Path) -> str:

@@ -23,13 +23,8 @@ from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
 from evenkeel.clock import LoopClock
 from evenkeel.coding.answers.backup_code import BackupCode
-from evenkeel.coding.answers.berrut import Berrut
-from evenkeel.coding.answers.cheap import Cheap
-from evenkeel.coding.answers.collage import Collage
-from evenkeel.coding.answers.parity import ConcatEncoder, Parity, SumEncoder
-from evenkeel.coding.answers.replicate import Replicate
+from evenkeel.coding.answers.by_name import OwnModel
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.digest import ModelDigests, card_digest
@@ -132,35 +127,26 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
 
 
 def build_codes(config: ServeConfig, card: ModelCard) -> list[BackupCode]:
-    """The codes of a configuration, for the classifier of `card`.
+    """Makes the codes of a configuration, for the classifier of `card`.
 
     Raises:
         ConfigurationError: a coded model does not fit the classifier.
     """
-    return [_code(code_config, card, place) for place, code_config in enumerate(config.codes)]
+    own = OwnModel(card.name, ScoreForm.from_card(card), card.layout)
+    return [_code(code_config, own, card.classes, place) for place, code_config in enumerate(config.codes)]
 
 
-def _code(config: CodeConfig, card: ModelCard, place: int) -> BackupCode:
-    own = ScoreForm.from_card(card)
-    if config.model is None:
-        if config.kind == "berrut":
-            return Berrut(config.items, own, spares=config.spares, model=card.name)
-        return Replicate(own, model=card.name, max_items=config.items)
-    coded = load_card(config.model)
-    if coded.classes != card.classes:
+def _code(config: CodeConfig, own: OwnModel, classes: tuple[str, ...], place: int) -> BackupCode:
+    coded = None if config.model is None else load_card(config.model)
+    if coded is not None and coded.classes != classes:
         raise ConfigurationError(
-            f"codes[{place}].model: {coded.name} and {card.name} must have the same classes; "
-            f"they have {len(coded.classes)} and {len(card.classes)}"
+            f"codes[{place}].model: {coded.name} and {own.name} must have the same classes; "
+            f"they have {len(coded.classes)} and {len(classes)}"
         )
-    if config.kind == "collage":
-        return Collage.from_card(coded, card.layout)
-    scores = ScoreForm.from_card(coded)
-    if config.kind == "cheap":
-        return Cheap(config.items, scores, model=coded.name)
-    pixels = Pixels.from_card(coded, card.layout)
-    if config.kind == "parity":
-        return Parity(SumEncoder(config.items, pixels), scores, model=coded.name)
-    return Parity(ConcatEncoder(config.items, coded.height, coded.width, pixels), scores, model=coded.name)
+    try:
+        return config.settings.code(own, coded)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"codes[{place}]: {error}") from error
 
 
 def _nodes(

@@ -161,7 +161,7 @@ def test_labels_follow_the_classifiers_order_of_classes(tiny, tmp_path):
         (("--berrut", "2,2"), "berrut2+1 base is given twice"),
         (("--cheap", "{0}/float.json"), "expected CARD:ITEMS"),
         (("--parity-sum", "k=3:{0}/sum2.json"), "sum2 is for k=2, not k=3"),
-        (("--parity-sum", "{0}/concat4.json"), "concat4 is for encoder 'concat'; use that option"),
+        (("--parity-sum", "{0}/concat4.json"), "concat4 is for form=concat, not form=sum"),
         (("--parity-concat", "{0}/base.json"), "base is a classifier; a parity is wanted here"),
         (("--collage", "{0}/none.json"), "cannot be read"),
         (("--collage", "none"), "expected a model card"),

@@ -18,11 +18,10 @@ from evenkeel.arrays import Array
 from evenkeel.backends.worker.model import load_model
 from evenkeel.bench.fills.float_input import with_float_input
 from evenkeel.bench.fills.measure import MeasuredBackup
-from evenkeel.coding.answers.berrut import Berrut
+from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.boxes import BoxCollage
-from evenkeel.coding.answers.cheap import Cheap
+from evenkeel.coding.answers.by_name import OwnModel, settings_of
 from evenkeel.coding.answers.collage import Collage
-from evenkeel.coding.answers.parity import ConcatEncoder, Parity, SumEncoder
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import ConfigurationError
@@ -101,7 +100,7 @@ def open_classifier(spec: str) -> UserClassifier:
 def collage_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
     """A Collage-CNN; `spec` is a card or the name of a shipped one."""
     path, card = _read_card(spec, "collage", "collage", classifier)
-    code = Collage.from_card(card, "NHWC")
+    code = _code("collage", "collage", classifier, card)
     run, learned = load_model(str(path)).run, card.notes.get("learned_images")
     return MeasuredBackup(code.name, code, card.name, run, card.macs or None, card.parameters or None, learned)
 
@@ -118,25 +117,12 @@ def detector_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
 
 def parity_backup(spec: str, encoder: Encoder, classifier: UserClassifier) -> MeasuredBackup:
     """A parity model (ParM); `spec` is a card, `k=4:` may stand before it and must agree with the card."""
+    option = f"parity-{encoder}"
     named = re.match(r"k=(\d+):", spec)
-    path, card = _read_card(spec[named.end() :] if named else spec, f"parity-{encoder}", "parity", classifier)
-    if card.encoder != encoder:
-        raise ConfigurationError(f"parity-{encoder}: {card.name} is for encoder {card.encoder!r}; use that option")
-    if named and int(named[1]) != card.group:
-        raise ConfigurationError(f"parity-{encoder}: {card.name} is for k={card.group}, not k={named[1]}")
-    if card.scores != classifier.form.kind:
-        raise ConfigurationError(
-            f"parity-{encoder}: {card.name} gives sums of {card.scores}, the classifier gives {classifier.form.kind}"
-        )
-    pixels = Pixels.from_card(card, "NHWC")
+    path, card = _read_card(spec[named.end() :] if named else spec, option, "parity", classifier)
     if encoder == "sum":
-        _check_size(card, f"parity-{encoder}", classifier)
-    made = (
-        SumEncoder(card.group, pixels)
-        if encoder == "sum"
-        else ConcatEncoder(card.group, card.height, card.width, pixels)
-    )
-    code = Parity(made, ScoreForm.from_card(card), model=card.name)
+        _check_size(card, option, classifier)
+    code = _code(f"parity:form={encoder}{f',k={named[1]}' if named else ''}", option, classifier, card)
     return MeasuredBackup(
         code.name, code, card.name, load_model(str(path)).run, card.macs or None, card.parameters or None
     )
@@ -149,12 +135,10 @@ def cheap_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
         raise ConfigurationError(f"cheap: expected CARD:ITEMS, as in small.json:9, found {spec!r}")
     path, card = _read_card(text, "cheap", "classifier", classifier)
     _check_size(card, "cheap", classifier)
-    items = int(count)
-    code = Cheap(items, ScoreForm.from_card(card), model=card.name)
+    code = _code(f"cheap:k={count}", "cheap", classifier, card)
     run = _from_images(load_model(str(path)).run, card)
-    return MeasuredBackup(
-        f"{code.name}{items}", code, card.name, run, card.macs * items or None, card.parameters or None
-    )
+    macs = card.macs * code.max_items or None
+    return MeasuredBackup(f"{code.name}{code.max_items}", code, card.name, run, macs, card.parameters or None)
 
 
 def berrut_backup(items: int, classifier: UserClassifier) -> MeasuredBackup:
@@ -164,9 +148,17 @@ def berrut_backup(items: int, classifier: UserClassifier) -> MeasuredBackup:
         ConfigurationError: the classifier cannot take float32.
     """
     run = classifier.with_float()
-    code = Berrut(items, classifier.form, model=classifier.name)
-    macs = None if classifier.macs is None else classifier.macs * code.spare_tasks
-    return MeasuredBackup(code.name, code, classifier.name, run, macs, classifier.parameters)
+    code = _code(f"berrut:k={items}", "berrut", classifier)
+    # It has one spare task, which is one pass of the classifier.
+    return MeasuredBackup(code.name, code, classifier.name, run, classifier.macs, classifier.parameters)
+
+
+def _code(text: str, option: str, classifier: UserClassifier, card: ModelCard | None = None) -> BackupCode:
+    """Makes the code that `text` names, for images as rows of `[height, width, 3]`."""
+    try:
+        return settings_of(text).code(OwnModel(classifier.name, classifier.form, "NHWC"), card)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{option}: {error}") from error
 
 
 def with_clear_names(backups: Sequence[MeasuredBackup]) -> list[MeasuredBackup]:
