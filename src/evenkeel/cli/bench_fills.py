@@ -30,7 +30,7 @@ __all__ = ["fills"]
     type=click.Path(path_type=Path),
     help="Images to ask about: folder, Parquet, npz or IDX; the default is the shipped 400.",
 )
-@click.option("--split", help="Part of the images to read, e.g. test.")
+@click.option("--split", help="Part of the images to read, e.g. test; all for every part.")
 @click.option(
     "--labels", default="auto", show_default=True, help="Column, array or file that holds the labels, or none."
 )

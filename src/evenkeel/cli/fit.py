@@ -81,7 +81,7 @@ __all__ = ["fit"]
 @click.option(
     "--labels", default="auto", show_default=True, help="Column, array or file that holds the labels, or none."
 )
-@click.option("--split", help="Part of the images to read, where a Parquet file has a column `split`.")
+@click.option("--split", help="Part of the images to read, e.g. train; all for every part.")
 @click.option("--limit", type=click.IntRange(1), help="Largest number of images to read.")
 @click.option("--more-images", type=click.Path(path_type=Path), help="More images to learn from, whatever they show.")
 @click.option("--more-split", help="Part of --more-images to read.")

@@ -164,6 +164,10 @@ def input_form(
     if len(shape) != 4:
         raise refuse(f"its input has {len(shape)} axes")
     layout, channels = _layout(shape, card, wanted)
+    if layout is None and wanted.layout is not None:
+        raise refuse(
+            f"layout {wanted.layout} was asked for, and the axis that would hold the colours has not 3 or 1 of them"
+        )
     if layout is None:
         raise refuse(
             "it cannot be told which axis of its input holds the 3 colours; say it with layout (NHWC or NCHW), or in a "
