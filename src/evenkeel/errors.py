@@ -16,12 +16,16 @@
     ├── LabError               the emulated cluster could not be made, measured or removed
     └── BackendError           a backend could not do a task
         ├── BackendLostError   the connection or the process went away
+        ├── BackendBusyError   it has no room for the task now
+        ├── TaskRefusedError   it says that the request is wrong
+        ├── PoisonItemError    workers broke while they were at the item
         └── ProtocolError      what came from a worker or a server is not what was agreed
 
 Every message says what happened and, where there is something to do, what to do.
 """
 
 __all__ = [
+    "BackendBusyError",
     "BackendError",
     "BackendLostError",
     "CodeError",
@@ -31,10 +35,12 @@ __all__ = [
     "LabError",
     "MissingExtraError",
     "OverloadedError",
+    "PoisonItemError",
     "ProtocolError",
     "ReducerError",
     "RequestError",
     "SlowRequestError",
+    "TaskRefusedError",
     "TooLargeError",
     "UnknownModelError",
     "UnreadableImageError",
@@ -125,6 +131,28 @@ class BackendError(EvenkeelError):
 
 class BackendLostError(BackendError):
     """The connection to the backend, or its process, went away before it replied."""
+
+
+class BackendBusyError(BackendError):
+    """The backend has no room for the task now. `retry_after_s` says when to ask again; None: it did not say."""
+
+    http_status = 503
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TaskRefusedError(BackendError):
+    """The backend says that the request itself is wrong: another one would say the same."""
+
+    http_status = 400
+
+
+class PoisonItemError(BackendError):
+    """Workers died or froze while they were at the item, so that it is tried no more."""
+
+    http_status = 500
 
 
 class ProtocolError(BackendError):

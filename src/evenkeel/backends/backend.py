@@ -24,13 +24,15 @@ class Reply:
     """What came back for one task: outputs `[rows, ...]`, or the error that says why not.
 
     `cancelled` marks the reply of a task that was given up before it began. `service_s` is the time the worker itself
-    spent on the task, where it says so.
+    spent on the task, where it says so. `began` is false when the worker cannot have been at work on a task that it
+    failed to do, so that the task cannot be the reason.
     """
 
     outputs: Array | None = None
     error: BackendError | None = None
     cancelled: bool = False
     service_s: float | None = None
+    began: bool = True
 
 
 OnReply = Callable[[Reply], object]

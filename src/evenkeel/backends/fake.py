@@ -64,13 +64,14 @@ class FakeBackend(Backend):
             self._clock.call_soon(self._work, ticket)
 
     def kill(self) -> None:
-        """Lose everything that is open, and be gone."""
+        """Lose everything that is open, and be gone. It was at work on the oldest task."""
         self._alive = False
         self._frozen = False
         tasks, self._open = self._open, {}
         self._given_up.clear()
-        for _, _, on_reply in tasks.values():
-            self._clock.call_soon(on_reply, Reply(error=BackendLostError(f"{self.name} was killed")))
+        for place, (_, _, on_reply) in enumerate(tasks.values()):
+            lost = Reply(error=BackendLostError(f"{self.name} was killed"), began=not place)
+            self._clock.call_soon(on_reply, lost)
         self.on_change()
 
     def restore(self) -> None:
@@ -87,7 +88,7 @@ class FakeBackend(Backend):
             return
         model, inputs, on_reply = self._open.pop(ticket)
         if not self._alive:
-            on_reply(Reply(error=BackendLostError(f"{self.name} is dead")))
+            on_reply(Reply(error=BackendLostError(f"{self.name} is dead"), began=False))
             return
         if ticket in self._given_up:
             self._given_up.remove(ticket)

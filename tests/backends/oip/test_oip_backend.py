@@ -13,7 +13,14 @@ from aiohttp import web
 
 from evenkeel.backends.oip.backend import OipBackend
 from evenkeel.coding.code import Answer
-from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.errors import (
+    BackendBusyError,
+    BackendError,
+    BackendLostError,
+    ConfigurationError,
+    ProtocolError,
+    TaskRefusedError,
+)
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
 from evenkeel.serving.gateway.gateway import Outcome
@@ -148,6 +155,34 @@ def test_a_reply_of_another_version_is_refused_and_so_is_a_server_that_names_one
             with pytest.raises(BackendError, match="version '2', not version '1'"):
                 async with connected(updated, versions=digests, start_timeout_s=0.2):
                     pass
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("status", "after", "seconds"),
+    [
+        (503, "7", 7.0),
+        (429, "0", 0.0),
+        (503, None, None),
+        (429, "soon", None),
+        (503, "9" * 40, None),
+        (503, "Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+    ],
+)
+def test_a_server_without_room_says_when_to_ask_again(status, after, seconds):
+    async def run():
+        async with connected() as (server, backend):
+            headers = {} if after is None else {"Retry-After": after}
+
+            async def reply(message):
+                return await server.json({"error": "full"}, status, **headers)
+
+            server.reply = reply
+            error = (await ask(backend)[0]).error
+            assert isinstance(error, BackendBusyError)
+            assert error.retry_after_s == seconds
+            assert backend.ready
 
     asyncio.run(run())
 
@@ -461,10 +496,10 @@ def output(**fields):
         ({"message": {"error": "no such thing"}, "status": 404}, BackendError, "answered 404: no such thing"),
         (
             dict(message={"error": "full"}, status=503, **{"Retry-After": "7"}),
-            BackendError,
+            BackendBusyError,
             r"answered 503: full \(retry after 7 s\)",
         ),
-        ({"message": {"detail": [{"msg": "bad"}]}, "status": 422}, BackendError, "answered 422: .*bad"),
+        ({"message": {"detail": [{"msg": "bad"}]}, "status": 422}, TaskRefusedError, "answered 422: .*bad"),
         ({"message": "", "status": 301, "Location": "/elsewhere"}, BackendError, "answered 301"),
     ],
 )

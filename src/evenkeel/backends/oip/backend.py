@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,15 @@ import orjson
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.oip.contract import Contract, agree
-from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError, RequestError
+from evenkeel.errors import (
+    BackendBusyError,
+    BackendError,
+    BackendLostError,
+    ConfigurationError,
+    ProtocolError,
+    RequestError,
+    TaskRefusedError,
+)
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
 from evenkeel.oip import HEADER_LENGTH, read_message, shown
@@ -275,7 +284,7 @@ class OipBackend(Backend):
                 parts.append(part)
             reply = b"".join(parts)
             if response.status != 200:
-                raise BackendError(f"{self.name}: {_explain(response, reply)}")
+                raise _refusal(response, f"{self.name}: {_explain(response, reply)}")
             return reply, response.headers.get(HEADER_LENGTH)
 
     async def _poll(self) -> None:
@@ -335,6 +344,29 @@ class OipBackend(Backend):
         if ready != self._ready:
             self._ready = ready
             self.on_change()
+
+
+# By these a server says that the request is wrong, so that any other server would say the same.
+_THE_REQUESTS_FAULT = frozenset({400, 413, 415, 422})
+_NO_ROOM = frozenset({429, 503})
+
+
+def _refusal(response: aiohttp.ClientResponse, message: str) -> BackendError:
+    if response.status in _THE_REQUESTS_FAULT:
+        return TaskRefusedError(message)
+    if response.status in _NO_ROOM:
+        return BackendBusyError(message, _retry_after_s(response.headers.get("retry-after", "")))
+    return BackendError(message)
+
+
+def _retry_after_s(text: str) -> float | None:
+    """Seconds that a `Retry-After` header says, as a number or as a date; None where it says neither."""
+    if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS:
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text[:40]).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _explain(response: aiohttp.ClientResponse, body: bytes) -> str:

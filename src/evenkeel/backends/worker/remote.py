@@ -104,7 +104,7 @@ class WorkerBackend(Backend):
                 raise BackendLostError(f"backend {self.name!r} has no worker at the moment{reason}")
             session.submit(ticket, self._model(model), inputs, on_reply, key)
         except BackendError as error:
-            asyncio.get_running_loop().call_soon(on_reply, Reply(error=error))
+            asyncio.get_running_loop().call_soon(on_reply, Reply(error=error, began=False))
         return ticket
 
     def cancel(self, ticket: int) -> None:

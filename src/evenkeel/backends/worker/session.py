@@ -288,8 +288,9 @@ class WorkerSession:
         call(self._on_change)
         entries, self._open = self._open, {}
         lost = reason if isinstance(reason, BackendLostError) else BackendLostError(str(reason))
-        for entry in entries.values():
-            call(entry.on_reply, Reply(error=lost))
+        for place, entry in enumerate(entries.values()):
+            # A worker does one task after the other: it was at work on the oldest, and the others only waited.
+            call(entry.on_reply, Reply(error=lost, began=not place))
 
 
 def call(callback: Callable[..., object], *arguments: object) -> None:

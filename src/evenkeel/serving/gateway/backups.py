@@ -5,6 +5,7 @@ are busy. Waiting for a full group would cost the first item s / load (s: servic
 hides; without waiting, one backup at .6 of a replica's cost follows nine replicas up to a load of .9.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -14,16 +15,21 @@ from evenkeel.backends.backend import Backend, Reply
 from evenkeel.clock import Clock
 from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.elastic import Elastic
-from evenkeel.errors import CodeError
+from evenkeel.errors import BackendLostError, CodeError
 from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.node import Attempt, Node
 from evenkeel.serving.gateway.policy import Trigger
 from evenkeel.serving.gateway.quantile import LiveQuantiles
+from evenkeel.serving.gateway.replicas import described
 from evenkeel.serving.gateway.spares import Spares
 from evenkeel.serving.gateway.stats import Stats, count
 
-__all__ = ["Backups", "Offload", "inline"]
+__all__ = ["Backups", "Offload", "OnPassOver", "inline"]
 
+_log = logging.getLogger(__name__)
+
+OnPassOver = Callable[[Item], object]
 Offload = Callable[[Callable[[], Any], Callable[[Any], object]], object]
 
 
@@ -32,24 +38,24 @@ def inline(work: Callable[[], Any], then: Callable[[Any], object]) -> None:
     then(work())
 
 
-class _Backup:
-    """A backup, and how many of its tasks are out."""
+class _Backup(Node):
+    """A backup and its tasks, which are those of one group."""
 
-    __slots__ = ("backend", "busy_since_s", "open_tasks", "suspected")
+    __slots__ = ("busy_since_s", "reserved", "suspected")
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.open_tasks = 0
+    def __init__(self, backend: Backend, limit_s: float) -> None:
+        super().__init__(backend, limit_s)
+        self.reserved = False  # for a group that is still made ready
         self.busy_since_s = 0.0
         self.suspected = False
 
     @property
     def idle(self) -> bool:
-        return not self.open_tasks and self.backend.ready
+        return not self.open and not self.reserved and self.backend.ready
 
     def reserve(self, now_s: float) -> None:
         """It is given a group: busy from now on, also while the group is still made ready."""
-        self.open_tasks = 1
+        self.reserved = True
         self.busy_since_s = now_s
         self.suspected = False
 
@@ -77,6 +83,9 @@ class Backups(Spares):
         costs: model -> cost of one pass relative to a replica's.
         offload: runs slow preparation (shrinking large images) elsewhere.
         on_answer: told every answer that a spare gives.
+        on_pass_over: told every item that has no answer although the last pass for it is back.
+        model: that replicas run; a code that runs it too lets backups stand in for replicas.
+        pass_limit_s: longest time of one pass; beyond, it counts as lost.
     """
 
     def __init__(
@@ -91,16 +100,22 @@ class Backups(Spares):
         costs: dict[str, float],
         offload: Offload,
         on_answer: OnAnswer,
+        on_pass_over: OnPassOver,
+        model: str,
+        pass_limit_s: float,
     ) -> None:
         self._clock = clock
-        self._backups = [_Backup(backend) for backend in backends]
+        self._backups = [_Backup(backend, pass_limit_s) for backend in backends]
         self._elastic = Elastic(codes)
+        self._exact = next((code for code in codes if code.model == model), None)
+        self._alone: dict[int, Item] = {}  # for which a backup stands in
         self._fill_after = fill_after
         self._service_times = service_times
         self._stats = stats
         self._costs = costs
         self._offload = offload
         self._on_answer = on_answer
+        self._on_pass_over = on_pass_over
         self._waiting = Waiting(clock, group_wait_s, self._elastic.max_items, self._feed)
         self._next_pass = PASS_KEYS
 
@@ -115,12 +130,38 @@ class Backups(Spares):
 
     def item_is_late(self, item: Item) -> None:
         """Cover the item now if it was not worth a spare before."""
-        if item.uncovered:
+        if item.uncovered and not item.suspect:
             self._add(item)
 
     def forget(self, item: Item) -> None:
         """Have the item wait no longer."""
         self._waiting.forget(item)
+        self._alone.pop(item.number, None)
+
+    def may_answer(self, item: Item) -> bool:
+        """True while a pass for it is under way, or it waits for a backup that is there."""
+        if item.passes:
+            return True
+        waits = item.number in self._alone or item in self._waiting
+        return waits and any(backup.backend.ready for backup in self._backups)
+
+    def room(self, most: int) -> int:
+        """Items that the backups can take in the replicas' place until `most` wait for each."""
+        if self._exact is None:
+            return 0
+        return max(0, most * sum(backup.backend.ready for backup in self._backups) - len(self._alone))
+
+    def stand_in(self, item: Item) -> None:
+        """Have a backup do the replicas' own pass, which is exact. What may have broken a worker is not passed on."""
+        if self._exact is None or item.passes or item.suspect or item.lost_a_pass or item in self._waiting:
+            return
+        self._alone[item.number] = item
+        self._clock.call_soon(self._feed)
+
+    @property
+    def busy(self) -> bool:
+        """True while any backup has a task."""
+        return any(backup.open for backup in self._backups)
 
     def _add(self, item: Item) -> None:
         self._waiting.add(item)
@@ -132,6 +173,8 @@ class Backups(Spares):
 
     def wake(self) -> None:
         """A backup may have become idle or ready."""
+        if self._alone:
+            self._feed()
         for backup in self._backups:
             if backup.idle:
                 self._waiting.wake()
@@ -143,12 +186,14 @@ class Backups(Spares):
             use, item.on_own_reply = item.on_own_reply, None
             use(outputs)
 
-    def suspect_stalled(self, now_s: float, limit_s: float) -> None:
-        """Have every backup looked after that has worked on one group for longer than `limit_s`."""
+    def sweep(self, now_s: float, stall_s: float) -> None:
+        """Have every backup looked after that has worked on one group for longer than `stall_s`; drop lost passes."""
         for backup in self._backups:
-            if backup.open_tasks and not backup.suspected and now_s - backup.busy_since_s > limit_s:
+            if backup.open and not backup.suspected and now_s - backup.busy_since_s > stall_s:
+                _log.warning("%s has been silent for %.3g s", backup.backend.name, now_s - backup.busy_since_s)
                 backup.suspected = True
                 backup.backend.suspect()
+            backup.expire(now_s)
 
     def _prepare(self, items: Sequence[Item], codes: Sequence[BackupCode], then: Callable[[], object]) -> None:
         """Have the items made ready for the codes, away from here if that is work, and go on with `then`."""
@@ -166,7 +211,14 @@ class Backups(Spares):
     def _feed(self) -> None:
         """Give every idle backup what waits."""
         for backup in self._backups:
-            while backup.idle and self._waiting:
+            while backup.idle and (self._alone or self._waiting):
+                if self._alone and self._exact is not None:
+                    items = list(self._alone.values())[: self._exact.max_items]
+                    for item in items:
+                        del self._alone[item.number]
+                    backup.reserve(self._clock.time())
+                    self._send(backup, self._exact, items)
+                    continue
                 code = self._elastic.choose(len(self._waiting))
                 items = self._waiting.take(code.max_items)
                 backup.reserve(self._clock.time())
@@ -179,7 +231,7 @@ class Backups(Spares):
             item for item in taken if not item.done and (code.form in item.prepared or code.is_prepared(item.array))
         ]
         stats.code_errors += sum(not item.done for item in taken) - len(items)
-        backup.open_tasks = 0
+        backup.reserved = False
         try:
             tasks = code.spares([item.prepared.get(code.form, item.array) for item in items]) if items else []
         except CodeError:
@@ -194,22 +246,32 @@ class Backups(Spares):
                 item.on_own_reply = partial(self._use_primary, group, place)
         count(stats.passes, code.name, len(tasks))
         count(stats.grouped, code.name, len(items))
+        for item in items:
+            item.passes += len(tasks)
         cost = self._costs.get(code.model, 1.0)
-        backup.open_tasks = len(tasks)
         for number, task in enumerate(tasks, start=len(items)):
             stats.backup_cost += cost * len(task.inputs)
             self._next_pass += 1
-            backup.backend.submit(
-                code.model, task.inputs, partial(self._on_reply, backup, group, number), self._next_pass
-            )
+            on_reply = partial(self._on_reply, group, number)
+            backup.send(code.model, task.inputs, self._next_pass, self._clock.time(), on_reply)
 
     def _use_primary(self, group: Group, place: int, outputs: Array) -> None:
         group.replied(place, outputs, self._stats, self._on_answer)
 
-    def _on_reply(self, backup: _Backup, group: Group, number: int, reply: Reply) -> None:
-        backup.open_tasks -= 1
-        if reply.outputs is None:
-            self._stats.lost_passes += 1
-        else:
-            group.replied(number, reply.outputs, self._stats, self._on_answer)
-        self.wake()
+    def _on_reply(self, group: Group, number: int, attempt: Attempt, reply: Reply) -> None:
+        lost = isinstance(reply.error, BackendLostError)
+        for item in group.items:
+            item.passes -= 1
+            # Any of them may be what the worker did not survive.
+            item.lost_a_pass = item.lost_a_pass or lost
+        try:
+            if reply.outputs is None:
+                self._stats.lost_passes += 1
+                _log.warning("%s could not do a pass: %s", attempt.node.backend.name, described(reply.error))
+            else:
+                group.replied(number, reply.outputs, self._stats, self._on_answer)
+        finally:  # whatever a reply holds, the backup is idle again
+            self.wake()
+        for item in group.items:
+            if not item.done and not item.passes:
+                self._on_pass_over(item)

@@ -7,9 +7,11 @@ from evenkeel.arrays import Array
 from evenkeel.backends.backend import Reply
 from evenkeel.clock import Clock
 from evenkeel.coding.code import Code, Task
-from evenkeel.errors import CodeError, EvenkeelError
+from evenkeel.errors import BackendLostError, CodeError, EvenkeelError, TaskRefusedError
+from evenkeel.serving.gateway.backups import OnPassOver
 from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.node import Attempt
 from evenkeel.serving.gateway.replicas import Replica, Replicas
 from evenkeel.serving.gateway.spares import Spares
 from evenkeel.serving.gateway.stats import Stats, count
@@ -23,11 +25,13 @@ OnLost = Callable[[Item, EvenkeelError], object]
 class CodedFleet(Spares):
     """Runs a code that is not systematic (ApproxIFER): every replica works on coded items, none on an item itself.
 
-    A group is sent when it is full, or `group_wait_s` after its first item came. A lost task goes to another replica;
-    once every item of a group has its answer, the tasks still open are cancelled.
+    A group is sent when it is full, or `group_wait_s` after its first item came. A lost task goes to another replica,
+    but one on which two passes failed is given up, and the items of its group are done one by one (`on_pass_over`).
+    Once every item of a group has its answer, the tasks still open are cancelled.
     """
 
     sends_items = False
+    busy = False  # it has no workers of its own
 
     def __init__(
         self,
@@ -39,6 +43,7 @@ class CodedFleet(Spares):
         stats: Stats,
         on_answer: OnAnswer,
         on_lost: OnLost,
+        on_pass_over: OnPassOver,
     ) -> None:
         self._clock = clock
         self._model = model
@@ -47,6 +52,7 @@ class CodedFleet(Spares):
         self._stats = stats
         self._on_answer = on_answer
         self._on_lost = on_lost
+        self._on_pass_over = on_pass_over
         self._waiting = Waiting(clock, group_wait_s, code.max_items, self._take)
         self._unsent: list[_CodedTask] = []  # for want of a ready replica
         self._next_key = PASS_KEYS
@@ -73,8 +79,19 @@ class CodedFleet(Spares):
     def replica_replied(self, item: Item, outputs: Array) -> None:
         """Need no reply to the item itself: only coded tasks are decoded."""
 
-    def suspect_stalled(self, now_s: float, limit_s: float) -> None:
-        """Leave stalled workers to the gateway: they are its replicas."""
+    def sweep(self, now_s: float, stall_s: float) -> None:
+        """Leave workers to the gateway: they are its replicas."""
+
+    def may_answer(self, item: Item) -> bool:
+        """Say no: the gateway asks only about items that were given up here."""
+        return False
+
+    def room(self, most: int) -> int:
+        """Have none: there are no workers but the replicas."""
+        return 0
+
+    def stand_in(self, item: Item) -> None:
+        """Do nothing: there are no workers but the replicas."""
 
     def _take(self) -> None:
         items = self._waiting.take(self._code.max_items)
@@ -107,39 +124,49 @@ class CodedFleet(Spares):
         if replica is None:
             self._unsent.append(task)
             return
-        now = self._clock.time()
-        replica.sent(now)
         self._next_key += 1
         task.replica = replica
-        task.ticket = replica.backend.submit(
-            self._model, task.task.inputs, partial(self._on_reply, task, replica, now), self._next_key
+        task.attempt = replica.submit(
+            self._model, task.task.inputs, self._next_key, self._clock.time(), partial(self._on_reply, task)
         )
 
-    def _on_reply(self, task: "_CodedTask", replica: Replica, sent_s: float, reply: Reply) -> None:
-        replica.back(self._clock.time(), sent_s, reply)
-        task.replica = None
+    def _on_reply(self, task: "_CodedTask", attempt: Attempt, reply: Reply) -> None:
+        attempt.node.back(self._clock.time(), attempt.since_s, reply, attempt.expired)
+        task.replica = task.attempt = None
         if reply.outputs is not None:
             task.group.replied(task.number, reply.outputs, self._stats, self._on_answer)
             if task.group.done:
                 for other in task.siblings:
-                    if other.replica is not None:
+                    if other.attempt is not None:
                         self._stats.cancels += 1
-                        other.replica.backend.cancel(other.ticket)
+                        other.attempt.cancel()
         elif not reply.cancelled:
             self._stats.lost_attempts += 1
+            if isinstance(reply.error, TaskRefusedError):
+                task.failures = _MOST_FAILURES
+            elif reply.began or not isinstance(reply.error, BackendLostError):
+                task.failures += 1
             task.losses += 1
-            if task.losses <= _MOST_LOSSES:
+            if task.failures < _MOST_FAILURES and task.losses < _MOST_LOSSES:
                 self._send(task)
+                return
+            for item in task.group.items:
+                if not item.done:
+                    # What broke this task may be in any of its items.
+                    item.suspect = item.suspect or isinstance(reply.error, BackendLostError)
+                    item.failures = max(item.failures, 1)
+                    item.error = reply.error
+                    self._on_pass_over(item)
 
 
-# A task that is lost more often than this is not worth another replica.
-_MOST_LOSSES = 5
+_MOST_FAILURES = 2  # passes on one task
+_MOST_LOSSES = 20  # of one task, also where it only waited
 
 
 class _CodedTask:
     """One coded task: its group, and the replica that works on it."""
 
-    __slots__ = ("group", "losses", "number", "replica", "siblings", "task", "ticket")
+    __slots__ = ("attempt", "failures", "group", "losses", "number", "replica", "siblings", "task")
 
     def __init__(self, group: Group, number: int, task: Task, siblings: list["_CodedTask"]) -> None:
         self.group = group
@@ -147,5 +174,6 @@ class _CodedTask:
         self.task = task
         self.siblings = siblings
         self.replica: Replica | None = None
-        self.ticket = 0
+        self.attempt: Attempt | None = None
+        self.failures = 0
         self.losses = 0

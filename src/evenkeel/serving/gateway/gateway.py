@@ -12,6 +12,7 @@ same gateway runs on an event loop in production and on a virtual clock in the s
 nothing of HTTP, sockets or models.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -25,30 +26,39 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.coding.code import Answer, Source
 from evenkeel.delays.laws import attempt_key
 from evenkeel.errors import (
+    BackendBusyError,
     BackendError,
+    BackendLostError,
     ConfigurationError,
     DeadlineError,
     EvenkeelError,
     OverloadedError,
+    PoisonItemError,
+    TaskRefusedError,
     TooLargeError,
 )
 from evenkeel.serving.gateway.backups import Offload, inline
 from evenkeel.serving.gateway.budget import Budget
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
+from evenkeel.serving.gateway.node import Attempt
 from evenkeel.serving.gateway.policy import Policy
 from evenkeel.serving.gateway.quantile import LiveQuantiles
-from evenkeel.serving.gateway.replicas import Replica, Replicas
+from evenkeel.serving.gateway.replicas import Replica, Replicas, described
 from evenkeel.serving.gateway.spare_kinds import make_spares
 from evenkeel.serving.gateway.stats import Stats, count
+from evenkeel.serving.gateway.suspects import Suspects
 
 __all__ = ["Gateway", "Options", "Outcome"]
 
 # Probes are attempts too, for injected delays, but of no item's own.
 _PROBE_ATTEMPT = 1 << 16
-# Losses that one item survives; beyond, something is wrong with the item or with the whole fleet.
-_MOST_LOSSES = 5
+# Passes that may fail on one item. With the second, something is wrong with the item or with the whole fleet, and more
+# attempts would only spread it.
+_MOST_FAILURES = 2
+_MOST_ATTEMPTS = 20  # on one item, whatever became of them
 _NEVER = float("inf")
+_log = logging.getLogger(__name__)
 # A client that is sent away is asked to come back no later than this.
 _LONGEST_RETRY_AFTER_S = 30.0
 
@@ -66,6 +76,7 @@ class Gateway:
         policy: what to do about late replicas.
         health: when replicas are ejected.
         max_outstanding: items at the least-loaded replica beyond which new ones are refused (load shedding).
+        pass_limit_s: longest time of one task at a worker, once those before it are done; beyond, it counts as lost.
         costs: model name -> cost of one of its passes relative to a replica's, for the count of extra load.
         scores: how the model's scores are to be read.
         offload: runs slow work away from the event loop.
@@ -86,13 +97,14 @@ class Gateway:
         scores: ScoreForm,
         health: HealthSettings = HealthSettings(),
         max_outstanding: int = 64,
+        pass_limit_s: float = 30.0,
         costs: Mapping[str, float] | None = None,
         offload: Offload = inline,
     ) -> None:
         self.policy = policy
         self.stats = Stats()
         self.service_times = LiveQuantiles()
-        self.replicas = Replicas(replicas, health, self.service_times, self.stats)
+        self.replicas = Replicas(replicas, health, self.service_times, self.stats, pass_limit_s, self._on_rest)
         self.draining = False
         self._clock = clock
         self._model = model
@@ -106,6 +118,10 @@ class Gateway:
         self._items: dict[int, Item] = {}
         self._next_number = 0
         self._sweeper: Timer | None = None
+        self._suspects = Suspects(clock, self.replicas, self._send_again)
+        self._sample: Array | None = None  # sent as a probe when there is no traffic
+        self._prober: Timer | None = None
+        self._probe_at = _NEVER
         self._on_drained: list[Callable[[], object]] = []
         self._spares = make_spares(
             clock,
@@ -116,10 +132,12 @@ class Gateway:
             backups=backups,
             service_times=self.service_times,
             stats=self.stats,
+            pass_limit_s=pass_limit_s,
             costs=costs or {},
             offload=offload,
             on_answer=self._on_fill,
             on_lost=self._fail,
+            on_pass_over=self._on_pass_over,
         )
         # What a code's model is known to do well enough; a request may ask for more.
         self._min_confidences = {code.name: code.min_confidence for code in codes}
@@ -130,7 +148,7 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """True when a new item could be answered."""
+        """True when a new item could be answered: a replica is there, and nothing says that its passes fail."""
         return not self.draining and self.replicas.any_ready
 
     @property
@@ -157,11 +175,11 @@ class Gateway:
         most = limit * len(replicas.all)
         if tasks > most:
             raise TooLargeError(f"{count} items; at most {(most - 1) // copies + 1} are taken in one request")
-        if tasks <= replicas.room(limit):
+        if tasks <= (replicas.room(limit) if replicas.any_usable else self._spares.room(limit)):
             return
+        if not replicas.any_usable:
+            raise self._shed(None, count)
         self.stats.shed += count
-        if not replicas.any_ready:
-            raise OverloadedError("no replica is ready; try again soon")
         longest = max(replica.outstanding for replica in replicas.all)
         raise OverloadedError(f"no room for {count} items at once now; try again later", self._worked_off_s(longest))
 
@@ -178,7 +196,10 @@ class Gateway:
             OverloadedError: nobody can take it: all queues are full, or no replica is ready.
         """
         replica = self.replicas.choose()
-        if replica is None or replica.outstanding >= self._max_outstanding:
+        if replica is None:
+            if not self._spares.room(self._max_outstanding):
+                raise self._shed(None)
+        elif replica.outstanding >= self._max_outstanding:
             raise self._shed(replica)
         policy = self.policy
         now = self._clock.time()
@@ -194,18 +215,21 @@ class Gateway:
         item.deadline_at = now + timeout_s
         if policy.hedge_after is not None:
             item.hedge_at = now + self.service_times.after(policy.hedge_after)
-        if options.exact or self._spares.sends_items:
+        if replica is None:
+            self._spares.stand_in(item)
+        elif options.exact or self._spares.sends_items:
             self._send(item, replica, "exact", now)
             if policy.copies > 1:
                 self._send_copies(item, now)
         if not options.exact:
             item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
-            self._spares.cover(item, now)
+            if replica is not None:
+                self._spares.cover(item, now)
         self._set_timer(item)
         if self._sweeper is None:
             self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
         if self.replicas.any_ejected:
-            self._probe(item, now)
+            self._probe(item.array if self._sample is None else self._sample, item.key, now)
         return number
 
     def cancel(self, ticket: int) -> None:
@@ -223,13 +247,25 @@ class Gateway:
         if not self._items:
             self._tell_drained()
 
+    def watch(self, sample: Array) -> None:
+        """From now on have every replica that becomes ready do a pass on `sample` before it counts as ready.
+
+        Ejected replicas are probed with it too, also without traffic, so that the fleet is ready again when they are.
+        """
+        self._sample = sample
+        self._plan_probe()
+
     # ---- attempts on replicas ----
 
-    def _shed(self, replica: Replica | None) -> OverloadedError:
-        """The refusal of an item. `replica` has the shortest queue; None: nobody is ready."""
-        self.stats.shed += 1
+    def _shed(self, replica: Replica | None, count: int = 1) -> OverloadedError:
+        """The refusal of `count` items. `replica` has the shortest queue; None: nobody can take them."""
+        self.stats.shed += count
         if replica is None:
-            return OverloadedError("no replica is ready; try again soon")
+            rested_at_s = self.replicas.rested_at_s()
+            if rested_at_s is None:
+                return OverloadedError("no replica is ready; try again soon")
+            wait_s = min(max(rested_at_s - self._clock.time(), 0.0), _LONGEST_RETRY_AFTER_S)
+            return OverloadedError("no replica has room; try again later", wait_s)
         # By then even the shortest queue has been worked off, so that there is room for more than one.
         return OverloadedError("all queues are full; try again later", self._worked_off_s(replica.outstanding))
 
@@ -241,14 +277,14 @@ class Gateway:
         attempt = item.attempts
         item.attempts = attempt + 1
         item.tried.append(replica)
-        replica.sent(now)
-        ticket = replica.backend.submit(
-            self._model,
-            item.array[None],
-            partial(self._on_replica_reply, item, replica, source, now),
-            attempt_key(item.key, attempt),
-        )
-        item.open_attempts.append((replica, ticket))
+        on_reply = partial(self._on_replica_reply, item, source)
+        key = attempt_key(item.key, attempt)
+        item.open_attempts.append(replica.submit(self._model, item.array[None], key, now, on_reply, item))
+
+    def _send_again(self, item: Item, replica: Replica, now: float) -> Attempt:
+        self.stats.retries += 1
+        self._send(item, replica, "exact", now)
+        return item.open_attempts[-1]
 
     def _send_copies(self, item: Item, now: float) -> None:
         for _ in range(self.policy.copies - 1):
@@ -257,24 +293,26 @@ class Gateway:
                 self.stats.copies += 1
                 self._send(item, replica, "exact", now)
 
-    def _on_replica_reply(self, item: Item, replica: Replica, source: Source, sent_s: float, reply: Reply) -> None:
+    def _on_replica_reply(self, item: Item, source: Source, attempt: Attempt, reply: Reply) -> None:
         now = self._clock.time()
-        outputs = reply.outputs
-        if outputs is not None and not self._are_scores(outputs):
-            self.stats.bad_replies += 1
-            error = BackendError(f"{replica.backend.name} gave outputs that are no scores: check which model it runs")
-            reply, outputs = Reply(error=error), None
-        replica.back(now, sent_s, reply)
+        replica: Replica = attempt.node
+        reply = self._checked(replica, reply)
+        replica.back(now, attempt.since_s, reply, attempt.expired)
         attempts = item.open_attempts
         if len(attempts) == 1:
             attempts.clear()
         else:
-            item.open_attempts = [pair for pair in attempts if pair[0] is not replica]
+            attempts.remove(attempt)
+        if item.suspect:
+            self._suspects.over(attempt)
+        outputs = reply.outputs
         if outputs is None:
             if not reply.cancelled:
                 self.stats.lost_attempts += 1
+                if not isinstance(reply.error, BackendLostError) or reply.began:
+                    _log.warning("%s could not do an item: %s", replica.backend.name, described(reply.error))
                 if not item.done:
-                    self._on_loss(item, reply.error, now)
+                    self._on_loss(item, attempt, reply, now)
             return
         if item.done:
             self._compare(item, outputs[0])
@@ -283,6 +321,16 @@ class Gateway:
                 self.stats.hedges_won += 1
             self._finish(item, self._scores.answer(outputs[0], source), now)
         self._spares.replica_replied(item, outputs)
+
+    def _checked(self, replica: Replica, reply: Reply) -> Reply:
+        """The reply, or the error that it is when its outputs are no scores."""
+        outputs = reply.outputs
+        if outputs is None or self._are_scores(outputs):
+            return reply
+        self.stats.bad_replies += 1
+        return Reply(
+            error=BackendError(f"{replica.backend.name} gave outputs that are no scores: check which model it runs")
+        )
 
     def _are_scores(self, outputs: Array) -> bool:
         shape = outputs.shape
@@ -294,42 +342,118 @@ class Gateway:
             and bool(np.isfinite(outputs).all())
         )
 
-    def _on_loss(self, item: Item, error: EvenkeelError | None, now: float) -> None:
-        """An attempt ended in an error, which is not the user's problem unless it happens again and again."""
-        item.losses += 1
-        if item.losses <= _MOST_LOSSES:
+    def _on_loss(self, item: Item, attempt: Attempt, reply: Reply, now: float) -> None:
+        """An attempt ended in an error, which is not the user's problem unless it is the item's own fault."""
+        error = reply.error or BackendError("a task ended without a reason")
+        if isinstance(error, TaskRefusedError):
+            if not self._use_fill(item, now):
+                self._fail(item, error)
+        elif not isinstance(error, BackendLostError):
+            item.failures += 1
+            item.error = error
+            self._retry(item, now)
+        else:
+            # An item that only waited where a worker was lost goes elsewhere as if nothing had happened.
+            if reply.began and not attempt.blamed:
+                self._blame(item, attempt, error)
             self._rescue(item, now)
-        elif not item.open_attempts and not self._use_fill(item, now):
-            self._fail(item, error or BackendError("every attempt was lost"))
+
+    def _blame(self, item: Item, attempt: Attempt, error: EvenkeelError) -> None:
+        """A worker died or fell silent while it was at work on the item, which may be the reason."""
+        attempt.blamed = True
+        item.failures += 1
+        item.error = error
+        item.suspect = True
+        self._spares.forget(item)  # or a backup might be next, and others' items with it
+
+    def _retry(self, item: Item, now: float) -> None:
+        """Try an item once more on which a pass failed.
+
+        It costs nothing at a replica whose last pass was good, since only few of those can fail in a row. Elsewhere it
+        takes from the hedges' budget: a fleet that fails as a whole must not be asked for more.
+        """
+        if item.open_attempts:
+            return
+        replica = self.replicas.choose(item.tried, well=True)
+        if item.failures < _MOST_FAILURES and replica is None:
+            replica = self.replicas.choose(item.tried) or self.replicas.choose()
+            if replica is None and not isinstance(item.error, BackendBusyError):
+                self._rescue(item, now)  # waits for a replica to be back
+                return
+            if replica is not None and not self._budget.spend():
+                self.stats.budget_exhausted += 1
+                replica = None
+        if item.failures >= _MOST_FAILURES or replica is None:
+            if item.failures < _MOST_FAILURES:
+                self._spares.stand_in(item)
+            item.failures = _MOST_FAILURES
+            self._give_up(item, now)
+        elif not self._use_fill(item, now):
+            self._send_again(item, replica, now)
+
+    def _give_up(self, item: Item, now: float) -> None:
+        """Answer an item by its error, as soon as nothing is under way that may answer it."""
+        if item.open_attempts or self._use_fill(item, now) or self._spares.may_answer(item):
+            return
+        error: EvenkeelError
+        if item.suspect:
+            error = PoisonItemError(
+                f"workers were lost while they were at work on this item, {item.failures} times, so it is not tried "
+                "again; the server's log has the details"
+            )
+        elif isinstance(item.error, BackendBusyError):
+            wait_s = 1.0 if item.error.retry_after_s is None else item.error.retry_after_s
+            error = OverloadedError("no replica has room; try again later", min(wait_s, _LONGEST_RETRY_AFTER_S))
+        else:
+            error = BackendError("no replica could do this item; the server's log has the reasons")
+        error.__cause__ = item.error
+        self._fail(item, error)
 
     def _rescue(self, item: Item, now: float) -> None:
         """See that an item has an attempt that may still answer: else take its fill, or ask another replica.
 
         With nobody to ask it stays as it is until a replica is back, a fill comes, or its deadline does.
         """
-        if item.done or any(not replica.health.stalled for replica, _ in item.open_attempts):
+        if item.done or any(not attempt.node.health.stalled for attempt in item.open_attempts):
             return
         if self._use_fill(item, now):
             return
-        asked = [replica for replica, _ in item.open_attempts]
+        if item.failures >= _MOST_FAILURES or item.attempts >= _MOST_ATTEMPTS:
+            self._give_up(item, now)
+            return
+        if item.suspect:
+            self._suspects.add(item, now)
+            return
+        asked = [attempt.node for attempt in item.open_attempts]
         replica = self.replicas.choose(item.tried) or self.replicas.choose(asked)
+        if replica is None:
+            if not item.open_attempts:
+                self._spares.stand_in(item)
+            return
         # From a stalled replica only to one that shows life: when all fall silent, the fleet is slow, and copies of
         # everything would make it slower.
-        if replica is not None and not (asked and replica.silent_s(now) > self.replicas.stall_after_s / 2):
-            self.stats.retries += 1
-            self._send(item, replica, "exact", now)
+        if not (asked and replica.silent_s(now) > self.replicas.stall_after_s / 2):
+            self._send_again(item, replica, now)
 
     def _rescue_all(self, now: float) -> None:
         self._spares.wake()
         for item in list(self._items.values()):
-            if item.attempts:  # else only coded tasks work on it, which its spares look after
+            # Where only coded tasks work on an item, its spares look after it.
+            if item.attempts or self._spares.sends_items:
                 self._rescue(item, now)
+        self._suspects.go_on()
 
     def _on_backend_change(self) -> None:
-        self.replicas.refresh()
-        if self.replicas.any_ready:
-            self._rescue_all(self._clock.time())
-        self._spares.wake()
+        now = self._clock.time()
+        if self._sample is not None:
+            self.replicas.joined(now)
+        self.replicas.refresh(now)
+        self._plan_probe()
+        self._rescue_all(now)
+
+    def _on_rest(self, until_s: float) -> None:
+        """A replica has no room until then; what waits for a replica goes on when it has."""
+        self._clock.call_at(until_s, self._on_backend_change)
 
     # ---- late items ----
 
@@ -360,7 +484,7 @@ class Gateway:
     def _hedge(self, item: Item, now: float) -> None:
         """Ask a second replica, if the policy and the budget allow."""
         policy = self.policy
-        if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts:
+        if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts or item.failures:
             return
         replica = self.replicas.choose(item.tried)
         if replica is None:
@@ -392,6 +516,11 @@ class Gateway:
             self._hedge(item, now)
         if not item.open_attempts:
             self._rescue(item, now)
+
+    def _on_pass_over(self, item: Item) -> None:
+        """The last spare that worked on the item has come back, and the item has no answer yet."""
+        if not item.open_attempts:
+            self._rescue(item, self._clock.time())
 
     def _use_fill(self, item: Item, now: float) -> bool:
         """Answer from the spare, if it has answered."""
@@ -447,9 +576,11 @@ class Gateway:
         if item.timer is not None:
             item.timer.cancel()
         self._spares.forget(item)
-        for replica, ticket in item.open_attempts:
+        if item.suspect:
+            self._suspects.forget(item)
+        for attempt in item.open_attempts:
             self.stats.cancels += 1
-            replica.backend.cancel(ticket)
+            attempt.cancel()
         del self._items[item.number]
         if self._on_drained and not self._items:
             self._tell_drained()
@@ -462,28 +593,58 @@ class Gateway:
     # ---- health ----
 
     def _sweep(self) -> None:
-        """Look for stalled nodes; what replicas hold goes to others. Runs while there is anything in flight."""
+        """Look for stalled nodes and lost tasks, and have others do what those hold, while anything is under way."""
         self._sweeper = None
         now = self._clock.time()
-        for stalled in self.replicas.eject_stalled(now):
+        replicas, spares = self.replicas, self._spares
+        for stalled in replicas.eject_stalled(now):
             stalled.backend.suspect()
-        self._spares.suspect_stalled(now, self.replicas.stall_after_s)
-        if self.replicas.any_stalled:
+            oldest = next(iter(stalled.open), None)
+            if oldest is not None and oldest.item is not None and not oldest.item.done and not oldest.blamed:
+                self._blame(oldest.item, oldest, BackendLostError(f"{stalled.backend.name} fell silent"))
+                self._suspects.over(oldest)
+        replicas.expire(now)
+        spares.sweep(now, replicas.stall_after_s)
+        self._plan_probe()
+        if replicas.any_stalled:
             self._rescue_all(now)
-        if self._items:
-            self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
+        if self._items or replicas.any_outstanding or spares.busy:
+            self._sweeper = self._clock.call_at(now + replicas.sweep_every_s, self._sweep)
 
-    def _probe(self, item: Item, now: float) -> None:
-        """Send copies of an item to ejected replicas that are due a look; nobody waits for them."""
+    def _probe(self, array: Array, key: int, now: float) -> None:
+        """Send a copy of an item to ejected replicas that are due a look; nobody waits for it."""
         for replica in self.replicas.wanting_probe(now):
             self.stats.probes += 1
             replica.probe_sent(now)
-            replica.backend.submit(
-                self._model,
-                item.array[None],
-                partial(self._on_probe_reply, replica, now),
-                attempt_key(item.key, _PROBE_ATTEMPT),
-            )
+            replica.send(self._model, array[None], attempt_key(key, _PROBE_ATTEMPT), now, self._on_probe_reply)
 
-    def _on_probe_reply(self, replica: Replica, sent_s: float, reply: Reply) -> None:
-        replica.probe_back(self._clock.time(), sent_s, reply)
+    def _on_probe_reply(self, attempt: Attempt, reply: Reply) -> None:
+        replica: Replica = attempt.node
+        now = self._clock.time()
+        replica.probe_back(now, attempt.since_s, self._checked(replica, reply), attempt.expired)
+        self._plan_probe()
+        if not replica.health.ejected:
+            self._rescue_all(now)
+
+    def _plan_probe(self) -> None:
+        """Set the timer for the next probe that needs no item."""
+        if self._sample is None:
+            return
+        due_at = self.replicas.next_probe_at()
+        if self._prober is not None:
+            if self._probe_at <= due_at:
+                return
+            self._prober.cancel()
+            self._prober = None
+        if due_at < _NEVER:
+            self._probe_at = due_at
+            self._prober = self._clock.call_at(due_at, self._probe_due)
+
+    def _probe_due(self) -> None:
+        self._prober = None
+        now = self._clock.time()
+        if self._sample is not None:
+            self._probe(self._sample, self._next_number, now)
+        if self._sweeper is None:
+            self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
+        self._plan_probe()

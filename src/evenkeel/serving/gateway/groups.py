@@ -43,6 +43,9 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._items)
 
+    def __contains__(self, item: Item) -> bool:
+        return item.number in self._items
+
     def add(self, item: Item) -> None:
         """One more item waits."""
         self._items[item.number] = item

@@ -9,8 +9,9 @@ the work. Slow and failing replicas are ejected only while most of the fleet is 
 whole is not mended by leaving it.
 
 A stalled replica is back with its next reply, of whatever task. The others are probed after a pause, with copies of
-real items whose users do not wait for the probe; good probes bring a replica back, a bad one doubles the pause. Stalled
-ones are probed too, for they may have nothing left to reply to.
+real items whose users do not wait for the probe; good probes bring a replica back, a bad one doubles the pause.
+Stalled ones are probed too, for they may have nothing left to reply to. An *untried* replica has just become ready:
+until a pass of it has succeeded, nothing shows that its model works, and one that fails its first pass is failing.
 """
 
 from collections import deque
@@ -43,7 +44,7 @@ class Health:
         self._pause_s = settings.pause_s
         self._good_probes = 0
         self._failures = 0
-        self.ejected_for: str | None = None  # "slow", "failing" or "stalled"
+        self.ejected_for: str | None = None  # "slow", "failing", "stalled" or "untried"
         self._probe_at = 0.0
         self._probing = False
 
@@ -57,14 +58,23 @@ class Health:
         """True while nothing is expected of the tasks that it has."""
         return self.ejected_for == "stalled"
 
-    def replied(self, service_s: float) -> None:
-        """An ordinary reply came."""
+    @property
+    def broken(self) -> bool:
+        """True while nothing shows that a pass of it can succeed."""
+        return self.ejected_for in ("failing", "untried") or self._failures >= self._settings.most_failures
+
+    def replied(self, service_s: float) -> bool:
+        """An ordinary reply came; True when the replica counted as broken until now."""
+        mended = self.broken
         self._recent.append(service_s)
         self._failures = 0
+        return mended
 
-    def failed(self) -> bool:
+    def failed(self, now_s: float = 0.0) -> bool:
         """A task ended in an error; True when there were too many in a row."""
         self._failures += 1
+        if self._failures == self._settings.most_failures:
+            self._probe_at = now_s + self._pause_s
         return self._failures >= self._settings.most_failures
 
     def is_slow(self, fleet_median_s: float | None) -> bool:
@@ -84,9 +94,22 @@ class Health:
         self._probe_at = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, self._settings.max_pause_s)
 
+    def joined(self, now_s: float) -> None:
+        """Its backend has become ready: a probe is due now, and without one it counts as untried."""
+        if not self.ejected:
+            self.ejected_for = "untried"
+        self._recent.clear()
+        self._failures = 0
+        self._probe_at = now_s
+
+    @property
+    def next_probe_at(self) -> float:
+        """When a probe is due; never while one is on its way, or none is needed."""
+        return self._probe_at if (self.ejected or self.broken) and not self._probing else float("inf")
+
     def wants_probe(self, now_s: float) -> bool:
-        """True when a copy of an item should be sent to see whether it is well again."""
-        return self.ejected and not self._probing and now_s >= self._probe_at
+        """True when a copy of an item, or a sample, should be sent to see whether it is well again."""
+        return now_s >= self.next_probe_at
 
     def probe_sent(self) -> None:
         """A probe is on its way; no second one until it is back."""
@@ -96,12 +119,16 @@ class Health:
         """A probe came back after `service_s` (None: it failed). True when the replica is well."""
         self._probing = False
         if not self.ejected:
+            if service_s is not None:
+                self._failures = 0
+            elif self.broken:
+                self._probe_at = now_s + self._pause_s
             return False
-        if self.stalled and service_s is not None:
-            return True  # it was silent, and speaks
+        if self.ejected_for in ("stalled", "untried") and service_s is not None:
+            return True  # it was silent, and speaks; or it shows for the first time what it can do, however slowly
         limit_s = float("inf") if fleet_median_s is None else self._settings.slow_factor * fleet_median_s
         if service_s is None or service_s > limit_s:
-            self.eject(self.ejected_for or "slow", now_s)
+            self.eject("failing" if self.ejected_for == "untried" else self.ejected_for or "slow", now_s)
             return False
         self._good_probes += 1
         return self._good_probes >= self._settings.probes

@@ -10,6 +10,7 @@ from evenkeel.coding.code import Answer
 from evenkeel.errors import EvenkeelError
 
 if TYPE_CHECKING:
+    from evenkeel.serving.gateway.node import Attempt
     from evenkeel.serving.gateway.replicas import Replica
 
 __all__ = ["NO_OPTIONS", "Item", "OnOutcome", "Options", "Outcome"]
@@ -49,20 +50,25 @@ class Item:
         "attempts",
         "deadline_at",
         "done",
+        "error",
+        "failures",
         "fill",
         "hedge_at",
         "hedges",
         "key",
         "late",
         "late_at",
-        "losses",
+        "lost_a_pass",
         "min_confidence",
         "number",
         "on_outcome",
         "on_own_reply",
         "open_attempts",
+        "passes",
+        "patient_until_s",
         "prepared",
         "since_s",
+        "suspect",
         "timer",
         "tried",
         "uncovered",
@@ -85,14 +91,19 @@ class Item:
 
         self.attempts = 0  # tasks sent to replicas for this item
         self.hedges = 0
-        self.losses = 0  # attempts that ended in an error
+        self.failures = 0  # passes for it that ended in an error, or that their worker did not survive
+        self.error: EvenkeelError | None = None  # of the last of these
+        self.suspect = False  # a worker died or fell silent while it was at this item
+        self.patient_until_s = 0.0  # a suspect waits as long for a second replica to be there
         self.tried: list[Replica] = []
-        self.open_attempts: list[tuple[Replica, int]] = []  # replica, ticket
+        self.open_attempts: list[Attempt] = []
 
         self.late = False  # `fill_after` has passed
         self.min_confidence = 0.0
         self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
         self.uncovered = False  # to be handed to the backups only when it is late
+        self.passes = 0  # of spares that may still answer it
+        self.lost_a_pass = False  # a backup died or fell silent with it, so that no other is asked
         self.unsure = False  # a spare answered, but below `min_confidence`
         self.on_own_reply: Callable[[Array], object] | None = None  # of the group whose decoding needs that reply
         self.prepared: dict[Hashable, Array] = {}  # form -> what codes of that form keep of the item

@@ -1,26 +1,66 @@
 """The fleet of replicas: who gets the next item, and who is out."""
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
+from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
+from evenkeel.errors import BackendBusyError, TaskRefusedError
 from evenkeel.serving.gateway.health import Health, HealthSettings
+from evenkeel.serving.gateway.node import Attempt, Node
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.stats import Stats, count
 
-__all__ = ["Replica", "Replicas"]
+__all__ = ["Replica", "Replicas", "described"]
+
+_log = logging.getLogger(__name__)
+
+# A replica that has no room and does not say until when rests for this long, twice as long each time in a row.
+_FIRST_REST_S = 0.1
+_MOST_REST_S = 60.0  # whatever it says
 
 
-class Replica:
-    """One replica: its queue as the gateway knows it, and its health."""
+def described(error: BaseException | None) -> str:
+    """An error in words for the log, with what its worker added to it."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
-    __slots__ = ("_fleet", "_quiet_since_s", "backend", "health", "outstanding")
 
-    def __init__(self, backend: Backend, fleet: "Replicas") -> None:
-        self.backend = backend
+class Replica(Node):
+    """One replica: its queue as the gateway knows it, and its health.
+
+    Attributes:
+        outstanding: tasks that it has.
+        well: the last pass that it reported was a good one.
+        rests_until_s: it said that it has no room before then.
+        was_ready: its backend was ready when `joined` last looked.
+    """
+
+    __slots__ = ("_fleet", "_quiet_since_s", "_rests", "health", "outstanding", "rests_until_s", "was_ready", "well")
+
+    def __init__(self, backend: Backend, fleet: "Replicas", limit_s: float) -> None:
+        super().__init__(backend, limit_s)
         self.health = Health(fleet.settings)
         self.outstanding = 0
+        self.well = True
+        self.was_ready = backend.ready
+        self.rests_until_s = 0.0
+        self._rests = 0
         self._fleet = fleet
         self._quiet_since_s = 0.0  # when it last replied, or last began to have work
+
+    def submit(
+        self,
+        model: str,
+        inputs: Array,
+        key: int,
+        now_s: float,
+        on_reply: Callable[[Attempt, Reply], object],
+        item: Any = None,
+    ) -> Attempt:
+        """Send a task; who gets its reply hands it to `back`."""
+        self.sent(now_s)
+        return self.send(model, inputs, key, now_s, on_reply, item)
 
     def sent(self, now_s: float) -> None:
         """A task is on its way to it."""
@@ -28,34 +68,53 @@ class Replica:
             self._quiet_since_s = now_s
         self.outstanding += 1
 
-    def _returned(self, now_s: float, sent_s: float, reply: Reply) -> float | None:
+    def _returned(self, now_s: float, sent_s: float, reply: Reply, expired: bool) -> float | None:
         """Book one reply; seconds of work behind it, or None when it tells nothing of the replica's speed."""
         self.outstanding -= 1
-        if reply.cancelled:
+        if reply.cancelled or expired:
             return None
         # A worker that takes one task at a time began this one when it replied to the last one.
         since_s = max(sent_s, self._quiet_since_s) if self.backend.serial else sent_s
         self._quiet_since_s = now_s
         return None if reply.outputs is None else now_s - since_s
 
-    def back(self, now_s: float, sent_s: float, reply: Reply) -> None:
+    def back(self, now_s: float, sent_s: float, reply: Reply, expired: bool = False) -> None:
         """A task came back: learn from it."""
-        service_s = self._returned(now_s, sent_s, reply)
+        service_s = self._returned(now_s, sent_s, reply, expired)
         if service_s is not None:
+            self.well = True
+            self._rests = 0
             self._fleet.learn(self, service_s, now_s)
-        elif not reply.cancelled:
-            self._fleet.learn_failure(self, now_s)
-        elif reply.service_s is not None:
-            self._fleet.learn_unfinished(reply.service_s)
+        elif reply.cancelled:
+            if reply.service_s is not None:
+                self._fleet.learn_unfinished(reply.service_s)
+        elif isinstance(reply.error, BackendBusyError):
+            self.well = False
+            self._rest(now_s, reply.error)
+        elif not isinstance(reply.error, TaskRefusedError):  # which says nothing of the replica
+            self.well = False
+            self._fleet.learn_failure(self, now_s, reply.error)
+
+    def _rest(self, now_s: float, error: BackendBusyError) -> None:
+        self._rests += 1
+        rest_s = error.retry_after_s
+        if rest_s is None:
+            rest_s = min(_FIRST_REST_S * 2.0 ** min(self._rests - 1, 30), self._fleet.settings.pause_s)
+        until_s = now_s + min(rest_s, _MOST_REST_S)
+        if until_s > self.rests_until_s:
+            self.rests_until_s = until_s
+            self._fleet.rest(self, now_s)
 
     def probe_sent(self, now_s: float) -> None:
         """A probe is on its way to it."""
         self.health.probe_sent()
         self.sent(now_s)
 
-    def probe_back(self, now_s: float, sent_s: float, reply: Reply) -> None:
+    def probe_back(self, now_s: float, sent_s: float, reply: Reply, expired: bool = False) -> None:
         """A probe came back: readmit it, or wait longer."""
-        self._fleet.judge_probe(self, self._returned(now_s, sent_s, reply), now_s)
+        service_s = self._returned(now_s, sent_s, reply, expired)
+        self.well = service_s is not None
+        self._fleet.judge_probe(self, service_s, now_s, reply.error)
 
     def silent_s(self, now_s: float) -> float:
         """Seconds since it last showed life while it had work; 0 without work."""
@@ -63,16 +122,33 @@ class Replica:
 
 
 class Replicas:
-    """All replicas, the ones in use, and the one to use next."""
+    """All replicas, the ones in use, and the one to use next.
+
+    Args:
+        backends: that hold the classifier.
+        settings: when one is ejected.
+        service_times: what is usual.
+        stats: counters.
+        limit_s: longest time of one task, once those before it are done.
+        on_rest: called with the moment until which a replica gets no work because it has no room.
+    """
 
     def __init__(
-        self, backends: Sequence[Backend], settings: HealthSettings, service_times: LiveQuantiles, stats: Stats
+        self,
+        backends: Sequence[Backend],
+        settings: HealthSettings,
+        service_times: LiveQuantiles,
+        stats: Stats,
+        limit_s: float = float("inf"),
+        on_rest: Callable[[float], object] = lambda until_s: None,
     ) -> None:
         self.settings = settings
         self._service_times = service_times
         self._stats = stats
-        self.all = [Replica(backend, self) for backend in backends]
+        self._on_rest = on_rest
+        self.all = [Replica(backend, self, limit_s) for backend in backends]
         self._usable: list[Replica] = []
+        self._healthy = 0
         self._turn = 0
         self.any_ejected = False
         self.any_stalled = False
@@ -80,18 +156,44 @@ class Replicas:
         self.sweep_every_s = max(settings.min_stall_s / 4, 0.01)
         self.refresh()
 
-    def refresh(self) -> None:
-        """Look again at who is ready and who is ejected."""
+    def refresh(self, now_s: float = 0.0) -> None:
+        """Look again at who is ready, who rests and who is ejected."""
         ready = [replica for replica in self.all if replica.backend.ready]
-        healthy = [replica for replica in ready if not replica.health.ejected]
+        awake = [replica for replica in ready if replica.rests_until_s <= now_s]
+        healthy = [replica for replica in awake if not replica.health.ejected]
         # When every ready replica is ejected, a bad one is better than none, and a slow one than a silent one.
-        self._usable = healthy or [replica for replica in ready if not replica.health.stalled] or ready
-        self.any_ready = bool(ready)
+        self._usable = healthy or [replica for replica in awake if not replica.health.stalled] or awake
+        self._healthy = len(healthy)
+        self.any_ready = any(not replica.health.broken for replica in ready)
         self.any_ejected = any(replica.health.ejected for replica in self.all)
         self.any_stalled = any(replica.health.stalled for replica in self.all)
 
-    def choose(self, tried: Collection[Replica] = ()) -> Replica | None:
-        """The usable replica with the fewest outstanding tasks, not one of `tried`; ties go round in turn."""
+    @property
+    def any_usable(self) -> bool:
+        """True when a replica can be sent an item now."""
+        return bool(self._usable)
+
+    @property
+    def healthy(self) -> int:
+        """Replicas that are ready and have nothing against them."""
+        return self._healthy
+
+    @property
+    def any_outstanding(self) -> bool:
+        """True while any replica has a task."""
+        return any(replica.outstanding for replica in self.all)
+
+    def rested_at_s(self) -> float | None:
+        """When the first of those that rest has room again; None when none rests."""
+        return min((one.rests_until_s for one in self.all if one.backend.ready), default=None)
+
+    def choose(self, tried: Collection[Replica] = (), well: bool = False) -> Replica | None:
+        """The usable replica with the fewest outstanding tasks, not one of `tried`; ties go round in turn.
+
+        Args:
+            tried: replicas to leave out.
+            well: only one whose last pass was good.
+        """
         usable = self._usable
         count = len(usable)
         if not count:
@@ -101,7 +203,7 @@ class Replicas:
         # Start one further each time, so that an idle fleet shares the work evenly.
         self._turn = turn = (self._turn + 1) % count
         for replica in usable[turn:] + usable[:turn]:
-            if replica.outstanding < least and replica not in tried:
+            if replica.outstanding < least and replica not in tried and (replica.well or not well):
                 if not replica.outstanding:
                     return replica
                 best, least = replica, replica.outstanding
@@ -115,19 +217,29 @@ class Replicas:
         """One ordinary reply: remember how long it took, and eject the replica when it stays slow."""
         health = replica.health
         if health.ejected:  # left-overs from before the ejection say nothing of the fleet
-            if health.stalled:
-                self._readmit(replica)
+            if health.ejected_for in ("stalled", "untried"):
+                self._readmit(replica, now_s)
             return
         self._service_times.add(service_s)
-        health.replied(service_s)
+        if health.replied(service_s):
+            self.refresh(now_s)
         if health.is_slow(self._service_times.quantile(0.5)) and self._may_eject():
             self._eject(replica, "slow", now_s)
 
-    def learn_failure(self, replica: Replica, now_s: float) -> None:
+    def learn_failure(self, replica: Replica, now_s: float, error: Exception | None = None) -> None:
         """A task ended in an error: eject the replica when it gives nothing else."""
         health = replica.health
-        if not health.ejected and replica.backend.ready and health.failed() and self._may_eject():
-            self._eject(replica, "failing", now_s)
+        if health.ejected or not replica.backend.ready or not health.failed(now_s):
+            return
+        if self._may_eject():
+            self._eject(replica, "failing", now_s, error)
+        else:
+            self.refresh(now_s)
+
+    def rest(self, replica: Replica, now_s: float) -> None:
+        """A replica has no room: give it no work before `rests_until_s`."""
+        self.refresh(now_s)
+        self._on_rest(replica.rests_until_s)
 
     def learn_unfinished(self, service_s: float) -> None:
         """A task was stopped after `service_s`: it would have taken longer.
@@ -154,25 +266,51 @@ class Replicas:
             self._eject(replica, "stalled", now_s)
         return found
 
+    def expire(self, now_s: float) -> None:
+        """Count the tasks as lost whose time limit has passed."""
+        for replica in self.all:
+            if replica.open:
+                replica.expire(now_s)
+
     def wanting_probe(self, now_s: float) -> list[Replica]:
         """Ejected replicas that are due a look."""
         return [replica for replica in self.all if replica.health.wants_probe(now_s) and replica.backend.ready]
 
-    def judge_probe(self, replica: Replica, service_s: float | None, now_s: float) -> None:
-        """A probe came back after `service_s`, or failed (None)."""
+    def next_probe_at(self) -> float:
+        """When the first probe of a replica that is there is due; infinity when none is."""
+        return min((one.health.next_probe_at for one in self.all if one.backend.ready), default=float("inf"))
+
+    def judge_probe(
+        self, replica: Replica, service_s: float | None, now_s: float, error: Exception | None = None
+    ) -> None:
+        """A probe came back after `service_s`, or failed (None) with `error`."""
         if replica.health.probe_back(service_s, self._service_times.quantile(0.5), now_s):
-            self._readmit(replica)
+            self._readmit(replica, now_s)
+        elif service_s is None and (replica.health.ejected or replica.health.broken):
+            _log.warning("%s failed a trial pass: %s", replica.backend.name, described(error))
+        self.refresh(now_s)
+
+    def joined(self, now_s: float) -> None:
+        """Have the replicas tried that have become ready since this was last called."""
+        for replica in self.all:
+            if replica.backend.ready and not replica.was_ready:
+                replica.health.joined(now_s)
+            replica.was_ready = replica.backend.ready
 
     def _may_eject(self) -> bool:
         out = sum(replica.health.ejected for replica in self.all)
         return out + 1 <= self.settings.max_slow_share * len(self.all)
 
-    def _readmit(self, replica: Replica) -> None:
+    def _readmit(self, replica: Replica, now_s: float) -> None:
+        if replica.health.ejected_for != "untried":
+            _log.warning("%s gets work again; it was %s", replica.backend.name, replica.health.ejected_for)
+            self._stats.readmissions += 1
         replica.health.readmit()
-        self._stats.readmissions += 1
-        self.refresh()
+        self.refresh(now_s)
 
-    def _eject(self, replica: Replica, reason: str, now_s: float) -> None:
+    def _eject(self, replica: Replica, reason: str, now_s: float, error: Exception | None = None) -> None:
+        why = f": {described(error)}" if error is not None else ""
+        _log.warning("%s gets no work: it is %s%s", replica.backend.name, reason, why)
         replica.health.eject(reason, now_s)
         count(self._stats.ejections, reason)
-        self.refresh()
+        self.refresh(now_s)

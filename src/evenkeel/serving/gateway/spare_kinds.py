@@ -6,7 +6,7 @@ from evenkeel.backends.backend import Backend
 from evenkeel.clock import Clock
 from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.errors import ConfigurationError
-from evenkeel.serving.gateway.backups import Backups, Offload
+from evenkeel.serving.gateway.backups import Backups, Offload, OnPassOver
 from evenkeel.serving.gateway.coded_fleet import CodedFleet, OnLost
 from evenkeel.serving.gateway.groups import OnAnswer
 from evenkeel.serving.gateway.policy import Policy
@@ -28,10 +28,12 @@ def make_spares(
     backups: Sequence[Backend],
     service_times: LiveQuantiles,
     stats: Stats,
+    pass_limit_s: float,
     costs: Mapping[str, float],
     offload: Offload,
     on_answer: OnAnswer,
     on_lost: OnLost,
+    on_pass_over: OnPassOver,
 ) -> Spares:
     """Make the spares that the policy can use; see `Gateway` for the arguments.
 
@@ -41,7 +43,9 @@ def make_spares(
     if any(not code.systematic for code in codes):
         if len(codes) > 1:
             raise ConfigurationError("codes: a code that is not systematic cannot be combined with others")
-        return CodedFleet(clock, model, replicas, codes[0], policy.group_wait_s, stats, on_answer, on_lost)
+        return CodedFleet(
+            clock, model, replicas, codes[0], policy.group_wait_s, stats, on_answer, on_lost, on_pass_over
+        )
     if policy.fill_after is not None and backups and codes:
         return Backups(
             clock,
@@ -54,5 +58,8 @@ def make_spares(
             dict(costs),
             offload,
             on_answer,
+            on_pass_over,
+            model,
+            pass_limit_s,
         )
     return NoSpares()

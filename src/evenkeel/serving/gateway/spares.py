@@ -38,12 +38,29 @@ class Spares(ABC):
         """Cover the item no longer; its user has an answer, or is gone. Items never covered are ignored."""
 
     @abstractmethod
+    def may_answer(self, item: Item) -> bool:
+        """True while a spare is at work on the item, or will be as soon as it is idle."""
+
+    @abstractmethod
+    def room(self, most: int) -> int:
+        """Items that could be answered exactly with no replica there, if each worker may hold `most`."""
+
+    @abstractmethod
+    def stand_in(self, item: Item) -> None:
+        """Do what a replica would do for the item, if possible: there is none that can be asked."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """True while any worker of its own has a task."""
+
+    @abstractmethod
     def wake(self) -> None:
         """Go on with what waits: a worker may have become idle or ready."""
 
     @abstractmethod
-    def suspect_stalled(self, now_s: float, limit_s: float) -> None:
-        """Have every spare worker examined that has been at one group for longer than `limit_s`."""
+    def sweep(self, now_s: float, stall_s: float) -> None:
+        """Have workers of its own examined that have been at one group for longer than `stall_s`; drop lost tasks."""
 
 
 class NoSpares(Spares):
@@ -64,5 +81,18 @@ class NoSpares(Spares):
     def wake(self) -> None:
         """Have nothing to go on with."""
 
-    def suspect_stalled(self, now_s: float, limit_s: float) -> None:
+    def sweep(self, now_s: float, stall_s: float) -> None:
         """Have no workers of its own."""
+
+    def may_answer(self, item: Item) -> bool:
+        """Never answer."""
+        return False
+
+    def room(self, most: int) -> int:
+        """Have none."""
+        return 0
+
+    def stand_in(self, item: Item) -> None:
+        """Do nothing: the item waits for a replica."""
+
+    busy = False

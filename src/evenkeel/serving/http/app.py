@@ -33,8 +33,10 @@ from evenkeel.errors import (
     DeadlineError,
     EvenkeelError,
     OverloadedError,
+    PoisonItemError,
     ProtocolError,
     RequestError,
+    TaskRefusedError,
     UnknownModelError,
 )
 from evenkeel.models.cards import ModelCard
@@ -68,8 +70,8 @@ _PARSE_ASIDE_FROM_BYTES = 256 << 10  # parsing this much JSON would hold up all 
 _READ_ASIDE_FROM_BYTES = 4 << 20  # checking and converting that many pixels would
 _MOST_SHOWN = 500  # characters of an error
 
+# What clients are told of a model that could not answer.
 _REASONS: dict[type[BackendError], str] = {
-    BackendError: "it failed",
     BackendLostError: "its worker was lost",
     ProtocolError: "its worker gave no proper reply",
 }
@@ -209,9 +211,7 @@ class App:
         if isinstance(error, BackendError):
             # What a model or a server said of itself is for those who run it.
             _log.warning("a request failed: %s", " ".join(str(error).split())[:_MOST_SHOWN])
-            error = BackendError(
-                f"the model could not answer ({_REASONS[type(error)]}); the server's log has the details"
-            )
+            error = _for_the_client(error)
         if isinstance(error, EvenkeelError):
             self._reply(exchange, *_from_error(error))
             return
@@ -454,6 +454,18 @@ def _json(status: int, message: dict[str, Any]) -> _Response:
 def _error(status: int, message: str) -> _Response:
     # Paths and names may come from the client with characters that JSON text cannot hold.
     return _json(status, {"error": message[:_MOST_SHOWN].encode("utf-8", "replace").decode()})
+
+
+def _for_the_client(error: BackendError) -> BackendError:
+    """The same error in words that are ours, and not a model's or a server's."""
+    if isinstance(error, PoisonItemError):
+        return error
+    if isinstance(error, TaskRefusedError):
+        return TaskRefusedError(
+            "the model refuses this item as it is: look at its shape and values; the server's log has the reason"
+        )
+    reason = _REASONS.get(type(error), "it failed")
+    return BackendError(f"the model could not answer ({reason}); the server's log has the details")
 
 
 def _from_error(error: EvenkeelError) -> _Response:

@@ -1,0 +1,72 @@
+"""Suspects: items whose worker died or fell silent while it was at work on them. They are tried once more, with care.
+
+One such item may well be what broke the worker, and then breaks every worker that it is sent to. So a suspect goes only
+to a replica without another suspect, and only while a further replica is healthy, so that a fleet of two or more keeps
+one that serves everybody else. A suspect waits for that, but not for long.
+"""
+
+from collections.abc import Callable
+
+from evenkeel.clock import Clock
+from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.node import Attempt
+from evenkeel.serving.gateway.replicas import Replica, Replicas
+
+__all__ = ["Suspects"]
+
+_PATIENCE_S = 3.0  # a lost worker is usually back by then
+
+
+class Suspects:
+    """Suspects that wait for their second attempt, and those that have it.
+
+    Args:
+        clock: where to wait.
+        replicas: where they are tried.
+        send: makes the attempt.
+    """
+
+    def __init__(self, clock: Clock, replicas: Replicas, send: Callable[[Item, Replica, float], Attempt]) -> None:
+        self._clock = clock
+        self._replicas = replicas
+        self._send = send
+        self._waiting: dict[int, Item] = {}
+        self._trials: dict[Attempt, None] = {}
+
+    def add(self, item: Item, now_s: float) -> None:
+        """Have the item tried as soon as that is safe, until `forget`."""
+        if item.number not in self._waiting:
+            self._waiting[item.number] = item
+            if not item.patient_until_s:
+                # With half of its time gone, an answer matters more than care.
+                item.patient_until_s = now_s + min(_PATIENCE_S, (item.deadline_at - now_s) / 2)
+                self._clock.call_at(item.patient_until_s, self.go_on)
+        self.go_on()
+
+    def forget(self, item: Item) -> None:
+        """The item is answered or gone."""
+        self._waiting.pop(item.number, None)
+
+    def over(self, attempt: Attempt) -> None:
+        """An attempt came to its end, or its replica fell silent: if it was a trial, the next one may follow."""
+        if attempt in self._trials:
+            del self._trials[attempt]
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Try those that wait, as far as that is safe now."""
+        now = self._clock.time()
+        for item in list(self._waiting.values()):
+            at_risk = [attempt.node for attempt in self._trials if not attempt.node.health.stalled]
+            asked = [attempt.node for attempt in item.open_attempts]
+            replica = self._replicas.choose([*item.tried, *at_risk]) or self._replicas.choose([*asked, *at_risk])
+            if replica is None:
+                return
+            alone = len(self._replicas.all) == 1 or now >= item.patient_until_s
+            if self._replicas.healthy < len(at_risk) + 2 and (at_risk or not alone):
+                continue
+            # When all fall silent the fleet is slow, and copies would make it slower.
+            if asked and replica.silent_s(now) > self._replicas.stall_after_s / 2:
+                continue
+            del self._waiting[item.number]
+            self._trials[self._send(item, replica, now)] = None

@@ -1,0 +1,224 @@
+"""Faults that would spread: items that break workers, replicas that are full, replies that are lost."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from evenkeel.backends.backend import Reply
+from evenkeel.errors import (
+    BackendBusyError,
+    BackendError,
+    BackendLostError,
+    OverloadedError,
+    PoisonItemError,
+    TaskRefusedError,
+)
+from gateway_helpers import Scene, answer, picture
+
+POISON = 7
+
+
+def poisoned(scene, how, restart_s=2.0, workers=None):
+    """Have the pass of item 7 kill or freeze each worker that does it; workers are started again."""
+    broken = []
+    for fake in scene.fakes if workers is None else workers:
+
+        def run(model, inputs, fake=fake):
+            if (inputs == POISON).any():
+                broken.append(fake.name)
+                getattr(fake, how)()
+                scene.later(scene.clock.time() + restart_s, fake.restore if how == "kill" else fake.thaw)
+                raise BackendLostError(f"{fake.name} broke")
+            return answer(model, inputs)
+
+        fake._answer = run
+    return broken
+
+
+@pytest.mark.parametrize("policy", ["none", "hedge", "collage+hedge"])
+@pytest.mark.parametrize("replicas", [1, 2, 3, 9])
+def test_an_item_that_kills_its_worker_is_tried_once_more_and_then_ends_in_its_own_error(policy, replicas):
+    scene = Scene(policy, replicas=replicas, backups=int("collage" in policy), deadline_s=60.0)
+    broken, sheds = poisoned(scene, "kill"), []
+    for number in range(40):
+        scene.later(number * 1.0, offer, scene, sheds)
+    scene.run()
+    assert len(broken) <= 2
+    assert len(sheds) <= 5 * (replicas == 1)  # while the only worker is started again
+    outcomes = {number: outcome for number, outcome in scene.outcomes.items() if number != POISON}
+    assert all(outcome.error is None for outcome in outcomes.values())
+    assert len(outcomes) + 1 + scene.stats.shed == 40
+    assert isinstance(scene.outcomes[POISON].error, PoisonItemError)
+    scene.assert_nothing_left()
+
+
+def test_an_item_that_kills_its_worker_takes_nobody_with_it_that_waited_there():
+    scene = Scene("none", replicas=3, backups=0)
+    poisoned(scene, "kill")
+    scene.send(30)
+    scene.run()
+    assert [number for number, outcome in scene.outcomes.items() if outcome.error] == [POISON]
+    assert len(scene.outcomes) == 30
+
+
+def test_an_item_that_kills_backups_is_not_passed_on_in_a_smaller_group():
+    scene = Scene(replicas=3, backups=2)
+    broken = poisoned(scene, "kill", workers=scene.fakes[3:])
+    scene.slow(0, 1, 2, seconds=5.0)
+    scene.send(9)
+    scene.run()
+    scene.assert_everything_answered()
+    assert len(broken) <= 1  # the replicas answer it, late
+
+
+def offer(scene, sheds):
+    """Send an item, as a client that may be sent away."""
+    try:
+        scene.send()
+    except OverloadedError as shed:
+        sheds.append(shed)
+
+
+def failing_with(error):
+    def run(model, inputs):
+        raise error
+
+    return run
+
+
+def test_a_replica_that_says_the_request_is_wrong_is_believed_and_keeps_its_work():
+    scene = Scene("none", backups=0)
+    asked = []
+    for fake in scene.fakes:
+
+        def run(model, inputs, fake=fake):
+            asked.append(fake.name)
+            raise TaskRefusedError("the server answered 400: no such shape")
+
+        fake._answer = run
+    for number in range(20):
+        scene.later(number * 2.0, scene.send)
+    scene.run()
+    assert len(asked) == 20  # each once
+    assert all(isinstance(outcome.error, TaskRefusedError) for outcome in scene.outcomes.values())
+    assert not scene.stats.ejections
+    assert not scene.gateway.replicas.any_ejected
+
+
+def test_replicas_without_room_are_asked_no_more_than_the_budget_allows_and_clients_are_sent_away_politely():
+    scene = Scene("hedge", backups=0, max_extra_load=0.1)
+    asked = []
+    for fake in scene.fakes:
+
+        def run(model, inputs, fake=fake):
+            asked.append(fake.name)
+            raise BackendBusyError("the server answered 503", retry_after_s=0.5)
+
+        fake._answer = run
+    sheds = []
+    for number in range(100):
+        scene.later(number * 1.0, offer, scene, sheds)
+    scene.run()
+    assert all(shed.retry_after_s for shed in sheds)
+    taken = 100 - len(sheds)
+    assert taken > 20
+    assert len(asked) <= taken * 1.1 + 10  # the budget's first allowance
+    errors = [outcome.error for outcome in scene.outcomes.values()]
+    assert all(isinstance(error, OverloadedError) and error.retry_after_s == 0.5 for error in errors)
+    assert scene.gateway.ready  # a full replica is not a broken one
+
+
+def test_a_replica_that_is_full_gets_nothing_before_it_said():
+    scene = Scene("none", replicas=2, backups=0)
+    busy = []
+
+    def run(model, inputs):
+        busy.append(scene.clock.time())
+        raise BackendBusyError("full", retry_after_s=10.0)
+
+    scene.fakes[0]._answer = run
+    for number in range(30):
+        scene.later(number * 0.9, scene.send)
+    scene.run()
+    assert all(outcome.error is None for outcome in scene.outcomes.values())
+    assert len(busy) <= 4
+    assert all(later - earlier >= 10.0 for earlier, later in pairwise(busy))
+
+
+def test_a_model_whose_every_pass_fails_is_not_ready():
+    scene = Scene("none", backups=0)
+    for fake in scene.fakes:
+        fake._answer = failing_with(BackendError("the model broke"))
+    scene.gateway.watch(picture(0))
+    for number in range(40):
+        scene.later(number * 0.5, scene.send)
+    scene.run(21.0)
+    assert not scene.gateway.ready
+    for fake in scene.fakes:
+        fake._answer = answer
+    scene.run(120.0)
+    assert scene.gateway.ready  # found out by trial passes, without traffic
+
+
+@pytest.mark.parametrize("backup_too", [False, True])
+def test_a_reply_that_is_lost_costs_its_item_a_time_limit_and_its_worker_nothing(backup_too):
+    scene = Scene(replicas=3, backups=1, deadline_s=300.0)
+    lose = [scene.fakes[0]] + ([scene.backup] if backup_too else [])
+    for fake in lose:
+        submit = fake.submit
+
+        def losing(model, inputs, on_reply, key=0, submit=submit, fake=fake):
+            fake.submit = submit
+            return submit(model, inputs, lambda reply: None, key)
+
+        fake.submit = losing
+    for number in range(120):
+        scene.later(number * 1.0, scene.send)
+    scene.run()
+    scene.assert_everything_answered()
+    assert max(scene.latencies) < 40
+    late = [number for number, latency in enumerate(scene.latencies) if number > 60 and latency > 3]
+    assert not late
+    scene.assert_nothing_left()
+
+
+def test_a_cancellation_that_nobody_asked_for_is_a_failed_attempt():
+    scene = Scene("none", backups=0)
+    asked = []
+
+    def submit(model, inputs, on_reply, key=0):
+        asked.append(key)
+        scene.clock.call_soon(on_reply, Reply(error=BackendError("cancelled"), cancelled=True))
+        return 0
+
+    scene.nodes[0].submit = submit
+    for number in range(9):
+        scene.later(number * 2.0, scene.send)
+    scene.run()
+    assert asked
+    scene.assert_everything_answered()
+    assert max(scene.latencies) < 3
+
+
+def test_with_all_replicas_gone_an_idle_backup_that_holds_the_classifier_answers_exactly():
+    scene = Scene(replicas=2, backups=1)
+    for fake in scene.fakes[:2]:
+        fake.kill()
+    scene.send(4)
+    scene.run()
+    scene.assert_everything_answered()
+    assert scene.sources == ["exact"] * 4
+    assert max(scene.latencies) <= 4.0
+    scene.assert_nothing_left()
+
+
+def test_losses_and_ejections_are_logged_with_worker_and_reason(caplog):
+    scene = Scene("none", backups=0)
+    scene.fakes[1]._answer = failing_with(BackendError("CUDA error: no kernel image"))
+    for number in range(60):
+        scene.later(number * 0.4, scene.send)
+    scene.run(30.0)
+    assert "node1 could not do an item: CUDA error" in caplog.text
+    assert "node1 gets no work: it is failing: CUDA error" in caplog.text
+    assert np.isfinite(scene.latencies).all()
