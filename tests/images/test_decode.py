@@ -263,3 +263,43 @@ def test_a_header_is_looked_for_in_the_beginning_only() -> None:
     assert (header.width, header.height) == (30, 20)
     with pytest.raises(UnreadableImageError, match="a JPEG without pixels"):
         read_header(content[:2] + b"\xff\xe0\0\2" + b"\xff\x00" * 1000 + content[2:])
+
+
+def tiff(values: bytes, width: int, **tags: list[int]) -> bytes:
+    """An uncompressed little-endian TIFF of one row; the names of `tags` end in their numbers."""
+    own = {256: [width], 257: [1], 259: [1], 273: [8], 278: [1], 279: [len(values)]}
+    entries = sorted({**own, **{int(name.rpartition("_")[2]): tag for name, tag in tags.items()}}.items())
+    start = 8 + len(values) + len(values) % 2
+    later, listed = b"", struct.pack("<H", len(entries))
+    for number, numbers in entries:
+        content = struct.pack(f"<{len(numbers)}I", *numbers)
+        place = struct.pack("<I", start + 2 + 12 * len(entries) + 4 + len(later))
+        listed += struct.pack("<HHI", number, 4, len(numbers)) + (content if len(content) == 4 else place)
+        later += content if len(content) > 4 else b""
+    return b"II*\0" + struct.pack("<I", start) + values.ljust(start - 8, b"\0") + listed + bytes(4) + later
+
+
+@pytest.mark.parametrize(("photometric", "expected"), [(1, [0x12, 0xFE]), (0, [0xED, 0x01])])
+def test_greys_of_a_tiff_may_count_from_white(photometric: int, expected: list[int]) -> None:
+    for bits, values in ((8, b"\x12\xfe"), (16, struct.pack("<HH", 0x12FF, 0xFE00))):
+        file = tiff(values, 2, bits_258=[bits], colours_262=[photometric], samples_277=[1])
+        assert decoded(file)[0, :, 0].tolist() == expected, bits
+
+
+def test_greys_of_12_bits_become_their_first_eight() -> None:
+    file = tiff(bytes.fromhex("12ffe0"), 2, bits_258=[12], colours_262=[1], samples_277=[1])
+    assert decoded(file)[0, :, 0].tolist() == [0x12, 0xFE]
+
+
+def test_colours_of_a_tiff_in_planes() -> None:
+    common: dict[str, list[int]] = {"colours_262": [2], "samples_277": [3], "planes_284": [2]}
+    file = tiff(b"\1\2\3\4\5\6", 2, bits_258=[8] * 3, places_273=[8, 10, 12], sizes_279=[2] * 3, **common)
+    assert decoded(file).tolist() == [[[1, 3, 5], [2, 4, 6]]]
+    wide = tiff(bytes(12), 2, bits_258=[16] * 3, places_273=[8, 12, 16], sizes_279=[4] * 3, **common)
+    with pytest.raises(UnreadableImageError, match="more than 8 bits with a plane for each colour"):
+        decoded(wide)
+
+
+def test_a_kind_that_is_not_read_is_named() -> None:
+    with pytest.raises(UnreadableImageError, match="a TIFF file that is damaged or of a kind that is not read"):
+        decoded(tiff(bytes(8), 2, bits_258=[16, 16], colours_262=[1], samples_277=[2]))

@@ -6,14 +6,16 @@ Rules:
 * The picture is turned upright as its Exif orientation says.
 * Transparency is dropped: a pixel keeps the colour that the file gives it, however transparent it is. Classifiers are
   nearly always trained so (`convert("RGB")`).
-* Greys are repeated over the three channels. 16-bit values become `value >> 8`. Palettes, CMYK and other colours are
-  converted to RGB without a colour profile. Values of 32 bits have no known range and are refused.
+* Greys are repeated over the three channels. 16-bit values become `value >> 8`, 12-bit ones `value >> 4`. Palettes,
+  CMYK and other colours are converted to RGB without a colour profile. Values of 32 bits have no known range and are
+  refused.
 * The largest part in the middle that has the wanted proportions is scaled to the wanted size (`resize.py`).
 """
 
 import warnings
+from collections.abc import Mapping
 from io import BytesIO
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+# Tags of TIFF, and values of them.
+_BITS, _PHOTOMETRIC, _PLANES = 258, 262, 284
+_WHITE_IS_ZERO, _SEPARATE = 0, 2
 
 
 def rgb_pixels(
@@ -81,7 +86,9 @@ def _decoded(data: bytes, wanted: tuple[int, int] | None, interpolation: Filter)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        _refuse_unknown(data)
+        raise UnreadableImageError(
+            f"a {header.form} file that is damaged or of a kind that is not read; save it as 8-bit RGB or grey"
+        ) from None
     # Pillow's readers raise many kinds (OSError, SyntaxError, struct.error, ...) on damaged files.
     except Exception as error:
         why = str(error) or type(error).__name__
@@ -96,6 +103,8 @@ def _picture(
             f"its header says {header.width} x {header.height} pixels, its content {image.width} x {image.height}"
         )
     form = image.format
+    if form == "TIFF":
+        _check_planes(image)
     if wanted is not None:
         # JPEG can be decoded at 1/2, 1/4 or 1/8 for much less; twice the target leaves the rest to a good filter.
         # A square, since the orientation may swap the sides.
@@ -112,6 +121,13 @@ def _picture(
     return picture.convert("RGB")
 
 
+def _check_planes(image: Image.Image) -> None:
+    """Refuses colours of 16 bits that lie in planes: Pillow takes each byte of a plane for a value."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == _SEPARATE and max(tags.get(_BITS, (1,))) > 8:
+        raise UnreadableImageError("a TIFF of more than 8 bits with a plane for each colour; save it pixel by pixel")
+
+
 def _plain_colours(image: Image.Image, form: str | None) -> Image.Image:
     """Gives the image in RGB or grey, 8 bits each, without transparency."""
     if image.mode in ("RGB", "L"):
@@ -121,7 +137,11 @@ def _plain_colours(image: Image.Image, form: str | None) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImageError("pixel values beyond 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8))
+        tags: Mapping[int, Any] = getattr(image, "tag_v2", {}) if form == "TIFF" else {}
+        (bits,) = tags.get(_BITS, (16,))
+        greys = (values >> (bits - 8)).astype(np.uint8)
+        # Pillow heeds this for 8 bits only.
+        return Image.fromarray(255 - greys if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else greys)
     if image.mode in ("I", "F"):
         raise UnreadableImageError(f"32-bit pixels (mode {image.mode}) have no known range; convert them to 8 bits")
     if image.mode in ("1", "LA", "La"):
