@@ -13,18 +13,21 @@ CARD = load_card(card_path("cifar10-base"))
 FOLDER = card_path("cifar10-base").parent
 
 
-def _with_weights(folder, weights):
-    """A file that says, as ONNX does, that its weights lie in `w.bin`."""
-    (folder / "m.onnx").write_bytes(b"...\x0a\x08location\x12\x05w.bin...")
-    if weights is not None:
-        (folder / "w.bin").write_bytes(weights)
+def _with_weights(folder, weights, name):
+    """A file that says, as ONNX does, that its weights lie in the file `name`."""
+    size = len(name)
+    length = bytes([size]) if size < 128 else bytes([0x80 | size & 0x7F, size >> 7])
+    (folder / "m.onnx").write_bytes(b"...\x0a\x08location\x12" + length + name.encode() + b"...")
+    (folder / name).write_bytes(weights)
     return folder / "m.onnx"
 
 
-def test_weights_in_other_files_count(tmp_path):
-    one = file_digest(_with_weights(tmp_path, b"one"))
-    assert file_digest(_with_weights(tmp_path, b"two")) != one
-    assert file_digest(_with_weights(tmp_path, b"one")) == one
+@pytest.mark.parametrize("size", [5, 127, 128, 200, 255])
+def test_weights_in_other_files_count(tmp_path, size):
+    name = "w" * size
+    one = file_digest(_with_weights(tmp_path, b"one", name))
+    assert file_digest(_with_weights(tmp_path, b"two", name)) != one
+    assert file_digest(_with_weights(tmp_path, b"one", name)) == one
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,18 @@ def write_model(folder: Path, factor: float) -> Path:
     return folder / "model.json"
 
 
+def test_weights_that_are_replaced_while_a_model_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = write_model(tmp_path / "own", 2.0)
+
+    def slowly(file: Path, threads: int = 1) -> object:
+        (file.parent / "weights.data").write_bytes(np.full((3, CLASSES), 5.0, np.float32).tobytes() + b"newer")
+        return open_session(file, threads)
+
+    monkeypatch.setattr("evenkeel.backends.worker.model.open_session", slowly)
+    with pytest.raises(ConfigurationError, match="its weights were replaced while read"):
+        load_model(str(card))
+
+
 @pytest.mark.parametrize("relative", [False, True])
 def test_weights_come_from_beside_the_model_and_not_from_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool

@@ -46,9 +46,10 @@ def external_files(content: bytes) -> list[str]:
     Found by the bytes of an entry with key `location`, since reading the graph would need the package onnx.
     """
     found = set()
-    for match in re.finditer(rb"\x0a\x08location\x12([\x01-\x7f])", content):
-        name = content[match.end() : match.end() + match[1][0]]
-        found.add(name.decode("utf-8", "replace"))
+    # A length is one byte below 128, two up to 16,383: the lower seven bits first.
+    for match in re.finditer(rb"\x0a\x08location\x12([\x80-\xff]?)([\x01-\x7f])", content):
+        size = (match[1][0] & 0x7F) + (match[2][0] << 7) if match[1] else match[2][0]
+        found.add(content[match.end() : match.end() + size].decode("utf-8", "replace"))
     return sorted(name for name in found if name.isprintable())
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from evenkeel.arrays import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.digest import card_digest
-from evenkeel.models.session import open_session
+from evenkeel.models.session import external_files, open_session
 from evenkeel.models.shipped import NAMES, card_path
 
 __all__ = ["Model", "load_model"]
@@ -167,10 +167,12 @@ def _load_onnx(path: str, threads: int) -> Model:
             f"model card {path}: field 'sha256' is {card.sha256}, but {file} has {found}; "
             "one of the two is not the one that was measured"
         )
-    digest, before = card_digest(card, file.parent), _identity(file)
+    files = [file, *(file.parent / name for name in external_files(content))]
+    before = _identities(files)
+    digest = card_digest(card, file.parent)
     session = open_session(file, threads)
-    if _identity(file) != before:
-        raise ConfigurationError(f"model card {path}: {file} was replaced while it was read; start again")
+    if _identities(files) != before:
+        raise ConfigurationError(f"model card {path}: {file} or its weights were replaced while read; start again")
     one_by_one = _check_graph(session, card, path)
     # Items come as pixels; what a code makes of them in FP32 it has normalised already (`coding/answers/tiles.py`).
     normalised = card.normalisation_inside or (card.kind != "classifier" and card.datatype == "FP32")
@@ -193,9 +195,10 @@ def _load_onnx(path: str, threads: int) -> Model:
     return model
 
 
-def _identity(file: Path) -> tuple[int, ...]:
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+def _identities(files: Sequence[Path]) -> list[tuple[int, ...] | None]:
+    """What another file in the same place differs in; None where there is none."""
+    found = [file.stat() if file.is_file() else None for file in files]
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) if each else None for each in found]
 
 
 def _check_graph(session: Any, card: ModelCard, path: str) -> bool:
