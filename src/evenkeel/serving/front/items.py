@@ -131,10 +131,14 @@ class ItemReader:
 
 def _from_base64(text: bytes) -> bytes:
     """What `base64.b64decode` gives, in pieces between which other threads get their turn."""
-    if -1 < text.find(b"=") < len(text) - 2:
+    size = len(text.rstrip(b"="))
+    if text.find(b"=", 0, size) >= 0:
         raise binascii.Error("padding in the middle")
-    pieces = range(0, max(len(text), 1), _BASE64_PIECE)
-    return b"".join(base64.b64decode(text[place : place + _BASE64_PIECE], validate=True) for place in pieces)
+    last = max(size - 1, 0) // _BASE64_PIECE * _BASE64_PIECE  # with all of the padding
+    parts = [
+        base64.b64decode(text[place : place + _BASE64_PIECE], validate=True) for place in range(0, last, _BASE64_PIECE)
+    ]
+    return b"".join([*parts, base64.b64decode(text[last:], validate=True)])
 
 
 def _check_range(data: Array, name: str) -> None:
