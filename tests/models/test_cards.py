@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +90,9 @@ def test_a_byte_order_mark_in_front_does_not_count(tmp_path):
     copy = tmp_path / "card.json"
     copy.write_bytes(b"\xef\xbb\xbf" + source.read_bytes())
     assert load_card(copy) == load_card(source)
+
+
+def test_the_page_on_cards_names_every_field():
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "cards.md").read_text(encoding="utf-8")
+    missing = [field.name for field in dataclasses.fields(ModelCard) if f"`{field.name}`" not in page]
+    assert not missing

@@ -77,9 +77,7 @@ class ModelCard:
     accuracy: Measured | None = None  # against labels
     agreement: Measured | None = None  # with the classifier it backs up
     agreement_elsewhere: Measured | None = None  # on images that are not given the largest class
-    largest_class_share: float | None = (
-        None  # of the classifier's answers: agreement of always saying the largest class
-    )
+    largest_class_share: float | None = None  # of the classifier's answers; always saying that class agrees so often
     min_confidence: float = 0.0  # fills that are less sure are not used; above 1: none is
     # Rows [confidence low, high, count, accuracy], rising: how often answers of such a confidence are right.
     reliability: tuple[tuple[float, float, int, float], ...] | None = None
