@@ -14,6 +14,7 @@ from evenkeel.coding.sum_code import SumCode
 from evenkeel.reducers.fake import FakeReducer
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.local_ranks import local_ranks
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 from evenkeel.training.hook.zero_lines import ZeroLines, zero_on_all
 from training_helpers import Model, in_threads, nmse
 
@@ -176,6 +177,21 @@ def test_a_lost_message_of_rows_without_a_gradient_owes_nothing_for_them() -> No
     assert not bool(kept[3:9].any())
     assert not bool(lost[3:9].any())
     assert nmse([lost], [with_zeros(1, 2)[0]]) < 1e-9
+
+
+@pytest.mark.parametrize(("name", "said"), [("thc", 1), ("low_rank", 1), ("fixed_point", 0)])
+def test_single_zeros_that_no_row_explains_are_hinted_at_once(
+    name: str, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    (ranks,) = thread_collectives(1)
+    state, model = evenkeel.HookState(CODES[name](), reducer=evenkeel.Sharded(ranks)), Model(SHAPES)
+    mask = torch.rand(40, 24, generator=torch.Generator().manual_seed(0)) < 0.3
+    for step in range(5):
+        matrix, kernels, bias = with_zeros(0, step)
+        model.step(state, [matrix * mask, kernels, bias], [[2, 1, 0]])
+    hints = [record.getMessage() for record in caplog.records if "scattered" in record.getMessage()]
+    assert len(hints) == said
+    assert all("parameter of shape (40, 24)" in hint for hint in hints)
 
 
 def a_padded_and_a_pruned_model_stay_so() -> list[str]:

@@ -1,5 +1,6 @@
 """The state of `comm_hook`: averages a model's gradients through a code."""
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from torch.futures import Future
 from evenkeel.coding.checks import whole
 from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
+from evenkeel.coding.sums.fixed_point import FixedPoint
+from evenkeel.coding.sums.float32 import Plain
 from evenkeel.errors import ConfigurationError
 from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer
@@ -26,12 +29,15 @@ from evenkeel.training.hook.same_weights import check_same_weights, digest, dige
 from evenkeel.training.hook.skipping import Listed, Skip, few_dimensions, skip_rule
 from evenkeel.training.hook.stats import HookStats, Meter
 from evenkeel.training.hook.warm_up import warm_up
+from evenkeel.training.hook.zero_lines import scattered_zeros
 from evenkeel.version import __version__
 
 __all__ = ["HookState"]
 
 # Often enough to save most of a training, seldom enough to pass over a code's steps of learning.
 _STEPS_BETWEEN_ADVICE = 100
+_MASKED_SHARE = 0.5
+_log = logging.getLogger(__name__)
 _WEIGHTS = "weights (DDP on a subgroup of ranks needs group=)"
 
 
@@ -251,8 +257,25 @@ class HookState:
             for number, unit in covering.items():
                 code.arrange(number, [tuple(by_number[member].shape) for member in unit])
                 units.append(Unit(number, [by_number[member] for member in unit]))
+        if self._compressed_steps == 0:
+            self._hint_at_masks([by_number[number] for number in coded])
         plain = [view for number, view in by_number.items() if self._is_skipped(number)]
         return BucketPlan(self._step, self._scale, units, plain, metered=True)
+
+    def _hint_at_masks(self, gradients: Sequence[Tensor]) -> None:
+        """Says in the first compressed step where single weights may be masked, which no code that mixes them keeps."""
+        code = self._code.inner if isinstance(self._code, ErrorFeedback) else self._code
+        if isinstance(code, FixedPoint | Plain):
+            return
+        for gradient in gradients:
+            if scattered_zeros(gradient) > _MASKED_SHARE:
+                _log.warning(
+                    "most of the gradient of a parameter of shape %s is exactly zero, scattered over its rows and "
+                    "columns. %r gives these numbers small averages that are not zero: if a mask is to keep them "
+                    "still, list the parameter in skip=, or apply the mask after each step",
+                    tuple(gradient.shape),
+                    code,
+                )
 
     def _is_skipped(self, number: int) -> bool:
         if number not in self._skipped:

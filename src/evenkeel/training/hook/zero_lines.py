@@ -19,7 +19,7 @@ from torch import Tensor
 from evenkeel.coding.sums.integer_lanes import pack_bits, unpack_bits
 from evenkeel.reducers.ranks.collectives import Collectives
 
-__all__ = ["Aside", "ZeroLines", "zero_on_all"]
+__all__ = ["Aside", "ZeroLines", "scattered_zeros", "zero_on_all"]
 
 _SHORT = 8  # columns of fewer numbers are not worth a bit
 _FEW = 4  # less than one in so many lines is few: only these are touched then
@@ -136,6 +136,15 @@ class Aside:
                 owed.add_(kept)
             else:
                 owed[numbers.to(memory.device)] += kept
+
+
+def scattered_zeros(gradient: Tensor) -> float:
+    """Gives the share of a gradient's numbers that are zero, but in no zero row or column."""
+    if gradient.dim() < 2 or not gradient.numel():
+        return 0.0
+    zero = gradient.unsqueeze(-1).flatten(2) == 0
+    in_lines = zero.flatten(1).all(1)[:, None] | zero.all(2).all(0)
+    return float((zero & ~in_lines[:, :, None]).to(torch.float32).mean())
 
 
 @lru_cache(maxsize=1024)
