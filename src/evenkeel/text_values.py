@@ -26,7 +26,7 @@ _UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
 
 def is_text(name: str) -> bool:
-    """True if `name` can be written as UTF-8; a file's name need not be text at all."""
+    """Tells whether `name` can be written as UTF-8; a file's name need not be text at all."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -35,12 +35,12 @@ def is_text(name: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """The URL as logs and messages may show it: what stands before an `@` of its host is left out."""
+    """Gives the URL as logs and messages may show it: without what stands before the `@` of its host."""
     return re.sub(r"(?<=//)[^/?#\s]*@", "", url)
 
 
 def split_spec(text: str, what: str) -> tuple[str, dict[str, str]]:
-    """The name and the fields of `name:field=value,field=value`.
+    """Splits `name:field=value,field=value` into the name and the fields.
 
     Args:
         text: what the user wrote.
@@ -65,7 +65,7 @@ def split_spec(text: str, what: str) -> tuple[str, dict[str, str]]:
 
 
 def read_number(text: str, where: str) -> float:
-    """A finite number; `where` names the field in the message."""
+    """Reads a finite number; `where` names the field in the message."""
     try:
         value = float(text)
     except ValueError:
@@ -76,7 +76,7 @@ def read_number(text: str, where: str) -> float:
 
 
 def read_count(text: str, where: str) -> int:
-    """A whole number; `where` names the field in the message."""
+    """Reads a whole number; `where` names the field in the message."""
     try:
         return int(text)
     except ValueError:
@@ -84,14 +84,14 @@ def read_count(text: str, where: str) -> int:
 
 
 def read_truth(text: str, where: str) -> bool:
-    """True or False from `true` or `false`; `where` names the field in the message."""
+    """Reads `true` or `false`; `where` names the field in the message."""
     if text not in ("true", "false"):
         raise ConfigurationError(f"{where} must be true or false, found {text!r}")
     return text == "true"
 
 
 def read_fraction(text: str, where: str) -> float:
-    """A number from `1/32` or `0.03`; `where` names the field in the message."""
+    """Reads a number such as `1/32` or `0.03`; `where` names the field in the message."""
     above, slash, below = text.partition("/")
     try:
         value = float(above) / (float(below) if slash else 1.0)
@@ -103,7 +103,7 @@ def read_fraction(text: str, where: str) -> float:
 
 
 def read_duration_s(text: str, where: str) -> float:
-    """Seconds from `0.2`, `0.2s`, `200ms`, `50us` or `2min`."""
+    """Reads a duration such as `0.2`, `0.2s`, `200ms`, `50us` or `2min` as seconds."""
     for unit in sorted(_UNITS_S, key=len, reverse=True):
         if text.endswith(unit):
             return read_number(text.removesuffix(unit), where) * _UNITS_S[unit]
@@ -114,7 +114,7 @@ def read_duration_s(text: str, where: str) -> float:
 
 
 def read_rate_bps(text: str, where: str) -> float:
-    """Bits a second from `100mbit`, `1gbit`, `2.5Gbit/s` or `unlimited` (infinite); `where` names the field."""
+    """Reads bits per second, such as `100mbit`, `2.5Gbit/s` or `unlimited` (infinite); `where` names the field."""
     word = text.strip().lower().removesuffix("/s").removesuffix("ps")
     if word == "unlimited":
         return math.inf
@@ -124,7 +124,7 @@ def read_rate_bps(text: str, where: str) -> float:
 
 
 def read_quantity(text: str, where: str) -> int:
-    """A whole number of 1 or more from `25000`, `300k` or `11.7M`; `where` names the field in the message."""
+    """Reads a whole number of 1 or more such as `25000`, `300k` or `11.7M`; `where` names the field in the message."""
     value = _multiple(text.strip().lower())
     if value is None or round(value) < 1:
         raise ConfigurationError(f"{where} must be a number of 1 or more such as 25000 or 11.7M, found {text!r}")
@@ -132,7 +132,7 @@ def read_quantity(text: str, where: str) -> int:
 
 
 def read_share(text: str, where: str) -> float:
-    """A share from `0.001` or `0.1%`, 0 to 1; `where` names the field in the message."""
+    """Reads a share from 0 to 1, such as `0.001` or `0.1%`; `where` names the field in the message."""
     word = text.strip()
     value = read_number(word.removesuffix("%"), where) / (100 if word.endswith("%") else 1)
     if not 0 <= value <= 1:
@@ -141,7 +141,7 @@ def read_share(text: str, where: str) -> float:
 
 
 def _multiple(word: str) -> float | None:
-    """`2.5m` as a number; None if it is none."""
+    """Reads `2.5m` as a number; None if it is none."""
     prefix = word[-1:] if word[-1:] in _MULTIPLES else ""
     try:
         value = float(word.removesuffix(prefix)) * _MULTIPLES[prefix]
@@ -151,5 +151,5 @@ def _multiple(word: str) -> float | None:
 
 
 def unknown(what: str, name: str, allowed: Sequence[str]) -> ConfigurationError:
-    """The error for a word that is none of `allowed`."""
+    """Makes the error for a word that is none of `allowed`."""
     return ConfigurationError(f"{what} {name!r} is unknown; allowed are {', '.join(allowed)}")

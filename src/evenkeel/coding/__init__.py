@@ -1,1 +1,1 @@
-"""The idea: answers from some of the replies (`code`, `answers/`), and the mean from one sum (`sum_code`, `sums/`)."""
+"""Holds codes that answer from some replies (`code`, `answers/`) and that give the mean from one sum (`sum_code`, `sums/`)."""

@@ -1,4 +1,4 @@
-"""The seam of every code: answers from some of the replies.
+"""Defines what every code does: it answers from some of the replies.
 
 A *code* turns items into primary tasks (the items themselves, where the code is systematic) and spare tasks, and turns
 whatever replies are in into answers. It is pure: no clock, no I/O, no processes. Laws, tested over every code:
@@ -54,7 +54,7 @@ class Answer:
 
 
 class Code(ABC):
-    """Answers from some of the replies; see the module's laws.
+    """Gives answers from some of the replies; see the module's laws.
 
     Attributes:
         name: short name for tables and configuration.
@@ -71,24 +71,24 @@ class Code(ABC):
     min_confidence: float = 0.0
 
     def primaries(self, items: Sequence[Array]) -> list[Task]:
-        """One task for each item."""
+        """Makes one task for each item."""
         return [Task(item[None], (number,)) for number, item in enumerate(items)]
 
     @abstractmethod
     def spares(self, items: Sequence[Array]) -> list[Task]:
-        """Spare tasks for a group of 1..max_items items.
+        """Makes the spare tasks of a group of 1..max_items items.
 
         Raises:
             CodeError: no items, too many, or shapes that do not fit.
         """
 
     def encode(self, items: Sequence[Array]) -> list[Task]:
-        """All tasks of a group: primaries first, spares behind; a task's place in the list is its number."""
+        """Makes all tasks of a group: primaries first, then spares; a task's place in the list is its number."""
         return self.primaries(items) + self.spares(items)
 
     @abstractmethod
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Every answer that can be told so far: item number -> answer.
+        """Gives every answer that the replies so far allow: item number -> answer.
 
         Args:
             count: how many items the group holds.
@@ -100,4 +100,4 @@ class Code(ABC):
 
     @abstractmethod
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """True when the code claims to answer all `count` items of a group although the tasks `lost` never reply."""
+        """Tells whether the code answers all `count` items of a group although the tasks `lost` never reply."""

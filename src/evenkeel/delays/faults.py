@@ -1,4 +1,4 @@
-"""Real faults for tests and benchmarks: a process frozen, a process killed, cores kept busy.
+"""Makes real faults for tests and benchmarks: a process frozen, a process killed, cores kept busy.
 
 Only processes whose ids are handed in, and helpers started here, are ever touched.
 """
@@ -31,7 +31,7 @@ while time.monotonic() < ends_s and os.getppid() == parent:
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of a scenario: what happens to which worker (or to the machine), and when.
+    """Describes one fault of a scenario: what happens to which worker (or to the machine), and when.
 
     A freeze ends after `for_s`, and so does a hog. A kill has no end (`for_s` is 0): whoever started the worker may
     start it again.
@@ -44,7 +44,7 @@ class Fault:
     for_s: float = 0.0
 
     def describe(self) -> str:
-        """The text from which `parse_fault` makes this fault."""
+        """Writes the text from which `parse_fault` makes this fault."""
         target = "cores" if self.target == "machine" else self.target
         lasts = f",for={self.for_s}s" if self.for_s else ""
         return f"{self.kind}:{target}={self.number},at={self.at_s}s{lasts}"
@@ -70,7 +70,7 @@ class CpuHog:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The helper processes."""
+        """Gives the ids of the helper processes."""
         return tuple(helper.pid for helper in self._helpers)
 
     def __enter__(self) -> "CpuHog":
@@ -89,7 +89,7 @@ class CpuHog:
         self.stop()
 
     def stop(self) -> None:
-        """End the helpers now, and wait until they are gone."""
+        """Ends the helpers now, and waits until they are gone."""
         for helper in self._helpers:
             helper.kill()
         for helper in self._helpers:
@@ -98,22 +98,22 @@ class CpuHog:
 
 
 def freeze(pid: int) -> bool:
-    """Stop the process (SIGSTOP): it keeps its connections and answers nothing. False when it is gone already."""
+    """Stops the process (SIGSTOP): it keeps its connections and answers nothing. False if it is gone already."""
     return _signal(pid, signal.SIGSTOP)
 
 
 def thaw(pid: int) -> bool:
-    """Let a frozen process go on (SIGCONT). False when it is gone."""
+    """Lets a frozen process go on (SIGCONT). False if it is gone."""
     return _signal(pid, signal.SIGCONT)
 
 
 def kill(pid: int) -> bool:
-    """End the process at once (SIGKILL), without a chance to tidy up. False when it is gone already."""
+    """Ends the process at once (SIGKILL), without a chance to tidy up. False if it is gone already."""
     return _signal(pid, signal.SIGKILL)
 
 
 def parse_fault(text: str) -> Fault:
-    """The fault that a short text names.
+    """Reads the fault that a short text names.
 
     `freeze:replica=3,at=5s,for=2s`, `kill:backup=0,at=3s`, `hog:cores=2,at=2s,for=3s`; workers count from 0.
 

@@ -46,11 +46,11 @@ _STANDARD = NormalDist()
 
 
 class Delay(ABC):
-    """A law of task times; see the module's text."""
+    """Draws task times; see the module's text."""
 
     @abstractmethod
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """Seconds that a task takes in all.
+        """Gives the seconds that a task takes in all.
 
         Args:
             key: names the attempt at a piece of work.
@@ -61,12 +61,12 @@ class Delay(ABC):
     @property
     @abstractmethod
     def mean_s(self) -> float:
-        """Mean seconds of a task on a worker that nothing singles out; turns a load into a rate."""
+        """Gives the mean seconds of a task on an ordinary worker; turns a load into a rate."""
 
 
 @dataclass(frozen=True)
 class Constant(Delay):
-    """Every task takes the same time; 0 adds no delay at all."""
+    """Gives every task the same time; 0 adds no delay at all."""
 
     seconds: float = 0.0
 
@@ -74,18 +74,18 @@ class Constant(Delay):
         _require(self.seconds >= 0, "constant", "seconds", "must not be negative", self.seconds)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """Always `seconds`."""
+        """Gives `seconds`."""
         return self.seconds
 
     @property
     def mean_s(self) -> float:
-        """The same."""
+        """Gives the same."""
         return self.seconds
 
 
 @dataclass(frozen=True)
 class TwoMode(Delay):
-    """Mostly quick (lognormal), sometimes several times slower (normal, cut off below zero).
+    """Is mostly quick (lognormal), sometimes several times slower (normal, cut off below zero).
 
     The defaults are fitted to latencies that the authors of Collage Inference measured on a public cloud: body .138 s,
     slow mode 5.1 times that.
@@ -114,7 +114,7 @@ class TwoMode(Delay):
         object.__setattr__(self, "_slow_cut", cut)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """Independent for each key; the worker and the time do not matter."""
+        """Draws independently for each key; the worker and the time do not matter."""
         bits = _hash(self.seed, key)
         share = ((bits & 0xFFFFFFFF) + 0.5) * 2**-32
         if bits >> 32 < self._slow_below:
@@ -124,7 +124,7 @@ class TwoMode(Delay):
 
     @property
     def mean_s(self) -> float:
-        """Mean of the mixture."""
+        """Gives the mean of the mixture."""
         body = math.exp(self.mu + self.sigma**2 / 2)
         slow = self.slow_mean_s
         if self.slow_sd_s:
@@ -134,7 +134,7 @@ class TwoMode(Delay):
 
 @dataclass(frozen=True)
 class PersistentSlow(Delay):
-    """Some workers are slow for the whole run, as one in fifty was in the data behind `TwoMode`."""
+    """Makes some workers slow for the whole run, as one in fifty was in the data behind `TwoMode`."""
 
     inner: Delay = field(default_factory=lambda: TwoMode(slow_share=0.0))
     factor: float = 5.1
@@ -144,19 +144,19 @@ class PersistentSlow(Delay):
         _require(self.factor > 0, "persistent", "factor", "must be above zero", self.factor)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """The inner law, `factor` times longer on a slow worker."""
+        """Draws from the inner law, `factor` times longer on a slow worker."""
         slow = worker % 50 == 0 if self.slow_workers is None else worker in self.slow_workers
         return self.inner.draw(key, worker, now_s) * (self.factor if slow else 1.0)
 
     @property
     def mean_s(self) -> float:
-        """Mean of the workers that are not slow: a law cannot know how many workers there are."""
+        """Gives the mean of the workers that are not slow: a law cannot know how many workers there are."""
         return self.inner.mean_s
 
 
 @dataclass(frozen=True)
 class MarkovBursts(Delay):
-    """Each worker has slow spells: a two-state Markov chain in time, apart from all other workers.
+    """Gives each worker slow spells: a two-state Markov chain in time, independent of all other workers.
 
     What counts is the state at the moment when a task begins. The chain is made from the seed, the worker and the time
     alone: it is cut into stretches of a thousand cycles, each begun afresh in its stationary state, so that any moment
@@ -176,11 +176,11 @@ class MarkovBursts(Delay):
         _require(self.factor > 0, "markov", "factor", "must be above zero", self.factor)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """The inner law, `factor` times longer when the worker is in a slow spell at `now_s`."""
+        """Draws from the inner law, `factor` times longer while the worker is in a slow spell at `now_s`."""
         return self.inner.draw(key, worker, now_s) * (self.factor if self.is_slow(worker, now_s) else 1.0)
 
     def is_slow(self, worker: int, now_s: float) -> bool:
-        """True while `worker` is in a slow spell."""
+        """Tells whether `worker` is in a slow spell."""
         stretch, at_s = divmod(now_s, _CYCLES * self.spell_s / self.duty)
         spells = self._spells.get(worker)
         if spells is None or spells.stretch != stretch:
@@ -196,7 +196,7 @@ class MarkovBursts(Delay):
 
     @property
     def mean_s(self) -> float:
-        """Mean over a long time."""
+        """Gives the mean over a long time."""
         return self.inner.mean_s * (1 + self.duty * (self.factor - 1))
 
 
@@ -212,7 +212,7 @@ class _Spells:
 
 @dataclass(frozen=True)
 class Pareto(Delay):
-    """Heavy tail: P(more than t) = (scale / t) ** shape. The variance is infinite up to shape 2."""
+    """Has a heavy tail: P(more than t) = (scale / t) ** shape. The variance is infinite up to shape 2."""
 
     shape: float = 1.5
     scale_s: float = 0.1  # the shortest task
@@ -223,18 +223,18 @@ class Pareto(Delay):
         _require(self.scale_s > 0, "pareto", "scale", "must be above zero", self.scale_s)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """Independent for each key."""
+        """Draws independently for each key."""
         return float(self.scale_s * _uniform(self.seed, key) ** (-1 / self.shape))
 
     @property
     def mean_s(self) -> float:
-        """The closed form shape * scale / (shape - 1)."""
+        """Gives the closed form shape * scale / (shape - 1)."""
         return self.shape * self.scale_s / (self.shape - 1)
 
 
 @dataclass(frozen=True)
 class ShiftedExponential(Delay):
-    """A fixed time plus an exponential one."""
+    """Adds an exponential time to a fixed one."""
 
     shift_s: float = 1.0
     rate_per_s: float = 1.0
@@ -245,18 +245,18 @@ class ShiftedExponential(Delay):
         _require(self.rate_per_s > 0, "shifted-exponential", "rate", "must be above zero", self.rate_per_s)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """Independent for each key."""
+        """Draws independently for each key."""
         return self.shift_s - math.log(_uniform(self.seed, key)) / self.rate_per_s
 
     @property
     def mean_s(self) -> float:
-        """The closed form shift + 1 / rate."""
+        """Gives the closed form shift + 1 / rate."""
         return self.shift_s + 1 / self.rate_per_s
 
 
 @dataclass(frozen=True)
 class Trace(Delay):
-    """Times from a file: text with one number of seconds a line, `.npy`, or `.npz` with one array.
+    """Draws times from a file: text with one number of seconds a line, `.npy`, or `.npz` with one array.
 
     Raises:
         ConfigurationError: the file cannot be read, or holds something else than seconds from 0 to 3600.
@@ -276,19 +276,19 @@ class Trace(Delay):
         object.__setattr__(self, "_seconds", _read_trace(self.path))
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """A time of the file, chosen by the key."""
+        """Gives a time of the file, chosen by the key."""
         place = key if self.order == "in-turn" else _hash(self.seed, key)
         return self.scale * self._seconds[place % len(self._seconds)]
 
     @property
     def mean_s(self) -> float:
-        """Mean of the file."""
+        """Gives the mean of the file."""
         return self.scale * math.fsum(self._seconds) / len(self._seconds)
 
 
 @dataclass(frozen=True)
 class FleetSlowdown(Delay):
-    """Everything is slow for a while: no redundancy can help, and hedging can only make it worse."""
+    """Makes everything slow for a while: no redundancy can help, and hedging can only make it worse."""
 
     inner: Delay = field(default_factory=TwoMode)
     factor: float = 3.0
@@ -300,18 +300,18 @@ class FleetSlowdown(Delay):
         _require(self.to_s > self.from_s, "fleet", "to", "must be later than from", self.to_s)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """The inner law, `factor` times longer for tasks that begin in the window."""
+        """Draws from the inner law, `factor` times longer for tasks that begin in the window."""
         return self.inner.draw(key, worker, now_s) * (self.factor if self.from_s <= now_s < self.to_s else 1.0)
 
     @property
     def mean_s(self) -> float:
-        """Mean outside the window."""
+        """Gives the mean outside the window."""
         return self.inner.mean_s
 
 
 @dataclass(frozen=True)
 class Scaled(Delay):
-    """The inner law times a factor: what the same machine needs for a model of another cost."""
+    """Multiplies the inner law by a factor: what the same machine needs for a model of another cost."""
 
     inner: Delay = field(default_factory=TwoMode)
     factor: float = 1.0
@@ -320,17 +320,17 @@ class Scaled(Delay):
         _require(self.factor > 0, "scaled", "factor", "must be above zero", self.factor)
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
-        """`factor` times the inner draw."""
+        """Gives `factor` times the inner draw."""
         return self.factor * self.inner.draw(key, worker, now_s)
 
     @property
     def mean_s(self) -> float:
-        """`factor` times the inner mean."""
+        """Gives `factor` times the inner mean."""
         return self.factor * self.inner.mean_s
 
 
 def attempt_key(key: int, attempt: int) -> int:
-    """The key of a further attempt (1, 2, ...) at the piece of work `key`; attempt 0 is the key itself."""
+    """Gives the key of a further attempt (1, 2, ...) at the piece of work `key`; attempt 0 has the key itself."""
     return key if attempt == 0 else _hash(attempt ^ _ATTEMPTS, key)
 
 
@@ -340,7 +340,7 @@ def _require(holds: bool, law: str, word: str, rule: str, found: object) -> None
 
 
 def _hash(seed: int, key: int) -> int:
-    """64 well-mixed bits of (seed, key): SplitMix64 (Steele, Lea, Flood 2014) asked for its key-th output."""
+    """Gives 64 well-mixed bits of (seed, key): the key-th output of SplitMix64 (Steele, Lea, Flood 2014)."""
     bits = (seed * 0xD1B54A32D192ED03 + (key + 1) * 0x9E3779B97F4A7C15) & _MASK
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -348,7 +348,7 @@ def _hash(seed: int, key: int) -> int:
 
 
 def _uniform(seed: int, key: int) -> float:
-    """A number strictly between 0 and 1: 52 bits and a half, so that neither end can be rounded to."""
+    """Gives a number strictly between 0 and 1: 52 bits and a half, so that rounding never gives either end."""
     return ((_hash(seed, key) >> 12) + 0.5) * 2**-52
 
 

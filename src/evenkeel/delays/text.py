@@ -1,4 +1,4 @@
-"""Laws of delay as text: what stands on command lines and in configuration files."""
+"""Reads laws of delay from text, as command lines and configuration files hold them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ __all__ = ["parse_delay"]
 
 
 def parse_delay(text: str) -> Delay:
-    """The law that a short text names, e.g. `two-mode:scale=0.3,seed=7`.
+    """Reads the law that a short text names, e.g. `two-mode:scale=0.3,seed=7`.
 
     A law on top of another takes the other behind a slash: `persistent:slow=0+3/pareto:shape=1.5`. Without a slash it
     stands on `two-mode` (on its quick mode alone, where the upper law brings the slowness) and takes its fields too:

@@ -1,4 +1,4 @@
-"""Codes, each in a file: answers from some of the replies. `coding/code.py` holds the seam and its laws."""
+"""Holds the codes, each in a file, that answer from some of the replies. `coding/code.py` has the laws."""
 
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.boxes import BoxCollage

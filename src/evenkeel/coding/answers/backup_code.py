@@ -1,4 +1,4 @@
-"""Adds to a code what a gateway must know to have its spare tasks run by a model on a backup."""
+"""Defines what a code has besides, whose spare tasks a model on a backup runs."""
 
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
@@ -10,7 +10,7 @@ __all__ = ["BackupCode"]
 
 
 class BackupCode(Code):
-    """A code whose spare tasks a model runs, on items that wait in a form of their own.
+    """Is a code whose spare tasks a model on a backup runs; items wait in the form that `prepare` makes.
 
     Attributes:
         model: the model that runs the spare tasks.
@@ -19,7 +19,7 @@ class BackupCode(Code):
     model: str
 
     def prepare(self, item: Array) -> Array:
-        """What the code keeps of an item until a group is encoded, e.g. a shrunk tile. May take long."""
+        """Makes what the code keeps of an item until a group is encoded, e.g. a shrunk tile. This may take long."""
         return item
 
     @property
@@ -28,17 +28,17 @@ class BackupCode(Code):
         return self.name
 
     def is_prepared(self, item: Array) -> bool:
-        """True when `prepare` has nothing to do for such an item, so that it need not leave the event loop."""
+        """Tells whether `prepare` has nothing to do for such an item, so that it can run on the event loop."""
         return True
 
     @abstractmethod
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """Spare tasks for a group of 1..max_items *prepared* items.
+        """Makes the spare tasks of a group of 1..max_items *prepared* items.
 
         Raises:
             CodeError: no items, too many, or shapes that do not fit.
         """
 
     def encode(self, items: Sequence[Array]) -> list[Task]:
-        """All tasks of a group of items, which are prepared here."""
+        """Prepares the items and makes all tasks of their group."""
         return self.primaries(items) + self.spares([self.prepare(item) for item in items])

@@ -1,4 +1,4 @@
-"""Berrut (ApproxIFER): mixed items for the user's own model, answers by rational interpolation. Nothing to train.
+"""Mixes items for the user's own model and interpolates the answers (Berrut, ApproxIFER); nothing is trained.
 
 Source: Soleymani, Ali, Avestimehr, Mahdavifar, ApproxIFER, AAAI 2022, and the authors' public code. With K items x_j at
 the Chebyshev points of the first kind, a_j = cos((2j+1) pi / 2K), the encoder is Berrut's interpolant
@@ -33,7 +33,7 @@ _SAME_POINT = 1e-9
 
 
 def berrut_weights(known: Array, wanted: Array) -> Array:
-    """Weights `[wanted, known]` of Berrut's interpolant: its values at `wanted` are weights @ values at `known`.
+    """Gives weights `[wanted, known]` of Berrut's interpolant: its values at `wanted` are weights @ values at `known`.
 
     `known` is monotone. Every row sums to one; at a known point the row picks that point's value.
     """
@@ -48,7 +48,7 @@ def berrut_weights(known: Array, wanted: Array) -> Array:
 
 @lru_cache(maxsize=256)
 def _points(count: int, spares: int, systematic: bool) -> tuple[Array, Array]:
-    """Points of the items `[count]`, and of the tasks `[count + spares]` in the order of their numbers."""
+    """Gives the points of the items `[count]`, and of the tasks `[count + spares]` in the order of their numbers."""
     tasks = np.cos(np.arange(count + spares) * pi / (count + spares - 1))
     if not systematic:
         return np.cos((2 * np.arange(count) + 1) * pi / (2 * count)), tasks
@@ -58,7 +58,7 @@ def _points(count: int, spares: int, systematic: bool) -> tuple[Array, Array]:
 
 
 class Berrut(BackupCode):
-    """N = count + spares tasks for the replicas' own model; every item is answered once `count` of them are in.
+    """Makes N = count + spares tasks for the replicas' own model; all items are answered once `count` of them are in.
 
     NON-systematic, as in the paper: all tasks are mixtures, so every answer is approximate, straggler or not, and a
     group must be complete before its first task can be sent. More replies make better answers. With `systematic` the
@@ -92,20 +92,20 @@ class Berrut(BackupCode):
         self.name = f"berrut{'_systematic' if systematic else ''}{max_items}+{spares}"
 
     def primaries(self, items: Sequence[Array]) -> list[Task]:
-        """The items themselves where systematic, else the first `count` mixtures."""
+        """Gives the items themselves where systematic, else the first `count` mixtures."""
         check_group(items, self.max_items)
         if self.systematic:
             return super().primaries(items)
         return self._mixtures(items, range(len(items)))
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """The last `spares` mixtures."""
+        """Gives the last `spares` mixtures."""
         check_group(prepared, self.max_items)
         count = len(prepared)
         return self._mixtures(prepared, range(count, count + self.spare_tasks))
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Nothing before `count` replies are in (but exact answers where systematic), then every item."""
+        """Answers every item once `count` replies are in; before that only exact ones, where systematic."""
         check_count(count, self.max_items)
         check_numbers(replies, count + self.spare_tasks)
         points, tasks = _points(count, self.spare_tasks, self.systematic)
@@ -124,7 +124,7 @@ class Berrut(BackupCode):
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """Any `spares` losses; where systematic, also the loss of all spares and more."""
+        """Survives any `spares` losses; where systematic, also any loss of spares alone."""
         if self.systematic and not any(number in lost for number in range(count)):
             return True
         return sum(number in lost for number in range(count + self.spare_tasks)) <= self.spare_tasks

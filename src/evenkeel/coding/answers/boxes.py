@@ -1,4 +1,4 @@
-"""The paper's collage decoder: predicted boxes in place of scores for each cell.
+"""Decodes collages as the paper does: from predicted boxes in place of scores for each cell.
 
 Source: Narra et al., Collage Inference, section 2 and Figure 3. A predicted box gives its class to the ground-truth
 box (cell) with which its Jaccard similarity, intersection / union of the areas, is largest. Said here because the
@@ -29,13 +29,13 @@ _FIRST_CLASS = 5
 
 
 def cell_boxes(grid: int, side: int) -> Array:
-    """The ground-truth boxes `[grid * grid, 4]` (x0, y0, x1, y1) in pixels, row by row."""
+    """Gives the ground-truth boxes `[grid * grid, 4]` (x0, y0, x1, y1) in pixels, row by row."""
     rows, columns = np.divmod(np.arange(grid * grid), grid)
     return np.stack([columns, rows, columns + 1, rows + 1], axis=1) * float(side)
 
 
 def similarities(boxes: Array, cells: Array) -> Array:
-    """Jaccard similarity `[boxes, cells]` of boxes `[boxes, 4]` with cells `[cells, 4]`, all x0, y0, x1, y1."""
+    """Gives the Jaccard similarity `[boxes, cells]` of boxes `[boxes, 4]` with cells `[cells, 4]`: x0, y0, x1, y1."""
     first, last = boxes[:, None, :2], boxes[:, None, 2:]
     shared = np.minimum(last, cells[None, :, 2:]) - np.maximum(first, cells[None, :, :2])
     intersection = shared.clip(min=0).prod(axis=2)
@@ -46,7 +46,7 @@ def similarities(boxes: Array, cells: Array) -> Array:
 
 
 def assign_boxes(similarity: Array, confidence: Array) -> dict[int, int]:
-    """Cell -> number of the box that names its class, from similarities `[boxes, cells]` and confidences `[boxes]`."""
+    """Finds the box that names each cell's class, by similarities `[boxes, cells]` and confidences `[boxes]`."""
     if len(similarity) == 0:
         return {}
     cells = similarity.argmax(axis=1)
@@ -57,7 +57,7 @@ def assign_boxes(similarity: Array, confidence: Array) -> dict[int, int]:
 
 
 def decode_boxes(boxes: Array, grid: int, side: int, count: int) -> dict[int, int]:
-    """Cell -> row of the box that names its class, for the first `count` cells.
+    """Finds the box that names each cell's class, for the first `count` cells: cell -> row of the box.
 
     A box that is most similar to an unused cell is not given to another one.
 
@@ -75,7 +75,7 @@ def decode_boxes(boxes: Array, grid: int, side: int, count: int) -> dict[int, in
 
 
 class BoxCollage(BackupCode):
-    """A collage whose model predicts boxes, as in the paper.
+    """Is a collage whose model predicts boxes, as in the paper.
 
     The reply holds boxes `[1, boxes, 5 + classes]`, any number of them, also none: x0, y0, x1, y1 in pixels of the
     canvas, confidence 0..1 (that something is there), class scores. An answer carries the scores and the confidence of
@@ -92,15 +92,15 @@ class BoxCollage(BackupCode):
         self.model = collage.model
 
     def prepare(self, item: Array) -> Array:
-        """The item's tile, as the collage makes it."""
+        """Makes the item's tile, as the collage does."""
         return self._collage.prepare(item)
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """The collage's canvas."""
+        """Makes the collage's canvas."""
         return self._collage.spares(prepared)
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Exact answers where a primary is in, winning boxes elsewhere."""
+        """Gives exact answers where a primary is in, those of the winning boxes elsewhere."""
         check_count(count, self.max_items)
         check_numbers(replies, count + 1)
         known = {}
@@ -114,7 +114,7 @@ class BoxCollage(BackupCode):
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """Only losses that spare every primary."""
+        """Survives only losses of no primary: a detector may overlook an item."""
         return not any(number in lost for number in range(count))
 
     def _boxes(self, number: int, reply: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Cheap: a small model run on the items themselves, the obvious rival of every coded backup."""
+"""Runs a small model on the items themselves: what every coded backup must be compared with."""
 
 from collections.abc import Mapping, Sequence, Set
 
@@ -14,7 +14,7 @@ __all__ = ["Cheap"]
 
 
 class Cheap(BackupCode):
-    """One spare task for a group: the items as a batch of `count` rows for a small model.
+    """Makes one spare task for a group: the items as a batch of `count` rows for a small model.
 
     The reply holds scores `[count, classes]`; answers have source "decoded". It costs one pass of the small model for
     each item, where a collage costs one pass for the group. Source: the approximate-backup baseline of ParM.
@@ -32,12 +32,12 @@ class Cheap(BackupCode):
         self.name = "cheap"
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """One task with a row for each item."""
+        """Makes one task with a row for each item."""
         check_group(prepared, self.max_items)
         return [Task(np.stack(prepared), tuple(range(len(prepared))))]
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Exact answers where a primary is in, the small model's elsewhere."""
+        """Gives exact answers where a primary is in, the small model's elsewhere."""
         check_count(count, self.max_items)
         check_numbers(replies, count + 1)
         known: dict[int, Answer] = {}
@@ -48,5 +48,5 @@ class Cheap(BackupCode):
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """Any loss of primaries as long as the small model's reply is in."""
+        """Survives any loss of primaries as long as the small model's reply is in."""
         return count not in lost or not any(number in lost for number in range(count))

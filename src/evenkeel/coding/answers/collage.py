@@ -1,4 +1,4 @@
-"""Collage: up to grid x grid items pasted into one canvas, classified in one pass.
+"""Pastes up to grid x grid items into one canvas, which a Collage-CNN classifies in one pass.
 
 Source: Narra et al., Collage Inference, section 2. Item i stands in box i of a square grid, row by row. Where this
 departs from the paper: our Collage-CNN has one set of scores for each cell in place of predicted boxes, because the
@@ -23,7 +23,7 @@ __all__ = ["Collage"]
 
 
 class Collage(BackupCode):
-    """One spare task for a group: a canvas `[1, side, side, 3]` (or `[1, 3, side, side]`) with item i in box i.
+    """Makes one spare task for a group: a canvas `[1, side, side, 3]` (or `[1, 3, side, side]`) with item i in box i.
 
     The reply holds scores `[1, grid * grid, classes]`, cells row by row. An answer from it has source "collage" and
     confidence max softmax(logits / temperature). A cell whose scores are not finite answers nothing. An item in two
@@ -76,7 +76,7 @@ class Collage(BackupCode):
 
     @classmethod
     def from_card(cls, card: ModelCard, item_layout: Layout | None = None) -> "Collage":
-        """The code of a Collage-CNN as its card tells it; `item_layout` where items come in another layout."""
+        """Makes the code of a Collage-CNN from its card; `item_layout` is that of the items, if it is another one."""
         if card.kind != "collage":
             raise ConfigurationError(f"model {card.name!r} is a {card.kind}; a collage needs a card of kind 'collage'")
         return cls(
@@ -91,7 +91,7 @@ class Collage(BackupCode):
         )
 
     def prepare(self, item: Array) -> Array:
-        """The item's tile; the item itself, not a copy, when it already is one.
+        """Makes the item's tile; gives the item itself, not a copy, if it already is one.
 
         An item that is not square is squeezed, or cropped to its central square first, as the authors' public code
         did with its central crop (which also cut a margin off square items; we keep it).
@@ -103,15 +103,15 @@ class Collage(BackupCode):
 
     @property
     def form(self) -> Hashable:
-        """The tile: grids whose tiles are alike share them."""
+        """Gives the tile's settings: grids whose tiles are alike share them."""
         return self._tile
 
     def is_prepared(self, item: Array) -> bool:
-        """True when the item is a tile already."""
+        """Tells whether the item is a tile already."""
         return item.shape == self._tile.shape and item.dtype == self.pixels.dtype
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """One task: the canvas; boxes that show nothing are blank (0)."""
+        """Makes one task: the canvas; boxes that show nothing are blank (0)."""
         count = len(prepared)
         check_count(count, self.max_items)
         copies = self._copies(count)
@@ -131,7 +131,7 @@ class Collage(BackupCode):
         return [Task(canvas, tuple(range(count)))]
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Exact answers where a primary is in, cells of the collage elsewhere."""
+        """Gives exact answers where a primary is in, those of the collage's cells elsewhere."""
         check_count(count, self.max_items)
         check_numbers(replies, count + 1)
         known: dict[int, Answer] = {}
@@ -143,15 +143,15 @@ class Collage(BackupCode):
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """Any loss of primaries as long as the collage is in."""
+        """Survives any loss of primaries as long as the collage is in."""
         return count not in lost or not any(number in lost for number in range(count))
 
     def _copies(self, count: int) -> int:
-        """How many of the items, from the first on, stand in a second box: the first waits longest."""
+        """Counts the items, from the first on, that are shown in a second box: the first has waited longest."""
         return min(count, self.max_items - count) if self.mirrored else 0
 
     def _opinions(self, cells: Array, count: int) -> Array:
-        """Scores of the items `[count, classes]`; two that are finite are averaged."""
+        """Gives the items' scores `[count, classes]`: the mean where two cells show an item and both are finite."""
         copies = self._copies(count)
         if not copies:
             return cells[:count]

@@ -1,4 +1,4 @@
-"""Elastic: which of several codes fits what waits."""
+"""Chooses the code that fits the number of items that wait."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ __all__ = ["Elastic"]
 
 
 class Elastic:
-    """Codes in the order of how many items they hold, e.g. 1x1, 2x2 and 3x3.
+    """Holds codes in the order of how many items they hold, e.g. 1x1, 2x2 and 3x3.
 
     Smaller grids give better answers, so the smallest that holds everything is right.
 
@@ -30,5 +30,5 @@ class Elastic:
         self.max_items = self.codes[-1].max_items
 
     def choose(self, waiting: int) -> BackupCode:
-        """The smallest code that holds `waiting` items, else the largest."""
+        """Gives the smallest code that holds `waiting` items, else the largest."""
         return next((code for code in self.codes if code.max_items >= waiting), self.codes[-1])

@@ -1,11 +1,11 @@
-"""Parity models (ParM): one parity item, one parity model, answers by subtraction.
+"""Makes one parity item of a group for a parity model (ParM), and finds the missing answer by subtraction.
 
 Source: Kosaian, Rashmi, Venkataraman, Parity Models, SOSP 2019. The parity model is trained so that its output for the
 parity of a group is the sum of the base model's scores of the group's items; with all but one of those at hand, the
 difference is the missing one. Where this departs from ParM: a group may hold fewer than k items (the parity then is of
 those, and the sum is over those, so train with partial groups too), and concatenation also has a 3x3 form.
 
-Which values are added or pasted is told once, by `Pixels`: raw pixel values 0..255 where the parity model normalises
+`Pixels` says which values are added or pasted: raw pixel values 0..255 where the parity model normalises
 inside, otherwise each item is normalised by itself first, as in ParM. Only for full groups do the two differ by a mere
 constant.
 """
@@ -42,23 +42,23 @@ class ParityEncoder(ABC):
 
     @abstractmethod
     def prepare(self, item: Array) -> Array:
-        """What is kept of an item."""
+        """Makes what is kept of an item."""
 
     @abstractmethod
     def combine(self, prepared: Sequence[Array]) -> Array:
-        """The parity item of 1..max_items prepared items, all of one shape."""
+        """Makes the parity item of 1..max_items prepared items, all of one shape."""
 
 
 @dataclass(frozen=True)
 class SumEncoder(ParityEncoder):
-    """The sum of the items, pixel by pixel, in float32 (sums leave the range of uint8)."""
+    """Adds the items, pixel by pixel, in float32 (sums leave the range of uint8)."""
 
     max_items: int
     pixels: Pixels = field(default_factory=lambda: Pixels(datatype="FP32"))
     name = "parity_sum"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot hold a sum."""
+        """Refuses a datatype that cannot hold a sum."""
         at_least_one("max_items", self.max_items)
         if self.pixels.datatype != "FP32":
             raise ConfigurationError(
@@ -66,17 +66,17 @@ class SumEncoder(ParityEncoder):
             )
 
     def prepare(self, item: Array) -> Array:
-        """The item as the parity model takes pixels, in float32."""
+        """Makes the item's pixels what the parity model takes, in float32."""
         return self.pixels.finish(self.pixels.upright(item))
 
     def combine(self, prepared: Sequence[Array]) -> Array:
-        """The sum."""
+        """Gives the sum."""
         return np.asarray(np.stack(prepared).sum(axis=0, dtype=np.float32))
 
 
 @dataclass(frozen=True)
 class ConcatEncoder(ParityEncoder):
-    """The items squeezed and pasted into a picture of the original input size.
+    """Squeezes the items and pastes them into a picture of the original input size.
 
     Two items become halves side by side, four become quadrants, nine a 3x3 grid; item i is cell i, row by row. Cells
     are `height // rows` x `width // columns` pixels; a remainder at the right and bottom, and unused cells, stay blank.
@@ -89,7 +89,7 @@ class ConcatEncoder(ParityEncoder):
     name = "parity_concat"
 
     def __post_init__(self) -> None:
-        """Refuse what ParM has no picture for."""
+        """Refuses numbers of items for which ParM has no picture, and pictures that are too small."""
         if self.max_items not in _CONCATENATIONS:
             raise ConfigurationError(f"concatenation takes 2, 4 or 9 items, found {self.max_items!r}")
         rows, columns = _CONCATENATIONS[self.max_items]
@@ -102,11 +102,11 @@ class ConcatEncoder(ParityEncoder):
         return Tile(self.height // rows, self.width // columns, self.pixels, crop=False)
 
     def prepare(self, item: Array) -> Array:
-        """The item squeezed to one cell."""
+        """Squeezes the item to one cell."""
         return self._tile.make(item)
 
     def combine(self, prepared: Sequence[Array]) -> Array:
-        """The picture of all cells."""
+        """Makes the picture of all cells."""
         tile, columns = self._tile, _CONCATENATIONS[self.max_items][1]
         picture = np.zeros(self.pixels.shape(self.height, self.width), self.pixels.dtype)
         image = picture if self.pixels.layout == "NHWC" else picture.transpose(1, 2, 0)
@@ -118,7 +118,7 @@ class ConcatEncoder(ParityEncoder):
 
 
 class Parity(BackupCode):
-    """One spare task for a group: its parity item, `[1, ...]`.
+    """Makes one spare task for a group: its parity item, `[1, ...]`.
 
     The reply holds the sum of the group's scores, `[1, classes]`. As soon as exactly one primary is missing, that item
     is answered with the difference, source "decoded".
@@ -139,20 +139,20 @@ class Parity(BackupCode):
         self.max_items = encoder.max_items
 
     def prepare(self, item: Array) -> Array:
-        """What the encoder keeps of an item."""
+        """Makes what the encoder keeps of an item."""
         return self.encoder.prepare(item)
 
     def is_prepared(self, item: Array) -> bool:
-        """False: encoders squeeze, normalise or widen."""
+        """Is false: encoders squeeze, normalise or widen."""
         return False
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """One task with the parity item."""
+        """Makes one task with the parity item."""
         check_group(prepared, self.max_items)
         return [Task(self.encoder.combine(prepared)[None], tuple(range(len(prepared))))]
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Exact answers where a primary is in; the last missing one by subtraction."""
+        """Gives exact answers where a primary is in, and the last missing one by subtraction."""
         check_count(count, self.max_items)
         check_numbers(replies, count + 1)
         known = self.scores.exact_answers(count, replies)
@@ -172,6 +172,6 @@ class Parity(BackupCode):
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """The loss of one primary as long as the parity is in."""
+        """Survives the loss of one primary as long as the parity is in."""
         primaries = sum(number in lost for number in range(count))
         return primaries == 0 or (primaries == 1 and count not in lost)

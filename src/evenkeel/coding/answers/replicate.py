@@ -1,4 +1,4 @@
-"""Replicate: spare tasks are further copies of the items, run by the user's own model."""
+"""Makes further copies of the items the spare tasks, which the user's own model runs."""
 
 from collections.abc import Mapping, Sequence, Set
 
@@ -14,7 +14,7 @@ __all__ = ["Replicate"]
 
 
 class Replicate(BackupCode):
-    """`copies` further tasks for each item, so every answer is exact.
+    """Makes `copies` further tasks for each item, so that every answer is exact.
 
     Copy c of item i is task `count * (1 + c) + i`. With `max_items=1` and one copy it is the 1x1 pass of an elastic
     backup that holds the replicas' own model.
@@ -34,12 +34,12 @@ class Replicate(BackupCode):
         self.name = "replicate" if copies == 1 else f"replicate{copies}"
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """`copies` tasks of one item for each item."""
+        """Makes `copies` tasks of one item for each item."""
         check_group(prepared, self.max_items)
         return [Task(item[None], (number,)) for _ in range(self.copies) for number, item in enumerate(prepared)]
 
     def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """For each item the lowest-numbered copy that is in."""
+        """Answers each item by the lowest-numbered copy that is in."""
         check_count(count, self.max_items)
         check_numbers(replies, count * (1 + self.copies))
         known: dict[int, Answer] = {}
@@ -50,5 +50,5 @@ class Replicate(BackupCode):
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
-        """Every item keeps one copy."""
+        """Survives as long as every item keeps one copy."""
         return all(any(item + count * copy not in lost for copy in range(1 + self.copies)) for item in range(count))

@@ -1,4 +1,4 @@
-"""Rows of scores: what shape they must have, which may be answers, and how sure they are.
+"""Reads rows of scores: checks their shape, decides which may be answers, and says how sure they are.
 
 One rule holds in every code: **a row with a score that is not finite is a row that is not there.** It answers nothing
 and takes no part in decoding, so a broken model can make an answer late but never wrong.
@@ -25,14 +25,14 @@ _FEW = 50
 
 @dataclass(frozen=True)
 class ScoreForm:
-    """How the scores of a model are to be read."""
+    """Says how the scores of a model are to be read."""
 
     classes: int
     temperature: float = 1.0  # above 1: less sure; below 1: surer
     kind: Literal["logits", "probabilities"] = "logits"
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be calibrated."""
+        """Refuses what cannot be calibrated."""
         at_least_one("classes", self.classes)
         if not 0 < self.temperature < float("inf"):
             raise ConfigurationError(f"temperature must be a number above zero, found {self.temperature!r}")
@@ -41,11 +41,11 @@ class ScoreForm:
 
     @classmethod
     def from_card(cls, card: ModelCard) -> "ScoreForm":
-        """The form that the card tells."""
+        """Reads the form from a card."""
         return cls(len(card.classes), card.temperature, card.scores)
 
     def rows(self, number: int, reply: Array, *shape: int) -> Array:
-        """The reply to task `number` as float32 scores `[*shape, classes]`.
+        """Gives the reply to task `number` as float32 scores `[*shape, classes]`.
 
         Raises:
             CodeError: another shape, or no real numbers.
@@ -61,7 +61,7 @@ class ScoreForm:
         return _single(scores)
 
     def confidences(self, scores: Array) -> Array:
-        """Highest calibrated probability of every row of finite scores `[..., classes]`."""
+        """Gives the highest calibrated probability of every row of finite scores `[..., classes]`."""
         if self.kind == "probabilities":
             scores = np.log(np.maximum(scores, LEAST_PROBABILITY))
         logits = scores.astype(np.float64)
@@ -72,13 +72,13 @@ class ScoreForm:
         return 1.0 / sums
 
     def answer(self, scores: Array, source: Source = "exact") -> Answer:
-        """The answer of one row of finite scores `[classes]`."""
+        """Makes the answer of one row of finite scores `[classes]`."""
         if self.kind == "probabilities":
             return Answer(scores, source, float(self.confidences(scores)))
         return Answer(scores, source, confidence(scores, self.temperature))
 
     def answers(self, scores: Array, source: Source) -> dict[int, Answer]:
-        """Answers from scores `[items, classes]`, item by item; rows that are not finite answer nothing."""
+        """Makes answers from scores `[items, classes]`, item by item; rows that are not finite answer nothing."""
         scores = _single(scores)
         finite = np.isfinite(scores)
         if finite.all():
@@ -91,7 +91,7 @@ class ScoreForm:
         return {item: Answer(scores[item], source, one) for item, one in zip(items, sure, strict=True)}
 
     def exact_answers(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Answers from the primary replies 0..count-1 `[1, classes]` of a systematic code."""
+        """Makes answers from the primary replies 0..count-1 `[1, classes]` of a systematic code."""
         known = {}
         for item in range(count):
             reply = replies.get(item)
@@ -103,7 +103,7 @@ class ScoreForm:
 
 
 def softmax(scores: Array, temperature: float = 1.0) -> Array:
-    """Probabilities of the last axis of logits, sharpened or softened by `temperature`."""
+    """Gives the probabilities of the last axis of logits, sharpened or softened by `temperature`."""
     shifted = np.asarray(scores, dtype=np.float64) / temperature
     shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
     probabilities: Array = shifted / shifted.sum(axis=-1, keepdims=True)
@@ -111,7 +111,7 @@ def softmax(scores: Array, temperature: float = 1.0) -> Array:
 
 
 def confidence(scores: Array, temperature: float = 1.0) -> float:
-    """Highest probability that one item's logits give after calibration."""
+    """Gives the highest probability of one item's logits after calibration."""
     if scores.size > _FEW:
         return float(softmax(scores, temperature).max())
     logits = scores.tolist()
@@ -121,7 +121,7 @@ def confidence(scores: Array, temperature: float = 1.0) -> float:
 
 
 def _single(scores: Array) -> Array:
-    """The scores in float32; what is too large becomes infinite, so that it is no answer."""
+    """Gives the scores in float32; what is too large becomes infinite, so that it is no answer."""
     if scores.dtype == np.float32:
         return scores
     with np.errstate(over="ignore"):

@@ -33,7 +33,7 @@ class Pixels:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
+        """Refuses settings that contradict each other."""
         if self.layout not in ("NHWC", "NCHW") or self.item_layout not in ("NHWC", "NCHW", None):
             raise ConfigurationError(f"layout must be NHWC or NCHW, found {self.layout!r} and {self.item_layout!r}")
         if self.datatype not in _DTYPES:
@@ -109,7 +109,7 @@ class Tile:
     crop: bool
 
     def __post_init__(self) -> None:
-        """Refuse empty tiles."""
+        """Refuses empty tiles."""
         at_least_one("tile height", self.height)
         at_least_one("tile width", self.width)
 
