@@ -1,1 +1,1 @@
-"""Holds codes that answer from some replies (`code`, `answers/`) and that give the mean from one sum (`sum_code`, `sums/`)."""
+"""Holds what answers from some of the replies (`code`, `answers/`), and what makes a mean from one sum (`sum_code`)."""

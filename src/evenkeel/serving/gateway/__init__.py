@@ -1,1 +1,1 @@
-"""The gateway: items, replicas, spares, policy and budget. Knows no HTTP."""
+"""Holds the gateway: items, replicas, spares, policy and budget. It knows no HTTP."""

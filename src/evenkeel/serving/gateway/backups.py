@@ -1,4 +1,4 @@
-"""Backups: the work-conserving workers whose spares cover groups of items.
+"""Runs backups: workers that take groups of waiting items as soon as they are idle.
 
 An idle backup takes at once whatever waits, in the smallest code that holds it, and items gather only while all backups
 are busy. Waiting for a full group would cost the first item s / load (s: service time), more than the straggler it
@@ -34,12 +34,12 @@ Offload = Callable[[Callable[[], Any], Callable[[Any], object]], object]
 
 
 def inline(work: Callable[[], Any], then: Callable[[Any], object]) -> None:
-    """The simplest `Offload`: does the work here and now. A server passes one that uses threads."""
+    """Does the work here and now: the simplest `Offload`. A server passes one that uses threads."""
     then(work())
 
 
 class _Backup(Node):
-    """A backup and its tasks, which are those of one group."""
+    """Is one backup and its tasks, which are those of one group."""
 
     __slots__ = ("busy_since_s", "reserved", "suspected")
 
@@ -54,14 +54,14 @@ class _Backup(Node):
         return not self.open and not self.reserved and self.backend.ready
 
     def reserve(self, now_s: float) -> None:
-        """It is given a group: busy from now on, also while the group is still made ready."""
+        """Marks it as busy with a group from now on, also while the group is still being prepared."""
         self.reserved = True
         self.busy_since_s = now_s
         self.suspected = False
 
 
 def _prepared(work: Sequence[tuple[Item, BackupCode]]) -> None:
-    """Make items ready for codes. Runs in a thread: each item's entry is written whole, and by nobody else then."""
+    """Prepares items for codes. Runs in a thread: it writes each item's entry whole, and nobody else writes it then."""
     for item, code in work:
         try:
             item.prepared[code.form] = code.prepare(item.array)
@@ -70,7 +70,7 @@ def _prepared(work: Sequence[tuple[Item, BackupCode]]) -> None:
 
 
 class Backups(Spares):
-    """Several backups that share the groups.
+    """Gives groups of items to several backups.
 
     Args:
         clock: where to wait.
@@ -120,7 +120,7 @@ class Backups(Spares):
         self._next_pass = PASS_KEYS
 
     def cover(self, item: Item, now_s: float) -> None:
-        """Have the item covered by a spare, at once or as soon as it is late, until `forget`."""
+        """Covers the item by a spare, at once or as soon as it is late, until `forget`."""
         late_s = self._service_times.after(self._fill_after)
         item.late_at = now_s + late_s
         # Where replicas are faster than the floor, nothing is late before it, and a spare may wait until then.
@@ -129,30 +129,30 @@ class Backups(Spares):
             self._add(item)
 
     def item_is_late(self, item: Item) -> None:
-        """Cover the item now if it was not worth a spare before."""
+        """Covers the item now if it was not worth a spare before."""
         if item.uncovered and not item.suspect:
             self._add(item)
 
     def forget(self, item: Item) -> None:
-        """Have the item wait no longer."""
+        """Takes the item from those that wait."""
         self._waiting.forget(item)
         self._alone.pop(item.number, None)
 
     def may_answer(self, item: Item) -> bool:
-        """True while a pass for it is under way, or it waits for a backup that is there."""
+        """Tells whether a pass for it is under way, or it waits for a backup that is connected."""
         if item.passes:
             return True
         waits = item.number in self._alone or item in self._waiting
         return waits and any(backup.backend.ready for backup in self._backups)
 
     def room(self, most: int) -> int:
-        """Items that the backups can take in the replicas' place until `most` wait for each."""
+        """Counts the items that the backups can take in the replicas' place until `most` wait for each."""
         if self._exact is None:
             return 0
         return max(0, most * sum(backup.backend.ready for backup in self._backups) - len(self._alone))
 
     def stand_in(self, item: Item) -> None:
-        """Have a backup do the replicas' own pass, which is exact. What may have broken a worker is not passed on."""
+        """Has a backup do the replicas' own pass, which is exact; not for items that may have broken a worker."""
         if self._exact is None or item.passes or item.suspect or item.lost_a_pass or item in self._waiting:
             return
         self._alone[item.number] = item
@@ -160,7 +160,7 @@ class Backups(Spares):
 
     @property
     def busy(self) -> bool:
-        """True while any backup has a task."""
+        """Tells whether any backup has a task."""
         return any(backup.open for backup in self._backups)
 
     def _add(self, item: Item) -> None:
@@ -172,7 +172,7 @@ class Backups(Spares):
             self._prepare([item], self._elastic.codes, lambda: None)
 
     def wake(self) -> None:
-        """A backup may have become idle or ready."""
+        """Gives waiting items to backups that have become idle or ready."""
         if self._alone:
             self._feed()
         for backup in self._backups:
@@ -181,13 +181,13 @@ class Backups(Spares):
                 return
 
     def replica_replied(self, item: Item, outputs: Array) -> None:
-        """Give a replica's reply to the item's group, if that can use it."""
+        """Gives a replica's reply to the item's group, if that can use it."""
         if item.on_own_reply is not None:
             use, item.on_own_reply = item.on_own_reply, None
             use(outputs)
 
     def sweep(self, now_s: float, stall_s: float) -> None:
-        """Have every backup looked after that has worked on one group for longer than `stall_s`; drop lost passes."""
+        """Handles backups that have worked on one group for longer than `stall_s`, and drops lost passes."""
         for backup in self._backups:
             if backup.open and not backup.suspected and now_s - backup.busy_since_s > stall_s:
                 _log.warning("%s has been silent for %.3g s", backup.backend.name, now_s - backup.busy_since_s)
@@ -196,7 +196,7 @@ class Backups(Spares):
             backup.expire(now_s)
 
     def _prepare(self, items: Sequence[Item], codes: Sequence[BackupCode], then: Callable[[], object]) -> None:
-        """Have the items made ready for the codes, away from here if that is work, and go on with `then`."""
+        """Prepares the items for the codes, in another thread if that takes long, and goes on with `then`."""
         work = [
             (item, code)
             for item in items
@@ -209,7 +209,7 @@ class Backups(Spares):
             then()
 
     def _feed(self) -> None:
-        """Give every idle backup what waits."""
+        """Gives every idle backup the items that wait."""
         for backup in self._backups:
             while backup.idle and (self._alone or self._waiting):
                 if self._alone and self._exact is not None:

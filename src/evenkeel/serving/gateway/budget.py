@@ -1,4 +1,4 @@
-"""A token budget that bounds hedges as a share of the load.
+"""Limits hedges to a share of the load, by a budget of tokens.
 
 Every item earns a fraction of a token, every hedge costs one. When the whole fleet is slow the bucket runs dry and
 hedging stops, so that it can never turn a slowdown into a storm (Finagle's retry budget; Envoy and gRPC throttle on
@@ -9,7 +9,7 @@ __all__ = ["Budget"]
 
 
 class Budget:
-    """Tokens that hedges spend.
+    """Holds the tokens that hedges spend.
 
     Args:
         share: tokens that one item earns; `inf` never refuses.
@@ -22,12 +22,12 @@ class Budget:
         self._tokens = 1.0 if share > 0 else 0.0  # one slow reply may be hedged before there was time to earn
 
     def earn(self) -> None:
-        """One item came."""
+        """Adds an item's share of a token."""
         tokens = self._tokens + self._share
         self._tokens = tokens if tokens < self._burst else self._burst
 
     def spend(self) -> bool:
-        """True, and a token less, when there is one to spend."""
+        """Spends a token; False if there is none."""
         if self._share == float("inf"):
             return True
         if self._tokens < 1.0:

@@ -1,4 +1,4 @@
-"""A fleet on which a code that is not systematic runs: every replica works on coded items, none on an item itself."""
+"""Runs a code that is not systematic: every replica works on coded items, none on an item itself."""
 
 from collections.abc import Callable
 from functools import partial
@@ -58,40 +58,40 @@ class CodedFleet(Spares):
         self._next_key = PASS_KEYS
 
     def cover(self, item: Item, now_s: float) -> None:
-        """Have the item wait for its group. It is not hedged: the code is the hedge."""
+        """Puts the item among those that wait for a group. It is not hedged: the code is the hedge."""
         item.hedge_at = _NEVER
         self._waiting.add(item)
         self._waiting.wake()
 
     def forget(self, item: Item) -> None:
-        """Have the item wait no longer."""
+        """Takes the item from those that wait."""
         self._waiting.forget(item)
 
     def wake(self) -> None:
-        """Send the tasks for which no replica was ready."""
+        """Sends the tasks for which no replica was ready."""
         unsent, self._unsent = self._unsent, []
         for task in unsent:
             self._send(task)
 
     def item_is_late(self, item: Item) -> None:
-        """Do nothing more: the item was covered when it came."""
+        """Does nothing more: the item was covered when it came."""
 
     def replica_replied(self, item: Item, outputs: Array) -> None:
-        """Need no reply to the item itself: only coded tasks are decoded."""
+        """Needs no reply to the item itself: only coded tasks are decoded."""
 
     def sweep(self, now_s: float, stall_s: float) -> None:
-        """Leave workers to the gateway: they are its replicas."""
+        """Leaves workers to the gateway: they are its replicas."""
 
     def may_answer(self, item: Item) -> bool:
-        """Say no: the gateway asks only about items that were given up here."""
+        """Says no: the gateway asks only about items that were given up here."""
         return False
 
     def room(self, most: int) -> int:
-        """Have none: there are no workers but the replicas."""
+        """Gives 0: there are no workers but the replicas."""
         return 0
 
     def stand_in(self, item: Item) -> None:
-        """Do nothing: there are no workers but the replicas."""
+        """Does nothing: there are no workers but the replicas."""
 
     def _take(self) -> None:
         items = self._waiting.take(self._code.max_items)
@@ -164,7 +164,7 @@ _MOST_LOSSES = 20  # of one task, also where it only waited
 
 
 class _CodedTask:
-    """One coded task: its group, and the replica that works on it."""
+    """Is one coded task: its group, and the replica that works on it."""
 
     __slots__ = ("attempt", "failures", "group", "losses", "number", "replica", "siblings", "task")
 

@@ -1,4 +1,4 @@
-"""The gateway: one dispatch rule that hides slow replicas behind spares and hedges.
+"""Hides slow replicas behind spares and hedges, by one dispatch rule.
 
     item ──► least-loaded healthy replica ───────────────► exact answer
       │                                                     ▲ whichever is first
@@ -148,21 +148,21 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """True when a new item could be answered: a replica is there, and nothing says that its passes fail."""
+        """Tells whether a new item could be answered: a replica is ready, and its passes do not keep failing."""
         return not self.draining and self.replicas.any_ready
 
     @property
     def in_flight(self) -> int:
-        """Items that have no answer yet."""
+        """Counts the items that have no answer yet."""
         return len(self._items)
 
     @property
     def deadline_s(self) -> float:
-        """Seconds that an item may take in all."""
+        """Gives the seconds that an item may take in all."""
         return self.policy.deadline_s
 
     def check_room(self, count: int) -> None:
-        """See that `count` items submitted now would all be taken; one alone need not ask.
+        """Raises an error unless `count` items submitted now would all be taken; not needed for one alone.
 
         Raises:
             TooLargeError: more than the whole fleet may ever hold.
@@ -184,7 +184,7 @@ class Gateway:
         raise OverloadedError(f"no room for {count} items at once now; try again later", self._worked_off_s(longest))
 
     def submit(self, array: Array, on_outcome: OnOutcome, options: Options = NO_OPTIONS, key: int | None = None) -> int:
-        """Take one item; returns its ticket. `on_outcome` is called once, later, unless the ticket is cancelled.
+        """Takes one item and gives its ticket. Calls `on_outcome` once, later, unless the ticket is cancelled.
 
         Args:
             array: the item, in the layout of the model's card, without a batch axis.
@@ -233,14 +233,14 @@ class Gateway:
         return number
 
     def cancel(self, ticket: int) -> None:
-        """Give an item up: its user is gone. Unknown and finished tickets are ignored."""
+        """Gives an item up: its user is gone. Ignores unknown and finished tickets."""
         item = self._items.get(ticket)
         if item is not None:
             self.stats.abandoned += 1
             self._close(item)
 
     def start_draining(self, on_drained: Callable[[], object] | None = None) -> None:
-        """Say not ready from now on, and call `on_drained` as soon as nothing is in flight."""
+        """Says not ready from now on, and calls `on_drained` as soon as nothing is in flight."""
         self.draining = True
         if on_drained is not None:
             self._on_drained.append(on_drained)
@@ -248,7 +248,7 @@ class Gateway:
             self._tell_drained()
 
     def watch(self, sample: Array) -> None:
-        """From now on have every replica that becomes ready do a pass on `sample` before it counts as ready.
+        """Has every replica that becomes ready from now on do a pass on `sample` before it counts as ready.
 
         Ejected replicas are probed with it too, also without traffic, so that the fleet is ready again when they are.
         """
@@ -258,7 +258,7 @@ class Gateway:
     # ---- attempts on replicas ----
 
     def _shed(self, replica: Replica | None, count: int = 1) -> OverloadedError:
-        """The refusal of `count` items. `replica` has the shortest queue; None: nobody can take them."""
+        """Makes the refusal of `count` items. `replica` has the shortest queue; None: no replica can take them."""
         self.stats.shed += count
         if replica is None:
             rested_at_s = self.replicas.rested_at_s()
@@ -270,7 +270,7 @@ class Gateway:
         return OverloadedError("all queues are full; try again later", self._worked_off_s(replica.outstanding))
 
     def _worked_off_s(self, outstanding: int) -> float:
-        """When a client is asked to come back that waits for a queue to be worked off."""
+        """Gives the seconds until a queue is worked off, after which a refused client is asked to try again."""
         return min(outstanding * (self.service_times.quantile(0.5) or 0.1), _LONGEST_RETRY_AFTER_S)
 
     def _send(self, item: Item, replica: Replica, source: Source, now: float) -> None:
@@ -323,7 +323,7 @@ class Gateway:
         self._spares.replica_replied(item, outputs)
 
     def _checked(self, replica: Replica, reply: Reply) -> Reply:
-        """The reply, or the error that it is when its outputs are no scores."""
+        """Gives the reply, or an error in its place if its outputs are no scores."""
         outputs = reply.outputs
         if outputs is None or self._are_scores(outputs):
             return reply
@@ -343,8 +343,8 @@ class Gateway:
         )
 
     def _on_loss(self, item: Item, attempt: Attempt, reply: Reply, now: float) -> None:
-        """An attempt ended in an error, which is not the user's problem unless it is the item's own fault."""
-        error = reply.error or BackendError("a task ended without a reason")
+        """Handles an attempt that ended in an error; the item is tried elsewhere unless it caused the error itself."""
+        error = reply.error or BackendError("a task failed, and its worker gave no reason")
         if isinstance(error, TaskRefusedError):
             if not self._use_fill(item, now):
                 self._fail(item, error)
@@ -359,7 +359,7 @@ class Gateway:
             self._rescue(item, now)
 
     def _blame(self, item: Item, attempt: Attempt, error: EvenkeelError) -> None:
-        """A worker died or fell silent while it was at work on the item, which may be the reason."""
+        """Notes that a worker died or stopped answering while it worked on the item, which may be the reason."""
         attempt.blamed = True
         item.failures += 1
         item.error = error
@@ -367,7 +367,7 @@ class Gateway:
         self._spares.forget(item)  # or a backup might be next, and others' items with it
 
     def _retry(self, item: Item, now: float) -> None:
-        """Try an item once more on which a pass failed.
+        """Tries an item once more on which a pass failed.
 
         It costs nothing at a replica whose last pass was good, since only few of those can fail in a row. Elsewhere it
         takes from the hedges' budget: a fleet that fails as a whole must not be asked for more.
@@ -392,7 +392,7 @@ class Gateway:
             self._send_again(item, replica, now)
 
     def _give_up(self, item: Item, now: float) -> None:
-        """Answer an item by its error, as soon as nothing is under way that may answer it."""
+        """Answers an item by its error, as soon as nothing is under way that may answer it."""
         if item.open_attempts or self._use_fill(item, now) or self._spares.may_answer(item):
             return
         error: EvenkeelError
@@ -410,7 +410,7 @@ class Gateway:
         self._fail(item, error)
 
     def _rescue(self, item: Item, now: float) -> None:
-        """See that an item has an attempt that may still answer: else take its fill, or ask another replica.
+        """Uses the item's fill or asks another replica, if no attempt may still answer it.
 
         With nobody to ask it stays as it is until a replica is back, a fill comes, or its deadline does.
         """
@@ -452,13 +452,13 @@ class Gateway:
         self._rescue_all(now)
 
     def _on_rest(self, until_s: float) -> None:
-        """A replica has no room until then; what waits for a replica goes on when it has."""
+        """Sets a timer for when a replica has room again; items that wait for one go on then."""
         self._clock.call_at(until_s, self._on_backend_change)
 
     # ---- late items ----
 
     def _set_timer(self, item: Item) -> None:
-        """Have the earliest of what is still to happen to the item happen."""
+        """Sets the item's timer to the earliest of its coming events."""
         when, action = item.deadline_at, self._on_deadline
         if item.hedge_at < when:
             when, action = item.hedge_at, self._on_hedge_due
@@ -482,7 +482,7 @@ class Gateway:
         self._set_timer(item)
 
     def _hedge(self, item: Item, now: float) -> None:
-        """Ask a second replica, if the policy and the budget allow."""
+        """Asks a second replica, if the policy and the budget allow."""
         policy = self.policy
         if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts or item.failures:
             return
@@ -497,7 +497,7 @@ class Gateway:
         self._send(item, replica, "hedge", now)
 
     def _on_fill(self, item: Item, answer: Answer, code: str) -> None:
-        """A spare tells an answer: keep it for when the item is late, or use it if it need not wait for that."""
+        """Keeps a spare's answer until the item is late, or uses it now if it need not wait."""
         now = self._clock.time()
         exact = answer.source == "exact"
         if not exact and answer.confidence < max(item.min_confidence, self._min_confidences.get(code, 0.0)):
@@ -509,7 +509,7 @@ class Gateway:
             self._use_fill(item, now)
 
     def _on_unsure(self, item: Item, now: float) -> None:
-        """The fill will not do, so a late item need not wait for it any longer."""
+        """Notes that the fill is not sure enough, so that a late item waits for it no longer."""
         self.stats.unsure_fills += 1
         item.unsure = True
         if item.late:
@@ -518,12 +518,12 @@ class Gateway:
             self._rescue(item, now)
 
     def _on_pass_over(self, item: Item) -> None:
-        """The last spare that worked on the item has come back, and the item has no answer yet."""
+        """Goes on with an item that has no answer although the last spare that worked on it has replied."""
         if not item.open_attempts:
             self._rescue(item, self._clock.time())
 
     def _use_fill(self, item: Item, now: float) -> bool:
-        """Answer from the spare, if it has answered."""
+        """Answers from the spare, if it has replied."""
         fill = item.fill
         if fill is None:
             return False
@@ -536,7 +536,7 @@ class Gateway:
         return True
 
     def _compare(self, item: Item, scores: Array) -> None:
-        """An exact reply came after a fill was used: the backup's accuracy in production, measured for free."""
+        """Compares an exact reply with the fill that was used: this measures the backup's accuracy in production."""
         if item.fill is not None:
             answer, _ = item.fill
             item.fill = None
@@ -570,7 +570,7 @@ class Gateway:
         item.on_outcome(Outcome(None, error, self._clock.time() - item.since_s))
 
     def _close(self, item: Item) -> None:
-        """Forget an item: stop its timer and tell its other attempts to stop."""
+        """Removes an item: stops its timer and cancels its other attempts."""
         item.done = True
         item.fill = None
         if item.timer is not None:
@@ -593,7 +593,7 @@ class Gateway:
     # ---- health ----
 
     def _sweep(self) -> None:
-        """Look for stalled nodes and lost tasks, and have others do what those hold, while anything is under way."""
+        """Finds stalled nodes and lost tasks and gives their items to others; repeats while anything is under way."""
         self._sweeper = None
         now = self._clock.time()
         replicas, spares = self.replicas, self._spares
@@ -601,7 +601,7 @@ class Gateway:
             stalled.backend.suspect()
             oldest = next(iter(stalled.open), None)
             if oldest is not None and oldest.item is not None and not oldest.item.done and not oldest.blamed:
-                self._blame(oldest.item, oldest, BackendLostError(f"{stalled.backend.name} fell silent"))
+                self._blame(oldest.item, oldest, BackendLostError(f"{stalled.backend.name} stopped replying"))
                 self._suspects.over(oldest)
         replicas.expire(now)
         spares.sweep(now, replicas.stall_after_s)
@@ -612,7 +612,7 @@ class Gateway:
             self._sweeper = self._clock.call_at(now + replicas.sweep_every_s, self._sweep)
 
     def _probe(self, array: Array, key: int, now: float) -> None:
-        """Send a copy of an item to ejected replicas that are due a look; nobody waits for it."""
+        """Sends a copy of an item to ejected replicas whose probe is due; nobody waits for the reply."""
         for replica in self.replicas.wanting_probe(now):
             self.stats.probes += 1
             replica.probe_sent(now)
@@ -627,7 +627,7 @@ class Gateway:
             self._rescue_all(now)
 
     def _plan_probe(self) -> None:
-        """Set the timer for the next probe that needs no item."""
+        """Sets the timer for the next probe that needs no item."""
         if self._sample is None:
             return
         due_at = self.replicas.next_probe_at()

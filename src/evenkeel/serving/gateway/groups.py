@@ -1,4 +1,4 @@
-"""Groups of items: which items wait for one, and what its replies tell."""
+"""Forms groups of the items that wait, and decodes a group's replies."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ _AT_ONCE = -_NEVER
 
 
 class Waiting:
-    """Items without a group, oldest first, and the call that takes them.
+    """Holds items without a group, oldest first, and calls when a group is due.
 
     An item whose user has an answer leaves through `forget`, so no more wait here than are in flight.
 
@@ -47,22 +47,22 @@ class Waiting:
         return item.number in self._items
 
     def add(self, item: Item) -> None:
-        """One more item waits."""
+        """Adds an item that waits."""
         self._items[item.number] = item
 
     def forget(self, item: Item) -> None:
-        """The item, if it waits, need not any more."""
+        """Removes the item, if it waits."""
         self._items.pop(item.number, None)
 
     def take(self, count: int) -> list[Item]:
-        """Up to `count` items, the oldest; they wait no more."""
+        """Takes out up to `count` items, the oldest first."""
         items = list(self._items.values())[:count]
         for item in items:
             del self._items[item.number]
         return items
 
     def wake(self) -> None:
-        """Somebody could take a group: have `on_due` called as soon as one is due."""
+        """Has `on_due` called as soon as a group is due: a worker could take one."""
         if not self._items:
             return
         if self._wait_s <= 0 or len(self._items) >= self._full:
@@ -87,7 +87,7 @@ class Waiting:
 
 
 class Group:
-    """The items that one encoding covers, and the replies so far."""
+    """Holds the items that one encoding covers, and the replies so far."""
 
     __slots__ = ("code", "items", "replies")
 
@@ -98,11 +98,11 @@ class Group:
 
     @property
     def done(self) -> bool:
-        """True when nobody waits for it any more."""
+        """Tells whether all its items are answered or gone."""
         return all(item.done for item in self.items)
 
     def replied(self, number: int, outputs: Array, stats: Stats, on_answer: OnAnswer) -> None:
-        """Task `number` gave `outputs`: tell every answer that can be told now. What is no reply is dropped."""
+        """Reports every answer that follows, now that task `number` gave `outputs`; drops outputs that do not fit."""
         self.replies[number] = outputs
         try:
             answers = self.code.decode(len(self.items), self.replies)

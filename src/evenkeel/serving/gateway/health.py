@@ -22,7 +22,7 @@ __all__ = ["Health", "HealthSettings"]
 
 @dataclass(frozen=True)
 class HealthSettings:
-    """When a replica is ejected, and how it comes back."""
+    """Says when a replica is ejected, and how it comes back."""
 
     window: int = 8  # last replies that are looked at; up: slower to eject, fewer false alarms
     slow_factor: float = 3.0  # slow is a reply that took this many times the fleet's median
@@ -36,7 +36,7 @@ class HealthSettings:
 
 
 class Health:
-    """The state of one replica. Pure: told what happened and when, asked what follows."""
+    """Keeps the state of one replica, from calls that say what happened and when; it has no clock and no I/O."""
 
     def __init__(self, settings: HealthSettings) -> None:
         self._settings = settings
@@ -50,35 +50,35 @@ class Health:
 
     @property
     def ejected(self) -> bool:
-        """True while the replica gets no work of its own."""
+        """Tells whether the replica is ejected: it gets no work but probes."""
         return self.ejected_for is not None
 
     @property
     def stalled(self) -> bool:
-        """True while nothing is expected of the tasks that it has."""
+        """Tells whether the replica was ejected for silence: no replies to its tasks are expected."""
         return self.ejected_for == "stalled"
 
     @property
     def broken(self) -> bool:
-        """True while nothing shows that a pass of it can succeed."""
+        """Tells whether its passes keep failing, or none has succeeded yet."""
         return self.ejected_for in ("failing", "untried") or self._failures >= self._settings.most_failures
 
     def replied(self, service_s: float) -> bool:
-        """An ordinary reply came; True when the replica counted as broken until now."""
+        """Notes an ordinary reply; True if the replica counted as broken until now."""
         mended = self.broken
         self._recent.append(service_s)
         self._failures = 0
         return mended
 
     def failed(self, now_s: float = 0.0) -> bool:
-        """A task ended in an error; True when there were too many in a row."""
+        """Notes a task that ended in an error; True if there were too many in a row."""
         self._failures += 1
         if self._failures == self._settings.most_failures:
             self._probe_at = now_s + self._pause_s
         return self._failures >= self._settings.most_failures
 
     def is_slow(self, fleet_median_s: float | None) -> bool:
-        """True when all but one of the last replies were far slower than the fleet's."""
+        """Tells whether all but one of the last replies were far slower than the fleet's."""
         if fleet_median_s is None or len(self._recent) < self._settings.window:
             return False
         # The newest reply is asked first: it is fast nearly always, and looking at all costs more.
@@ -86,7 +86,7 @@ class Health:
         return self._recent[-1] > limit and sum(one <= limit for one in self._recent) <= 1
 
     def eject(self, reason: str, now_s: float) -> None:
-        """Take it out; the first probe is due after a pause."""
+        """Ejects it; the first probe is due after a pause."""
         self.ejected_for = reason
         self._recent.clear()
         self._failures = 0
@@ -95,7 +95,7 @@ class Health:
         self._pause_s = min(2 * self._pause_s, self._settings.max_pause_s)
 
     def joined(self, now_s: float) -> None:
-        """Its backend has become ready: a probe is due now, and without one it counts as untried."""
+        """Notes that its backend has become ready: a probe is due now, and it counts as untried without one."""
         if not self.ejected:
             self.ejected_for = "untried"
         self._recent.clear()
@@ -104,19 +104,19 @@ class Health:
 
     @property
     def next_probe_at(self) -> float:
-        """When a probe is due; never while one is on its way, or none is needed."""
+        """Gives the time at which a probe is due; infinity while one is on its way, or none is needed."""
         return self._probe_at if (self.ejected or self.broken) and not self._probing else float("inf")
 
     def wants_probe(self, now_s: float) -> bool:
-        """True when a copy of an item, or a sample, should be sent to see whether it is well again."""
+        """Tells whether to send it a copy of an item, or a sample, to see whether it is well again."""
         return now_s >= self.next_probe_at
 
     def probe_sent(self) -> None:
-        """A probe is on its way; no second one until it is back."""
+        """Notes that a probe is on its way; no second one is sent until it is back."""
         self._probing = True
 
     def probe_back(self, service_s: float | None, fleet_median_s: float | None, now_s: float) -> bool:
-        """A probe came back after `service_s` (None: it failed). True when the replica is well."""
+        """Notes a probe that came back after `service_s` (None: it failed). True if the replica is well."""
         self._probing = False
         if not self.ejected:
             if service_s is not None:
@@ -134,6 +134,6 @@ class Health:
         return self._good_probes >= self._settings.probes
 
     def readmit(self) -> None:
-        """Put it back to work, with a clean record."""
+        """Puts it back to work, with a clean record."""
         self.ejected_for = None
         self._pause_s = self._settings.pause_s

@@ -1,4 +1,4 @@
-"""One item on its way through the gateway, what its request asked for, and how it ended."""
+"""Holds one item on its way through the gateway, what its request asked for, and how it ended."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _NEVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What one request may ask for: never a fill, a total deadline, a confidence that fills must reach."""
+    """Holds what one request may ask for: never a fill, a total deadline, a confidence that fills must reach."""
 
     exact: bool = False
     timeout_s: float | None = None
@@ -32,7 +32,7 @@ NO_OPTIONS = Options()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one item ended: an answer or an error, and how long it took."""
+    """Says how one item ended: an answer or an error, and how long it took."""
 
     answer: Answer | None
     error: EvenkeelError | None
@@ -43,7 +43,7 @@ OnOutcome = Callable[[Outcome], object]
 
 
 class Item:
-    """One item on its way. A record of its state; the rules stand in `gateway.py` and `backups.py`."""
+    """Holds the state of one item on its way; the rules are in `gateway.py` and `backups.py`."""
 
     __slots__ = (
         "array",

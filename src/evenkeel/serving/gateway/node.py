@@ -1,4 +1,4 @@
-"""A worker as the gateway sees it: the tasks that it has, each with one reply and a time limit of its own.
+"""Keeps the tasks that a worker has: each gets one reply, and has a time limit of its own.
 
 A backend replies to every task sooner or later, but a worker that loses one reply and goes on answering pings would
 keep it for ever, and the worker's slot with it. So each task has a limit, beyond which it counts as lost.
@@ -15,7 +15,7 @@ __all__ = ["Attempt", "Node"]
 
 
 class Attempt:
-    """One task at one node, from when it is sent until its reply, or its time limit.
+    """Is one task at one node, from when it is sent until its reply, or its time limit.
 
     Attributes:
         node: where it was sent.
@@ -46,12 +46,12 @@ class Attempt:
         self.ticket = 0
 
     def cancel(self) -> None:
-        """Tell the node that nobody waits for it any more; its reply comes all the same."""
+        """Tells the node that nobody waits for it any more; its reply comes all the same."""
         self._given_up = True
         self.node.backend.cancel(self.ticket)
 
     def reply(self, reply: Reply) -> None:
-        """Take the backend's reply; one that comes after the time limit is dropped."""
+        """Takes the backend's reply; drops one that comes after the time limit."""
         on_reply, self._on_reply = self._on_reply, None
         if on_reply is None:
             return
@@ -62,7 +62,7 @@ class Attempt:
         on_reply(self, reply)
 
     def expire(self, limit_s: float) -> None:
-        """Count it as lost: its time limit has passed."""
+        """Counts it as lost: its time limit has passed."""
         self.expired = True
         self.cancel()
         # A node that lost a task which was given up has nothing to explain.
@@ -71,7 +71,7 @@ class Attempt:
 
 
 class Node:
-    """A backend and the tasks that it has, oldest first.
+    """Is a backend and the tasks that it has, oldest first.
 
     Args:
         backend: does the tasks.
@@ -94,7 +94,7 @@ class Node:
         on_reply: Callable[[Attempt, Reply], object],
         item: Any = None,
     ) -> Attempt:
-        """Send a task; `on_reply` is called once, later."""
+        """Sends a task and calls `on_reply` once, later."""
         limit_at = now_s + self._limit_s * (1 + len(self.open))
         attempt = Attempt(self, on_reply, item, now_s, limit_at)
         self.open[attempt] = None
@@ -102,6 +102,6 @@ class Node:
         return attempt
 
     def expire(self, now_s: float) -> None:
-        """Count the tasks as lost whose time limit has passed."""
+        """Counts the tasks as lost whose time limit has passed."""
         for attempt in [attempt for attempt in self.open if now_s > attempt.limit_at]:
             attempt.expire(attempt.limit_at - attempt.since_s)

@@ -15,7 +15,7 @@ __all__ = ["POLICIES", "Policy", "Trigger", "parse_trigger", "preset"]
 
 @dataclass(frozen=True)
 class Trigger:
-    """A moment after an item's arrival: fixed, or a live quantile of the replicas' service time.
+    """Is a moment after an item's arrival: fixed, or a live quantile of the replicas' service time.
 
     The quantile is taken of the time a replica works on an item, not of the time it waits in a queue: queueing must
     not push the trigger out just when the fleet is busy and fills are worth most.
@@ -45,7 +45,7 @@ _RANGES = (
 
 @dataclass(frozen=True)
 class Policy:
-    """Numbers that steer the one dispatch rule. `None` switches a mechanism off."""
+    """Holds the numbers that steer the dispatch rule. `None` switches a mechanism off."""
 
     name: str = "none"
     copies: int = 1  # replicas that get an item at once; 2 is full replication
@@ -59,7 +59,7 @@ class Policy:
     default_label: int | None = None  # answered at the deadline instead of an error
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, so that a policy that exists can be run."""
+        """Refuses numbers out of range, so that every policy that exists can be run."""
         for name, low, high in _RANGES:
             value = getattr(self, name)
             whole = name in ("copies", "max_attempts")
@@ -81,7 +81,7 @@ class Policy:
 
     @property
     def uses_backups(self) -> bool:
-        """True when items are worth a spare."""
+        """Tells whether the policy uses spares."""
         return self.fill_after is not None
 
 
@@ -101,7 +101,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def preset(name: str, **changes: object) -> Policy:
-    """The policy called `name`, with some fields changed.
+    """Gives the policy called `name`, with some fields changed.
 
     Raises:
         ConfigurationError: no such policy or field, or a value out of range.
@@ -116,7 +116,7 @@ def preset(name: str, **changes: object) -> Policy:
 
 
 def parse_trigger(text: str | float, field_name: str = "trigger") -> Trigger:
-    """A trigger from "p95" (live quantile) or "25ms" (fixed)."""
+    """Reads a trigger such as "p95" (live quantile) or "25ms" (fixed)."""
     match = re.fullmatch(r"\s*p([0-9]+(?:\.[0-9]+)?)\s*", str(text))
     if not match:
         try:

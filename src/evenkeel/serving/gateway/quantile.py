@@ -1,4 +1,4 @@
-"""Live quantiles of the last thousand service times."""
+"""Gives live quantiles of the last thousand service times."""
 
 from bisect import bisect_left, insort
 from collections import deque
@@ -9,7 +9,7 @@ __all__ = ["LiveQuantiles"]
 
 
 class LiveQuantiles:
-    """Exact quantiles of a sliding window, kept in order: a sample costs about a microsecond, a look at them nothing.
+    """Keeps a sliding window in order, for exact quantiles: a sample costs about a microsecond, reading one nothing.
 
     Args:
         window: how many samples are remembered.
@@ -23,21 +23,21 @@ class LiveQuantiles:
         self._enough = enough
 
     def add(self, sample: float) -> None:
-        """Remember one sample, seconds."""
+        """Adds one sample, seconds."""
         self._samples.append(sample)
         insort(self._sorted, sample)
         if len(self._samples) > self._window:
             del self._sorted[bisect_left(self._sorted, self._samples.popleft())]
 
     def quantile(self, q: float) -> float | None:
-        """The q-quantile, or None while too few samples are in."""
+        """Gives the q-quantile, or None while there are too few samples."""
         count = len(self._sorted)
         if count < self._enough:
             return None
         return self._sorted[min(int(q * count), count - 1)]
 
     def after(self, trigger: Trigger) -> float:
-        """Seconds after arrival at which `trigger` fires now."""
+        """Gives the seconds after arrival at which `trigger` fires now."""
         if trigger.quantile is None:
             return trigger.fixed_s or 0.0
         seconds = self.quantile(trigger.quantile)

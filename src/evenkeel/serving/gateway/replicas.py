@@ -1,4 +1,4 @@
-"""The fleet of replicas: who gets the next item, and who is out."""
+"""Chooses the replica that gets the next item, and keeps track of those that are ejected."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -22,12 +22,12 @@ _MOST_REST_S = 60.0  # whatever it says
 
 
 def described(error: BaseException | None) -> str:
-    """An error in words for the log, with what its worker added to it."""
+    """Gives an error in words for the log, with what its worker added to it."""
     return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 class Replica(Node):
-    """One replica: its queue as the gateway knows it, and its health.
+    """Is one replica: its queue as the gateway knows it, and its health.
 
     Attributes:
         outstanding: tasks that it has.
@@ -58,18 +58,18 @@ class Replica(Node):
         on_reply: Callable[[Attempt, Reply], object],
         item: Any = None,
     ) -> Attempt:
-        """Send a task; who gets its reply hands it to `back`."""
+        """Sends a task; whoever gets its reply hands it to `back`."""
         self.sent(now_s)
         return self.send(model, inputs, key, now_s, on_reply, item)
 
     def sent(self, now_s: float) -> None:
-        """A task is on its way to it."""
+        """Notes that a task is on its way to it."""
         if not self.outstanding:
             self._quiet_since_s = now_s
         self.outstanding += 1
 
     def _returned(self, now_s: float, sent_s: float, reply: Reply, expired: bool) -> float | None:
-        """Book one reply; seconds of work behind it, or None when it tells nothing of the replica's speed."""
+        """Notes one reply; gives the seconds of work behind it, or None if it says nothing of the replica's speed."""
         self.outstanding -= 1
         if reply.cancelled or expired:
             return None
@@ -79,7 +79,7 @@ class Replica(Node):
         return None if reply.outputs is None else now_s - since_s
 
     def back(self, now_s: float, sent_s: float, reply: Reply, expired: bool = False) -> None:
-        """A task came back: learn from it."""
+        """Learns from a task that came back."""
         service_s = self._returned(now_s, sent_s, reply, expired)
         if service_s is not None:
             self.well = True
@@ -106,23 +106,23 @@ class Replica(Node):
             self._fleet.rest(self, now_s)
 
     def probe_sent(self, now_s: float) -> None:
-        """A probe is on its way to it."""
+        """Notes that a probe is on its way to it."""
         self.health.probe_sent()
         self.sent(now_s)
 
     def probe_back(self, now_s: float, sent_s: float, reply: Reply, expired: bool = False) -> None:
-        """A probe came back: readmit it, or wait longer."""
+        """Readmits it after a good probe, or waits longer after a bad one."""
         service_s = self._returned(now_s, sent_s, reply, expired)
         self.well = service_s is not None
         self._fleet.judge_probe(self, service_s, now_s, reply.error)
 
     def silent_s(self, now_s: float) -> float:
-        """Seconds since it last showed life while it had work; 0 without work."""
+        """Gives the seconds since its last reply while it has work; 0 without work."""
         return now_s - self._quiet_since_s if self.outstanding else 0.0
 
 
 class Replicas:
-    """All replicas, the ones in use, and the one to use next.
+    """Holds all replicas, the ones in use, and the one to use next.
 
     Args:
         backends: that hold the classifier.
@@ -157,7 +157,7 @@ class Replicas:
         self.refresh()
 
     def refresh(self, now_s: float = 0.0) -> None:
-        """Look again at who is ready, who rests and who is ejected."""
+        """Updates which replicas are ready, which rest and which are ejected."""
         ready = [replica for replica in self.all if replica.backend.ready]
         awake = [replica for replica in ready if replica.rests_until_s <= now_s]
         healthy = [replica for replica in awake if not replica.health.ejected]
@@ -170,25 +170,25 @@ class Replicas:
 
     @property
     def any_usable(self) -> bool:
-        """True when a replica can be sent an item now."""
+        """Tells whether a replica can be sent an item now."""
         return bool(self._usable)
 
     @property
     def healthy(self) -> int:
-        """Replicas that are ready and have nothing against them."""
+        """Counts the replicas that are ready and neither ejected nor broken."""
         return self._healthy
 
     @property
     def any_outstanding(self) -> bool:
-        """True while any replica has a task."""
+        """Tells whether any replica has a task."""
         return any(replica.outstanding for replica in self.all)
 
     def rested_at_s(self) -> float | None:
-        """When the first of those that rest has room again; None when none rests."""
+        """Gives the time at which the first of those that rest has room again; None if none rests."""
         return min((one.rests_until_s for one in self.all if one.backend.ready), default=None)
 
     def choose(self, tried: Collection[Replica] = (), well: bool = False) -> Replica | None:
-        """The usable replica with the fewest outstanding tasks, not one of `tried`; ties go round in turn.
+        """Gives the usable replica with the fewest outstanding tasks, not one of `tried`; ties go round in turn.
 
         Args:
             tried: replicas to leave out.
@@ -210,11 +210,11 @@ class Replicas:
         return best
 
     def room(self, most: int) -> int:
-        """Tasks that the usable replicas can take until each has `most`."""
+        """Counts the tasks that the usable replicas can take until each has `most`."""
         return sum(max(0, most - replica.outstanding) for replica in self._usable)
 
     def learn(self, replica: Replica, service_s: float, now_s: float) -> None:
-        """One ordinary reply: remember how long it took, and eject the replica when it stays slow."""
+        """Notes how long an ordinary reply took, and ejects the replica if it stays slow."""
         health = replica.health
         if health.ejected:  # left-overs from before the ejection say nothing of the fleet
             if health.ejected_for in ("stalled", "untried"):
@@ -227,7 +227,7 @@ class Replicas:
             self._eject(replica, "slow", now_s)
 
     def learn_failure(self, replica: Replica, now_s: float, error: Exception | None = None) -> None:
-        """A task ended in an error: eject the replica when it gives nothing else."""
+        """Notes a task that ended in an error, and ejects the replica if it gives nothing but errors."""
         health = replica.health
         if health.ejected or not replica.backend.ready or not health.failed(now_s):
             return
@@ -237,12 +237,12 @@ class Replicas:
             self.refresh(now_s)
 
     def rest(self, replica: Replica, now_s: float) -> None:
-        """A replica has no room: give it no work before `rests_until_s`."""
+        """Gives a replica that has no room no work before `rests_until_s`."""
         self.refresh(now_s)
         self._on_rest(replica.rests_until_s)
 
     def learn_unfinished(self, service_s: float) -> None:
-        """A task was stopped after `service_s`: it would have taken longer.
+        """Notes a task that was stopped after `service_s`: it would have taken longer.
 
         Where late tasks are stopped, leaving them out would lower the quantile, which stops more tasks, and so on down.
         One that has outlasted the quantile counts the same whatever it had come to; a younger one tells nothing.
@@ -253,13 +253,13 @@ class Replicas:
 
     @property
     def stall_after_s(self) -> float:
-        """Silence that counts as a stall."""
+        """Gives the seconds of silence that count as a stall."""
         p95_s = self._service_times.quantile(0.95)
         # While nothing is known, be slow to suspect anybody.
         return max(self.settings.min_stall_s, 10.0 if p95_s is None else self.settings.stall_factor * p95_s)
 
     def eject_stalled(self, now_s: float) -> list[Replica]:
-        """Eject the replicas that have been silent for too long, and tell which."""
+        """Ejects the replicas that have been silent for too long, and gives them."""
         limit_s = self.stall_after_s
         found = [one for one in self.all if not one.health.stalled and one.silent_s(now_s) > limit_s]
         for replica in found:
@@ -267,23 +267,23 @@ class Replicas:
         return found
 
     def expire(self, now_s: float) -> None:
-        """Count the tasks as lost whose time limit has passed."""
+        """Counts the tasks as lost whose time limit has passed."""
         for replica in self.all:
             if replica.open:
                 replica.expire(now_s)
 
     def wanting_probe(self, now_s: float) -> list[Replica]:
-        """Ejected replicas that are due a look."""
+        """Gives the ejected replicas whose probe is due."""
         return [replica for replica in self.all if replica.health.wants_probe(now_s) and replica.backend.ready]
 
     def next_probe_at(self) -> float:
-        """When the first probe of a replica that is there is due; infinity when none is."""
+        """Gives the time of the first probe of a connected replica; infinity if none is due."""
         return min((one.health.next_probe_at for one in self.all if one.backend.ready), default=float("inf"))
 
     def judge_probe(
         self, replica: Replica, service_s: float | None, now_s: float, error: Exception | None = None
     ) -> None:
-        """A probe came back after `service_s`, or failed (None) with `error`."""
+        """Judges a replica by a probe that came back after `service_s`, or failed (None) with `error`."""
         if replica.health.probe_back(service_s, self._service_times.quantile(0.5), now_s):
             self._readmit(replica, now_s)
         elif service_s is None and (replica.health.ejected or replica.health.broken):
@@ -291,7 +291,7 @@ class Replicas:
         self.refresh(now_s)
 
     def joined(self, now_s: float) -> None:
-        """Have the replicas tried that have become ready since this was last called."""
+        """Marks replicas that have become ready since the last call as untried and due for a probe."""
         for replica in self.all:
             if replica.backend.ready and not replica.was_ready:
                 replica.health.joined(now_s)

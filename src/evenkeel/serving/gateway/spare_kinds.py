@@ -35,7 +35,7 @@ def make_spares(
     on_lost: OnLost,
     on_pass_over: OnPassOver,
 ) -> Spares:
-    """Make the spares that the policy can use; see `Gateway` for the arguments.
+    """Makes the spares that the policy can use; see `Gateway` for the arguments.
 
     Raises:
         ConfigurationError: codes that cannot work together.

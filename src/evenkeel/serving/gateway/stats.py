@@ -7,7 +7,7 @@ __all__ = ["Stats", "count"]
 
 @dataclass(slots=True)
 class Stats:
-    """Counters since the start. Everything only grows."""
+    """Holds counters since the start. Everything only grows."""
 
     items: int = 0  # taken in
     shed: int = 0  # refused: queues full or nobody ready
@@ -41,10 +41,10 @@ class Stats:
 
     @property
     def extra_passes(self) -> float:
-        """Work beyond one pass an item, in replica passes."""
+        """Gives the work beyond one pass an item, in replica passes."""
         return self.copies + self.hedges + self.retries + self.probes + self.backup_cost
 
 
 def count(counts: dict[str, int], name: str, number: int = 1) -> None:
-    """Add to a counter of several."""
+    """Adds to a counter of several."""
     counts[name] = counts.get(name, 0) + number

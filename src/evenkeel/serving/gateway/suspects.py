@@ -1,4 +1,4 @@
-"""Suspects: items whose worker died or fell silent while it was at work on them. They are tried once more, with care.
+"""Tries items once more, with care, whose worker died or stopped answering while it worked on them.
 
 One such item may well be what broke the worker, and then breaks every worker that it is sent to. So a suspect goes only
 to a replica without another suspect, and only while a further replica is healthy, so that a fleet of two or more keeps
@@ -18,7 +18,7 @@ _PATIENCE_S = 3.0  # a lost worker is usually back by then
 
 
 class Suspects:
-    """Suspects that wait for their second attempt, and those that have it.
+    """Holds the items that wait for their second attempt, and those that have it.
 
     Args:
         clock: where to wait.
@@ -34,7 +34,7 @@ class Suspects:
         self._trials: dict[Attempt, None] = {}
 
     def add(self, item: Item, now_s: float) -> None:
-        """Have the item tried as soon as that is safe, until `forget`."""
+        """Tries the item as soon as that is safe, until `forget`."""
         if item.number not in self._waiting:
             self._waiting[item.number] = item
             if not item.patient_until_s:
@@ -44,17 +44,17 @@ class Suspects:
         self.go_on()
 
     def forget(self, item: Item) -> None:
-        """The item is answered or gone."""
+        """Removes an item that is answered or gone."""
         self._waiting.pop(item.number, None)
 
     def over(self, attempt: Attempt) -> None:
-        """An attempt came to its end, or its replica fell silent: if it was a trial, the next one may follow."""
+        """Notes an attempt that ended, or whose replica stopped answering: if it was a trial, the next may follow."""
         if attempt in self._trials:
             del self._trials[attempt]
             self.go_on()
 
     def go_on(self) -> None:
-        """Try those that wait, as far as that is safe now."""
+        """Tries those that wait, as far as that is safe now."""
         now = self._clock.time()
         for item in list(self._waiting.values()):
             at_risk = [attempt.node for attempt in self._trials if not attempt.node.health.stalled]
