@@ -318,6 +318,18 @@ def test_encoding_is_pure(case: Case, data: st.DataObject) -> None:
     assert {item for task in first[len(items) :] for item in task.covers} == set(range(len(items)))
 
 
+@every_code
+def test_an_item_that_needs_no_preparing_is_what_preparing_makes(case: Case) -> None:
+    """The gateway gives such an item to `spares` as it is."""
+    if not isinstance(case.code, BackupCode):
+        return
+    item = case.item((9, 99, 200))
+    if case.code.is_prepared(item):
+        made = case.code.prepare(item)
+        assert (made.dtype, made.shape) == (item.dtype, item.shape)
+        np.testing.assert_array_equal(made, item)
+
+
 def broken(reply: Array, how: str) -> Array:
     """The reply with wrong rows, a wrong number of classes, or a wrong number of axes."""
     if how == "rows":

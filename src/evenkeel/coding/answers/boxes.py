@@ -10,7 +10,7 @@ paper leaves it open:
 - a cell without a box is *no answer*: it has no entry in what is returned, so it can never be read as a class.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 
 import numpy as np
 
@@ -94,6 +94,15 @@ class BoxCollage(BackupCode):
     def prepare(self, item: Array) -> Array:
         """Makes the item's tile, as the collage does."""
         return self._collage.prepare(item)
+
+    @property
+    def form(self) -> Hashable:
+        """Gives the collage's form: they share tiles."""
+        return self._collage.form
+
+    def is_prepared(self, item: Array) -> bool:
+        """Tells whether the item is a tile already."""
+        return self._collage.is_prepared(item)
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
         """Makes the collage's canvas."""
