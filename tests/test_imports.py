@@ -1,6 +1,7 @@
 """Imports point one way (docs/design.md), without cycles, and what serves stays light."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -169,10 +170,18 @@ def test_what_serves_loads_nothing_heavy(module: str, heavy: set[str]) -> None:
     assert not heavy & set(loaded.stdout.split())
 
 
-def test_no_two_classes_have_one_name() -> None:
+def named_types(tree: ast.Module) -> list[str]:
+    """The classes of a file, and its type aliases: names at the top level that are written as classes are."""
+    classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assigned = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
+    assigned += [node.target for node in tree.body if isinstance(node, ast.AnnAssign)]
+    names = [target.id for target in assigned if isinstance(target, ast.Name)]
+    return classes + [name for name in names if re.match(r"_?[A-Z][a-z]", name)]
+
+
+def test_no_two_classes_or_type_aliases_have_one_name() -> None:
     where: dict[str, list[str]] = {}
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ClassDef):
-                where.setdefault(node.name.strip("_"), []).append(module(path))
+        for name in named_types(ast.parse(path.read_text(encoding="utf-8"))):
+            where.setdefault(name.strip("_"), []).append(module(path))
     assert {name: places for name, places in where.items() if len(places) > 1} == {}

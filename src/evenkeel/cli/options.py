@@ -10,7 +10,7 @@ import click
 
 __all__ = ["example", "node_options", "output_options"]
 
-Command = Callable[..., Any]
+CommandFunction = Callable[..., Any]
 
 _NODE_OPTIONS = (
     click.option("--replicas", type=click.IntRange(1), help="Number of workers to start with the classifier."),
@@ -54,21 +54,21 @@ def example(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def node_options(function: Command) -> Command:
+def node_options(function: CommandFunction) -> CommandFunction:
     """Adds the options that say what serves, and by which policy."""
     for option in reversed(_NODE_OPTIONS):
         function = option(function)
     return function
 
 
-def output_options(*names: str) -> Callable[[Command], Command]:
+def output_options(*names: str) -> Callable[[CommandFunction], CommandFunction]:
     """Adds the options for the files that a command can write, and gives them to it as one `Outputs`, `outputs`.
 
     Args:
         names: of the options: `json`, `markdown`, `report`, `figure`.
     """
 
-    def decorate(function: Command) -> Command:
+    def decorate(function: CommandFunction) -> CommandFunction:
         @wraps(function)
         def with_outputs(**given: Any) -> Any:
             from evenkeel.figures.outputs import Outputs
@@ -76,7 +76,7 @@ def output_options(*names: str) -> Callable[[Command], Command]:
             paths = {each.name: given.pop(each.name) for each in fields(Outputs) if each.name in given}
             return function(outputs=Outputs(**paths), **given)
 
-        decorated: Command = with_outputs
+        decorated: CommandFunction = with_outputs
         for name in reversed(names):
             decorated = _OUTPUT_OPTIONS[name](decorated)
         return decorated

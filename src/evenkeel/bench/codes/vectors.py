@@ -19,7 +19,7 @@ _ACTIVE = 0.01
 _SPIKE_EVERY = 1024
 _DIRECTIONS = 16
 
-Shapes = tuple[tuple[int, ...], ...]
+MatrixShapes = tuple[tuple[int, ...], ...]
 Draw = Callable[[], Tensor]  # one more vector [length] of the same law, independent of those before
 
 
@@ -35,7 +35,7 @@ class Gradients:
     """
 
     vectors: Tensor
-    shapes: Shapes
+    shapes: MatrixShapes
     earlier: Tensor
 
     @property
@@ -92,18 +92,18 @@ def correlation_of(vectors: Tensor) -> float | None:
     return float((units.sum(0).square().sum() - workers) / (workers * (workers - 1)))
 
 
-def _gaussian(length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]:
+def _gaussian(length: int, chance: torch.Generator) -> tuple[Draw, MatrixShapes, bool]:
     return lambda: torch.randn(length, generator=chance), (), False
 
 
-def _lognormal(sigma: float, length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]:
+def _lognormal(sigma: float, length: int, chance: torch.Generator) -> tuple[Draw, MatrixShapes, bool]:
     layers = -(-length // _LAYER)
     scales = torch.exp(sigma * torch.randn(layers, generator=chance)).repeat_interleave(_LAYER)[:length]
     shapes = tuple((min(_LAYER, length - start),) for start in range(0, length, _LAYER))
     return lambda: torch.randn(length, generator=chance) * scales, shapes, False
 
 
-def _sparse(length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]:
+def _sparse(length: int, chance: torch.Generator) -> tuple[Draw, MatrixShapes, bool]:
     rows, rest = divmod(length, _ROW)
 
     def draw() -> Tensor:
@@ -115,7 +115,7 @@ def _sparse(length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]:
     return draw, ((rows, _ROW), *(((rest,),) if rest else ())), False
 
 
-def _one_hot(length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]:
+def _one_hot(length: int, chance: torch.Generator) -> tuple[Draw, MatrixShapes, bool]:
     stretches = length // _SPIKE_EVERY
 
     def draw() -> Tensor:
@@ -127,7 +127,7 @@ def _one_hot(length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]:
     return draw, (), False
 
 
-def _low_rank(length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]:
+def _low_rank(length: int, chance: torch.Generator) -> tuple[Draw, MatrixShapes, bool]:
     # As many filters as channels, a multiple of 4, so that slices come out even.
     filters = math.isqrt(length // 9) // 4 * 4
     inputs = 9 * filters
@@ -149,7 +149,7 @@ def _low_rank(length: int, chance: torch.Generator) -> tuple[Draw, Shapes, bool]
     return draw, ((filters, filters, 3, 3), *(((rest,),) if rest else ())), True
 
 
-LAWS: dict[str, Callable[[int, torch.Generator], tuple[Draw, Shapes, bool]]] = {
+LAWS: dict[str, Callable[[int, torch.Generator], tuple[Draw, MatrixShapes, bool]]] = {
     "gaussian": _gaussian,
     "lognormal-1": lambda length, chance: _lognormal(1.0, length, chance),
     "lognormal-2": lambda length, chance: _lognormal(2.0, length, chance),

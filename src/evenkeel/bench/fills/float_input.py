@@ -16,7 +16,7 @@ _MODEL_GRAPH, _GRAPH_INPUT, _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEM
 _FLOAT, _UINT8 = 1, 2
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
-_Field = tuple[int, int, int]  # number, where its value begins, where it ends
+_FieldPlace = tuple[int, int, int]  # number, where its value begins, where it ends
 
 
 def with_float_input(content: bytes, input_name: str) -> bytes:
@@ -44,7 +44,7 @@ def _element_types(content: bytes, name: bytes) -> Iterator[int]:
                         yield from (begin for _, begin, _ in _within(content, tensor, _TENSOR_ELEMENT))
 
 
-def _within(content: bytes, message: _Field, wanted: int) -> Iterator[_Field]:
+def _within(content: bytes, message: _FieldPlace, wanted: int) -> Iterator[_FieldPlace]:
     """The fields numbered `wanted` of a protobuf message."""
     _, at, end = message
     while at < end:

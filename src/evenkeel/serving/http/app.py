@@ -80,7 +80,7 @@ _Response = tuple[int, bytes, bytes]
 _Wanted = tuple[Sequence[str], Sequence[bool]]  # names of outputs, and for each whether as binary
 
 
-class _Work(Protocol):
+class _WorkUnderWay(Protocol):
     """What goes on for a request: a flight or a task."""
 
     def cancel(self) -> object:
@@ -144,7 +144,7 @@ class App:
         self._shares = FairShares(lambda: gateway.in_flight, time.monotonic)
         self._requests = RepeatedRequests()
         self._answers = AnswerWriter(name, version, card.classes)
-        self._open: dict[Exchange, _Work | None] = {}
+        self._open: dict[Exchange, _WorkUnderWay | None] = {}
         roots = (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}")
         self._infer_paths = frozenset(f"{root}/infer" for root in roots)
         self._infer_targets = frozenset(path.encode() for path in self._infer_paths)

@@ -21,10 +21,10 @@ import httptools
 __all__ = ["ReadLimits", "Refusal", "Request", "RequestReader", "State"]
 
 State = Literal["idle", "head", "body", "over"]
-_Step = Literal["begin", "head ends", "whole", "last", "refuse"]
+_StateStep = Literal["begin", "head ends", "whole", "last", "refuse"]
 
 # A step that is not in the row of a state is not taken: what the parser says then is about bytes that nobody reads.
-_STATES: dict[State, dict[_Step, State]] = {
+_STATES: dict[State, dict[_StateStep, State]] = {
     "idle": {"begin": "head", "refuse": "over"},
     "head": {"head ends": "body", "refuse": "over"},
     "body": {"whole": "idle", "last": "over", "refuse": "over"},

@@ -20,12 +20,12 @@ from evenkeel.training.hook.buckets import as_gradient_of
 __all__ = ["LookAhead"]
 
 _NO_TRIAL = {"LBFGS", "ZeroRedundancyOptimizer"}
-_Function = TypeVar("_Function", bound=Callable[..., None])
+_EagerFunction = TypeVar("_EagerFunction", bound=Callable[..., None])
 
 
-def _eagerly(function: _Function) -> _Function:
+def _eagerly(function: _EagerFunction) -> _EagerFunction:
     """Keeps a hook out of the graph of a compiled model."""
-    return cast(_Function, vars(torch)["_disable_dynamo"](function))
+    return cast(_EagerFunction, vars(torch)["_disable_dynamo"](function))
 
 
 class LookAhead:
