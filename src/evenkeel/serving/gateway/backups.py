@@ -77,13 +77,13 @@ class Backups(Spares):
         backends: the backups.
         codes: what they can run.
         fill_after: when an item counts as late.
-        service_times: what `fill_after` is told from.
+        service_times: from which `fill_after` is computed.
         group_wait_s: how long an item waits for others although a backup is idle; above 0 only to save backup work.
         stats: counters.
         costs: model -> cost of one pass relative to a replica's.
         offload: runs slow preparation (shrinking large images) elsewhere.
-        on_answer: told every answer that a spare gives.
-        on_pass_over: told every item that has no answer although the last pass for it is back.
+        on_answer: called with every answer that a spare gives.
+        on_pass_over: called with every item that has no answer although the last pass for it is back.
         model: that replicas run; a code that runs it too lets backups stand in for replicas.
         pass_limit_s: longest time of one pass; beyond, it counts as lost.
     """

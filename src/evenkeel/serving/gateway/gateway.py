@@ -174,7 +174,7 @@ class Gateway:
         tasks = (count - 1) * copies + 1
         most = limit * len(replicas.all)
         if tasks > most:
-            raise TooLargeError(f"{count} items; at most {(most - 1) // copies + 1} are taken in one request")
+            raise TooLargeError(f"a request may hold at most {(most - 1) // copies + 1} items, found {count}")
         if tasks <= (replicas.room(limit) if replicas.any_usable else self._spares.room(limit)):
             return
         if not replicas.any_usable:

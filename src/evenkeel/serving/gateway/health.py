@@ -81,7 +81,7 @@ class Health:
         """Tells whether all but one of the last replies were far slower than the fleet's."""
         if fleet_median_s is None or len(self._recent) < self._settings.window:
             return False
-        # The newest reply is asked first: it is fast nearly always, and looking at all costs more.
+        # The newest reply is checked first: it is nearly always fast, and checking all costs more.
         limit = self._settings.slow_factor * fleet_median_s
         return self._recent[-1] > limit and sum(one <= limit for one in self._recent) <= 1
 

@@ -93,7 +93,7 @@ class Item:
         self.hedges = 0
         self.failures = 0  # passes for it that ended in an error, or that their worker did not survive
         self.error: EvenkeelError | None = None  # of the last of these
-        self.suspect = False  # a worker died or fell silent while it was at this item
+        self.suspect = False  # a worker died or stopped replying while it worked on this item
         self.patient_until_s = 0.0  # a suspect waits as long for a second replica to be there
         self.tried: list[Replica] = []
         self.open_attempts: list[Attempt] = []
@@ -103,7 +103,7 @@ class Item:
         self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
         self.uncovered = False  # to be handed to the backups only when it is late
         self.passes = 0  # of spares that may still answer it
-        self.lost_a_pass = False  # a backup died or fell silent with it, so that no other is asked
+        self.lost_a_pass = False  # a backup died or stopped replying with it, so no other gets it
         self.unsure = False  # a spare answered, but below `min_confidence`
         self.on_own_reply: Callable[[Array], object] | None = None  # of the group whose decoding needs that reply
         self.prepared: dict[Hashable, Array] = {}  # form -> what codes of that form keep of the item

@@ -21,7 +21,7 @@ class Attempt:
         node: where it was sent.
         item: that it is for; None for probes and coded tasks.
         since_s: when it was sent.
-        blamed: it was at work when its node fell silent, which counts once.
+        blamed: it was at work when its node stopped replying, which counts once.
         expired: its time limit passed, so that its reply is no sign of life.
     """
 

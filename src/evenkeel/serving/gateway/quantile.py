@@ -13,7 +13,7 @@ class LiveQuantiles:
 
     Args:
         window: how many samples are remembered.
-        enough: samples needed before any quantile is told.
+        enough: samples needed before any quantile is given.
     """
 
     def __init__(self, window: int = 1000, enough: int = 20) -> None:

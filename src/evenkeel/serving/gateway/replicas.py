@@ -245,7 +245,7 @@ class Replicas:
         """Notes a task that was stopped after `service_s`: it would have taken longer.
 
         Where late tasks are stopped, leaving them out would lower the quantile, which stops more tasks, and so on down.
-        One that has outlasted the quantile counts the same whatever it had come to; a younger one tells nothing.
+        One that has outlasted the quantile counts the same however it would have ended; a younger one says nothing.
         """
         late_s = self._service_times.quantile(0.95)
         if late_s is not None and service_s >= late_s:

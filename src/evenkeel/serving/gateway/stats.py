@@ -20,7 +20,7 @@ class Stats:
     hedges: int = 0
     hedges_won: int = 0
     budget_exhausted: int = 0  # hedges that were due but not paid for
-    cancels: int = 0  # losers told to stop
+    cancels: int = 0  # tasks cancelled because another answer was first
     lost_attempts: int = 0  # replica tasks that ended in an error
     retries: int = 0  # attempts that replace lost or stalled ones
 
@@ -29,7 +29,7 @@ class Stats:
     backup_cost: float = 0.0  # of those passes, in replica passes
     lost_passes: int = 0
     fills: dict[str, int] = field(default_factory=dict)  # answers taken from a spare, by code
-    unsure_fills: int = 0  # not used: below the confidence asked for
+    unsure_fills: int = 0  # not used: less sure than required
     fills_compared: int = 0  # whose exact reply came later
     fills_agreed: int = 0
     code_errors: int = 0  # groups that could not be encoded
