@@ -97,6 +97,10 @@ def test_what_is_no_fraction_is_refused_at_once(text):
         ("cannot connect to http://a:b@c:1/v2 now", "cannot connect to http://c:1/v2 now"),
         ("http://a:b@c@d/x", "http://d/x"),
         ("http://host/a@b", "http://host/a@b"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+        ("http://admin:hun/te?r2@host/x", "http://host/x"),
+        ("tcp://u:p@host:9", "tcp://host:9"),
+        ("no answer from 'http://host/x?token=secret', trying again", "no answer from 'http://host/x', trying again"),
         ("unix:/run/w.sock", "unix:/run/w.sock"),
     ],
 )

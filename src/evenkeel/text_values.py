@@ -34,9 +34,14 @@ def is_text(name: str) -> bool:
     return True
 
 
-def without_password(url: str) -> str:
-    """Gives the URL as logs and messages may show it: without what stands before the `@` of its host."""
-    return re.sub(r"(?<=//)[^/?#\s]*@", "", url)
+def without_password(text: str) -> str:
+    """Gives a URL, or a text with URLs, as logs and messages may show it.
+
+    What stands before an `@` of its host is left out, and what follows a `?`, which may be a token. A `/`, `?` or `#`
+    in a password should have been escaped: what follows a colon and is no port is taken for such a password.
+    """
+    text = re.sub(r"(?<=//)(?:[^/?#\s]*|[^/?#\s:]*:(?!\d*[/?#])\S*)@", "", text)
+    return re.sub(r"(//[^\s?#]*)\?[^\s'\"]*", r"\1", text)
 
 
 def split_spec(text: str, what: str) -> tuple[str, dict[str, str]]:

@@ -413,6 +413,23 @@ def test_a_server_that_dies_is_lost_and_found_again():
     asyncio.run(run())
 
 
+def test_a_task_that_ends_the_connection_is_sent_once():
+    async def run():
+        async with connected() as (server, backend):
+
+            async def hang_up(message):
+                for transport in server.transports:
+                    transport.abort()
+                return web.Response()
+
+            assert (await ask(backend)[0]).error is None  # over a connection that is then kept
+            server.reply = hang_up
+            assert isinstance((await ask(backend)[0]).error, BackendLostError)
+            assert server.asked == 2
+
+    asyncio.run(run())
+
+
 def test_a_server_that_never_comes_is_an_error_that_says_why():
     async def run():
         backend = OipBackend("remote-0", "http://127.0.0.1:1", "remote", CARD, start_timeout_s=0.1, poll_s=0.01)

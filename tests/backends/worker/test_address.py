@@ -29,3 +29,8 @@ def test_an_address_is_read_and_written(text, address):
 def test_anything_else_is_refused(text):
     with pytest.raises(ConfigurationError, match="address"):
         parse_address(text)
+
+
+def test_no_message_holds_a_password():
+    with pytest.raises(ConfigurationError, match=r"address 'tcp://10\.0\.0\.7:9'"):
+        parse_address("tcp://admin:hunter2@10.0.0.7:9")

@@ -38,7 +38,9 @@ _MOST_WORD_BYTES = 1 << 20  # of metadata, of readiness
 _READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up everything else
 _MOST_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
 _MOST_DIGITS = 18  # of a length
-_IDLE_S = 4.0  # below the five seconds after which common servers close idle connections
+# Below the two to five seconds after which common servers close idle connections: what was sent as they did would be
+# lost, and could not be told from a task that ended the server, which must not be sent again.
+_IDLE_S = 1.0
 
 
 class _RemoteTask:
@@ -239,11 +241,7 @@ class OipBackend(Backend):
         if header_length is not None:
             headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
         try:
-            try:
-                reply, given = await self._request("POST", url, body, headers, most_bytes)
-            except aiohttp.ServerDisconnectedError:
-                # A kept connection that the server closed as we sent; inference may be asked twice.
-                reply, given = await self._request("POST", url, body, headers, most_bytes)
+            reply, given = await self._request("POST", url, body, headers, most_bytes)
         except TimeoutError:
             raise BackendError(f"{self.name}: no reply within {self._timeout_s:g} s") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:

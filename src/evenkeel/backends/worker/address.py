@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.text_values import without_password
 
 __all__ = ["Address", "parse_address"]
 
@@ -45,4 +46,4 @@ def parse_address(text: str) -> Address:
         return Address("fd", number=int(match[1]))
     if (match := re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/]*):(\d{1,5})/?", text)) and int(match[2]) < 65536:
         return Address("tcp", host=match[1].strip("[]") or "127.0.0.1", port=int(match[2]))
-    raise ConfigurationError(f"address {text!r}: expected unix:/path or tcp://host:port")
+    raise ConfigurationError(f"address {without_password(text)!r}: expected unix:/path or tcp://host:port")
