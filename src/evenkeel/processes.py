@@ -1,10 +1,12 @@
-"""Processes that must not outlive the one that started them."""
+"""Ends processes in time: with the one that started them, and by a signal also while they are still starting."""
 
 import ctypes
 import os
 import signal
 
-__all__ = ["end_with_parent"]
+__all__ = ["ENDING_SIGNALS", "end_by_signal", "end_with_parent", "heeded"]
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -14,3 +16,22 @@ def end_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # it ended before we asked
         raise SystemExit(1)
+
+
+def heeded(number: signal.Signals) -> bool:
+    """False for a signal that whoever started this process has it ignore, as `nohup` does with SIGHUP."""
+    return signal.getsignal(number) is not signal.SIG_IGN
+
+
+def end_by_signal() -> None:
+    """Have SIGTERM, SIGINT and SIGHUP end this process with exit code 0 until something else heeds them.
+
+    Call it first: the first process of a container ignores signals that it does not handle.
+    """
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    for number in ENDING_SIGNALS:
+        if heeded(number):
+            signal.signal(number, end)

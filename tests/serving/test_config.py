@@ -17,7 +17,7 @@ def test_nothing_said_is_the_embedded_pair() -> None:
     config = read_config({})
     assert config.card().name == "cifar10-base"
     assert [str(code.settings) for code in config.codes] == ["replicate", "collage", "collage"]
-    assert config.host == "127.0.0.1"
+    assert config.host == ("127.0.0.1",)
     assert config.policy.name == "collage+hedge"
 
 

@@ -7,7 +7,7 @@ import click
 
 from evenkeel.cli.options import example, node_options
 from evenkeel.errors import ConfigurationError
-from evenkeel.processes import end_with_parent
+from evenkeel.processes import end_by_signal, end_with_parent
 
 __all__ = ["serve"]
 
@@ -34,6 +34,7 @@ def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
 
     CONFIG is a YAML file; docs/how-to/serve.md lists its fields. Without one, flags and defaults alone.
     """
+    end_by_signal()
     from evenkeel.serving.config import load_raw, read_config
 
     if parent_pid is not None:
@@ -65,13 +66,12 @@ def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
 
 
 def _run_server(settings: Any) -> None:
-    import logging
-
     import uvloop
 
+    from evenkeel.serving.log_queue import log_to_stderr
     from evenkeel.serving.service import serve as run
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
 
     def started(url: str) -> None:
         nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"

@@ -75,7 +75,7 @@ class ServeConfig:
     remote_version: str = ""  # of that model; "": the first version that a server names
     policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
     health: HealthSettings = field(default_factory=HealthSettings)
-    host: str = "127.0.0.1"  # loopback unless told otherwise
+    host: tuple[str, ...] = ("127.0.0.1",)  # addresses to listen on, and unix:/path; loopback unless told otherwise
     port: int = 8000
     threads: int = 1  # of one pass in the workers started here
     max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
@@ -85,6 +85,11 @@ class ServeConfig:
     decode_processes: int = 2  # image files that are decoded at once; each takes some 40 MB once there are any
     decode_memory_bytes: int = 1 << 30  # of image files and what decoding them takes; more are told 503
     drain_s: float = 30.0
+    grace_s: float = 0.2  # after the signal to end, while connections are still accepted
+    keep_alive_s: float = 75.0  # an idle connection
+    pass_limit_s: float = 30.0  # one pass at a worker; beyond, it counts as lost
+    load_limit_s: float = 120.0  # a worker started here, until it has loaded its models
+    remote_connections: int = 8  # requests that are open at one remote server
     delay: str = ""  # injected into the workers started here, for experiments
     run: str = ""  # python:module:factory, which replaces the card's ONNX file in the workers started here
     worker_key_file: str = ""  # the key shared with workers on TCP; "": of the variable EVENKEEL_WORKER_KEY, or none
@@ -144,7 +149,9 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         changes["model"] = _card_path(fields.text("model"), folder, "model")
         # The shipped collages fit the shipped classifier only.
         changes["codes"] = (CodeConfig(ReplicateSettings()),)
-    for name in ("name", "remote_model", "remote_version", "host"):
+    if "host" in fields:
+        changes["host"] = _hosts(fields.take("host"))
+    for name in ("name", "remote_model", "remote_version"):
         if name in fields:
             changes[name] = fields.text(name)
     if "run" in fields:
@@ -159,14 +166,16 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         ("max_outstanding", 1, 1 << 20),
         ("max_connections", 1, 1 << 20),
         ("decode_processes", 1, 256),
+        ("remote_connections", 1, 1024),
     ):
         if name in fields:
             changes[name] = fields.whole(name, low, high)
     for name in ("max_body", "max_bodies", "decode_memory"):
         if name in fields:
             changes[f"{name}_bytes"] = fields.size(name)
-    if "drain" in fields:
-        changes["drain_s"] = fields.seconds("drain")
+    for name in ("drain", "grace", "keep_alive", "pass_limit", "load_limit"):
+        if name in fields:
+            changes[f"{name}_s"] = fields.seconds(name)
     if "worker_key_file" in fields:
         changes["worker_key_file"] = str(folder / fields.text("worker_key_file"))
     if "no_worker_key" in fields:
@@ -184,10 +193,24 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     if "health" in fields:
         changes["health"] = _health(fields.take("health"))
     fields.finish()
+    for name in ("keep_alive", "pass_limit", "load_limit"):
+        if changes.get(f"{name}_s") == 0:
+            raise ConfigurationError(f"{name}: must be above 0")
     config = replace(config, **changes)
     if not config.replicas.total:
         raise ConfigurationError("replicas: at least one is needed")
     return config
+
+
+def _hosts(raw: Any) -> tuple[str, ...]:
+    """Addresses to listen on: one, or a list; at most one of them a Unix socket."""
+    hosts = (raw,) if isinstance(raw, str) else tuple(raw) if isinstance(raw, Sequence) else ()
+    if not hosts or not all(isinstance(host, str) and host.strip("[]") for host in hosts):
+        raise ConfigurationError(f"host: expected an address, unix:/path, or a list of them, found {raw!r}")
+    paths = [host for host in hosts if host.startswith("unix:")]
+    if len(paths) > 1 or "unix:" in paths:
+        raise ConfigurationError(f"host: at most one unix:/path, found {raw!r}")
+    return hosts
 
 
 def _policy(raw: Any) -> Policy:

@@ -25,7 +25,7 @@ from evenkeel.clock import LoopClock
 from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.by_name import OwnModel
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.errors import BackendError, BackendLostError, ConfigurationError
+from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.digest import ModelDigests, card_digest
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
@@ -47,11 +47,11 @@ _REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is th
 
 
 async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambda url: None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain.
 
     Args:
         config: what to serve.
-        on_started: told the URL as soon as requests are answered.
+        on_started: given the URL as soon as every worker started here has loaded its models.
 
     Raises:
         ConfigurationError: a card, a model or an address is wrong, or a worker cannot start with it.
@@ -86,44 +86,86 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
         config.policy,
         health=config.health,
         max_outstanding=config.max_outstanding,
+        pass_limit_s=config.pass_limit_s,
         costs={known.name: known.relative_cost for known in cards.values()},
         scores=ScoreForm.from_card(card),
         offload=partial(_offload, loop, executor),
     )
-    started: list[Backend] = []
-    try:
-        await _start([*replicas, *backups], started)
-        gateway.replicas.refresh()
+    own = [backend for backend in (*replicas, *backups) if isinstance(backend, ProcessBackend)]
+    elsewhere = [backend for backend in (*replicas, *backups) if not isinstance(backend, ProcessBackend)]
+    # Until a pass has succeeded nothing shows that a replica can do any.
+    gateway.watch(_blank(card))
+    app = App(
+        name=name,
+        version=card.version,
+        card=card,
+        gateway=gateway,
+        metrics=Metrics(gateway),
+        max_body_bytes=config.max_body_bytes,
+        max_connections=config.max_connections,
+        max_bodies_bytes=config.max_bodies_bytes,
+        decode_processes=config.decode_processes,
+        decode_bytes=config.decode_memory_bytes,
+    )
+
+    async def start() -> None:
+        reached = [asyncio.ensure_future(_reach(backend)) for backend in elsewhere]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for backend in own:
+                    group.create_task(backend.start())
+        except* (ConfigurationError, BackendError) as errors:
+            raise errors.exceptions[0] from None
+        if reached:
+            await asyncio.wait(reached)
         await _warm_up(gateway, replicas, backups, card, cards)
-        app = App(
-            name=name,
-            version=card.version,
-            card=card,
-            gateway=gateway,
-            metrics=Metrics(gateway),
-            max_body_bytes=config.max_body_bytes,
-            max_connections=config.max_connections,
-            max_bodies_bytes=config.max_bodies_bytes,
-            decode_processes=config.decode_processes,
-            decode_bytes=config.decode_memory_bytes,
-        )
         # Long requests are read in threads: they hand over in the middle of it, but no sooner than this.
         sys.setswitchinterval(_SWITCH_S)
         # What is alive now stays alive: the collector need not look at it again in the middle of a request.
         gc.collect()
         gc.freeze()
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        await run_server(
+
+    stop = asyncio.Event()
+    bound: asyncio.Future[int] = loop.create_future()
+    hosts = [host for host in config.host if not host.startswith("unix:")]
+    uds = next((host.removeprefix("unix:") for host in config.host if host.startswith("unix:")), None)
+    # It listens before models are loaded: whoever watches it can tell that it is alive, and that it is not ready.
+    server = asyncio.ensure_future(
+        run_server(
             app,
             gateway,
-            config.host,
+            hosts,
             config.port,
+            uds=uds,
             drain_s=config.drain_s,
-            on_started=lambda port: on_started(f"http://{host}:{port}"),
+            grace_s=config.grace_s,
+            keep_alive_s=config.keep_alive_s,
+            stop=stop,
+            on_started=bound.set_result,
         )
+    )
+    starting = asyncio.ensure_future(start())
+    try:
+        await asyncio.wait([server, starting], return_when=asyncio.FIRST_COMPLETED)
+        if not server.done():
+            starting.result()
+            if not gateway.ready:
+                _log.error("no replica has done a pass yet, so this server is not ready")
+            on_started(_url(hosts, uds, bound.result()))
+        await server
     finally:
-        await asyncio.gather(*(backend.close() for backend in started), return_exceptions=True)
+        starting.cancel()
+        stop.set()
+        await asyncio.gather(starting, server, return_exceptions=True)
+        await asyncio.gather(*(backend.close() for backend in (*replicas, *backups)), return_exceptions=True)
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _url(hosts: Sequence[str], uds: str | None, port: int) -> str:
+    if not hosts:
+        return f"unix:{uds}"
+    bare = hosts[0].strip("[]")
+    return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
 
 
 def build_codes(config: ServeConfig, card: ModelCard) -> list[BackupCode]:
@@ -170,7 +212,8 @@ def _nodes(
             delay_epoch_s=epoch_s,
             worker_number=first + number,
         )
-        backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted, digests=digests))
+        own = ClientOptions(start_timeout_s=config.load_limit_s)
+        backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted, own, digests))
     key = read_key(config.worker_key_file) if nodes.addresses else b""
     for address in nodes.addresses:
         check_open(parse_address(address), key, config.no_worker_key)
@@ -196,7 +239,17 @@ def _digests(config: ServeConfig) -> dict[str, str]:
 def _remote(config: ServeConfig, name: str, url: str, card: ModelCard, digests: ModelDigests) -> Backend:
     model = config.remote_model or config.name or card.name
     version = config.remote_version
-    return OipBackend(name, url, model, card, version=version, versions=digests, start_timeout_s=_REACH_S)
+    return OipBackend(
+        name,
+        url,
+        model,
+        card,
+        version=version,
+        versions=digests,
+        connections=config.remote_connections,
+        timeout_s=config.pass_limit_s,
+        start_timeout_s=_REACH_S,
+    )
 
 
 def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, ...]:
@@ -209,30 +262,21 @@ def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, 
     return tuple(f"{card.name}={run}" if run else str(path) for card, (path, run) in known)
 
 
-async def _start(backends: Sequence[Backend], started: list[Backend]) -> None:
-    """Start all at once; the first error ends it, with those that did start in `started`.
+async def _reach(backend: Backend) -> None:
+    """Start a backend whose node is elsewhere.
 
-    A node elsewhere that cannot be reached is no such error: it may be down at the moment, and a gateway that is
-    restarted then must not be down with it. The backend goes on trying.
+    What is wrong there is no error here: it may be down or wrong at the moment, and a gateway that is restarted then
+    must not be down with it. The backend goes on trying.
     """
-
-    async def start(backend: Backend) -> None:
-        started.append(backend)
-        try:
-            await backend.start()
-        except BackendError as error:
-            if isinstance(backend, ProcessBackend) or not (
-                isinstance(backend, OipBackend) or isinstance(error, BackendLostError)
-            ):
-                raise
-            _log.warning("%s; going on without it, and trying again", error)
-
     try:
-        async with asyncio.TaskGroup() as group:
-            for backend in backends:
-                group.create_task(start(backend))
-    except* (ConfigurationError, BackendError) as errors:
-        raise errors.exceptions[0] from None
+        await backend.start()
+    except EvenkeelError as error:
+        _log.warning("%s; going on without it, and trying again", error)
+
+
+def _blank(model: ModelCard) -> Array:
+    """An item of zeros for a model, without a batch axis."""
+    return np.zeros(model.input_shape, np.uint8 if model.datatype == "UINT8" else np.float32)
 
 
 async def _warm_up(
@@ -243,19 +287,23 @@ async def _warm_up(
     cards: dict[str, ModelCard],
 ) -> None:
     async def warm(backend: Backend, models: Sequence[ModelCard], passes: int, learn: bool) -> None:
+        limit_s = _WARM_UP_S if isinstance(backend, ProcessBackend) else _REACH_S
         try:
-            async with asyncio.timeout(_WARM_UP_S):
+            async with asyncio.timeout(limit_s):
                 await warm_all(backend, models, passes, learn)
         except TimeoutError:
-            _log.warning("%s did not finish its first passes in %g s", backend.name, _WARM_UP_S)
+            _log.warning("%s did not finish its first passes in %g s", backend.name, limit_s)
 
     async def warm_all(backend: Backend, models: Sequence[ModelCard], passes: int, learn: bool) -> None:
         for model in models if backend.ready else ():
-            blank = np.zeros((1, *model.input_shape), dtype=np.uint8 if model.datatype == "UINT8" else np.float32)
+            blank = _blank(model)[None]
             for number in range(passes):
                 began_s = time.perf_counter()
                 reply = await _call(backend, model.name, blank)
-                if learn and number and reply.outputs is not None:
+                if reply.error is not None:
+                    _log.warning("%s failed a first pass of %s: %s", backend.name, model.name, reply.error)
+                    break
+                if learn and number:
                     gateway.service_times.add(time.perf_counter() - began_s)
 
     await asyncio.gather(

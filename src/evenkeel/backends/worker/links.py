@@ -17,11 +17,13 @@ class WorkerLink(ABC):
 
     Attributes:
         where: the worker's address or process, for messages.
+        ours: the worker is started by the link itself.
         shares_key: others can connect there too, so that both ends prove to each other that they hold the key.
     """
 
     where: str
     shares_key: bool = False
+    ours: bool = False
 
     @abstractmethod
     async def open(self, make: Callable[[], Connection]) -> None:

@@ -7,7 +7,7 @@ the same `run_worker`. A Unix socket is open to its own user only. On TCP, clien
 
 import asyncio
 import gc
-import signal
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ from evenkeel.backends.worker.server import serve
 from evenkeel.delays.laws import Delay
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.processes import end_with_parent
+from evenkeel.processes import ENDING_SIGNALS, end_by_signal, end_with_parent, heeded
 
 __all__ = ["main", "run_worker"]
 
@@ -31,6 +31,8 @@ def run_worker(config: WorkerConfig) -> int:
 
     Codes: 0 told to stop, 2 the configuration or a model is wrong (one line on stderr says what).
     """
+    end_by_signal()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         if config.parent_pid:
             end_with_parent(config.parent_pid)
@@ -52,8 +54,9 @@ def run_worker(config: WorkerConfig) -> int:
 async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, config: WorkerConfig, key: bytes) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    for number in ENDING_SIGNALS:
+        if heeded(number):
+            loop.add_signal_handler(number, stop.set)
     # What is alive now lives as long as the process: keep the collector from walking it, at the worst moment, for ever.
     gc.collect()
     gc.freeze()

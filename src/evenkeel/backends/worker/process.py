@@ -31,6 +31,8 @@ __all__ = ["ProcessBackend"]
 _log = logging.getLogger(__name__)
 _EXIT_S = 1.0  # for a worker whose connection ended to end by itself
 _TAIL_BYTES = 4096
+_MOST_SAID = 16 << 10  # bytes of a worker's words that are logged in `_SAID_S`
+_SAID_S = 10.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -100,20 +102,34 @@ class ProcessBackend(Backend):
 
 
 class _Tail(asyncio.Protocol):
-    """The last words of a process; all of them go to the log."""
+    """The last words of a process. What it writes goes to the log, as far as that is not too much."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._chunks: deque[bytes] = deque()
+        self._room = _MOST_SAID
+        self._renew: asyncio.TimerHandle | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
-        _log.info("worker %s says: %s", self._name, data.decode("utf-8", "replace").strip())
+        self._room -= len(data)
+        if self._room >= 0:
+            _log.warning("worker %s says: %s", self._name, data.decode("utf-8", "replace").strip())
+        elif self._renew is None:
+            _log.warning(
+                "worker %s says more than %d bytes in %g s; the rest is left out", self._name, _MOST_SAID, _SAID_S
+            )
+            self._renew = asyncio.get_running_loop().call_later(_SAID_S, self._listen)
         self._chunks.append(data)
         while sum(map(len, self._chunks)) - len(self._chunks[0]) >= _TAIL_BYTES:
             self._chunks.popleft()
 
+    def _listen(self) -> None:
+        self._room, self._renew = _MOST_SAID, None
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._renew is not None:
+            self._renew.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -130,6 +146,7 @@ class _ProcessLink(WorkerLink):
         self._output: asyncio.BaseTransport | None = None
         self._tail: _Tail | None = None
         self.where = f"process {name!r}"
+        self.ours = True
 
     @property
     def pid(self) -> int | None:

@@ -161,7 +161,9 @@ class WorkerBackend(Backend):
             self._last_error = error
             if not settled.done() and not isinstance(error, BackendLostError):
                 settled.set_exception(error)
-                return
+                settled.exception()  # mark as seen: who waits for it sees it all the same
+                if self._link.ours:
+                    return  # started again with the same arguments it would fail in the same way
             lived_s = 0.0 if greeted_s is None else time.monotonic() - greeted_s
             failures = 0 if lived_s > self._options.most_pause_s else failures + 1
             pause_s = self._pause_s(failures)

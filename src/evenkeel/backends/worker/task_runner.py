@@ -1,5 +1,6 @@
 """The worker's heart: tasks one at a time, first in first out, with injected delays. No sockets."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from evenkeel.errors import BackendError
 __all__ = ["MOST_QUEUED_BYTES", "TaskOwner", "TaskRunner"]
 
 MOST_QUEUED_BYTES = 1 << 30
+_LOG_EVERY_S = 10.0
+_log = logging.getLogger(__name__)
 
 
 class TaskOwner(Protocol):
@@ -74,6 +77,7 @@ class TaskRunner:
         # An OrderedDict, not a dict: taking the first of a dict again and again costs more each time.
         self._waiting: OrderedDict[tuple[int, int], _WaitingTask] = OrderedDict()
         self._busy = False
+        self._next_log_at = float("-inf")
         self._stopping = False
         self._on_empty: Callable[[], object] = lambda: None
 
@@ -134,6 +138,7 @@ class TaskRunner:
             error = _complaint_of_outputs(task.model, task.inputs, outputs)
         except Exception as exception:
             error = f"model {task.model.name!r} raised {type(exception).__name__}: {exception}"
+            self._log_failure(error)
         if self._delay is not None:
             drawn_s = self._delay.draw(task.key, self._worker, began_s - self._delay_epoch_s)
             cost = task.model.relative_cost if self._delay_cost is None else self._delay_cost
@@ -142,6 +147,13 @@ class TaskRunner:
                 self._clock.call_at(due_s, self._reply, task, began_s, outputs, error)
                 return
         self._reply(task, began_s, outputs, error)
+
+    def _log_failure(self, error: str) -> None:
+        """Log where the model failed, but not at every pass of one that always does."""
+        now = self._clock.time()
+        if now >= self._next_log_at:
+            self._next_log_at = now + _LOG_EVERY_S
+            _log.exception(error)
 
     def _reply(self, task: _WaitingTask, began_s: float, outputs: Array | None, error: str) -> None:
         if error or outputs is None:

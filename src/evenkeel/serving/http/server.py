@@ -1,9 +1,10 @@
 """The application on real sockets, with a shutdown that loses no accepted request.
 
-On SIGTERM or SIGINT the gateway is told to drain: readiness says 503 at once, so that load balancers look elsewhere,
-while for a short grace requests are still accepted and answered with `Connection: close`. Then nobody else can connect;
-those whose connection the system took before that are accepted, too, and only then the listeners and idle connections
-close. The server ends when what was sent to it is answered, or when its patience ends. A second signal ends it at once.
+On SIGTERM, SIGINT or SIGHUP the gateway is told to drain: readiness says 503 at once, so that load balancers look
+elsewhere, while for a short grace requests are still accepted and answered with `Connection: close`. Then nobody else
+can connect; those whose connection the system took before that are accepted, too, and only then the listeners and idle
+connections close. The server ends when what was sent to it is answered, or when its patience ends. A second signal
+ends it at once.
 """
 
 import asyncio
@@ -16,13 +17,14 @@ import signal
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.processes import ENDING_SIGNALS, heeded
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.connection import HttpServer
 
@@ -47,13 +49,13 @@ class Drains(Protocol):
 async def run_server(
     app: App,
     gateway: Drains,
-    host: str | None,
+    host: str | Sequence[str] | None,
     port: int,
     *,
     uds: str | Path | None = None,
     drain_s: float = 30.0,
     grace_s: float = 0.2,
-    keep_alive_s: int = 75,
+    keep_alive_s: float = 75,
     stop: asyncio.Event | None = None,
     on_started: Callable[[int], object] = lambda port: None,
 ) -> None:
@@ -62,8 +64,8 @@ async def run_server(
     Args:
         app: the application.
         gateway: drained on shutdown.
-        host: address to listen on; None for none (then `uds` is needed).
-        port: TCP port; 0 takes a free one.
+        host: address to listen on, or several; `::` takes IPv4 too. None for none (then `uds` is needed).
+        port: TCP port, the same for all; 0 takes a free one.
         uds: path of a Unix socket to listen on as well.
         drain_s: longest wait for requests in flight.
         grace_s: how long connections are still accepted after the signal.
@@ -84,7 +86,7 @@ async def run_server(
     try:
         for listening in sockets:
             listeners.append(await _accept(http, listening))
-        on_started(sockets[0].getsockname()[1] if host is not None else 0)
+        on_started(sockets[0].getsockname()[1] if host else 0)
         await stop.wait()
         gateway.start_draining()
         await _first_of(abort, abort, grace_s)
@@ -162,19 +164,26 @@ def _spare_descriptors(connections: int) -> int:
     return min(room, connections)
 
 
-def _listen(host: str | None, port: int, uds: str | Path | None) -> list[socket.socket]:
-    sockets = []
+def _listen(host: str | Sequence[str] | None, port: int, uds: str | Path | None) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    hosts = [host] if isinstance(host, str) else list(host or ())
+    where: str | Path | None = None
     try:
-        if host is not None:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            sockets.append(socket.create_server((host, port), family=family, backlog=_BACKLOG))
+        for where in hosts:
+            bare = where.strip("[]")
+            family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+            both = bare == "::" and socket.has_dualstack_ipv6()
+            sockets.append(socket.create_server((bare, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both))
+            port = sockets[0].getsockname()[1]
+            where = f"{where}:{port}"
         if uds is not None:
+            where = uds
             sockets.append(_listen_on_path(Path(uds)))
     except OSError as error:
         for listening in sockets:
             listening.close()
-        where = f"{host}:{port}" if host is not None and not sockets else uds
-        raise ConfigurationError(f"cannot listen on {where}: {error.strerror or error}") from error
+        at = f"{where}:{port}" if where in hosts else where
+        raise ConfigurationError(f"cannot listen on {at}: {error.strerror or error}") from error
     if not sockets:
         raise ConfigurationError("nothing to listen on: give a host or the path of a Unix socket")
     return sockets
@@ -208,13 +217,13 @@ def _heed_signals(stop: asyncio.Event, abort: asyncio.Event) -> list[signal.Sign
             abort.set()
         stop.set()
 
-    heeded = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    taken = []
+    for number in (number for number in ENDING_SIGNALS if heeded(number)):
         # Outside of the main thread there are no signals; `stop` remains.
         with suppress(ValueError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(number, heed)
-            heeded.append(number)
-    return heeded
+            taken.append(number)
+    return taken
 
 
 async def _first_of(wanted: asyncio.Event, abort: asyncio.Event, timeout_s: float) -> None:
