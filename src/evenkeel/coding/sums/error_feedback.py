@@ -123,7 +123,7 @@ class ErrorFeedback(SumCode):
         if set(state) != {"memory", "code"}:
             raise CodeError(f"the state of error feedback holds memory and code, found {sorted(state)}")
         self.inner.load_state_dict(state["code"])
-        self._memory = {bucket: memory.clone() for bucket, memory in state["memory"].items()}
+        self._memory = {int(bucket): memory.clone() for bucket, memory in state["memory"].items()}
         self._sent = {}
 
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:

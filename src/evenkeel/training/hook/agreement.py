@@ -11,7 +11,7 @@ from evenkeel.reducers.ranks.collectives import Collectives
 
 __all__ = ["check_agreement"]
 
-_REMEDIES = {"step": "load every rank's own checkpoint of the same step"}
+_REMEDIES = {"step": "load every rank's own checkpoint of the same step, and on a rank that is new any other rank's"}
 
 
 def check_agreement(ranks: Collectives, fields: Mapping[str, object], device: torch.device) -> None:

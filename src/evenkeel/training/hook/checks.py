@@ -12,6 +12,8 @@ _HOLDS = {
     "PipeSGD": {"step", "flights", "look_ahead", "state"},
     "LookAhead": {"own", "scale"},
 }
+# What older files do not have.
+_SINCE = {"tensors"}
 
 
 def check_kind(name: str, value: object, fits: bool, wanted: str) -> None:
@@ -28,7 +30,7 @@ def check_loss_scale(loss_scale: object) -> None:
 
 def check_saved_state(state: object, owner: str) -> None:
     """ConfigurationError unless `state` is what `state_dict` of `owner` gives."""
-    found = set(state) if isinstance(state, Mapping) else None
+    found = set(state) - _SINCE if isinstance(state, Mapping) else None
     if found == _HOLDS[owner]:
         return
     theirs = next((name for name, holds in _HOLDS.items() if holds == found), None)

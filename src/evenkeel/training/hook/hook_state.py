@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -176,19 +176,23 @@ class HookState:
             )
         self._thread.submit(lambda: torch.empty(0), torch.device("cpu")).wait()
         ranks = self._reducer.ranks
+        code = {} if self._code is None else self._code.state_dict()
         return {
             "step": self._step,
             "rank": ranks.rank,
             "world": ranks.world,
-            "sizes": list(self._book.sizes),
+            "sizes": list(self._book.sizes or self._sizes_before or []),
             "units": self._units.state_dict(),
-            "code": {} if self._code is None else self._code.state_dict(),
+            "code": code,
+            "tensors": _tensors_in(code),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; before the first step, on every rank with its own.
 
-        With another number of ranks, or another rank's state, error feedback starts from nothing, with a warning.
+        With another number of ranks, or another rank's state, error feedback starts from nothing, with a warning. A
+        rank that is new loads any other rank's state. Missing tensors are warned of too: `torch.distributed.checkpoint`
+        fills in only what a state has already, and a new one has none.
 
         Raises:
             ConfigurationError: it is no state of a HookState. Nothing has been loaded then.
@@ -203,13 +207,24 @@ class HookState:
         if self._code is not None:
             self._code.load_state_dict(state["code"])
         self._units.load_state_dict(state["units"])
-        self._sizes_before = list(state["sizes"])
+        self._sizes_before = list(state["sizes"]) or None  # none before a first step
         self._step = state["step"]
+        missing = state.get("tensors", 0) - _tensors_in(state["code"])
+        if missing > 0:
+            if feedback is not None:
+                feedback.reset()
+            warnings.warn(
+                f"the state that was loaded lacks {missing} of its {state['tensors']} tensors, so error feedback "
+                "starts from nothing: torch.distributed.checkpoint loads only what a new state has already; save "
+                "state_dict() with torch.save, in a file for each rank, or as bytes (docs/how-to/frameworks.md)",
+                stacklevel=2,
+            )
         if feedback is not None and moved:
             feedback.reset()
             warnings.warn(
                 f"the state of rank {state['rank']} of {state['world']} was loaded by rank {ranks.rank} of "
-                f"{ranks.world}: error feedback starts from nothing",
+                f"{ranks.world}: error feedback starts from nothing. The rest is alike on all ranks, so any rank's "
+                "state will do for a rank that is new",
                 stacklevel=2,
             )
 
@@ -337,3 +352,11 @@ class HookState:
 
 def _nothing() -> None:
     pass
+
+
+def _tensors_in(state: object) -> int:
+    if isinstance(state, Mapping):
+        return sum(map(_tensors_in, state.values()))
+    if isinstance(state, list | tuple):
+        return sum(map(_tensors_in, state))
+    return int(isinstance(state, Tensor))

@@ -93,4 +93,6 @@ class Units:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Use the units of a checkpoint."""
         self._next = state["next"]
-        self._units = {int(number): tuple(unit) for number, unit in sorted(state["units"].items())}
+        # Some checkpoints make texts of numbers, beside the numbers that they were to fill in.
+        units = {int(number): tuple(unit) for number, unit in state["units"].items()}
+        self._units = dict(sorted(units.items()))

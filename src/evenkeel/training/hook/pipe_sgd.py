@@ -231,8 +231,10 @@ class PipeSGD:
         """Go on where `state_dict` was taken; before the first step.
 
         Raises:
-            ConfigurationError: it is no state of a PipeSGD. Nothing has been loaded then.
+            ConfigurationError: it is no state of a PipeSGD, or a step was taken. Nothing has been loaded then.
         """
+        if self._steps_here or self._begun:
+            raise ConfigurationError("load_state_dict must be called before the first step")
         check_saved_state(state, "PipeSGD")
         check_saved_state(state["look_ahead"], "LookAhead")
         before = [
