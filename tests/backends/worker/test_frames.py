@@ -235,7 +235,7 @@ def test_a_tensor_that_cannot_travel_is_refused(tensor, says):
 def test_an_object_comes_back_and_what_is_none_is_refused():
     [frame] = FrameReader().feed(encode_object(FrameKind.HELLO, {"a": [1, "é"]}))
     assert frame.object() == {"a": [1, "é"]}
-    for wrong in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000):
+    for wrong in (b"", b"{", b"[1]", b"\xff", b"[" * 100_000, b'{"a": "\\ud800"}', b'{"a": NaN}'):
         [frame] = FrameReader().feed(encode(FrameKind.HELLO, payload=wrong))
         with pytest.raises(ProtocolError, match="HELLO frame is not"):
             frame.object()

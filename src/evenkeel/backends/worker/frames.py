@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
+import orjson
 
 from evenkeel.arrays import Array
 from evenkeel.errors import BackendError, ProtocolError
@@ -117,8 +118,9 @@ class Frame:
             ProtocolError: it is none.
         """
         try:
-            value = json.loads(self.text())
-        except (ValueError, RecursionError) as error:
+            # Not json: that lets through half of a surrogate pair, a text that cannot be written anywhere.
+            value = orjson.loads(self.text())
+        except orjson.JSONDecodeError as error:
             raise ProtocolError(f"the payload of a {self.kind.name} frame is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise ProtocolError(f"the payload of a {self.kind.name} frame is not a JSON object")
