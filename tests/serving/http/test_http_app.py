@@ -260,8 +260,12 @@ def floats(*values: float) -> Tensor:
         ([3e38, -3e38], "the lowest is -3e+38"),
         ([-1, 255], "the lowest is -1; undo what was subtracted"),
         ([255.001], "the highest is 255.001"),
-        ([0.5], "all lie within 0..1; multiply them by 255"),
-        ([1, 0, 0.999], "all lie within 0..1; multiply them by 255"),
+        ([0.5], "an item has fractions and nothing above 0.5; if it was scaled to 0..1, multiply it by 255"),
+        ([1, 0, 0.999], "an item has fractions and nothing above 1; if it was scaled to 0..1, multiply it by 255"),
+        ([1.02, 0, 0.5], "an item has fractions and nothing above 1.02"),  # by a resampling
+        ([2, 0, 0.5], "an item has fractions and nothing above 2"),
+        ([255.0001], "the highest is 255.0001"),
+        ([255] * 60 + [0.5], "an item has fractions and nothing above 0.5"),  # the second item of the batch
     ],
 )
 @pytest.mark.parametrize("binary", [True, False])
@@ -278,7 +282,7 @@ def test_floats_that_cannot_be_pixels_are_refused_in_words(values, message, bina
     assert gateway.submitted == []
 
 
-@pytest.mark.parametrize("values", [[], [1], [1, 0, 1], [255], [-0.0], [1.5], [0.25, 2], [254.99]])
+@pytest.mark.parametrize("values", [[], [1], [1, 0, 1], [255], [-0.0], [2.5], [0.25, 3], [2, 1], [254.99]])
 def test_dark_images_and_fractions_are_pixels(values):
     gateway = FakeGateway()
     assert ask(floats(*values), gateway, make_card(datatype="FP32")).status == 200

@@ -23,6 +23,7 @@ __all__ = ["ItemReader", "read_key", "read_options"]
 _NO_OPTIONS = Options()
 _KEY = "evenkeel_key"
 _MOST_NAMES = 5  # in a message
+_MOST_SCALED = 2.0
 _BASE64_PIECE = 1 << 20  # a multiple of four characters
 
 
@@ -142,22 +143,26 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def _check_range(data: Array, name: str) -> None:
-    """See that floats can be pixel values 0..255.
+    """Refuses floats that cannot be pixel values 0..255, item by item.
 
-    Floats in another range would be answered with scores that mean nothing. An image as dark as all zeros and ones may
-    be, and floats between 0 and 255 too; but where nothing is above 1 and not all are whole, they are scaled.
+    Floats in another range would be answered with scores that mean nothing. An image may be as dark as all zeros, ones
+    and twos, and hold fractions between 0 and 255; but an item of fractions of which none is above 2 is scaled: to
+    0..1, with what a resampling adds to it, or to 0..2.
     """
-    low, high = float(data.min()), float(data.max())
+    items = data.reshape(len(data), -1)
+    low, high = float(items.min()), float(items.max())
     if low >= 0 and high <= 255:
-        if high > 1 or bool((data == np.floor(data)).all()):
+        dark = items[items.max(axis=1) <= _MOST_SCALED]
+        if not dark.size or bool((dark == np.floor(dark)).all()):
             return
-        found = "all lie within 0..1; multiply them by 255"
-    elif not np.isfinite(data).all():
+        top = float(dark.max())
+        found = f"an item has fractions and nothing above {top:.6g}; if it was scaled to 0..1, multiply it by 255"
+    elif not np.isfinite(items).all():
         found = "some are not finite (NaN or infinity)"
     elif low < 0:
-        found = f"the lowest is {low:.6g}; undo what was subtracted: the model does that itself"
+        found = f"the lowest is {low:.7g}; undo what was subtracted: the model does that itself"
     else:
-        found = f"the highest is {high:.6g}"
+        found = f"the highest is {high:.7g}"
     raise RequestError(f"input {name!r}: expected pixel values 0..255; {found}")
 
 
