@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["check_kind", "check_loss_scale", "check_saved_state"]
+__all__ = ["check_kind", "check_loss_scale", "check_pickles", "check_saved_state"]
 
 # What `state_dict` of each state holds, by which it is told apart.
 _HOLDS = {
@@ -26,6 +26,16 @@ def check_loss_scale(loss_scale: object) -> None:
     """ConfigurationError unless it is a function or None."""
     wanted = "a function that gives the loss scale of the step under way, such as scaler.get_scale without brackets"
     check_kind("loss_scale", loss_scale, callable(loss_scale), wanted)
+
+
+def check_pickles(**functions: object) -> None:
+    """ConfigurationError naming the first of `functions` that pickle cannot find again: of no module."""
+    for name, function in functions.items():
+        if "<" in getattr(function, "__qualname__", ""):
+            raise ConfigurationError(
+                f"{name}={function!r} cannot be pickled, as it is a function within a function: define it in a module, "
+                "or save state_dict() instead of the state itself"
+            )
 
 
 def check_saved_state(state: object, owner: str) -> None:

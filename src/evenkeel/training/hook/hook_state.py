@@ -1,5 +1,7 @@
 """The state of `comm_hook`: averages a model's gradients through a code."""
 
+import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +17,14 @@ from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.float32 import Plain
-from evenkeel.errors import ConfigurationError
+from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.hook.agreement import check_agreement
 from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
 from evenkeel.training.hook.buckets import Bucket, gradient_views
-from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_saved_state
+from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_pickles, check_saved_state
 from evenkeel.training.hook.failures import runs_backward
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
 from evenkeel.training.hook.same_weights import check_same_weights, digest, digests
@@ -55,6 +57,9 @@ class HookState:
     Gradient accumulation (`no_sync`), AMP, `static_graph` and unused parameters work as without the hook. What is
     not compressed is averaged in its own type, half precision in float32; what is coded is coded in float32. All is
     returned in its own type. Complex gradients are averaged as their real and imaginary parts.
+
+    A copy, or a pickle, has the settings and what is remembered, and exchanges over a group of its own; where a reducer
+    or a group was given, its first step says that it needs a new one.
 
     To make one takes seconds where the code's kernels have never been compiled on this machine: see the log, at INFO.
 
@@ -114,12 +119,15 @@ class HookState:
         self.loss_scale = loss_scale
         self.schedule = "as they come"
         self.shared_weights: Callable[[Tensor], Tensor] = Tensor.detach
+        self._timeout_s = timeout_s
+        self._lacks = ""  # what a copy cannot take along
         wrap = error_feedback and not isinstance(code, ErrorFeedback)
         self._code = ErrorFeedback(code) if code is not None and wrap else code
         self._start_step = start_step
         self._skip = skip_rule(skip)
         self._skipped: dict[int, bool] = {}
         self._reducer = reducer if reducer is not None else Sharded(group, timeout_s=timeout_s)
+        self._given = "group=" if group is not None else "reducer=" if reducer is not None else ""
         # A reducer of our own goes with the state; one that was given may serve another state later.
         at_end = self._reducer.close if reducer is None else _nothing
         self._thread = OrderedThread("evenkeel-gradients", self._reducer.close, at_end)
@@ -138,6 +146,11 @@ class HookState:
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The future of the bucket's average, in its own buffer. For `comm_hook`."""
+        if self._lacks:
+            raise ConfigurationError(
+                f"this state is a copy of one that was made with {self._lacks}, which cannot be copied: make a new "
+                f"HookState with {self._lacks} for this model, and load_state_dict the other one's state_dict"
+            )
         views, buffer, parameters = gradient_views(bucket), bucket.buffer(), list(bucket.parameters())
         members = self._book.numbers(parameters)
         self._check_sizes(members)
@@ -227,6 +240,31 @@ class HookState:
                 "state will do for a rank that is new",
                 stacklevel=2,
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HookState":
+        make, parts = self._parts()
+        copied: HookState = make(*copy.deepcopy(parts, memo))
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        check_pickles(skip=self._skip, loss_scale=self.loss_scale)
+        return self._parts()
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What copies and pickles are made of: settings and memories, but no thread and no connections."""
+        with contextlib.suppress(EvenkeelError):  # closed, or failed: nothing is under way then
+            self._thread.submit(lambda: torch.empty(0), torch.device("cpu")).wait()
+        settings = {
+            "code": self._code,
+            "error_feedback": False,  # the code is wrapped already
+            "start_step": self._start_step,
+            "skip": self._skip,
+            "timeout_s": self._timeout_s,
+            "loss_scale": self.loss_scale,
+            "compare_weights_every": self._compare_every,
+        }
+        sizes = list(self._book.sizes or self._sizes_before or [])
+        return _copy_of, (type(self), settings, self._step, sizes, self._units, self._given or self._lacks)
 
     def _comparison(self, bucket: Bucket) -> Callable[[], None] | None:
         """Takes the weights' digests, where they are due: now, since the round may run while the optimizer steps."""
@@ -348,6 +386,14 @@ class HookState:
             "parameters": [tuple(parameter.shape) for parameter in parameters],
             "skip": [number for number in self._book.numbers(parameters) if self._is_skipped(number)],
         }
+
+
+def _copy_of(
+    kind: type[HookState], settings: dict[str, Any], step: int, sizes: list[int], units: Units, lacks: str
+) -> HookState:
+    state = kind(**settings)
+    state._step, state._sizes_before, state._units, state._lacks = step, sizes or None, units, lacks
+    return state
 
 
 def _nothing() -> None:

@@ -1,5 +1,6 @@
 """Pipe-SGD: the average of the step before is applied while the gradients of this one travel."""
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from evenkeel.coding.checks import whole
-from evenkeel.errors import ConfigurationError
+from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.training.hook.buckets import Bucket, BucketCopy, as_gradient_of, gradient_views
-from evenkeel.training.hook.checks import check_loss_scale, check_saved_state
+from evenkeel.training.hook.checks import check_loss_scale, check_pickles, check_saved_state
 from evenkeel.training.hook.ddp_hook import comm_hook
 from evenkeel.training.hook.failures import raise_failures_of, runs_backward
 from evenkeel.training.hook.hook_state import HookState
@@ -214,15 +215,7 @@ class PipeSGD:
         inner = getattr(self._state, "state_dict", None)
         return {
             "step": self._step,
-            "flights": [
-                {
-                    "members": list(flight.members),
-                    "sizes": flight.sizes,
-                    "average": flight.average.wait().clone(),
-                    "loss_scale": flight.loss_scale,
-                }
-                for flight in self._before
-            ],
+            "flights": self._flights(),
             "look_ahead": self._ahead.state_dict(),
             "state": inner() if inner is not None else {},
         }
@@ -237,17 +230,46 @@ class PipeSGD:
             raise ConfigurationError("load_state_dict must be called before the first step")
         check_saved_state(state, "PipeSGD")
         check_saved_state(state["look_ahead"], "LookAhead")
-        before = [
-            _PendingAverage(
-                tuple(flight["members"]), flight["sizes"], _done(flight["average"].clone()), flight["loss_scale"]
-            )
-            for flight in state["flights"]
-        ]
+        before = [_landed(flight) for flight in state["flights"]]
         inner = getattr(self._state, "load_state_dict", None)
         if inner is not None:
             inner(state["state"])
         self._ahead.load_state_dict(state["look_ahead"])
         self._step, self._before = state["step"], before
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PipeSGD":
+        make, parts = self._parts()
+        copied: PipeSGD = make(*copy.deepcopy(parts, memo))
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        check_pickles(hook=self._hook, loss_scale=self._loss_scale)
+        return self._parts()
+
+    def _parts(self) -> tuple[Any, ...]:
+        """What copies and pickles are made of: settings and averages in flight, but nothing that was attached."""
+        settings = {
+            "state": self._state,
+            "hook": self._hook,
+            "warmup_steps": self._warmup_steps,
+            "loss_scale": self._loss_scale,
+        }
+        try:
+            flights = self._flights()
+        except EvenkeelError:  # a peer was lost: no average will come
+            flights = []
+        return _copy_of, (type(self), settings, self._step, flights)
+
+    def _flights(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "members": list(flight.members),
+                "sizes": flight.sizes,
+                "average": flight.average.wait().clone(),
+                "loss_scale": flight.loss_scale,
+            }
+            for flight in self._before
+        ]
 
     def _begin_step(self, bucket: object) -> None:
         self._begun = True
@@ -292,6 +314,17 @@ class PipeSGD:
         for flight in flights:
             average = flight.average.wait() * (scale / flight.loss_scale)
             self._landed |= zip(flight.members, torch.split(average, flight.sizes), strict=True)
+
+
+def _copy_of(kind: type[PipeSGD], settings: dict[str, Any], step: int, flights: list[dict[str, Any]]) -> PipeSGD:
+    pipe = kind(**settings)
+    pipe._step, pipe._before = step, [_landed(flight) for flight in flights]
+    return pipe
+
+
+def _landed(flight: dict[str, Any]) -> _PendingAverage:
+    average = _done(flight["average"].clone())
+    return _PendingAverage(tuple(flight["members"]), flight["sizes"], average, flight["loss_scale"])
 
 
 def _scaled_by(ratio: float) -> Callable[["Future[Tensor]"], Tensor]:

@@ -36,15 +36,27 @@ class Listed:
     """Skips the parameters of a list of modules and parameters, and those of few dimensions besides."""
 
     def __init__(self, entries: Iterable["nn.Module | Tensor"]) -> None:
-        # All are kept, so that no other parameter gets their ids.
-        self._entries = [(each, list(each.parameters()) if isinstance(each, nn.Module) else [each]) for each in entries]
-        self._chosen = {id(parameter) for _, parameters in self._entries for parameter in parameters}
+        self._listed = list(entries)
+        self._open()
+
+    def __getstate__(self) -> list["nn.Module | Tensor"]:
+        return self._listed
+
+    def __setstate__(self, listed: list["nn.Module | Tensor"]) -> None:
+        self._listed = listed
+        self._entries: list[
+            tuple[nn.Module | Tensor, list[Tensor]]
+        ] = []  # a module of a copy may not have its parameters yet
+        self._chosen: set[int] = set()
 
     def __call__(self, parameter: Tensor) -> bool:
+        if not self._entries:
+            self._open()
         return id(parameter) in self._chosen or few_dimensions(parameter)
 
     def check(self, averaged: Iterable[Tensor]) -> None:
         """ConfigurationError if an entry has parameters, but none of those that are `averaged`."""
+        self._open()
         known = {id(parameter) for parameter in averaged}
         for entry, parameters in self._entries:
             if parameters and known.isdisjoint(map(id, parameters)):
@@ -54,6 +66,13 @@ class Listed:
                     "model, or of this one before it was copied or converted; take it out, or list what is in the model"
                 )
 
+    def _open(self) -> None:
+        # All are kept, so that no other parameter gets their ids.
+        self._entries = [
+            (each, list(each.parameters()) if isinstance(each, nn.Module) else [each]) for each in self._listed
+        ]
+        self._chosen = {id(parameter) for _, parameters in self._entries for parameter in parameters}
+
 
 def skip_rule(skip: Skip) -> Callable[[Tensor], bool]:
     """The rule that `skip` stands for: none, a rule itself, or modules and parameters besides those of few dimensions.
@@ -62,7 +81,7 @@ def skip_rule(skip: Skip) -> Callable[[Tensor], bool]:
         ConfigurationError: neither.
     """
     if skip is None:
-        return lambda parameter: False
+        return _no_parameter
     if callable(skip) and not isinstance(skip, nn.Module | type):
         return skip
     # Texts, classes and some modules can be gone through too, but are one entry.
@@ -74,6 +93,10 @@ def skip_rule(skip: Skip) -> Callable[[Tensor], bool]:
             raise _no_rule(entry)
         listed.append(entry)
     return Listed(listed)
+
+
+def _no_parameter(parameter: Tensor) -> bool:
+    return False
 
 
 def _no_rule(entry: object) -> ConfigurationError:
