@@ -1,4 +1,4 @@
-"""Keeps a log that nobody reads from holding up the gateway: records go through a bounded queue to a thread."""
+"""Keeps the log from holding up the gateway: records go through a bounded queue to a thread, few of them alike."""
 
 import atexit
 import logging
@@ -9,20 +9,34 @@ from contextlib import suppress
 from logging.handlers import QueueHandler
 from threading import Thread
 
-__all__ = ["log_to_stderr"]
+__all__ = ["FewAlike", "log_to_stderr"]
 
 _MOST_RECORDS = 10_000
+_MOST_ALIKE = 20  # from one line of the program ...
+_ALIKE_S = 10.0  # ... in this time
 _FLUSH_S = 1.0  # for the last records when the program ends
 
 
-class _Dropping(QueueHandler):
-    """Puts records into the queue, and counts those for which there is no room."""
+class FewAlike(QueueHandler):
+    """Puts records into a queue, formatted; counts those for which there is no room, or that are one too many alike."""
 
     def __init__(self, records: "queue.Queue[logging.LogRecord | None]") -> None:
         super().__init__(records)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.dropped = 0
+        self._seen: dict[tuple[str, int], tuple[float, int]] = {}  # place -> since when, and how many since
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        """Takes a record that `prepare` has formatted."""
+        place = record.pathname, record.lineno
+        since_s, count = self._seen.get(place, (record.created, 0))
+        if record.created - since_s >= _ALIKE_S:
+            if count > _MOST_ALIKE:
+                record.msg += f" (and {count - _MOST_ALIKE:,} more like this)"
+            since_s, count = record.created, 0
+        self._seen[place] = since_s, count + 1
+        if count >= _MOST_ALIKE:
+            return
         try:
             self.queue.put_nowait(record)
         except queue.Full:
@@ -30,14 +44,13 @@ class _Dropping(QueueHandler):
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Have the root logger write to stderr from a thread; records beyond 10,000 that wait are counted and dropped."""
+    """Has the root logger write to stderr from a thread; records beyond 10,000 that wait are counted and dropped."""
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_RECORDS)
-    handler = _Dropping(records)
-    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = FewAlike(records)
 
     def write() -> None:
         while (record := records.get()) is not None:
-            text = form.format(record)
+            text = record.getMessage()
             dropped, handler.dropped = handler.dropped, 0
             if dropped:
                 text += f"\n{dropped} messages were left out"

@@ -438,14 +438,15 @@ def test_a_replica_that_gives_nonsense_is_not_believed():
             np.zeros(10, np.float32),
             np.zeros((2, 10), np.float32),
             np.full((1, 10), "cat"),
+            np.full((1, 10), -1e300),  # FP32 cannot hold it
         ]
     )
     scene.fakes[0]._answer = lambda model, inputs: next(nonsense, answer(model, inputs))
-    for start in range(5):
+    for start in range(6):
         scene.later(2.0 * start, scene.send, 3)
     scene.run()
     scene.assert_everything_answered()
-    assert scene.stats.bad_replies == 5
+    assert scene.stats.bad_replies == 6
     scene.assert_nothing_left()
 
 

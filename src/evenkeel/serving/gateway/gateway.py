@@ -58,6 +58,7 @@ _PROBE_ATTEMPT = 1 << 16
 _MOST_FAILURES = 2
 _MOST_ATTEMPTS = 20  # on one item, whatever became of them
 _NEVER = float("inf")
+_MOST_SCORE = float(np.finfo(np.float32).max)  # answers are FP32
 _log = logging.getLogger(__name__)
 # A client that is sent away is asked to come back no later than this.
 _LONGEST_RETRY_AFTER_S = 30.0
@@ -340,6 +341,7 @@ class Gateway:
             and shape[1] == self._scores.classes
             and outputs.dtype.kind in "fiu"
             and bool(np.isfinite(outputs).all())
+            and (outputs.dtype.itemsize <= 4 or bool(np.abs(outputs).max() <= _MOST_SCORE))
         )
 
     def _on_loss(self, item: Item, attempt: Attempt, reply: Reply, now: float) -> None:
