@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from evenkeel.training.hook.ddp_hook import comm_hook as comm_hook
     from evenkeel.training.hook.hook_state import HookState as HookState
     from evenkeel.training.hook.pipe_sgd import PipeSGD as PipeSGD
+    from evenkeel.training.hook.registering import register as register
     from evenkeel.training.hook.skipping import named as named
     from evenkeel.training.plan.advice import recommend as recommend
     from evenkeel.training.plan.code_costs import bf16 as bf16
@@ -126,6 +127,7 @@ _HOMES = {
     "evenkeel.training.hook.ddp_hook": ("comm_hook",),
     "evenkeel.training.hook.hook_state": ("HookState",),
     "evenkeel.training.hook.pipe_sgd": ("PipeSGD",),
+    "evenkeel.training.hook.registering": ("register",),
     "evenkeel.training.hook.skipping": ("named",),
     "evenkeel.training.plan.advice": ("recommend",),
     "evenkeel.training.plan.code_costs": ("bf16",),

@@ -1,10 +1,14 @@
 """The state of `comm_hook`: averages a model's gradients through a code."""
 
+import atexit
 import contextlib
 import copy
 import logging
+import sys
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -120,6 +124,8 @@ class HookState:
         self.schedule = "as they come"
         self.shared_weights: Callable[[Tensor], Tensor] = Tensor.detach
         self._timeout_s = timeout_s
+        self._group = group
+        self._registered = False
         self._lacks = ""  # what a copy cannot take along
         wrap = error_feedback and not isinstance(code, ErrorFeedback)
         self._code = ErrorFeedback(code) if code is not None and wrap else code
@@ -143,6 +149,8 @@ class HookState:
         self._sizes_before: list[int] | None = None  # of the parameters of a state that was loaded
         if self._code is not None:
             warm_up(self._code, self._reducer.ranks)
+        if reducer is None:
+            _UNUSED.add(self)
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """The future of the bucket's average, in its own buffer. For `comm_hook`."""
@@ -172,6 +180,39 @@ class HookState:
             future.wait()
         return future
 
+    def fit(self, parameters: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+        """Get ready for a model whose `parameters` are averaged over `group`. For `register`.
+
+        Raises:
+            ConfigurationError: they do not fit, or the state has a model already.
+        """
+        if self._registered or self._steps_here or self._begun:
+            raise ConfigurationError("this state has a model already: make one for each DistributedDataParallel")
+        if self._lacks:
+            raise ConfigurationError(f"this state is a copy of one made with {self._lacks}: make a new HookState")
+        if isinstance(self._skip, Listed):
+            self._skip.check(parameters)
+        members = dist.get_process_group_ranks(group)
+        if self._group is not None:
+            if self._group is group:
+                raise ConfigurationError("group: the model exchanges buffers on it; leave group out, or make another")
+            if dist.get_process_group_ranks(self._group) != members:
+                raise ConfigurationError(f"group: has other ranks than the model's, which are {members}; leave it out")
+        elif self._given:
+            if self._reducer.ranks.world != len(members):
+                raise ConfigurationError(
+                    f"the reducer has {self._reducer.ranks.world} ranks, but the model {len(members)}: {members}"
+                )
+        elif len(members) != dist.get_world_size():
+            self._thread.close()
+            wait = None if self._timeout_s is None else timedelta(seconds=self._timeout_s)
+            # Only its members make it.
+            own = dist.new_group(members, wait, dist.get_backend(group), use_local_synchronization=True)
+            self._reducer = Sharded(own, timeout_s=self._timeout_s)
+            self._thread = OrderedThread("evenkeel-gradients", self._reducer.close, self._reducer.close)
+        self._registered = True
+        _UNUSED_REGISTERED.append(self)
+
     def stats(self) -> HookStats:
         """What compression has cost and saved on this rank so far."""
         return self._meter.stats(self._step, self._compressed_steps)
@@ -180,6 +221,7 @@ class HookState:
         """End the communication thread and its connections. The state cannot be used any more."""
         self._thread.close()
         self._reducer.close()
+        self._note_use()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs on this rank, in tensors and plain values: save it for each rank, between two steps."""
@@ -335,7 +377,14 @@ class HookState:
             self._skipped[number] = bool(self._skip(self._book.parameters[number]))
         return self._skipped[number]
 
+    def _note_use(self) -> None:
+        _UNUSED.discard(self)
+        if self in _UNUSED_REGISTERED:
+            _UNUSED_REGISTERED.remove(self)
+
     def _end_step(self) -> None:
+        if self._steps_here == 0:
+            self._note_use()
         self._book.close()
         self._begun = False
         if self._code is not None and self._step >= self._start_step:
@@ -388,10 +437,27 @@ class HookState:
         }
 
 
+# States that have averaged nothing yet; those that were registered are kept until the process ends.
+_UNUSED: "weakref.WeakSet[HookState]" = weakref.WeakSet()
+_UNUSED_REGISTERED: list[HookState] = []
+
+
+@atexit.register
+def _warn_of_unused() -> None:
+    if len(_UNUSED) and not hasattr(sys, "last_value"):  # a program that failed has said what is wrong
+        warnings.warn(
+            f"evenkeel: the hook of {len(_UNUSED)} HookState(s) never ran, so nothing was compressed. Was it "
+            "registered, and with the model that was trained? Some frameworks drop it (Lightning does on CPUs): "
+            "see docs/how-to/frameworks.md",
+            stacklevel=1,
+        )
+
+
 def _copy_of(
     kind: type[HookState], settings: dict[str, Any], step: int, sizes: list[int], units: Units, lacks: str
 ) -> HookState:
     state = kind(**settings)
+    _UNUSED.discard(state)
     state._step, state._sizes_before, state._units, state._lacks = step, sizes or None, units, lacks
     return state
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.futures import Future
 
@@ -136,6 +137,15 @@ class PipeSGD:
         if last:
             self._end_step()
         return answer
+
+    def fit(self, parameters: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+        """Get the state ready for a model whose `parameters` are averaged over `group`. For `register`.
+
+        Raises:
+            ConfigurationError: they do not fit, or the state has a model already.
+        """
+        if isinstance(self._state, HookState):
+            self._state.fit(parameters, group)
 
     def attach(self, optimizer: torch.optim.Optimizer, *, look_ahead: nn.Module | None = None) -> "Attachment":
         """Let `optimizer` do nothing in steps that have no gradients yet.
