@@ -1,5 +1,6 @@
 """States that are saved before a first step, loaded by other ranks, or come through torch.distributed.checkpoint."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -133,5 +134,23 @@ def test_a_state_that_has_its_tensors_comes_through_distributed_checkpoint_whole
     loaded.load_state_dict(saved)
     dcp.load({"hook": loaded}, checkpoint_id=tmp_path, no_dist=True)
     whole = hook_state(ranks, evenkeel.THC(bits=4))
+    whole.load_state_dict(state.state_dict())
+    assert equal(run(loaded, Model(SHAPES), 0, [5, 6]), run(whole, Model(SHAPES), 0, [5, 6]))
+
+
+@in_one_process
+@pytest.mark.parametrize("make", [hook_state, pipe])
+def test_bytes_come_through_distributed_checkpoint_whole(make: Callable[..., Any], tmp_path: Any) -> None:
+    """The recipe of frameworks.md."""
+    (ranks,) = thread_collectives(1)
+    state = make(ranks, evenkeel.THC(bits=4))
+    run(state, Model(SHAPES), 0, range(5))
+    file = io.BytesIO()
+    torch.save(state.state_dict(), file)
+    dcp.save({"hook-0": file.getvalue()}, checkpoint_id=tmp_path, no_dist=True)
+    saved = {"hook-0": b""}
+    dcp.load(saved, checkpoint_id=tmp_path, no_dist=True)
+    loaded, whole = make(ranks, evenkeel.THC(bits=4)), make(ranks, evenkeel.THC(bits=4))
+    loaded.load_state_dict(torch.load(io.BytesIO(saved["hook-0"]), weights_only=True))
     whole.load_state_dict(state.state_dict())
     assert equal(run(loaded, Model(SHAPES), 0, [5, 6]), run(whole, Model(SHAPES), 0, [5, 6]))
