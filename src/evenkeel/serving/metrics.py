@@ -67,10 +67,13 @@ class _GatewayCollector(Collector):
                 metric.add_metric([key], value)
             yield metric
         yield GaugeMetricFamily(_PREFIX + "in_flight", "Items without an answer yet.", self._gateway.in_flight)
-        up = GaugeMetricFamily(_PREFIX + "backend_up", "1 when a replica can be used.", labels=["backend"])
+        up = GaugeMetricFamily(
+            _PREFIX + "backend_up", "1 when a replica is there and was not ejected.", labels=["backend"]
+        )
         outstanding = GaugeMetricFamily(_PREFIX + "backend_outstanding", "Tasks at a replica.", labels=["backend"])
         for replica in self._gateway.replicas.all:
-            usable = replica.backend.ready and not replica.health.ejected
+            # One that is still untried is there; whether the fleet as a whole is well, readiness says.
+            usable = replica.backend.ready and replica.health.ejected_for in (None, "untried")
             up.add_metric([replica.backend.name], float(usable))
             outstanding.add_metric([replica.backend.name], replica.outstanding)
         yield up

@@ -222,3 +222,23 @@ def test_losses_and_ejections_are_logged_with_worker_and_reason(caplog):
     assert "node1 could not do an item: CUDA error" in caplog.text
     assert "node1 gets no work: it is failing: CUDA error" in caplog.text
     assert np.isfinite(scene.latencies).all()
+
+
+def test_a_replica_that_is_lost_at_every_probe_and_back_at_once_is_probed_after_pauses():
+    scene = Scene("none", backups=0)
+    probed = []
+
+    def run(model, inputs):
+        probed.append(scene.clock.time())
+        scene.fakes[0].kill()
+        scene.later(scene.clock.time() + 0.05, scene.fakes[0].restore)
+        raise BackendLostError("lost")
+
+    scene.fakes[0].kill()
+    scene.fakes[0]._answer = run
+    scene.gateway.watch(picture(0))
+    scene.later(1.0, scene.fakes[0].restore)
+    scene.run(60.0)
+    assert 4 <= len(probed) <= 8
+    pauses = [later - earlier for earlier, later in pairwise(probed)]
+    assert pauses == sorted(pauses)

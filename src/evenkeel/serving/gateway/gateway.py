@@ -254,6 +254,7 @@ class Gateway:
         Ejected replicas are probed with it too, also without traffic, so that the fleet is ready again when they are.
         """
         self._sample = sample
+        self.replicas.joined(self._clock.time())
         self._plan_probe()
 
     # ---- attempts on replicas ----

@@ -11,7 +11,7 @@ whole is not mended by leaving it.
 A stalled replica is back with its next reply, of whatever task. The others are probed after a pause, with copies of
 real items whose users do not wait for the probe; good probes bring a replica back, a bad one doubles the pause.
 Stalled ones are probed too, for they may have nothing left to reply to. An *untried* replica has just become ready:
-until a pass of it has succeeded, nothing shows that its model works, and one that fails its first pass is failing.
+until a pass of it has succeeded, nothing shows that its model works.
 """
 
 from collections import deque
@@ -95,12 +95,15 @@ class Health:
         self._pause_s = min(2 * self._pause_s, self._settings.max_pause_s)
 
     def joined(self, now_s: float) -> None:
-        """Notes that its backend has become ready: a probe is due now, and it counts as untried without one."""
-        if not self.ejected:
-            self.ejected_for = "untried"
+        """Notes that its backend has become ready: a probe is due, and it counts as untried without a good one."""
         self._recent.clear()
         self._failures = 0
-        self._probe_at = now_s
+        if self.stalled or not self.ejected:
+            self._probe_at = now_s
+            self.ejected_for = self.ejected_for or "untried"
+        else:
+            # The pause holds: who is lost at every probe, and comes back at once, is not to be probed all the time.
+            self._probe_at = max(self._probe_at, now_s)
 
     @property
     def next_probe_at(self) -> float:
@@ -128,7 +131,7 @@ class Health:
             return True  # it was silent, and speaks; or it shows for the first time what it can do, however slowly
         limit_s = float("inf") if fleet_median_s is None else self._settings.slow_factor * fleet_median_s
         if service_s is None or service_s > limit_s:
-            self.eject("failing" if self.ejected_for == "untried" else self.ejected_for or "slow", now_s)
+            self.eject(self.ejected_for or "slow", now_s)
             return False
         self._good_probes += 1
         return self._good_probes >= self._settings.probes

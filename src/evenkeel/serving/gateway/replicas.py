@@ -36,7 +36,16 @@ class Replica(Node):
         was_ready: its backend was ready when `joined` last looked.
     """
 
-    __slots__ = ("_fleet", "_quiet_since_s", "_rests", "health", "outstanding", "rests_until_s", "was_ready", "well")
+    __slots__ = (
+        "_fleet",
+        "_quiet_since_s",
+        "_rests",
+        "health",
+        "outstanding",
+        "rests_until_s",
+        "was_ready",
+        "well",
+    )
 
     def __init__(self, backend: Backend, fleet: "Replicas", limit_s: float) -> None:
         super().__init__(backend, limit_s)
