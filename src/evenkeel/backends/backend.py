@@ -21,7 +21,7 @@ __all__ = ["Backend", "OnReply", "Reply"]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back for one task: outputs `[rows, ...]`, or the error that says why not.
+    """Holds what came back for one task: outputs `[rows, ...]`, or the error that says why there are none.
 
     `cancelled` marks the reply of a task that was given up before it began. `service_s` is the time the worker itself
     spent on the task, where it says so. `began` is false when the worker cannot have been at work on a task that it

@@ -45,7 +45,7 @@ class NodesConfig:
 
     @property
     def total(self) -> int:
-        """How many nodes there are."""
+        """Counts all nodes."""
         return self.count + len(self.addresses) + len(self.urls)
 
 
@@ -101,7 +101,7 @@ class ServeConfig:
 
 
 def load_raw(path: Path) -> Any:
-    """What the YAML file at `path` says, unchecked.
+    """Reads the YAML file at `path`; what it says is not checked yet.
 
     Raises:
         ConfigurationError: not readable, not YAML, or a field given twice.

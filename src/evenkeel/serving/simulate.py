@@ -34,7 +34,7 @@ _CLASSES = 10
 
 @dataclass(frozen=True)
 class Fleet:
-    """What serves: how many nodes of which kind, and how good and how dear the coded models are."""
+    """Describes what serves: how many nodes of which kind, and how good and how costly the coded models are."""
 
     replicas: int = 9
     backups: int = 1

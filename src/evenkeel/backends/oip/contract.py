@@ -22,7 +22,7 @@ _VALUE_BYTES = 64  # of one value as JSON, with room for blanks
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """How to speak to one model of one server.
+    """Writes the requests for one model of one server, and reads its replies.
 
     Attributes:
         binary: tensor data travels as binary sections.

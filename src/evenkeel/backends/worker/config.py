@@ -19,7 +19,7 @@ Examples:
 
 @dataclass(frozen=True)
 class WorkerConfig:
-    """What a worker serves, where, and how late it is made to be.
+    """Describes what a worker serves, where, and by how much it is delayed on purpose.
 
     Attributes:
         models: specs as `load_model` takes them.

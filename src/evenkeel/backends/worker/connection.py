@@ -77,7 +77,7 @@ class Connection(asyncio.BufferedProtocol):
             self._on_open()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the transport puts the next bytes."""
+        """Gives the memory into which the transport puts the next bytes."""
         return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:

@@ -58,7 +58,7 @@ _CODE_BY_TEXT = {text: code for code, text in enumerate(_DTYPES) if text}
 
 
 class FrameKind(IntEnum):
-    """What a frame says."""
+    """Names the kinds of frames."""
 
     HELLO = 1  # worker -> client, first frame: JSON, who it is and which models it holds
     SHARE = 2  # client -> worker: JSON, a shared memory it may read tasks from
@@ -146,11 +146,11 @@ class FrameReader:
 
     @property
     def error(self) -> ProtocolError | None:
-        """How the stream broke the rules, after the frames given so far; None while it keeps them."""
+        """Gives the error that broke the stream, after the frames given so far; None while it keeps the rules."""
         return self._error
 
     def buffer(self) -> memoryview:
-        """Where the next bytes of the stream go; never empty."""
+        """Gives the memory for the next bytes of the stream; it is never empty."""
         if self._frame is not None:
             return self._payload_view[self._received :]
         return self._staging[self._filled :]

@@ -62,7 +62,7 @@ def challenge() -> str:
 
 
 def proof(key: bytes, role: str, of_worker: str, of_client: str) -> str:
-    """What only a holder of `key` can say: the HMAC of a role and both sides' challenges, as hexadecimal text."""
+    """Computes what only a holder of `key` can: the HMAC of a role and both sides' challenges, as hexadecimal text."""
     return hmac.new(key, f"evenkeel {role} {of_worker} {of_client}".encode(), "sha256").hexdigest()
 
 

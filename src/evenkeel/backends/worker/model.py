@@ -196,7 +196,7 @@ def _load_onnx(path: str, threads: int) -> Model:
 
 
 def _identities(files: Sequence[Path]) -> list[tuple[int, ...] | None]:
-    """What another file in the same place differs in; None where there is none."""
+    """Reads, for each file, what another file in the same place would differ in; None where there is no file."""
     found = [file.stat() if file.is_file() else None for file in files]
     return [(each.st_ino, each.st_size, each.st_mtime_ns) if each else None for each in found]
 

@@ -72,7 +72,7 @@ class ProcessBackend(Backend):
 
     @property
     def hello(self) -> WorkerHello | None:
-        """What the worker last said of itself."""
+        """Gives what the worker last said of itself."""
         return self._worker.hello
 
     @property

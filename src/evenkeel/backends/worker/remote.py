@@ -59,7 +59,7 @@ class WorkerBackend(Backend):
 
     @property
     def hello(self) -> WorkerHello | None:
-        """What the worker last said of itself."""
+        """Gives what the worker last said of itself."""
         return self._hello
 
     @property

@@ -148,7 +148,7 @@ class _ConnectedClient:
 
 @dataclass
 class _SharedState:
-    """What all connections to one worker share."""
+    """Holds what all connections to one worker share."""
 
     hello: bytes
     shares: bool

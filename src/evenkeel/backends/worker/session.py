@@ -23,7 +23,7 @@ _NO_OFFER = {"accepted": False, "reason": ""}
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """How a client treats its worker.
+    """Describes how a client treats its worker.
 
     Attributes:
         start_timeout_s: how long `start` waits for the worker to be ready; loading a large model takes long.
@@ -53,7 +53,7 @@ class ClientOptions:
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """What a worker says of one of its models; shapes are of one row, None where it does not know."""
+    """Holds what a worker says of one of its models; shapes are of one row, None where it does not know."""
 
     name: str
     number: int
@@ -65,7 +65,7 @@ class RemoteModel:
 
 @dataclass(frozen=True)
 class WorkerHello:
-    """What a worker says of itself."""
+    """Holds what a worker says of itself."""
 
     worker: int
     pid: int
@@ -114,7 +114,7 @@ class WorkerSession:
         return not self._leaving and not self.ended.done()
 
     async def greet(self) -> WorkerHello:
-        """Who the worker is; to be awaited once, first.
+        """Learns who the worker is; to be awaited once, before anything else.
 
         Raises:
             BackendLostError: the connection ended, or nothing came.

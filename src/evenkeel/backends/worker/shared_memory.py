@@ -59,7 +59,7 @@ class SlotWriter:
             raise SharedMemoryError(f"no shared memory: {error}") from error
 
     def offer(self) -> dict[str, Any]:
-        """What a SHARE frame says."""
+        """Gives what a SHARE frame says."""
         path = f"/proc/{os.getpid()}/fd/{self._file}"
         return {"path": path, "slots": self._slots, "slot_bytes": self._slot_bytes}
 

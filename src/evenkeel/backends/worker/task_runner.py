@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class TaskOwner(Protocol):
-    """Who sent a task and gets its reply; exactly one of the three calls for each task."""
+    """Takes the reply to a task it sent; gets exactly one of the three calls for each task."""
 
     def done(self, ticket: int, outputs: Array, service_s: float) -> None:
         """The task ran."""

@@ -99,7 +99,7 @@ class AnswerWriter:
     def write_any(
         self, outcomes: Sequence[Outcome], names: Sequence[str], binary: Sequence[bool], request_id: str | None
     ) -> tuple[bytes, int | None]:
-        """What `write` gives, by the plain way that serves every request."""
+        """Gives what `write` gives, by the plain way that serves every request."""
         outputs = [self._writers[name](outcomes) for name in names]
         return write_response(InferResponse(self._name, outputs, self._version, request_id), binary)
 

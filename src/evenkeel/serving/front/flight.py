@@ -12,7 +12,7 @@ __all__ = ["Flight", "Submits"]
 
 
 class Submits(Protocol):
-    """What a flight needs of the gateway; `on_outcome` is called once, later, and never after a cancel."""
+    """Does what a flight needs of the gateway; `on_outcome` is called once, later, and never after a cancel."""
 
     @property
     def ready(self) -> bool:

@@ -48,7 +48,7 @@ class ImageProcess:
 
     @property
     def ready(self) -> bool:
-        """Whether it waits for a file."""
+        """True while it waits for a file."""
         return self._socket is not None and self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:

@@ -40,7 +40,7 @@ class ItemReader:
         self._to_own = (0, 3, 1, 2) if card.layout == "NCHW" else (0, 2, 3, 1)
 
     def check(self, request: InferRequest) -> int:
-        """How many items the request holds, at least one; nothing is converted or decoded yet.
+        """Counts the items of the request, at least one; nothing is converted or decoded yet.
 
         Raises:
             RequestError: wrong name, number, datatype or shape of inputs.
@@ -131,7 +131,7 @@ class ItemReader:
 
 
 def _from_base64(text: bytes) -> bytes:
-    """What `base64.b64decode` gives, in pieces between which other threads get their turn."""
+    """Decodes like `base64.b64decode`, in pieces between which other threads get their turn."""
     size = len(text.rstrip(b"="))
     if text.find(b"=", 0, size) >= 0:
         raise binascii.Error("padding in the middle")
@@ -167,7 +167,7 @@ def _check_range(data: Array, name: str) -> None:
 
 
 def read_options(parameters: Parameters) -> Options:
-    """What the request's parameters ask for; parameters that are not ours are ignored, as the protocol wants.
+    """Reads the options among a request's parameters; unknown parameters are ignored, as the protocol wants.
 
     Raises:
         RequestError: `exact`, `timeout` or `min_confidence` has the wrong type or range.

@@ -24,7 +24,7 @@ _GROWTH = 1.05  # of the places in a period: there may be more of them than when
 
 
 class _Had:
-    """What a client or an address was last given."""
+    """Remembers what a client or an address was last given."""
 
     __slots__ = ("count", "taken")
 

@@ -81,7 +81,7 @@ _Wanted = tuple[Sequence[str], Sequence[bool]]  # names of outputs, and for each
 
 
 class _WorkUnderWay(Protocol):
-    """What goes on for a request: a flight or a task."""
+    """Stands for the work on a request: a flight or a task."""
 
     def cancel(self) -> object:
         """Give it up."""
@@ -240,7 +240,7 @@ class App:
             self._aside(exchange, self._parse, body, json_bytes)
 
     def _check(self, exchange: Exchange, request: InferRequest) -> _Wanted:
-        """What is asked for, once it is known that there is room for it and nothing has been converted yet."""
+        """Finds the wanted outputs and makes sure that there is room for the items, before anything is converted."""
         wanted = self._answers.wanted(request)
         if request.raw is not None:
             request.raw_is_file = exchange.request.headers.get(b"content-type", b"")[:6].lower() == b"image/"
@@ -316,7 +316,7 @@ class App:
         self._open[exchange] = asyncio.get_running_loop().create_task(guarded())
 
     async def _run(self, size: int, work: Callable[..., Any], *args: Any) -> Any:
-        """What `work` gives, done in a thread for bodies of that size."""
+        """Runs `work` in a thread for bodies of that size, and gives its result."""
         executor = self._executor if size < _LARGE_BYTES else self._large_executor
         return await asyncio.get_running_loop().run_in_executor(executor, partial(work, *args))
 
@@ -427,7 +427,7 @@ def _late(limit_s: float) -> DeadlineError:
 
 
 def _is_quick(body: bytes, json_bytes: int | None) -> bool:
-    """Whether reading a body holds up nobody for long."""
+    """True if reading a body holds up nobody for long."""
     json_bytes = len(body) if json_bytes is None else json_bytes
     return json_bytes < _PARSE_ASIDE_FROM_BYTES and len(body) < _READ_ASIDE_FROM_BYTES
 

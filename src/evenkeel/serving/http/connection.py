@@ -41,7 +41,7 @@ _MOST_AT_ONCE = 16  # requests of one connection that are answered before other 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What one client may use up. Times are exceeded by at most as much again before they are enforced."""
+    """Limits what one client may use up. Times are enforced late, at most as much again."""
 
     sizes: ReadLimits = field(default_factory=ReadLimits)
     head_timeout_s: float = 20.0  # from a request's first byte to the end of its head
@@ -54,7 +54,7 @@ class HttpLimits:
 
 
 class Handler(Protocol):
-    """What answers requests."""
+    """Answers requests."""
 
     def handle(self, exchange: "Exchange") -> object:
         """Answer `exchange`, now or later, by one call of its `respond`. Must not raise."""
@@ -74,7 +74,7 @@ class Exchange:
 
     @property
     def client(self) -> Client:
-        """Who asks."""
+        """Gives the client that sent the request."""
         return self._connection.client
 
     def __init__(self, connection: "HttpConnection", request: Request) -> None:
@@ -102,7 +102,7 @@ class Exchange:
 
 
 class HttpServer:
-    """What the connections of one server share.
+    """Holds what the connections of one server share.
 
     Args:
         handler: answers requests.
@@ -351,7 +351,7 @@ class HttpConnection(asyncio.Protocol):
         self._held_bytes = held
 
     def _is_full(self, size: int) -> bool:
-        """Whether one that takes up `size` is refused, because all together take up too much.
+        """True if a request that takes up `size` is refused, because all together take up too much.
 
         One that is alone never is: it would not be served later, either.
         """

@@ -21,7 +21,7 @@ class ResponseHeads:
         self._starts: dict[int, bytes] = {}
 
     def start(self, status: int) -> bytes:
-        """What a response with `status` begins with; header lines may follow."""
+        """Gives the beginning of a response with `status`; header lines may follow."""
         second = int(self._wall_clock())
         if second != self._second:
             self._second = second

@@ -48,7 +48,7 @@ _FRAMING_SHARE = 16  # bytes on the wire for one byte of a body; chunks of a sin
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """How large the parts of a request may be."""
+    """Limits the sizes of the parts of a request."""
 
     head_bytes: int = 64 << 10
     target_bytes: int = 8 << 10
@@ -81,7 +81,7 @@ _NO_REQUEST = Request()  # while none is being read
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What to answer in place of a request that is not taken; nothing is read behind it.
+    """Holds the answer to a request that is not taken; nothing is read behind it.
 
     Attributes:
         method: of the request; empty when its head was not whole.
@@ -167,7 +167,7 @@ class RequestReader:
 
     @property
     def body_bytes(self) -> int:
-        """How much has come of the body that is being read."""
+        """Counts the bytes that have come of the body that is being read."""
         return self._body_bytes if self.state == "body" else 0
 
     def refuse_late(self) -> Refusal:

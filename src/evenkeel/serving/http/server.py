@@ -40,7 +40,7 @@ _SO_ATTACH_FILTER = 26  # of Linux
 
 
 class Drains(Protocol):
-    """What the server needs of the gateway."""
+    """Does what the server needs of the gateway."""
 
     def start_draining(self) -> None:
         """Say not ready from now on."""
@@ -141,7 +141,7 @@ def _shut_out(listening: socket.socket) -> None:
 
 
 def _spare_descriptors(connections: int) -> int:
-    """How many clients may be connected, at most `connections`, so that descriptors are left for everything else.
+    """Counts the clients that may be connected, at most `connections`, so that descriptors are left for all else.
 
     The soft limit of descriptors is raised as far as that takes and the hard one lets.
     """

@@ -35,7 +35,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class BucketPlan:
-    """What to do with a bucket in one step.
+    """Says what to do with a bucket in one step.
 
     Attributes:
         step: number of the step.

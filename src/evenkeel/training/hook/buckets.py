@@ -12,7 +12,7 @@ __all__ = ["Bucket", "BucketCopy", "as_gradient_of", "check_dense", "gradient_vi
 
 
 class Bucket(Protocol):
-    """What is used of `torch.distributed.GradBucket`."""
+    """Names what is used of `torch.distributed.GradBucket`."""
 
     def index(self) -> int:
         """The bucket's place in the backward pass."""
@@ -31,7 +31,7 @@ class Bucket(Protocol):
 
 
 class BucketCopy:
-    """What a DDP hook reads of a bucket, over a clone of its gradients: the next backward pass overwrites the original.
+    """Gives what a DDP hook reads of a bucket, over a clone of its gradients: backward overwrites the original.
 
     Offers `torch.distributed.GradBucket`'s methods, so that hooks written in Python take it.
     """

@@ -214,7 +214,7 @@ class HookState:
         _UNUSED_REGISTERED.append(self)
 
     def stats(self) -> HookStats:
-        """What compression has cost and saved on this rank so far."""
+        """Gives what compression has cost and saved on this rank so far."""
         return self._meter.stats(self._step, self._compressed_steps)
 
     def close(self) -> None:
@@ -224,7 +224,7 @@ class HookState:
         self._note_use()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs on this rank, in tensors and plain values: save it for each rank, between two steps."""
+        """Gives what a resume needs on this rank, in tensors and plain values: save it per rank, between two steps."""
         if self._begun:
             raise ConfigurationError(
                 "state_dict was called within a backward pass, or after one that failed: call it between two steps"
@@ -293,7 +293,7 @@ class HookState:
         return self._parts()
 
     def _parts(self) -> tuple[Any, ...]:
-        """What copies and pickles are made of: settings and memories, but no thread and no connections."""
+        """Gives what copies and pickles are made of: settings and memories, but no thread and no connections."""
         with contextlib.suppress(EvenkeelError):  # closed, or failed: nothing is under way then
             self._thread.submit(lambda: torch.empty(0), torch.device("cpu")).wait()
         settings = {

@@ -26,7 +26,7 @@ __all__ = ["PipeSGD"]
 
 
 class Attachment:
-    """What `attach` has put on an optimizer and a model."""
+    """Holds what `attach` has put on an optimizer and a model."""
 
     def __init__(self, handles: Sequence[Any]) -> None:
         self._handles = handles
@@ -201,7 +201,7 @@ class PipeSGD:
         return True
 
     def stats(self) -> HookStats:
-        """What compression has cost and saved on this rank so far, as `state` counts it.
+        """Gives what compression has cost and saved on this rank so far, as `state` counts it.
 
         Raises:
             ConfigurationError: `state` is another hook's, which counts nothing.
@@ -217,7 +217,7 @@ class PipeSGD:
             close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resume needs on this rank, in tensors and plain values; waits for the sums in flight."""
+        """Gives what a resume needs on this rank, in tensors and plain values; waits for the sums in flight."""
         if self._begun:
             raise ConfigurationError(
                 "state_dict was called within a backward pass, or after one that failed: call it between two steps"
@@ -257,7 +257,7 @@ class PipeSGD:
         return self._parts()
 
     def _parts(self) -> tuple[Any, ...]:
-        """What copies and pickles are made of: settings and averages in flight, but nothing that was attached."""
+        """Gives what copies and pickles are made of: settings and averages in flight, but nothing that was attached."""
         settings = {
             "state": self._state,
             "hook": self._hook,
