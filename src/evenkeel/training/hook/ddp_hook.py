@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.futures import Future
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.training.hook.buckets import Bucket
-from evenkeel.training.hook.failures import raise_failures_of
+from evenkeel.training.hook.buckets import Bucket, raise_failures_of
 
 if TYPE_CHECKING:
     GradBucket = Bucket

@@ -27,9 +27,8 @@ from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.hook.agreement import check_agreement
 from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
-from evenkeel.training.hook.buckets import Bucket, gradient_views
+from evenkeel.training.hook.buckets import Bucket, gradient_views, runs_backward
 from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_pickles, check_saved_state
-from evenkeel.training.hook.failures import runs_backward
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
 from evenkeel.training.hook.same_weights import check_same_weights, digest, digests
 from evenkeel.training.hook.skipping import Listed, Skip, few_dimensions, skip_rule

@@ -13,10 +13,16 @@ from torch.futures import Future
 
 from evenkeel.coding.checks import whole
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.training.hook.buckets import Bucket, BucketCopy, as_gradient_of, gradient_views
+from evenkeel.training.hook.buckets import (
+    Bucket,
+    BucketCopy,
+    as_gradient_of,
+    gradient_views,
+    raise_failures_of,
+    runs_backward,
+)
 from evenkeel.training.hook.checks import check_loss_scale, check_pickles, check_saved_state
 from evenkeel.training.hook.ddp_hook import comm_hook
-from evenkeel.training.hook.failures import raise_failures_of, runs_backward
 from evenkeel.training.hook.hook_state import HookState
 from evenkeel.training.hook.look_ahead import LookAhead
 from evenkeel.training.hook.parameter_book import ParameterBook
