@@ -1,8 +1,8 @@
 """Writes requirements.lock: every package of constraints.txt that a development install takes, with its files' hashes.
 
 Run it after constraints.txt has changed: `python scripts/lock.py`. Hashes are those of the release's files on PyPI that
-Python 3.11 to 3.14 on Linux x86-64 may take, and of the wheels given by `--wheel` (PyTorch publishes its CPU builds
-elsewhere).
+Python 3.11 to 3.14 on Linux x86-64 may take. Where `--wheel` gives a wheel, its hash stands there alone: PyTorch publishes
+its CPU builds elsewhere, and pip would prefer the far larger one on PyPI.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     lines = [HEAD]
     for name, version in sorted(resolved().items(), key=lambda each: each[0].lower()):
         normal = re.sub(r"[-_.]+", "-", name).lower()
-        hashes = hashes_on_pypi(normal, version) | elsewhere.get(normal, set())
+        hashes = elsewhere.get(normal) or hashes_on_pypi(normal, version)
         lines.append(
             " \\\n    ".join([f"{normal}=={version}", *(f"--hash=sha256:{each}" for each in sorted(hashes))]) + "\n"
         )
