@@ -1,8 +1,8 @@
 """Writes requirements.lock: every package of constraints.txt that a development install takes, with its files' hashes.
 
 Run it after constraints.txt has changed: `python scripts/lock.py`. Hashes are those of the release's files on PyPI that
-Python 3.11 to 3.14 on Linux x86-64 may take. Where `--wheel` gives a wheel, its hash stands there alone: PyTorch publishes
-its CPU builds elsewhere, and pip would prefer the far larger one on PyPI.
+Python 3.11 to 3.14 on Linux x86-64 may take. Where `--wheel` gives a wheel, its hash stands there alone: PyTorch
+publishes its CPU builds elsewhere, and pip would prefer the far larger one on PyPI.
 """
 
 import argparse

@@ -325,9 +325,10 @@ def _offload(
     then: Callable[[Any], object],
 ) -> None:
     def done(finished: Any) -> None:
-        if finished.exception() is None:
-            then(finished.result())
-        else:
-            _log.warning("an item could not be prepared for a group: %s", finished.exception())
+        failed = finished.exception()
+        if failed is not None:
+            _log.warning("items could not be prepared for a group: %s: %s", type(failed).__name__, failed)
+        # Either way: whoever waits goes on, without what could not be prepared.
+        then(None if failed is not None else finished.result())
 
     loop.run_in_executor(executor, work).add_done_callback(done)

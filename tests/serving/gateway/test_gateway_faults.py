@@ -14,7 +14,7 @@ from evenkeel.errors import (
     PoisonItemError,
     TaskRefusedError,
 )
-from gateway_helpers import Scene, answer, picture
+from gateway_helpers import GRIDS, Scene, answer, picture
 
 POISON = 7
 
@@ -242,3 +242,23 @@ def test_a_replica_that_is_lost_at_every_probe_and_back_at_once_is_probed_after_
     assert 4 <= len(probed) <= 8
     pauses = [later - earlier for earlier, later in pairwise(probed)]
     assert pauses == sorted(pauses)
+
+
+def test_a_backup_goes_on_although_an_item_could_not_be_prepared(monkeypatch):
+    scene = Scene(replicas=3, backups=1)
+    for code in GRIDS:
+        monkeypatch.setattr(code, "is_prepared", lambda item: False)
+    broken = iter([True, True, True])
+
+    def prepare(item):
+        if next(broken, False):
+            raise MemoryError("no room for a tile")
+        return item
+
+    for code in GRIDS:
+        monkeypatch.setattr(code, "prepare", prepare)
+    for number in range(6):
+        scene.later(number * 3.0, scene.send)
+    scene.run()
+    scene.assert_everything_answered()
+    assert sum(scene.stats.passes.values()) >= 3

@@ -67,6 +67,8 @@ def _prepared(work: Sequence[tuple[Item, BackupCode]]) -> None:
             item.prepared[code.form] = code.prepare(item.array)
         except CodeError:
             continue  # found missing, and counted, when its group is sent
+        except Exception:  # whatever it is, the backup that waits for its group must go on
+            _log.exception("an item could not be prepared for %s", code.name)
 
 
 class Backups(Spares):

@@ -61,7 +61,7 @@ class Suspects:
             asked = [attempt.node for attempt in item.open_attempts]
             replica = self._replicas.choose([*item.tried, *at_risk]) or self._replicas.choose([*asked, *at_risk])
             if replica is None:
-                return
+                continue
             alone = len(self._replicas.all) == 1 or now >= item.patient_until_s
             if self._replicas.healthy < len(at_risk) + 2 and (at_risk or not alone):
                 continue
