@@ -58,7 +58,7 @@ class Backend(ABC):
 
     @abstractmethod
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
-        """Send one task; returns its ticket.
+        """Sends one task; returns its ticket.
 
         Args:
             model: which of the backend's models runs it.
@@ -70,13 +70,13 @@ class Backend(ABC):
 
     @abstractmethod
     def cancel(self, ticket: int) -> None:
-        """Give the task up; unknown and finished tickets are ignored."""
+        """Gives the task up; unknown and finished tickets are ignored."""
 
     def suspect(self) -> None:  # noqa: B027 - not every backend can look after itself
-        """The gateway finds it stalled: a backend that can find out whether its worker is frozen should do so."""
+        """Hears that the gateway finds it stalled; a backend that can check if its worker is frozen should do so."""
 
     async def start(self) -> None:  # noqa: B027 - most fakes have nothing to start
-        """Connect; returns when ready, or raises BackendError."""
+        """Connects; returns when ready, or raises BackendError."""
 
     async def close(self) -> None:  # noqa: B027
-        """Let go of everything; open tickets get a BackendLostError."""
+        """Lets go of everything; open tickets get a BackendLostError."""

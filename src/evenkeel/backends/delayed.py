@@ -1,4 +1,4 @@
-"""A backend that is late on purpose: wraps another one and makes it a single worker with a law of delays."""
+"""Delays a backend on purpose: wraps it and makes it a single worker with a law of delays."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ class _DelayedTask:
 
 
 class Delayed(Backend):
-    """One task at a time, first in first out; each takes at least as long as the law says, from when it began.
+    """Runs one task at a time, first in first out; each takes at least as long as the law says, from when it began.
 
     A task that has begun cannot be stopped, as with a real pass; one that waits can. When the wrapped backend
     is lost, so is the task at work, although its reply may be in already and only held back.
@@ -53,11 +53,11 @@ class Delayed(Backend):
 
     @property
     def ready(self) -> bool:
-        """As the wrapped backend says."""
+        """True when the wrapped backend is ready."""
         return self._inner.ready
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
-        """Queue a task."""
+        """Queues a task."""
         ticket = self._next_ticket
         self._next_ticket += 1
         self._tasks[ticket] = _DelayedTask(model, inputs, on_reply, key)
@@ -66,22 +66,22 @@ class Delayed(Backend):
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Give a task up that has not begun."""
+        """Gives a task up that has not begun."""
         task = self._tasks.get(ticket)
         if task is not None and not task.begun:
             del self._tasks[ticket]
             self._clock.call_soon(task.on_reply, Reply(error=BackendError("cancelled"), cancelled=True))
 
     def suspect(self) -> None:
-        """Passed on."""
+        """Passes the call on."""
         self._inner.suspect()
 
     async def start(self) -> None:
-        """Start the wrapped backend."""
+        """Starts the wrapped backend."""
         await self._inner.start()
 
     async def close(self) -> None:
-        """Close the wrapped backend; what waits is lost with it."""
+        """Closes the wrapped backend; what waits is lost with it."""
         await self._inner.close()
 
     def _begin(self) -> None:

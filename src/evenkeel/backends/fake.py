@@ -1,4 +1,4 @@
-"""A backend without workers: answers from a function, at once or when its script says so."""
+"""Answers from a function, without workers, at once or when its script says so."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ class FakeBackend(Backend):
         return self._alive
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
-        """Take a task; its reply is due at once, or after `thaw`."""
+        """Takes a task; its reply is due at once, or after `thaw`."""
         ticket = self._next_ticket
         self._next_ticket += 1
         self._open[ticket] = (model, inputs, on_reply)
@@ -44,27 +44,27 @@ class FakeBackend(Backend):
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Give the task up; it has not begun as long as it is open. A frozen worker says so when it thaws."""
+        """Gives the task up; it has not begun as long as it is open. A frozen worker says so when it thaws."""
         if ticket in self._open:
             self._given_up.add(ticket)
             self._clock.call_soon(self._work, ticket)
 
     def suspect(self) -> None:
-        """Count that the gateway found it stalled."""
+        """Counts that the gateway found it stalled."""
         self.suspected += 1
 
     def freeze(self) -> None:
-        """Stop replying, like a process that got SIGSTOP."""
+        """Stops replying, like a process that got SIGSTOP."""
         self._frozen = True
 
     def thaw(self) -> None:
-        """Go on."""
+        """Goes on, and sends the replies that were held back."""
         self._frozen = False
         for ticket in list(self._open):
             self._clock.call_soon(self._work, ticket)
 
     def kill(self) -> None:
-        """Lose everything that is open, and be gone. It was at work on the oldest task."""
+        """Loses everything that is open, and is gone. It was at work on the oldest task."""
         self._alive = False
         self._frozen = False
         tasks, self._open = self._open, {}
@@ -75,12 +75,12 @@ class FakeBackend(Backend):
         self.on_change()
 
     def restore(self) -> None:
-        """Be there again."""
+        """Makes it ready again."""
         self._alive = True
         self.on_change()
 
     async def close(self) -> None:
-        """Lose everything that is open."""
+        """Loses everything that is open."""
         self.kill()
 
     def _work(self, ticket: int) -> None:

@@ -506,7 +506,7 @@ def output(**fields):
         (
             dict(message=output(), **{"Content-Encoding": "gzip"}),
             ProtocolError,
-            "encoded as 'gzip', which was not asked",
+            "encoded as 'gzip', which was not requested",
         ),
         ({"message": {"error": {"error": "x"}}, "status": 500}, BackendError, "answered 500: "),
         (dict(message=output(), **{"Inference-Header-Content-Length": "x"}), ProtocolError, "Content-Length is 'x'"),

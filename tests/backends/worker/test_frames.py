@@ -193,8 +193,8 @@ def test_a_wrong_header_is_refused_by_name(place, value, says):
 
 def test_nothing_is_allocated_for_a_payload_over_the_limit():
     huge = HEADER.pack(b"EK", VERSION, FrameKind.TASK, 1, 0, 0.0, 0, 1, 1, NO_SLOT, MAX_PAYLOAD_BYTES + 1, MAX_PAYLOAD_BYTES + 1, *[0] * 5)  # fmt: skip  # noqa: E501
-    assert re.search(f"the most is {MAX_PAYLOAD_BYTES}", error_of(huge))
-    assert re.search("the most is 10", error_of(changed(TICKET, 2), 10))
+    assert re.search(f"at most {MAX_PAYLOAD_BYTES} are", error_of(huge))
+    assert re.search("at most 10 are", error_of(changed(TICKET, 2), 10))
 
 
 def test_dimensions_cannot_overflow_into_a_length_that_fits():
@@ -205,7 +205,7 @@ def test_dimensions_cannot_overflow_into_a_length_that_fits():
 @pytest.mark.parametrize(
     ("frame", "says"),
     [
-        (changed(LENGTH, 5, encode(FrameKind.PING)), "PING frame of 5 bytes; the most is 0"),
+        (changed(LENGTH, 5, encode(FrameKind.PING)), "PING frame of 5 bytes; at most 0 are"),
         (changed(LENGTH, 2**21, encode(FrameKind.HELLO)), "HELLO frame of 2097152 bytes"),
         (changed(SLOT, 3, encode(FrameKind.CANCEL)), "CANCEL frame that announces a tensor"),
         (changed(DTYPE, 1, encode(FrameKind.ERROR)), "ERROR frame that announces a tensor"),

@@ -115,7 +115,7 @@ async def test_a_stranger_cannot_have_memory_set_aside():
         await peer.receive()
         header = encode_tensor(FrameKind.TASK, 1, np.zeros((1, 100_000), np.float32))[0]
         peer.send(header)
-        assert "the most is 4096" in (await peer.receive()).text()
+        assert "at most 4096 are" in (await peer.receive()).text()
 
 
 @in_loop
@@ -154,7 +154,7 @@ async def test_a_task_of_more_rows_than_allowed_is_refused():
         peer.send(b"".join(encode_tensor(FrameKind.TASK, 1, np.repeat(ROW, 4, 0))))
         assert (await peer.receive()).kind is FrameKind.REPLY
         peer.send(b"".join(encode_tensor(FrameKind.TASK, 2, np.repeat(ROW, 5, 0))))
-        assert "the most is 48" in (await peer.receive()).text()
+        assert "at most 48 are" in (await peer.receive()).text()
 
 
 @in_loop

@@ -39,12 +39,12 @@ _READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up every
 _MOST_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
 _MOST_DIGITS = 18  # of a length
 # Below the two to five seconds after which common servers close idle connections: what was sent as they did would be
-# lost, and could not be told from a task that ended the server, which must not be sent again.
+# lost, and could not be distinguished from a task that ended the server, which must not be sent again.
 _IDLE_S = 1.0
 
 
 class _RemoteTask:
-    """One task on its way."""
+    """Holds one task on its way."""
 
     __slots__ = ("given_up", "inputs", "on_reply", "since_s", "task", "ticket")
 
@@ -67,7 +67,7 @@ class OipBackend(Backend):
         versions: shared by all servers of a gateway: replies of another version than theirs are refused.
         connections: requests that are open at the server at once; more tasks wait here.
         timeout_s: for one task, from the moment it is sent.
-        poll_s: how often readiness is asked for.
+        poll_s: seconds between two checks of readiness.
         poll_timeout_s: a server that has not said by then that it is ready is not.
         start_timeout_s: how long `start` waits until the server is ready.
 
@@ -123,11 +123,11 @@ class OipBackend(Backend):
 
     @property
     def ready(self) -> bool:
-        """The server said so when it was last asked, and no connection to it was lost since."""
+        """True if the last readiness check succeeded, and no connection to the server was lost since."""
         return self._ready
 
     async def start(self) -> None:
-        """Reach the server and wait until its model is ready.
+        """Connects to the server and waits until its model is ready.
 
         Raises:
             BackendError: it was not within `start_timeout_s`; the backend goes on trying until it is closed.
@@ -149,7 +149,7 @@ class OipBackend(Backend):
             ) from None
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
-        """Send one task; its inputs must stay unchanged until the reply."""
+        """Sends one task; its inputs must stay unchanged until the reply."""
         ticket = self._next_ticket
         self._next_ticket += 1
         call = _RemoteTask(ticket, inputs, on_reply)
@@ -163,7 +163,7 @@ class OipBackend(Backend):
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Give the task up; see the class for what that means once it was sent."""
+        """Gives the task up; see the class for what that means once it was sent."""
         call = self._waiting.pop(ticket, None)
         if call is not None:
             self._reply_soon(call, BackendError(f"{self.name}: cancelled"), cancelled=True)
@@ -174,11 +174,11 @@ class OipBackend(Backend):
             call.task.cancel()
 
     def suspect(self) -> None:
-        """Ask for readiness now."""
+        """Asks for readiness now."""
         self._poll_now.set()
 
     async def close(self) -> None:
-        """Close all connections; open tasks get a BackendLostError."""
+        """Closes all connections; open tasks get a BackendLostError."""
         session, self._session = self._session, None
         self._why_not = "it was closed"
         waiting, self._waiting = self._waiting, {}
@@ -266,13 +266,13 @@ class OipBackend(Backend):
         headers: Mapping[str, str] | None = None,
         most_bytes: int = _MOST_WORD_BYTES,
     ) -> tuple[bytes, str | None]:
-        """Body and header length of a 200 response."""
+        """Sends one request, and gives body and header length of its 200 response."""
         if self._session is None:
             raise BackendLostError(f"{self.name} was closed")
         async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
             packed = response.headers.get("content-encoding", "identity")
             if packed.lower() != "identity":
-                raise ProtocolError(f"{self.name}: a reply is encoded as {packed[:20]!r}, which was not asked for")
+                raise ProtocolError(f"{self.name}: a reply is encoded as {packed[:20]!r}, which was not requested")
             parts = []
             size = 0
             async for part in response.content.iter_any():
@@ -310,11 +310,11 @@ class OipBackend(Backend):
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await self._poll_now.wait()
-                    # Asked out of turn because something went wrong; a server that is down is not hammered.
+                    # A check out of turn, because something went wrong; a server that is down is not hammered.
                     await asyncio.sleep(min(0.1, self._poll_s))
 
     async def _look(self) -> None:
-        """Ask for readiness; read the metadata when the server was not ready before, as it may be another one now."""
+        """Checks readiness; reads the metadata if the server was not ready before, as it may be another one now."""
         await self._request("GET", self._model_url + "/ready")
         if not self._ready:
             server = await self._metadata(self._server_url)
@@ -358,7 +358,7 @@ def _refusal(response: aiohttp.ClientResponse, message: str) -> BackendError:
 
 
 def _retry_after_s(text: str) -> float | None:
-    """Seconds that a `Retry-After` header says, as a number or as a date; None where it says neither."""
+    """Reads the seconds of a `Retry-After` header, a number or a date; None where it is neither."""
     if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS:
         return float(text)
     try:

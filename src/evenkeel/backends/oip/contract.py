@@ -16,7 +16,7 @@ __all__ = ["Contract", "agree"]
 
 _MOST_NAMES = 5  # in a message
 _MOST_REPLY_BYTES = 16 << 20  # where the card does not say how many values there are
-_OTHER_BYTES = 1 << 20  # of a reply, besides the values asked for
+_OTHER_BYTES = 1 << 20  # of a reply, besides the requested values
 _VALUE_BYTES = 64  # of one value as JSON, with room for blanks
 
 
@@ -38,21 +38,21 @@ class Contract:
     check_version: Callable[[str], object] = str
 
     def write(self, inputs: Array) -> tuple[bytes, int | None]:
-        """Body and header length of the request for a task."""
+        """Writes the request for a task: its body and header length."""
         tensor = Tensor(self.input_name, self.card.datatype, inputs.shape, inputs)
         output = RequestedOutput(self.output_name, True if self.binary else None)
         return write_request([tensor], [output], binary=self.binary)
 
     def most_reply_bytes(self, rows: int) -> int:
-        """Size beyond which a reply to `rows` items is not read."""
+        """Gives the size beyond which a reply to `rows` items is not read."""
         row = self.card.output_shape
         return _MOST_REPLY_BYTES if row is None else _OTHER_BYTES + rows * prod(row) * _VALUE_BYTES
 
     def read(self, body: bytes, header_length: int | None, rows: int) -> Array:
-        """Outputs `[rows, ...]`, float32, of a 200 response.
+        """Reads the outputs `[rows, ...]`, float32, of a 200 response.
 
         Raises:
-            ProtocolError: malformed, or not the output that was asked for, or of the wrong shape, or not finite.
+            ProtocolError: malformed, or not the requested output, or of the wrong shape, or not finite.
         """
         response = parse_response(body, header_length)
         if response.model_version:
@@ -79,7 +79,7 @@ def agree(
     model: Mapping[str, Any],
     check_version: Callable[[str], object] = str,
 ) -> Contract:
-    """The contract that follows from the server's and the model's metadata.
+    """Makes the contract that follows from the server's and the model's metadata.
 
     Servers may leave inputs and outputs out; then the card's word is taken. A single input or output may have any name.
 

@@ -14,7 +14,7 @@ _MAX_UNIX_PATH_BYTES = 107  # sockaddr_un.sun_path, less its final zero
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A parsed address; `path` belongs to unix, `host` and `port` to tcp, `number` to fd."""
+    """Holds a parsed address; `path` belongs to unix, `host` and `port` to tcp, `number` to fd."""
 
     kind: Literal["unix", "tcp", "fd"]
     path: str = ""
@@ -32,7 +32,7 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """The address that `text` names; a tcp address without a host means the loopback one.
+    """Parses the address that `text` names; a tcp address without a host means the loopback one.
 
     Raises:
         ConfigurationError: it names none.

@@ -34,7 +34,7 @@ class WorkerConfig:
         no_key: take tasks from anybody who can reach a TCP address beyond this machine.
         most_clients: connections at once.
         most_rows: of one task.
-        drain_s: how long, once told to stop, the worker may go on with what is queued.
+        drain_s: how long, after a stop signal, the worker may go on with what is queued.
         parent_pid: dies with that process, however it ends; 0: stands alone.
     """
 
@@ -75,7 +75,7 @@ class WorkerConfig:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` the options that `config_from` reads."""
+    """Gives `parser` the options that `config_from` reads."""
     add = parser.add_argument
     add(
         "--model",
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--most-rows", type=int, default=1024, help="refuse tasks with more rows than that")
     add("--delay", default="", metavar="LAW", help="injected delay, e.g. two-mode:scale=0.3,seed=7")
     add("--drain", type=float, default=10.0, dest="drain_s", help="seconds to finish the queue after SIGTERM")
-    # What a gateway or an experiment tells the workers that it starts.
+    # Set by a gateway or an experiment for the workers that it starts.
     add("--delay-cost", type=float, default=None, help=argparse.SUPPRESS)
     add("--delay-epoch", type=float, default=None, dest="delay_epoch_s", help=argparse.SUPPRESS)
     add("--worker-number", type=int, default=0, help=argparse.SUPPRESS)
@@ -102,7 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from(arguments: Sequence[str], program: str) -> WorkerConfig:
-    """The configuration that a command line says; exits with 2 and a usage line when it says none.
+    """Reads the configuration from a command line; exits with 2 and a usage line when it is not a valid one.
 
     Raises:
         ConfigurationError: a value is out of bounds.
@@ -119,7 +119,7 @@ def config_from(arguments: Sequence[str], program: str) -> WorkerConfig:
 
 
 def to_arguments(config: WorkerConfig) -> list[str]:
-    """The command line that says `config`; the inverse of `config_from`."""
+    """Writes the command line that says `config`; the inverse of `config_from`."""
     values = {
         "--listen": config.listen,
         "--threads": config.threads,

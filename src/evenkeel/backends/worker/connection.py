@@ -1,4 +1,4 @@
-"""One framed connection on an event loop: the same on the worker's side and on the client's."""
+"""Runs one framed connection on an event loop: the same on the worker's side and on the client's."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ class Connection(asyncio.BufferedProtocol):
         on_frame: called with every frame; a ProtocolError that it raises ends the connection.
         on_end: called once, with the error that ended the connection, or None where the peer (or we) just closed it.
         on_open: called once the connection stands.
-        refuse: makes the last words for a peer that broke the rules, if it is to be told.
+        refuse: makes the error that is sent to a peer that broke the rules; None: nothing is sent.
         hold_back: stop reading while the peer does not read what we send. For workers only: if both sides did, two full
             sockets would wait for each other for ever.
     """
@@ -40,23 +40,23 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = False
 
     def limit_payload(self, max_payload_bytes: int) -> None:
-        """Refuse longer payloads from the next frame on."""
+        """Refuses longer payloads from the next frame on."""
         self._reader.max_payload_bytes = max_payload_bytes
 
     def send(self, pieces: "Iterable[bytes | memoryview]") -> None:
-        """Send a frame; silently nothing once the connection is closing."""
+        """Sends a frame; does nothing once the connection is closing."""
         if not self._closing and self._transport is not None:
             for piece in pieces:
                 self._transport.write(piece)
 
     def close(self) -> None:
-        """End the connection after what was sent so far."""
+        """Ends the connection after what was sent so far."""
         self._closing = True
         if self._transport is not None:
             self._transport.close()
 
     def abort(self, error: Exception | None = None) -> None:
-        """End the connection now; `on_end` will be called with `error`."""
+        """Ends the connection now; `on_end` will be called with `error`."""
         self._error = self._error or error
         self._closing = True
         if self._transport is not None:
@@ -65,7 +65,7 @@ class Connection(asyncio.BufferedProtocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport and send small frames at once."""
+        """Keeps the transport, and has small frames sent at once."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family in (socket.AF_INET, socket.AF_INET6):
@@ -81,7 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._reader.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hand on the frames that these bytes complete."""
+        """Hands on the frames that these bytes complete."""
         try:
             for frame in self._reader.advance(nbytes):
                 if self._closing:
@@ -96,23 +96,23 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
 
     def pause_writing(self) -> None:
-        """Stop reading from a peer that does not read."""
+        """Stops reading from a peer that does not read."""
         if self._hold_back and self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Go on reading."""
+        """Reads on."""
         if self._hold_back and self._transport is not None:
             self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Report the end."""
+        """Reports the end."""
         self._closing = True
         self._on_end(self._error or exc)
 
 
 def _keep_alive(plain: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished without a word: after 10 s of silence, and three probes in 5 s."""
+    """Lets the kernel notice a peer that vanished silently: after 10 s without traffic, and three probes in 5 s."""
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 15_000)):
         if hasattr(socket, name):

@@ -1,4 +1,4 @@
-"""The worker protocol's frames: one fixed header, then the payload; a codec without sockets.
+"""Encodes and decodes the worker protocol's frames, without sockets: one fixed header, then the payload.
 
 The header (little endian) holds magic `EK`, protocol version, kind, ticket, key, service time, model number, dtype
 code, axes, shared-memory slot, payload length and six dimensions (unused ones are 0). A tensor's payload is its bytes
@@ -84,7 +84,7 @@ _KINDS = {int(kind): kind for kind in FrameKind}
 
 @dataclass(slots=True)
 class Frame:
-    """One frame as read: what the header said, and the payload where one followed.
+    """Holds one frame as read: what the header said, and the payload where one followed.
 
     `payload` is read-only: bytes, or an array of uint8 for a long one. For a tensor in shared memory it is None, and
     `dtype`, `shape`, `slot` and `size_bytes` say what lies there.
@@ -102,17 +102,17 @@ class Frame:
     payload: "bytes | Array | None" = None
 
     def tensor(self) -> Array:
-        """The payload as a read-only array of `shape`; a view, not a copy."""
+        """Gives the payload as a read-only array of `shape`; a view, not a copy."""
         if self.payload is None or self.dtype is None:
             raise ProtocolError(f"a {self.kind.name} frame without the tensor it should carry")
         return np.frombuffer(self.payload, self.dtype).reshape(self.shape)
 
     def text(self) -> str:
-        """The payload as text; what is not UTF-8 is shown as question marks."""
+        """Gives the payload as text; what is not UTF-8 is shown as question marks."""
         return "" if self.payload is None else bytes(self.payload).decode("utf-8", "replace")
 
     def object(self) -> dict[str, Any]:
-        """The payload as a JSON object.
+        """Reads the payload as a JSON object.
 
         Raises:
             ProtocolError: it is none.
@@ -156,7 +156,7 @@ class FrameReader:
         return self._staging[self._filled :]
 
     def advance(self, count: int) -> list[Frame]:
-        """The frames completed by the `count` bytes that were put into `buffer()`; none after an error."""
+        """Gives the frames completed by the `count` bytes that were put into `buffer()`; none after an error."""
         frames: list[Frame] = []
         if self._error is None:
             try:
@@ -166,7 +166,7 @@ class FrameReader:
         return frames
 
     def feed(self, data: "bytes | bytearray | memoryview") -> list[Frame]:
-        """The frames that `data`, the next piece of the stream, completes; the slow twin of buffer-and-advance."""
+        """Gives the frames completed by `data`, the next piece of the stream; the slow twin of buffer-and-advance."""
         frames = []
         rest = memoryview(data)
         while rest and self._error is None:
@@ -235,7 +235,7 @@ class FrameReader:
             raise ProtocolError(f"a {kind.name} frame that announces a tensor")
         most_bytes = min(MAX_TEXT_BYTES, self.max_payload_bytes) if kind in _WITH_TEXT else 0
         if size_bytes > most_bytes:
-            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {most_bytes}")
+            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; at most {most_bytes} are allowed")
         return Frame(kind, ticket, key, service_s, model, None, (), slot, size_bytes), size_bytes
 
     def _check_tensor(
@@ -251,19 +251,21 @@ class FrameReader:
         if size_bytes != expected:
             raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; its shape {shape} needs {expected}")
         if size_bytes > self.max_payload_bytes:
-            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; the most is {self.max_payload_bytes}")
+            raise ProtocolError(
+                f"a {kind.name} frame of {size_bytes} bytes; at most {self.max_payload_bytes} are allowed"
+            )
         if slot != NO_SLOT and kind is not FrameKind.TASK:
             raise ProtocolError(f"a {kind.name} frame in shared memory; only tasks may be")
         return dtype, shape
 
 
 def encode(kind: FrameKind, ticket: int = 0, payload: bytes = b"") -> bytes:
-    """A frame without a tensor."""
+    """Encodes a frame without a tensor."""
     return _header(kind, ticket, size_bytes=len(payload)) + payload
 
 
 def encode_object(kind: FrameKind, value: dict[str, Any]) -> bytes:
-    """A frame whose payload is a JSON object."""
+    """Encodes a frame whose payload is a JSON object."""
     return encode(kind, payload=json.dumps(value, separators=(",", ":")).encode())
 
 
@@ -277,7 +279,7 @@ def encode_tensor(
     service_s: float = 0.0,
     slot: int = NO_SLOT,
 ) -> "list[bytes | memoryview]":
-    """A frame with a tensor, in one piece or two; with a slot, the header alone.
+    """Encodes a frame with a tensor, in one piece or two; with a slot, the header alone.
 
     The second piece is the tensor's own memory where that is contiguous: leave it unchanged until it is sent.
 

@@ -1,4 +1,4 @@
-"""The key that a worker and its clients share: each proves to the other that it holds it, and neither sends it.
+"""Proves that a worker and its clients hold the same key, each to the other, without sending it.
 
 The worker sends a random challenge; the client answers with a challenge of its own and with the HMAC-SHA256 of both;
 the worker answers with the HMAC for its own role. The roles differ, so that no side's proof can be sent back to it.
@@ -27,7 +27,7 @@ _MAX_KEY_BYTES = 4096
 
 
 def read_key(file: str | Path = "") -> bytes:
-    """The shared key: the content of `file`, else of the variable `EVENKEEL_WORKER_KEY`, else nothing.
+    """Reads the shared key: the content of `file`, else of the variable `EVENKEEL_WORKER_KEY`, else nothing.
 
     White space around it does not count. A file that others on the machine may read is used with a warning.
 
@@ -57,7 +57,7 @@ def read_key(file: str | Path = "") -> bytes:
 
 
 def challenge() -> str:
-    """A fresh random challenge, as hexadecimal text."""
+    """Draws a fresh random challenge, as hexadecimal text."""
     return secrets.token_hex(CHALLENGE_BYTES)
 
 
@@ -67,7 +67,7 @@ def proof(key: bytes, role: str, of_worker: str, of_client: str) -> str:
 
 
 def check_proof(found: object, key: bytes, role: str, of_worker: object, of_client: object) -> None:
-    """Accept the peer's proof, or refuse it; takes as long for a wrong one as for the right one.
+    """Accepts the peer's proof, or refuses it; takes as long for a wrong one as for the right one.
 
     Raises:
         ProtocolError: the peer does not hold the key.
@@ -81,7 +81,7 @@ def check_proof(found: object, key: bytes, role: str, of_worker: object, of_clie
 
 
 def check_open(address: Address, key: bytes, no_key: bool) -> None:
-    """Refuse a TCP address beyond this machine without a key, unless `no_key` says that this is meant.
+    """Refuses a TCP address beyond this machine without a key, unless `no_key` says that this is meant.
 
     Raises:
         ConfigurationError: there is no key, and other machines could send tasks or answer in a worker's place.

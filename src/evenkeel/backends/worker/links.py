@@ -27,7 +27,7 @@ class WorkerLink(ABC):
 
     @abstractmethod
     async def open(self, make: Callable[[], Connection]) -> None:
-        """Connect a new `make()`.
+        """Connects a new `make()`.
 
         Raises:
             BackendLostError: not now; trying again may help.
@@ -35,7 +35,7 @@ class WorkerLink(ABC):
         """
 
     async def ended(self, error: EvenkeelError, greeted: bool) -> EvenkeelError:
-        """Clean up after a connection that ended by `error`; returns the error with what is known of the reason.
+        """Cleans up after a connection that ended by `error`; returns the error with what is known of the reason.
 
         Args:
             error: what the client saw.
@@ -44,11 +44,11 @@ class WorkerLink(ABC):
         return error
 
     async def close(self) -> None:  # noqa: B027 - most links hold nothing
-        """Let go of what stands behind the link."""
+        """Lets go of what stands behind the link."""
 
 
 class SocketLink(WorkerLink):
-    """A worker that somebody else started, at a Unix or TCP address."""
+    """Connects to a worker that somebody else started, at a Unix or TCP address."""
 
     def __init__(self, address: Address) -> None:
         if address.kind == "fd":
@@ -58,7 +58,7 @@ class SocketLink(WorkerLink):
         self.shares_key = address.kind == "tcp"
 
     async def open(self, make: Callable[[], Connection]) -> None:
-        """Connect."""
+        """Connects."""
         loop = asyncio.get_running_loop()
         try:
             if self._address.kind == "unix":

@@ -1,4 +1,4 @@
-"""The worker process: serves models over framed connections until it is told to stop.
+"""Runs the worker process: serves models over framed connections until it is stopped.
 
 Run as `python -m evenkeel.backends.worker.main --listen unix:/tmp/w.sock --model cifar10-base`; `evenkeel worker` calls
 the same `run_worker`. A Unix socket is open to its own user only. On TCP, clients prove that they hold the worker's key
@@ -27,9 +27,9 @@ __all__ = ["main", "run_worker"]
 
 
 def run_worker(config: WorkerConfig) -> int:
-    """Load the models and serve them until SIGTERM or SIGINT; returns the exit code.
+    """Loads the models and serves them until SIGTERM or SIGINT; returns the exit code.
 
-    Codes: 0 told to stop, 2 the configuration or a model is wrong (one line on stderr says what).
+    Codes: 0 stopped by a signal, 2 the configuration or a model is wrong (one line on stderr says what).
     """
     end_by_signal()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -83,7 +83,7 @@ def _announce(address: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The worker's own command line."""
+    """Runs the worker's own command line."""
     try:
         config = config_from(sys.argv[1:] if arguments is None else arguments, "evenkeel worker")
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""Models that a worker runs: an ONNX file with its card, or a Python callable of the user's."""
+"""Loads the models that a worker runs: an ONNX file with its card, or a Python callable of the user's."""
 
 import hashlib
 import importlib
@@ -29,7 +29,7 @@ _CARD_TYPES = {"UINT8": "uint8", "FP32": "float32"}
 
 @dataclass(frozen=True)
 class Model:
-    """A function from rows to rows, and what is known of their shapes.
+    """Holds a function from rows to rows, and what is known of their shapes.
 
     Attributes:
         name: how tasks ask for it.
@@ -51,7 +51,7 @@ class Model:
 
 
 def load_model(spec: str, threads: int = 1) -> Model:
-    """The model that `spec` names, checked and run once.
+    """Loads the model that `spec` names, checks it and runs it once.
 
     Args:
         spec: path of a model card (`.json`), name of a shipped model, `python:package.module:factory` or
@@ -107,7 +107,7 @@ def _load_python(spec: str) -> Model:
 
 
 def _source_digest(where: str) -> str:
-    """Of a Python file alone: what a module imports is not looked at, and one found by name may come from anywhere."""
+    """Hashes a Python file alone, not what it imports; empty for a module by name, which may come from anywhere."""
     return f"python:{hashlib.sha256(Path(where).read_bytes()).hexdigest()}" if where.endswith(".py") else ""
 
 

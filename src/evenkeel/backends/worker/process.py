@@ -37,7 +37,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 class ProcessBackend(Backend):
-    """A worker process of our own, behind a `WorkerBackend`.
+    """Starts a worker process and restarts it when it is lost, behind a `WorkerBackend`.
 
     Args:
         name: unique in a gateway.
@@ -62,12 +62,12 @@ class ProcessBackend(Backend):
 
     @property
     def ready(self) -> bool:
-        """The process runs and takes tasks."""
+        """True while the process runs and takes tasks."""
         return self._worker.ready
 
     @property
     def pid(self) -> int | None:
-        """Id of the worker's process; None while there is none."""
+        """Gives the id of the worker's process; None while there is none."""
         return self._link.pid
 
     @property
@@ -77,32 +77,32 @@ class ProcessBackend(Backend):
 
     @property
     def last_error(self) -> EvenkeelError | None:
-        """Why the worker was last lost; None if it never was."""
+        """Says why the worker was last lost; None if it never was."""
         return self._worker.last_error
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
-        """Send one task; see `Backend.submit`."""
+        """Sends one task; see `Backend.submit`."""
         return self._worker.submit(model, inputs, on_reply, key)
 
     def cancel(self, ticket: int) -> None:
-        """Give the task up; see `Backend.cancel`."""
+        """Gives the task up; see `Backend.cancel`."""
         self._worker.cancel(ticket)
 
     def suspect(self) -> None:
-        """Start the process again soon if it does not answer pings; see `ClientOptions`."""
+        """Starts the process again soon if it does not answer pings; see `ClientOptions`."""
         self._worker.suspect()
 
     async def start(self) -> None:
-        """Start the process; returns when it has loaded its models. Errors as `WorkerBackend.start`."""
+        """Starts the process; returns when it has loaded its models. Errors as `WorkerBackend.start`."""
         await self._worker.start()
 
     async def close(self) -> None:
-        """End the process, by force if it does not end by itself; open tickets get a BackendLostError."""
+        """Ends the process, by force if it does not end by itself; open tickets get a BackendLostError."""
         await self._worker.close()
 
 
 class _Tail(asyncio.Protocol):
-    """The last words of a process. What it writes goes to the log, as far as that is not too much."""
+    """Keeps the last words of a process. What it writes goes to the log, as far as that is not too much."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -204,7 +204,7 @@ class _ProcessLink(WorkerLink):
         await self._end(_EXIT_S)
 
     async def _end(self, patience_s: float) -> int | None:
-        """Reap the process, after `patience_s` by force; returns its exit code."""
+        """Waits for the process to end, and kills it after `patience_s`; returns its exit code."""
         process, self._process = self._process, None
         if process is None:
             return None

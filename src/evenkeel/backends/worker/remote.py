@@ -1,4 +1,4 @@
-"""The backend in front of one worker: keeps a connection to it, and connects again whenever that is lost."""
+"""Stands in front of one worker: keeps a connection to it, and connects again whenever that is lost."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerBackend(Backend):
-    """A worker reached by `unix:/path`, `tcp://host:port` or another link.
+    """Reaches a worker by `unix:/path`, `tcp://host:port` or another link.
 
     Args:
         name: unique in a gateway.
@@ -54,7 +54,7 @@ class WorkerBackend(Backend):
 
     @property
     def ready(self) -> bool:
-        """Connected, greeted, and the worker did not say goodbye."""
+        """True if connected and greeted, and the worker did not say goodbye."""
         return self._ready
 
     @property
@@ -64,11 +64,11 @@ class WorkerBackend(Backend):
 
     @property
     def last_error(self) -> EvenkeelError | None:
-        """Why the worker was last lost or could not be reached; None if it never was."""
+        """Says why the worker was last lost or could not be reached; None if it never was."""
         return self._last_error
 
     async def start(self) -> None:
-        """Connect; returns when ready.
+        """Connects; returns when ready.
 
         Raises:
             BackendLostError: the worker could not be reached in time; goes on trying in the background until `close`.
@@ -85,7 +85,7 @@ class WorkerBackend(Backend):
             async with asyncio.timeout(self._options.start_timeout_s):
                 await asyncio.shield(self._settled)
         except TimeoutError:
-            # Nobody waits to be told any more: from now on every loss is mended by trying again.
+            # Nobody waits for the error any more: from now on every loss is mended by trying again.
             if not self._settled.done():
                 self._settled.set_result(None)
             raise BackendLostError(
@@ -94,7 +94,7 @@ class WorkerBackend(Backend):
             ) from self._last_error
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
-        """Send one task; see `Backend.submit`."""
+        """Sends one task; see `Backend.submit`."""
         ticket = self._next_ticket
         self._next_ticket += 1
         session = self._session
@@ -108,17 +108,17 @@ class WorkerBackend(Backend):
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Give the task up; see `Backend.cancel`."""
+        """Gives the task up; see `Backend.cancel`."""
         if self._session is not None:
             self._session.cancel(ticket)
 
     def suspect(self) -> None:
-        """Give the worker up soon if it does not answer pings; see `ClientOptions`."""
+        """Gives the worker up soon if it does not answer pings; see `ClientOptions`."""
         if self._session is not None:
             self._session.suspect()
 
     async def close(self) -> None:
-        """Let go of the worker; open tickets get a BackendLostError."""
+        """Lets go of the worker; open tickets get a BackendLostError."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])

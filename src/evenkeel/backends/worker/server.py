@@ -1,4 +1,4 @@
-"""The worker's server: connections from clients, in front of one task runner."""
+"""Serves connections from clients, in front of one task runner."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ _FLUSH_S = 2.0  # for the last replies to leave after the last task
 
 
 class _ConnectedClient:
-    """One connection, from the worker's side; the owner of the tasks that came over it."""
+    """Serves one connection, on the worker's side; owns the tasks that came over it."""
 
     def __init__(self, runner: TaskRunner, room: "_SharedState") -> None:
         self._runner, self._room = runner, room
@@ -75,7 +75,7 @@ class _ConnectedClient:
     def _on_open(self) -> None:
         room = self._room
         if len(room.clients) >= room.most_clients:
-            self.connection.send([_error(0, f"{room.most_clients} clients are connected, the most this worker takes")])
+            self.connection.send([_error(0, f"{room.most_clients} clients are connected; no more are taken")])
             self.connection.close()
             return
         room.clients.add(self)
@@ -91,7 +91,7 @@ class _ConnectedClient:
         self.connection.send([self._room.hello])
 
     def _prove(self, frame: Frame) -> None:
-        """Check the client's proof, prove the same to it, and greet it."""
+        """Checks the client's proof, proves the same to it, and greets it."""
         if frame.kind is not FrameKind.PROOF:
             raise ProtocolError("this worker asks for a key; give the client the same one")
         words, key = frame.object(), self._room.key
@@ -174,7 +174,7 @@ async def serve(
     stop: asyncio.Event | None = None,
     on_listening: Callable[[str], object] = lambda address: None,
 ) -> None:
-    """Serve until `stop` is set (then finish what is queued, for `drain_s` at most) or, on `fd:N`, until it closes.
+    """Serves until `stop` is set (then finish what is queued, for `drain_s` at most) or, on `fd:N`, until it closes.
 
     Args:
         models: what tasks may ask for, by their place in this list.
@@ -184,9 +184,9 @@ async def serve(
         delay_epoch_s: when the experiment began, by `time.monotonic()`; None: now.
         worker_number: given to the delay.
         most_queued: more waiting tasks are refused.
-        drain_s: the most that finishing may take.
+        drain_s: how long finishing may take.
         key: that clients on TCP must hold; empty: none. On the other addresses only this user's processes can connect.
-        most_clients: connections at once; more are told so and closed.
+        most_clients: connections at once; further ones get an error and are closed.
         most_rows: of one task; of the models' rows, where these are of known shape, follows the longest payload.
         stop: set it to end.
         on_listening: called with the address once tasks can be sent; a tcp port of 0 is replaced by the real one.
@@ -254,7 +254,7 @@ async def serve(
 
 
 async def _drain(runner: TaskRunner, clients: set[_ConnectedClient], drain_s: float) -> None:
-    """Finish what is queued, then close every connection after its last byte."""
+    """Finishes what is queued, then closes every connection after its last byte."""
     for client in clients:
         client.connection.send([encode(FrameKind.GOODBYE)])
     empty = asyncio.Event()
@@ -298,7 +298,7 @@ def _bind(address: Address) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket that a worker which was killed left behind, but none that is in use."""
+    """Removes the socket that a worker which was killed left behind, but none that is in use."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
@@ -311,7 +311,7 @@ def _remove_stale(path: str) -> None:
 
 
 def _longest_payload(models: Sequence[Model], most_rows: int) -> int:
-    """Bytes of the longest task that any of the models may be sent."""
+    """Computes the bytes of the longest task that any of the models may be sent."""
     longest = 0
     for model in models:
         if model.input_shape is None or model.dtype is None:

@@ -1,4 +1,4 @@
-"""One connection to a worker, from the client's side: hello, shared memory, tickets, signs of life."""
+"""Handles one connection to a worker, on the client's side: hello, shared memory, tickets, signs of life."""
 
 import asyncio
 import logging
@@ -110,7 +110,7 @@ class WorkerSession:
 
     @property
     def ready(self) -> bool:
-        """Tasks sent now will be done, as far as one can know."""
+        """True if tasks sent now will be done, as far as one can know."""
         return not self._leaving and not self.ended.done()
 
     async def greet(self) -> WorkerHello:
@@ -127,7 +127,7 @@ class WorkerSession:
         return hello
 
     def _prove(self, frame: Frame) -> None:
-        """Answer a CHALLENGE, and check the PROOF that follows; nothing else is taken before that."""
+        """Answers a CHALLENGE, and checks the PROOF that follows; nothing else is taken before that."""
         if frame.kind is FrameKind.CHALLENGE and not self._key:
             raise ProtocolError(f"the worker at {self._where} asks for a key; give this side the same one")
         words = frame.object() if frame.kind in (FrameKind.CHALLENGE, FrameKind.PROOF) else {}
@@ -164,7 +164,7 @@ class WorkerSession:
             _log.info("worker at %s: large tensors go through the socket: %s", self._where, offer.get("reason"))
 
     def submit(self, ticket: int, model: RemoteModel, inputs: Array, on_reply: OnReply, key: int) -> None:
-        """Send one task.
+        """Sends one task.
 
         Raises:
             BackendError: the tensor cannot travel; nothing was sent, and no reply will come.
@@ -184,16 +184,16 @@ class WorkerSession:
         self.connection.send(pieces)
 
     def cancel(self, ticket: int) -> None:
-        """Ask the worker to give the task up."""
+        """Asks the worker to give the task up."""
         if ticket in self._open:
             self.connection.send([encode(FrameKind.CANCEL, ticket)])
 
     def suspect(self) -> None:
-        """Be less patient with a worker that is silent, until it next says anything."""
+        """Makes the connection less patient with a silent worker, until it next says anything."""
         self._suspected = True
 
     async def close(self) -> None:
-        """End the connection; open tickets get a BackendLostError."""
+        """Ends the connection; open tickets get a BackendLostError."""
         error = BackendLostError(f"the connection to the worker at {self._where} was closed")
         self.connection.abort(error)
         # Not left to the transport: one that is aborted while it opens may never report its end.
@@ -249,7 +249,7 @@ class WorkerSession:
             self._slots.give_back(slot)
 
     def _beat(self) -> None:
-        """Ping; give the worker up after too many pings without a sign of life.
+        """Sends a ping; gives the worker up after too many pings without a sign of life.
 
         Beats are counted instead of seconds, so that a client which was itself stopped for long blames nobody.
         """
@@ -294,7 +294,7 @@ class WorkerSession:
 
 
 def call(callback: Callable[..., object], *arguments: object) -> None:
-    """Call back into the gateway; its errors go to the loop's handler, they must not end a connection."""
+    """Calls back into the gateway; its errors go to the loop's handler, they must not end a connection."""
     try:
         callback(*arguments)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Shared memory between a client and a worker on one machine: large tensors are written once and never sent.
+"""Shares memory between a client and a worker on one machine: large tensors are written once and never sent.
 
 The client makes an anonymous file (memfd), seals its size and tells the worker where to open it (`/proc/PID/fd/N`,
 which the kernel grants to the same user only). It has no name in any folder, so nothing is left behind however the two
@@ -26,11 +26,11 @@ MAX_TOTAL_BYTES = 4 << 30
 
 
 class SharedMemoryError(Exception):
-    """Shared memory cannot be had here; use the socket. Never leaves `backends`."""
+    """Says that shared memory cannot be had here: the socket is used instead. Never leaves `backends`."""
 
 
 class SlotWriter:
-    """The client's side: free slots, and writing into them.
+    """Serves the client's side: finds free slots, and writes into them.
 
     Args:
         slots: how many tasks may be on their way at once.
@@ -64,34 +64,34 @@ class SlotWriter:
         return {"path": path, "slots": self._slots, "slot_bytes": self._slot_bytes}
 
     def seal(self) -> None:
-        """Nobody else may open the memory from now on."""
+        """Lets nobody else open the memory from now on."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def take(self, size_bytes: int) -> int | None:
-        """A free slot of at least `size_bytes`, or None."""
+        """Takes a free slot of at least `size_bytes`, or gives None."""
         if size_bytes > self._slot_bytes or not self._free:
             return None
         return self._free.pop()
 
     def write(self, slot: int, tensor: Array) -> None:
-        """Put the tensor's bytes, in C order, into a slot that was taken."""
+        """Puts the tensor's bytes, in C order, into a slot that was taken."""
         dtype = tensor.dtype.newbyteorder("<")
         np.copyto(np.ndarray(tensor.shape, dtype, self._map, slot * self._slot_bytes), tensor)
 
     def give_back(self, slot: int) -> None:
-        """The worker has read the slot."""
+        """Frees a slot that the worker has read."""
         self._free.append(slot)
 
     def close(self) -> None:
-        """Let go of the memory; it lives on until the worker has, too."""
+        """Lets go of the memory; it lives on until the worker has, too."""
         self.seal()
         self._map.close()
 
 
 class SlotReader:
-    """The worker's side: opens what a client offers, and reads slots without copying.
+    """Serves the worker's side: opens what a client offers, and reads slots without copying.
 
     Raises:
         SharedMemoryError: it cannot be opened here, or is not what it should be.
@@ -104,7 +104,7 @@ class SlotReader:
         if type(slots) is not int or type(slot_bytes) is not int or slots < 1 or slot_bytes < 1:
             raise SharedMemoryError(f"{slots!r} slots of {slot_bytes!r} bytes")
         if slots * slot_bytes > MAX_TOTAL_BYTES:
-            raise SharedMemoryError(f"{slots * slot_bytes} bytes; the most is {MAX_TOTAL_BYTES}")
+            raise SharedMemoryError(f"{slots * slot_bytes} bytes; at most {MAX_TOTAL_BYTES} are allowed")
         self._slots, self._slot_bytes = slots, slot_bytes
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -121,7 +121,7 @@ class SlotReader:
             raise SharedMemoryError(f"{path} cannot be opened: {error}") from error
 
     def tensor(self, frame: Frame) -> Array:
-        """The tensor of a task in its slot, read-only; it keeps the memory alive.
+        """Gives the tensor of a task in its slot, read-only; it keeps the memory alive.
 
         Raises:
             ProtocolError: no such slot, or larger than one.

@@ -1,4 +1,4 @@
-"""The worker's heart: tasks one at a time, first in first out, with injected delays. No sockets."""
+"""Runs the worker's tasks one at a time, first in first out, with injected delays. No sockets."""
 
 import logging
 from collections import OrderedDict
@@ -23,18 +23,18 @@ class TaskOwner(Protocol):
     """Takes the reply to a task it sent; gets exactly one of the three calls for each task."""
 
     def done(self, ticket: int, outputs: Array, service_s: float) -> None:
-        """The task ran."""
+        """Takes the outputs of a task that ran."""
 
     def failed(self, ticket: int, message: str) -> None:
-        """The task could not be done."""
+        """Learns that the task could not be done."""
 
     def cancelled(self, ticket: int) -> None:
-        """The task was given up before it began."""
+        """Learns that the task was given up before it began."""
 
 
 @dataclass(slots=True, eq=False)
 class _WaitingTask:
-    """Is one task that has not begun, and whose it is."""
+    """Holds one task that has not begun, and its owner."""
 
     owner: TaskOwner
     ticket: int
@@ -54,7 +54,7 @@ class TaskRunner:
         most_queued: a task beyond that many waiting ones fails at once.
         most_queued_bytes: a task whose inputs would make the waiting ones hold more than that fails at once.
         worker: this worker's number, given to the delay.
-        delay_epoch_s: when the experiment began on the clock; draws are told the time since then.
+        delay_epoch_s: when the experiment began on the clock; draws depend on the time since then.
         delay_cost: multiplies every draw; None: each model's own `relative_cost` does.
     """
 
@@ -83,11 +83,11 @@ class TaskRunner:
 
     @property
     def empty(self) -> bool:
-        """Nothing runs and nothing waits."""
+        """True when nothing runs and nothing waits."""
         return not self._busy and not self._waiting
 
     def submit(self, owner: TaskOwner, ticket: int, key: int, model: int, inputs: Array) -> None:
-        """Queue one task; never replies with its result from inside this call."""
+        """Queues one task; never replies with its result from inside this call."""
         if self._stopping:
             owner.failed(ticket, "the worker is shutting down; send the task elsewhere")
         elif model >= len(self._models):
@@ -106,19 +106,19 @@ class TaskRunner:
                 self._clock.call_soon(self._run_next)
 
     def cancel(self, owner: TaskOwner, ticket: int) -> None:
-        """Give a waiting task up; one that began goes on."""
+        """Gives a waiting task up; one that began goes on."""
         task = self._waiting.pop((id(owner), ticket), None)
         if task is not None:
             self._queued_bytes -= task.inputs.nbytes
             owner.cancelled(ticket)
 
     def forget(self, owner: TaskOwner) -> None:
-        """Drop what waits for an owner that went away."""
+        """Drops what waits for an owner that went away."""
         for place in [place for place, task in self._waiting.items() if task.owner is owner]:
             self._queued_bytes -= self._waiting.pop(place).inputs.nbytes
 
     def stop(self, on_empty: Callable[[], object]) -> None:
-        """Take nothing new; call `on_empty` once the last task is done."""
+        """Takes nothing new; calls `on_empty` once the last task is done."""
         self._stopping = True
         self._on_empty = on_empty
         if self.empty:
@@ -149,7 +149,7 @@ class TaskRunner:
         self._reply(task, began_s, outputs, error)
 
     def _log_failure(self, error: str) -> None:
-        """Log where the model failed, but not at every pass of one that always does."""
+        """Logs where the model failed, but not each time for one that always fails."""
         now = self._clock.time()
         if now >= self._next_log_at:
             self._next_log_at = now + _LOG_EVERY_S
