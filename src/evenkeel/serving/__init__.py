@@ -1,1 +1,1 @@
-"""The gateway: policies, health, front end, configuration, simulator."""
+"""Serves predictions on time: gateway, policies, health, front end, configuration, simulator."""

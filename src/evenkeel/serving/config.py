@@ -60,7 +60,7 @@ class CodeConfig:
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Everything that `evenkeel serve` needs to know."""
+    """Holds everything that `evenkeel serve` needs to know."""
 
     model: Path = _BASE
     name: str = ""  # as clients call it; the card's name by default
@@ -75,15 +75,15 @@ class ServeConfig:
     remote_version: str = ""  # of that model; "": the first version that a server names
     policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
     health: HealthSettings = field(default_factory=HealthSettings)
-    host: tuple[str, ...] = ("127.0.0.1",)  # addresses to listen on, and unix:/path; loopback unless told otherwise
+    host: tuple[str, ...] = ("127.0.0.1",)  # addresses to listen on, and unix:/path; loopback by default
     port: int = 8000
     threads: int = 1  # of one pass in the workers started here
     max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
-    max_connections: int = 10_000  # clients beyond are told 503
+    max_connections: int = 10_000  # further clients get 503
     max_body_bytes: int = 64 << 20
-    max_bodies_bytes: int = 256 << 20  # of all requests together; larger bodies than 64 KiB are then told 503
+    max_bodies_bytes: int = 256 << 20  # of all requests together; larger bodies than 64 KiB then get 503
     decode_processes: int = 2  # image files that are decoded at once; each takes some 40 MB once there are any
-    decode_memory_bytes: int = 1 << 30  # of image files and what decoding them takes; more are told 503
+    decode_memory_bytes: int = 1 << 30  # of image files and what decoding them takes; further ones get 503
     drain_s: float = 30.0
     grace_s: float = 0.2  # after the signal to end, while connections are still accepted
     keep_alive_s: float = 75.0  # an idle connection
@@ -96,7 +96,7 @@ class ServeConfig:
     no_worker_key: bool = False  # reach workers on other machines without a key
 
     def card(self) -> ModelCard:
-        """The served model's card."""
+        """Gives the served model's card."""
         return load_card(self.model)
 
 
@@ -118,7 +118,7 @@ def load_raw(path: Path) -> Any:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a repeated field where the plain one keeps the last."""
+    """Loads YAML safely, and refuses a repeated field where YAML's own safe loader keeps the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.nodes.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -133,7 +133,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
-    """The configuration that a mapping (of YAML, or of flags) says.
+    """Reads a configuration from a mapping (of YAML, or of flags).
 
     Args:
         raw: the mapping.
@@ -355,7 +355,7 @@ def _code(raw: Any, name: str, folder: Path) -> CodeConfig:
 
 
 def _callable(text: str, folder: Path) -> str:
-    """The model spec `text`; a Python file in it is relative to the configuration's folder, as cards are."""
+    """Reads the model spec `text`; a Python file in it is relative to the configuration's folder, as cards are."""
     where, colon, factory = text.removeprefix("python:").rpartition(":")
     if text.startswith("python:") and colon and where.endswith(".py"):
         return f"python:{folder / where}:{factory}"
@@ -374,7 +374,7 @@ def _card_path(text: str, folder: Path, name: str) -> Path:
 
 
 class _Fields:
-    """A mapping whose fields are taken one by one, so that what is left over at the end is known to be wrong."""
+    """Gives the fields of a mapping one by one, so that what is left over at the end is known to be wrong."""
 
     def __init__(self, raw: Any, name: str) -> None:
         if not isinstance(raw, Mapping):

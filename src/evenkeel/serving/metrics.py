@@ -14,7 +14,7 @@ _PREFIX = "evenkeel_"
 
 
 class Metrics:
-    """The body of `/metrics` for one gateway."""
+    """Writes the body of `/metrics` for one gateway."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._registry = CollectorRegistry()
@@ -40,7 +40,7 @@ class _GatewayCollector(Collector):
             ("hedges", stats.hedges, "Second attempts by policy."),
             ("hedges_won", stats.hedges_won, "Hedges that answered."),
             ("hedge_budget_exhausted", stats.budget_exhausted, "Hedges that were due but over budget."),
-            ("cancels", stats.cancels, "Attempts told to stop because another answered."),
+            ("cancels", stats.cancels, "Attempts cancelled because another answered."),
             ("lost_attempts", stats.lost_attempts, "Replica tasks that ended in an error."),
             ("retries", stats.retries, "Attempts that replaced lost or stalled ones."),
             ("lost_backup_passes", stats.lost_passes, "Backup tasks that ended in an error."),

@@ -1,4 +1,4 @@
-"""A whole server from its configuration: workers, gateway and front end, started in order and ended in order."""
+"""Runs a server from its configuration: workers, gateway and front end, started in order and ended in order."""
 
 import asyncio
 import gc
@@ -47,7 +47,7 @@ _REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is th
 
 
 async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambda url: None) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then drain.
+    """Serves until SIGTERM, SIGINT or SIGHUP, then drain.
 
     Args:
         config: what to serve.
@@ -227,7 +227,7 @@ def _nodes(
 
 
 def _digests(config: ServeConfig) -> dict[str, str]:
-    """Of every model whose file is here; a gateway of workers elsewhere may have the cards alone."""
+    """Hashes every model whose file is here; a gateway of workers elsewhere may have the cards alone."""
     known: dict[str, str] = {}
     for path in (config.model, *(code.model for code in config.codes if code.model is not None)):
         card = load_card(path)
@@ -263,7 +263,7 @@ def _model_specs(config: ServeConfig, cards: Sequence[ModelCard]) -> tuple[str, 
 
 
 async def _reach(backend: Backend) -> None:
-    """Start a backend whose node is elsewhere.
+    """Starts a backend whose node is elsewhere.
 
     What is wrong there is no error here: it may be down or wrong at the moment, and a gateway that is restarted then
     must not be down with it. The backend goes on trying.
@@ -275,7 +275,7 @@ async def _reach(backend: Backend) -> None:
 
 
 def _blank(model: ModelCard) -> Array:
-    """An item of zeros for a model, without a batch axis."""
+    """Makes an item of zeros for a model, without a batch axis."""
     return np.zeros(model.input_shape, np.uint8 if model.datatype == "UINT8" else np.float32)
 
 

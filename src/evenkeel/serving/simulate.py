@@ -1,4 +1,4 @@
-"""The gateway on a virtual clock: the same code, with fake workers whose times follow a law.
+"""Runs the gateway on a virtual clock: the same code, with fake workers whose times follow a law.
 
 Nothing waits, so an hour of traffic takes seconds, and equal seeds give equal results on every machine. Items are
 pictures of one pixel that carries their number; the fake models read it back, so encoding and decoding are the real
@@ -60,7 +60,7 @@ def simulate(
     health: HealthSettings = HealthSettings(),
     seed: int = 0,
 ) -> tuple[list[RequestRecord], Stats]:
-    """Send one item at each of `times_s` through the gateway; what became of each, and what the gateway counted.
+    """Sends one item through the gateway at each of `times_s`; gives what became of each, and the gateway's counts.
 
     Args:
         policy: what the gateway does about late replicas.

@@ -1,4 +1,4 @@
-"""The outputs of a response: what the gateway's outcomes look like as tensors."""
+"""Writes the outputs of a response: turns the gateway's outcomes into tensors."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ _MOST_FP32 = float(np.finfo(np.float32).max)
 
 
 class AnswerWriter:
-    """Turns the outcomes of a request's items into the response that it asked for.
+    """Turns the outcomes of a request's items into its response.
 
     Outputs, row i for item i: `scores` FP32 [n, classes]; `label` BYTES [n], the class of the highest score; `source`
     BYTES [n], how the answer is known; `confidence` FP32 [n]; `latency_ms` FP32 [n], from the gateway's acceptance of
@@ -58,7 +58,7 @@ class AnswerWriter:
         self._all_json = (False,) * len(OUTPUTS)
 
     def wanted(self, request: InferRequest) -> tuple[Sequence[str], Sequence[bool]]:
-        """Names of the outputs wanted, and for each whether as binary.
+        """Gives the names of the requested outputs, and for each if it is sent as binary.
 
         Raises:
             RequestError: there is no such output.
@@ -77,7 +77,7 @@ class AnswerWriter:
     def write(
         self, outcomes: Sequence[Outcome], names: Sequence[str], binary: Sequence[bool], request_id: str | None
     ) -> tuple[bytes, int | None]:
-        """Body and Inference-Header-Content-Length of the response; every outcome must hold an answer.
+        """Writes the response: its body and Inference-Header-Content-Length; every outcome must hold an answer.
 
         Args:
             outcomes: of the items, in the order of the request.
@@ -104,7 +104,7 @@ class AnswerWriter:
         return write_response(InferResponse(self._name, outputs, self._version, request_id), binary)
 
     def _write_one(self, outcomes: Sequence[Outcome], names: tuple[str, ...]) -> tuple[bytes, int | None]:
-        """One item, all binary: the JSON depends on nothing but the outputs' names and sizes, so it is kept."""
+        """Writes one item, all binary: the JSON depends on nothing but the outputs' names and sizes, so it is kept."""
         outcome = outcomes[0]
         answer = outcome.answer
         assert answer is not None

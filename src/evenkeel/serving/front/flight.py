@@ -1,4 +1,4 @@
-"""The items of one request on their way through the gateway."""
+"""Carries the items of one request through the gateway."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,22 +24,22 @@ class Submits(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Items that have no answer yet."""
+        """Counts the items that have no answer yet."""
 
     @property
     def deadline_s(self) -> float:
-        """Seconds that a request may take in all."""
+        """Gives the seconds that a request may take in all."""
 
     def check_room(self, count: int) -> None:
-        """Raise TooLargeError or OverloadedError when that many items, more than one, would not all be taken."""
+        """Raises TooLargeError or OverloadedError when that many items, more than one, would not all be taken."""
 
     def submit(
         self, array: Array, on_outcome: Callable[[Outcome], object], options: Options = ..., key: int | None = None
     ) -> int:
-        """Take one item; returns its ticket, or raises OverloadedError."""
+        """Takes one item; returns its ticket, or raises OverloadedError."""
 
     def cancel(self, ticket: int) -> None:
-        """Give the item up."""
+        """Gives the item up."""
 
 
 class Flight:
@@ -67,7 +67,7 @@ class Flight:
         self._left = 0
 
     def start(self, items: Array, options: Options, key: int | None) -> None:
-        """Submit the rows of `items`.
+        """Submits the rows of `items`.
 
         Args:
             items: `[n, ...]`, n >= 1.
@@ -94,7 +94,7 @@ class Flight:
             raise
 
     def cancel(self) -> None:
-        """Give up the items that are not answered yet; nothing is called any more."""
+        """Gives up the items that are not answered yet; nothing is called any more."""
         if not self._left:
             return
         self._left = 0

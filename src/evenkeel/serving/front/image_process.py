@@ -52,7 +52,7 @@ class ImageProcess:
         return self._socket is not None and self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Start the process if there is none; returns when it is ready.
+        """Starts the process if there is none; returns when it is ready.
 
         Raises:
             OverloadedError: it cannot be started.
@@ -122,7 +122,7 @@ class ImageProcess:
         return content
 
     def kill(self) -> None:
-        """End the process, if there is one."""
+        """Ends the process, if there is one."""
         process, self._process = self._process, None
         if self._socket is not None:
             self._socket.close()

@@ -114,7 +114,7 @@ class ImageDecoder:
         return from_pixels(np.stack(rows), self._card)
 
     def close(self) -> None:
-        """Stop decoding, and end the processes."""
+        """Stops decoding, and end the processes."""
         for job in self._jobs:
             job.cancel()  # which ends its process
         while not self._idle.empty():
@@ -154,7 +154,7 @@ class ImageDecoder:
             job.exception()  # several files may be bad; only the first is reported, the others are not forgotten
 
     def _free(self, process: ImageProcess) -> None:
-        """Let the process take a file, as soon as it is ready."""
+        """Lets the process take a file, as soon as it is ready."""
         if process.ready:
             self._idle.put_nowait(process)
         else:

@@ -62,7 +62,7 @@ class ItemReader:
         return tensor.shape[0]
 
     def read(self, request: InferRequest) -> Array | list[bytes]:
-        """Items `[n, ...]`, a view of the body where nothing had to be converted; or n image files.
+        """Reads the items `[n, ...]`, a view of the body where nothing had to be converted; or n image files.
 
         Args:
             request: one that `check` found right.
@@ -195,7 +195,7 @@ def read_options(parameters: Parameters) -> Options:
 
 
 def read_key(parameters: Parameters) -> int | None:
-    """The number that names the request's work for injected delays; row i of the request gets it plus i."""
+    """Reads the number that names the request's work for injected delays; row i of the request gets it plus i."""
     key = parameters.get(_KEY) if parameters else None
     if key is not None and (type(key) is not int or key < 0):
         raise RequestError(f"parameter {_KEY!r} must be an integer >= 0, found {shown(key)}")

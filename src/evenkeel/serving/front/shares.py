@@ -3,7 +3,8 @@
 A client that asks again the moment it is refused would else take every place that becomes free. So, from the moment the
 gateway refuses an item until nobody has been refused for a while, a client may use the more of its places the longer
 ago, in turns, the last of its items was taken: a turn is as many items as clients ask. The last eighth is for clients
-that wait as they are told. A client is a connection; where several addresses ask, an address has turns, too.
+that wait as long as `Retry-After` says. A client is a connection; where several addresses ask, an address has turns,
+too.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,12 @@ __all__ = ["Client", "FairShares"]
 
 _OPEN_SHARE = 0.75  # of the places, for everyone
 _TURNS_SHARE = 0.125  # as much again for those who waited long enough
-_HEEDED_SHARE = 0.125  # and again for those who come back no sooner than they were told
+_HEEDED_SHARE = 0.125  # and again for those who wait as long as Retry-After says
 _MOST_TURNS = 2.0  # more count as this many
 _HEEDS_FROM_S = 0.9  # after a refusal; Retry-After is never less than a second
 _FORGIVEN_S = 10.0  # after having come back too soon
 _CALM_S = 2.0  # without a refusal, after which everyone may have every place again
-_PERIOD_S = 1.0  # clients that asked in this period or the one before are counted
+_PERIOD_S = 1.0  # clients with requests in this period or the one before are counted
 _GROWTH = 1.05  # of the places in a period: there may be more of them than when the gateway last refused
 
 
@@ -33,12 +34,12 @@ class _Had:
         self.taken = 0  # of all items, the place of the last one
 
     def turns(self, taken: int, others: int) -> float:
-        """Turns since then, when `taken` items have been taken in all and so many ask."""
+        """Counts the turns since then, when `taken` items have been taken in all and so many ask."""
         return min((taken - self.taken) / (self.count * others), _MOST_TURNS) if self.count else _MOST_TURNS
 
 
 class Client:
-    """One connection, as far as its share is concerned.
+    """Holds one connection, as far as its share is concerned.
 
     Args:
         address: of the peer; several clients may have the same.
@@ -68,11 +69,11 @@ class FairShares:
         self._calm_at_s = 0.0
         self._next_period_s = 0.0
         self._taken = 0
-        self._clients: tuple[set[Client], set[Client]] = set(), set()  # that asked in this period, in the one before
+        self._clients: tuple[set[Client], set[Client]] = set(), set()  # with requests in this period, in the one before
         self._addresses: tuple[dict[str, _Had], dict[str, _Had]] = {}, {}  # the same
 
     def admit(self, client: Client, count: int) -> None:
-        """See whether the gateway may be asked to take `count` items from `client`.
+        """Checks that the share of `client` allows `count` more items.
 
         Raises:
             OverloadedError: the places that are left are kept for others.
@@ -106,7 +107,7 @@ class FairShares:
             raise OverloadedError("all queues are nearly full, and others waited longer; try again later")
 
     def took(self, client: Client, count: int) -> None:
-        """Say that the gateway took them."""
+        """Notes that the gateway took them."""
         if self._places is None:
             return
         self._taken += count
@@ -115,7 +116,7 @@ class FairShares:
                 had.taken, had.count = self._taken, count
 
     def refused(self, client: Client, count: int) -> None:
-        """Say that the gateway had no room for them."""
+        """Notes that the gateway had no room for them."""
         now = self._time_s()
         if self._places is None:
             self._next_period_s = now + _PERIOD_S

@@ -39,7 +39,7 @@ def inline(work: Callable[[], Any], then: Callable[[Any], object]) -> None:
 
 
 class _Backup(Node):
-    """Is one backup and its tasks, which are those of one group."""
+    """Holds one backup and its tasks, which are those of one group."""
 
     __slots__ = ("busy_since_s", "reserved", "suspected")
 

@@ -13,7 +13,7 @@ class Budget:
 
     Args:
         share: tokens that one item earns; `inf` never refuses.
-        burst: most tokens that can be saved up, at least 1.
+        burst: how many tokens can be saved up, at least 1.
     """
 
     def __init__(self, share: float, burst: float = 10.0) -> None:

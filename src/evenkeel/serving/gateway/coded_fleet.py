@@ -164,7 +164,7 @@ _MOST_LOSSES = 20  # of one task, also where it only waited
 
 
 class _CodedTask:
-    """Is one coded task: its group, and the replica that works on it."""
+    """Holds one coded task: its group, and the replica that works on it."""
 
     __slots__ = ("attempt", "failures", "group", "losses", "number", "replica", "siblings", "task")
 

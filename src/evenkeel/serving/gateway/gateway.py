@@ -60,7 +60,7 @@ _MOST_ATTEMPTS = 20  # on one item, whatever became of them
 _NEVER = float("inf")
 _MOST_SCORE = float(np.finfo(np.float32).max)  # answers are FP32
 _log = logging.getLogger(__name__)
-# A client that is sent away is asked to come back no later than this.
+# The longest wait that a refused client is given before it tries again.
 _LONGEST_RETRY_AFTER_S = 30.0
 
 
@@ -190,7 +190,7 @@ class Gateway:
         Args:
             array: the item, in the layout of the model's card, without a batch axis.
             on_outcome: called on the clock's thread, never from inside `submit`.
-            options: what the request asked for.
+            options: of the request.
             key: names the item for injected delays; its number by default.
 
         Raises:
@@ -272,7 +272,7 @@ class Gateway:
         return OverloadedError("all queues are full; try again later", self._worked_off_s(replica.outstanding))
 
     def _worked_off_s(self, outstanding: int) -> float:
-        """Gives the seconds until a queue is worked off, after which a refused client is asked to try again."""
+        """Gives the seconds until a queue is worked off, after which a refused client may try again."""
         return min(outstanding * (self.service_times.quantile(0.5) or 0.1), _LONGEST_RETRY_AFTER_S)
 
     def _send(self, item: Item, replica: Replica, source: Source, now: float) -> None:
@@ -373,7 +373,7 @@ class Gateway:
         """Tries an item once more on which a pass failed.
 
         It costs nothing at a replica whose last pass was good, since only few of those can fail in a row. Elsewhere it
-        takes from the hedges' budget: a fleet that fails as a whole must not be asked for more.
+        takes from the hedges' budget: a fleet that fails as a whole must not get more work.
         """
         if item.open_attempts:
             return
@@ -413,7 +413,7 @@ class Gateway:
         self._fail(item, error)
 
     def _rescue(self, item: Item, now: float) -> None:
-        """Uses the item's fill or asks another replica, if no attempt may still answer it.
+        """Uses the item's fill or tries another replica, if no attempt may still answer it.
 
         With nobody to ask it stays as it is until a replica is back, a fill comes, or its deadline does.
         """

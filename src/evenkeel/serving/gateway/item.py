@@ -1,4 +1,4 @@
-"""Holds one item on its way through the gateway, what its request asked for, and how it ended."""
+"""Holds one item on its way through the gateway, the options of its request, and how it ended."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ __all__ = ["Attempt", "Node"]
 
 
 class Attempt:
-    """Is one task at one node, from when it is sent until its reply, or its time limit.
+    """Holds one task at one node, from when it is sent until its reply, or its time limit.
 
     Attributes:
         node: where it was sent.
@@ -71,7 +71,7 @@ class Attempt:
 
 
 class Node:
-    """Is a backend and the tasks that it has, oldest first.
+    """Holds a backend and the tasks that it has, oldest first.
 
     Args:
         backend: does the tasks.

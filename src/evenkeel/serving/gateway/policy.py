@@ -15,7 +15,7 @@ __all__ = ["POLICIES", "Policy", "Trigger", "parse_trigger", "preset"]
 
 @dataclass(frozen=True)
 class Trigger:
-    """Is a moment after an item's arrival: fixed, or a live quantile of the replicas' service time.
+    """Describes a moment after an item's arrival: fixed, or a live quantile of the replicas' service time.
 
     The quantile is taken of the time a replica works on an item, not of the time it waits in a queue: queueing must
     not push the trigger out just when the fleet is busy and fills are worth most.
@@ -52,7 +52,7 @@ class Policy:
     fill_after: Trigger | None = None  # when an answer from a spare may be used
     min_confidence: float = 0.0  # up: fewer, surer fills; the rest is hedged
     group_wait_s: float = 0.0  # up: fuller groups and less backup work, later fills
-    hedge_after: Trigger | None = None  # when a second replica is asked
+    hedge_after: Trigger | None = None  # when a second replica gets the item
     max_extra_load: float = 0.05  # hedges as a share of items; inf: no budget
     max_attempts: int = 2  # replicas that one item may be sent to by choice (retries after a loss are not counted)
     deadline_s: float = 30.0  # total; then the default answer or an error

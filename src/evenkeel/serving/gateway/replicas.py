@@ -27,7 +27,7 @@ def described(error: BaseException | None) -> str:
 
 
 class Replica(Node):
-    """Is one replica: its queue as the gateway knows it, and its health.
+    """Holds one replica: its queue as the gateway knows it, and its health.
 
     Attributes:
         outstanding: tasks that it has.

@@ -47,7 +47,7 @@ class Spares(ABC):
 
     @abstractmethod
     def stand_in(self, item: Item) -> None:
-        """Does what a replica would do for the item, if possible: no replica can be asked."""
+        """Does what a replica would do for the item, if possible: no replica can take it."""
 
     @property
     @abstractmethod

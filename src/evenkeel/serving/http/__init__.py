@@ -1,1 +1,1 @@
-"""The HTTP front end: protocol, application, server."""
+"""Serves over HTTP: protocol, application, server."""

@@ -1,4 +1,4 @@
-"""The HTTP front end: Open Inference Protocol over our own HTTP/1.1 (`reader`, `connection`).
+"""Answers the Open Inference Protocol over our own HTTP/1.1 (`reader`, `connection`).
 
     GET  /v2                                     the server and what it supports
     GET  /v2/health/live   /v2/health/ready
@@ -70,7 +70,7 @@ _PARSE_ASIDE_FROM_BYTES = 256 << 10  # parsing this much JSON would hold up all 
 _READ_ASIDE_FROM_BYTES = 4 << 20  # checking and converting that many pixels would
 _MOST_SHOWN = 500  # characters of an error
 
-# What clients are told of a model that could not answer.
+# The words for clients about a model that could not answer.
 _REASONS: dict[type[BackendError], str] = {
     BackendLostError: "its worker was lost",
     ProtocolError: "its worker gave no proper reply",
@@ -84,7 +84,7 @@ class _WorkUnderWay(Protocol):
     """Stands for the work on a request: a flight or a task."""
 
     def cancel(self) -> object:
-        """Give it up."""
+        """Gives the work up."""
 
 
 class App:
@@ -101,7 +101,7 @@ class App:
         decode_bytes: of image files and what decoding them takes, of all requests together.
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
-        max_bodies_bytes: what all bodies together may take up, decompressed ones too; more are told 503.
+        max_bodies_bytes: what all bodies together may take up, decompressed ones too; further ones get 503.
 
     Attributes:
         limits: of each client.
@@ -159,17 +159,17 @@ class App:
 
     @property
     def in_flight(self) -> int:
-        """Requests that are being answered."""
+        """Counts the requests that are being answered."""
         return len(self._open)
 
     def close(self) -> None:
-        """Let go of the threads, and end the processes that decode."""
+        """Lets go of the threads, and ends the processes that decode."""
         self._decoder.close()
         for executor in (self._executor, self._large_executor):
             executor.shutdown(wait=False, cancel_futures=True)
 
     def handle(self, exchange: Exchange) -> None:
-        """Answer a request, now or later."""
+        """Answers a request, now or later."""
         self._open[exchange] = None
         try:
             request = exchange.request
@@ -186,13 +186,13 @@ class App:
             self._fail(exchange, error)
 
     def gone(self, exchange: Exchange) -> None:
-        """Give up a request whose client went away."""
+        """Gives up a request whose client went away."""
         work = self._open.pop(exchange, None)
         if work is not None:
             work.cancel()
 
     def give_up(self) -> None:
-        """Answer all that is still in flight with 503."""
+        """Answers all that is still in flight with 503."""
         for exchange in list(self._open):
             work = self._open[exchange]
             if work is not None:
@@ -441,7 +441,7 @@ def _whole_number(name: bytes, value: bytes) -> int:
 
 def _path(target: bytes) -> str:
     if not target.startswith(b"/"):
-        # Proxies are asked for whole URLs.
+        # Clients send whole URLs to proxies.
         with suppress(httptools.HttpParserInvalidURLError):
             target = httptools.parse_url(target).path or b"/"
     return unquote(target.partition(b"?")[0].decode("latin-1"))
@@ -457,7 +457,7 @@ def _error(status: int, message: str) -> _Response:
 
 
 def _for_the_client(error: BackendError) -> BackendError:
-    """The same error in words that are ours, and not a model's or a server's."""
+    """Puts an error into words that are ours, and not a model's or a server's."""
     if isinstance(error, PoisonItemError):
         return error
     if isinstance(error, TaskRefusedError):

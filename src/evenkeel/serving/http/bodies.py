@@ -1,4 +1,4 @@
-"""HTTP bodies: decompressed under a limit, compressed on request."""
+"""Decompresses HTTP bodies under a limit, and compresses them on request."""
 
 import zlib
 
@@ -15,7 +15,7 @@ _GZIP, _ZLIB = 31, 15  # window bits by which zlib knows the two formats
 
 
 def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
-    """`body` without its Content-Encoding; gzip may come in several members, one behind the other.
+    """Decompresses `body`; gzip may come in several members, one behind the other.
 
     Raises:
         RequestError: not in that format, or cut off.
@@ -56,20 +56,20 @@ def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
 
 def _too_large(allowed: int, most_bytes: int) -> TooLargeError:
     if allowed == most_bytes:
-        return TooLargeError(f"the decompressed body has more than {most_bytes} bytes, the most that are taken")
+        return TooLargeError(f"the decompressed body has more than {most_bytes} bytes, which is the limit")
     return TooLargeError(
         f"the decompressed body has more than {allowed} bytes, {_MOST_RATIO} times what was sent; send it as it is"
     )
 
 
 def compress(body: bytes, encoding: str) -> bytes:
-    """`body` as gzip or deflate."""
+    """Compresses `body` as gzip or deflate."""
     packer = zlib.compressobj(1, zlib.DEFLATED, _GZIP if encoding == "gzip" else _ZLIB)
     return packer.compress(body) + packer.flush()
 
 
 def pick_encoding(accept: str) -> str | None:
-    """The encoding, gzip or deflate, that an Accept-Encoding header prefers; None when it accepts neither."""
+    """Picks the encoding, gzip or deflate, that an Accept-Encoding header prefers; None when it accepts neither."""
     best, most = None, 0.0
     for entry in accept[:_MOST_ACCEPT].lower().split(","):
         name, _, rest = entry.partition(";")

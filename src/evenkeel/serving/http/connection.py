@@ -1,4 +1,4 @@
-"""HTTP/1.1 from the socket to a handler and back, in plain callbacks: no task, no future, no waiting.
+"""Carries HTTP/1.1 from the socket to a handler and back, in plain callbacks: no task, no future, no waiting.
 
 A connection hands the requests that its reader gives (`reader.py`) to the handler one at a time, and answers in their
 order. What a client could use up is bounded: sizes, times (by shared timers, see `Sweeper`), requests sent ahead,
@@ -35,7 +35,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_UP_TO_BYTES = 1 << 16  # a body beyond is handed to the transport beside its head, not copied behind it
 _MOST_AHEAD = 16  # requests that a client may send before the answer to an earlier one; beyond, reading stops
 _MOST_AHEAD_BYTES = 1 << 18
-_MOST_SENT_AWAY = 32  # clients beyond the limit of connections that are told so at leisure
+_MOST_SENT_AWAY = 32  # clients beyond the limit of connections that get their 503 in peace
 _MOST_AT_ONCE = 16  # requests of one connection that are answered before other connections get their turn
 
 
@@ -57,14 +57,14 @@ class Handler(Protocol):
     """Answers requests."""
 
     def handle(self, exchange: "Exchange") -> object:
-        """Answer `exchange`, now or later, by one call of its `respond`. Must not raise."""
+        """Answers `exchange`, now or later, by one call of its `respond`. Must not raise."""
 
     def gone(self, exchange: "Exchange") -> object:
-        """The client of an unanswered exchange went away."""
+        """Learns that the client of an unanswered exchange went away."""
 
 
 class Exchange:
-    """One request and the way to answer it.
+    """Holds one request and the way to answer it.
 
     Attributes:
         last: ask the client to close once nothing else is under way on its connection.
@@ -83,7 +83,7 @@ class Exchange:
         self.last = False
 
     def hold(self, size: int) -> None:
-        """Count `size` bytes more as taken up by this request until it is answered.
+        """Counts `size` bytes more as taken up by this request until it is answered.
 
         Raises:
             OverloadedError: all requests together would take up too much.
@@ -91,7 +91,7 @@ class Exchange:
         self._connection.hold(self, size)
 
     def respond(self, status: int, headers: bytes, body: bytes) -> None:
-        """Answer; ignored when the client is gone.
+        """Sends the answer; does nothing when the client is gone.
 
         Args:
             status: HTTP status.
@@ -143,23 +143,23 @@ class HttpServer:
         self.linger_patience = Sweeper(limits.linger_s, clock)
 
     def connect(self) -> "HttpConnection":
-        """The new connection."""
+        """Makes a new connection."""
         return HttpConnection(self)
 
     def close(self) -> None:
-        """Close idle connections now, and the others once what they have sent is answered."""
+        """Closes idle connections now, and the others once what they have sent is answered."""
         self.closing = True
         for connection in list(self.connections):
             connection.close_soon()
 
     def abort(self) -> None:
-        """Close all connections at once."""
+        """Closes all connections at once."""
         for connection in list(self.connections):
             connection.abort()
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection.
+    """Serves one connection.
 
     Attributes:
         client: who is at the other end.
@@ -207,7 +207,7 @@ class HttpConnection(asyncio.Protocol):
     # ---- the transport's side ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start to read, or refuse when there are too many connections."""
+        """Starts to read, or refuses when there are too many connections."""
         server = self._server
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own have no common ancestor with asyncio's
         peer = transport.get_extra_info("peername")
@@ -226,7 +226,7 @@ class HttpConnection(asyncio.Protocol):
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget everything, and tell the handler that nobody waits any more."""
+        """Forgets everything, and lets the handler know that nobody waits any more."""
         server = self._server
         self._ending = True
         self._unwatch()
@@ -244,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
             server.empty.set()
 
     def data_received(self, data: bytes) -> None:
-        """Read requests."""
+        """Reads requests."""
         self._is_new = False
         reader = self._reader
         before = reader.state
@@ -265,16 +265,16 @@ class HttpConnection(asyncio.Protocol):
             self._wait_for_rest()
 
     def eof_received(self) -> None:
-        """The client went away, or will not send any more, which cannot be told apart."""
+        """Drops the connection: the client went away or will not send any more, and one cannot see which."""
         self._end()
 
     def pause_writing(self) -> None:
-        """The client does not read its answers: begin no further ones, and give it some time."""
+        """Begins no further answers while the client does not read, and gives it some time."""
         self._write_paused = True
         self._server.write_patience.add(self.abort)
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Goes on with the answers, as the client reads again."""
         self._write_paused = False
         if not self._ending:
             self._server.write_patience.remove(self.abort)
@@ -316,7 +316,7 @@ class HttpConnection(asyncio.Protocol):
                 raise OverloadedError(_FULL)
 
     def close_soon(self) -> None:
-        """Close if idle; a client that just connected gets a moment to send its request."""
+        """Closes if idle; a client that just connected gets a moment to send its request."""
         if self._is_new:
             self._unwatch()
             self._watch_new()
@@ -324,12 +324,12 @@ class HttpConnection(asyncio.Protocol):
             self.close_if_idle()
 
     def close_if_idle(self) -> None:
-        """Close unless something is under way."""
+        """Closes unless something is under way."""
         if self._current is None and not self._waiting and self._reader.state in ("idle", "over"):
             self._end()
 
     def abort(self) -> None:
-        """Close at once; what is not sent yet is lost."""
+        """Closes at once; what is not sent yet is lost."""
         self._reader.stop()
         self._transport.abort()
 
@@ -345,7 +345,7 @@ class HttpConnection(asyncio.Protocol):
     # ---- order ----
 
     def _recount(self) -> None:
-        """Bring the server's count of bodies up to date. A small one that need not wait for its turn is not counted."""
+        """Updates the server's count of bodies. A small one that need not wait for its turn is not counted."""
         held = self._current_bytes + self._waiting_bytes + self._reader.body_bytes
         self._server.held_bytes += held - self._held_bytes
         self._held_bytes = held
@@ -385,7 +385,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(event)
 
     def _advance(self) -> None:
-        """Hand over what waits, as far as its turn has come."""
+        """Hands over what waits, as far as its turn has come."""
         if self._running or self._ending:
             return
         self._running = True
@@ -408,7 +408,7 @@ class HttpConnection(asyncio.Protocol):
                 self._rest()
 
     def _rest(self) -> None:
-        """Everything that came is answered: wait for the client."""
+        """Waits for the client, as everything that came is answered."""
         if self._running:
             return
         if self._reader.state == "idle" and self._server.closing:
@@ -425,7 +425,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(_CONTINUE)
 
     def _wait_for_rest(self) -> None:
-        """A part of a request has come, or nothing more will."""
+        """Waits for the rest of a request, as long as there may be one."""
         reader = self._reader
         if reader.state == "over":
             return
@@ -474,7 +474,7 @@ class HttpConnection(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close, but first let the client finish sending: closing now could destroy the answer on its way."""
+        """Closes, but first lets the client finish sending: closing now could destroy the answer on its way."""
         self._ending = True
         if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()

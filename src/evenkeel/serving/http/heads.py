@@ -1,4 +1,4 @@
-"""The first lines of responses, prebuilt: a status line and a Date for each status, made anew once a second."""
+"""Prebuilds the first lines of responses: a status line and a Date for each status, made anew once a second."""
 
 import time
 from collections.abc import Callable

@@ -56,12 +56,12 @@ class ReadLimits:
 
 
 class Request:
-    """One request.
+    """Holds one request.
 
     Attributes:
         method: as sent, e.g. b"POST".
         target: as sent, e.g. b"/v2?x=1".
-        headers: those that the reader was told to keep, by lower-case name; one given again is joined by ", ".
+        headers: those that the reader keeps, by lower-case name; one given again is joined by ", ".
         body: whole.
         keep: the client lets the connection be kept; when it does not, this is the last request.
     """
@@ -130,7 +130,7 @@ class RequestReader:
         self._most_head_bytes = limits.head_bytes
         self._wanted = _FRAMING.union(headers)
         self._parser = httptools.HttpRequestParser(self)
-        self._reads_on = False  # the parser is told a head that it need not report
+        self._reads_on = False  # the parser is fed a head that it need not report
         self._events: list[Request | Refusal] = []
         self._host = b""  # the last one that was found right
         self._request = _NO_REQUEST
@@ -142,7 +142,7 @@ class RequestReader:
         self._joined = bytearray()  # the parts before those
 
     def feed(self, data: bytes) -> list[Request | Refusal]:
-        """The requests, or the refusal, that `data` completes."""
+        """Gives the requests, or the refusal, that `data` completes."""
         events = self._events = []
         if self.state == "over":
             return events
@@ -171,11 +171,11 @@ class RequestReader:
         return self._body_bytes if self.state == "body" else 0
 
     def refuse_late(self) -> Refusal:
-        """Give up the request that is being read, which took too long."""
+        """Gives up the request that is being read, which took too long."""
         return self.refuse(408, _LATE[self.state])
 
     def refuse(self, status: int, message: str) -> Refusal:
-        """Give up the request that is being read, and read no further."""
+        """Gives up the request that is being read, and reads no further."""
         self._events = []
         self._refuse(status, message)
         (refusal,) = self._events
@@ -183,14 +183,14 @@ class RequestReader:
         return refusal
 
     def stop(self) -> None:
-        """Read no further."""
+        """Reads no further."""
         self.state = "over"
         self.wants_continue = False
         self._request = _NO_REQUEST
         self._forget_parts()
 
     def close(self) -> None:
-        """Read no further, and let go of the parser."""
+        """Reads no further, and lets go of the parser."""
         self.stop()
         # The parser holds this object's methods: without this, only the garbage collector would free the two.
         del self._parser
@@ -198,7 +198,7 @@ class RequestReader:
     # ---- what the parser calls ----
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Begins a request."""
         following = _STATES[self.state].get("begin")
         if following is None or self._reads_on:
             return
@@ -207,14 +207,14 @@ class RequestReader:
         self._head_bytes = self._fed_bytes = self._body_bytes = self._seen_bytes = 0
 
     def on_url(self, part: bytes) -> None:
-        """A part of the target."""
+        """Takes a part of the target."""
         if self.state != "head":
             return
         request = self._request
         request.target = request.target + part if request.target else part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a line of a chunked body's trailer."""
+        """Takes a header, or a line of a chunked body's trailer."""
         if self.state != "head":
             return
         self._head_bytes = head_bytes = self._head_bytes + len(name) + len(value) + _HEADER_FRAMING_BYTES
@@ -227,7 +227,7 @@ class RequestReader:
             headers[name] = value if name not in headers else headers[name] + b", " + value
 
     def on_headers_complete(self) -> None:
-        """The body comes next."""
+        """Checks the whole head; the body comes next."""
         if self._reads_on:
             self._reads_on = False
             return
@@ -254,7 +254,7 @@ class RequestReader:
             self.wants_continue = headers[b"expect"].lower() == b"100-continue"
 
     def on_body(self, part: bytes) -> None:
-        """A part of the body."""
+        """Takes a part of the body."""
         if self.state != "body":
             return
         self._body_bytes += len(part)
@@ -274,7 +274,7 @@ class RequestReader:
                 parts.clear()
 
     def on_message_complete(self) -> None:
-        """The request is whole, or its head is and asks for another protocol."""
+        """Ends a request that is whole, or whose head is whole and asks for another protocol."""
         if self.state != "body":
             return
         request, parser = self._request, self._parser
@@ -306,9 +306,9 @@ class RequestReader:
         return b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip(b"0") != b""
 
     def _read_on(self) -> None:
-        """Go on behind a head that asks for another protocol, as if it did not: a server may ignore that.
+        """Reads on behind a head that asks for another protocol, as if it did not: a server may ignore that.
 
-        The parser leaves the rest to that protocol. A fresh one reads on, told as much of the head as it must know.
+        The parser leaves the rest to that protocol. A fresh one reads on, fed with as much of the head as it must know.
         """
         version = self._parser.get_http_version().encode()
         self._parser = httptools.HttpRequestParser(self)
@@ -319,7 +319,7 @@ class RequestReader:
             self._parser.feed_data(b"POST / HTTP/%b\r\n%b\r\n" % (version, b"".join(lines)))
 
     def _count(self, size: int, same: bool) -> None:
-        """A piece of `size` bytes has come and a request is still not whole: see that it holds enough."""
+        """Counts a piece of `size` bytes after which a request is still not whole, and checks that it holds enough."""
         if not same:
             return
         limits = self._limits
@@ -359,13 +359,13 @@ class RequestReader:
         self._joined = bytearray()
 
     def _refuse_target(self) -> None:
-        self._refuse(414, f"the URL has more than {self._limits.target_bytes} bytes, the most that are taken")
+        self._refuse(414, f"the URL has more than {self._limits.target_bytes} bytes, which is the limit")
 
     def _refuse_head(self) -> None:
-        self._refuse(431, f"the headers have more than {self._limits.head_bytes} bytes, the most that are taken")
+        self._refuse(431, f"the headers have more than {self._limits.head_bytes} bytes, which is the limit")
 
     def _refuse_body(self) -> None:
-        self._refuse(413, f"the body has more than {self._limits.body_bytes} bytes, the most that are taken")
+        self._refuse(413, f"the body has more than {self._limits.body_bytes} bytes, which is the limit")
 
     def _refuse(self, status: int, message: str) -> None:
         if "refuse" in _STATES[self.state]:

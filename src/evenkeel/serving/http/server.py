@@ -1,6 +1,6 @@
-"""The application on real sockets, with a shutdown that loses no accepted request.
+"""Runs the application on real sockets, with a shutdown that loses no accepted request.
 
-On SIGTERM, SIGINT or SIGHUP the gateway is told to drain: readiness says 503 at once, so that load balancers look
+On SIGTERM, SIGINT or SIGHUP the gateway begins to drain: readiness says 503 at once, so that load balancers look
 elsewhere, while for a short grace requests are still accepted and answered with `Connection: close`. Then nobody else
 can connect; those whose connection the system took before that are accepted, too, and only then the listeners and idle
 connections close. The server ends when what was sent to it is answered, or when its patience ends. A second signal
@@ -43,7 +43,7 @@ class Drains(Protocol):
     """Does what the server needs of the gateway."""
 
     def start_draining(self) -> None:
-        """Say not ready from now on."""
+        """Reports not ready from now on."""
 
 
 async def run_server(
@@ -59,7 +59,7 @@ async def run_server(
     stop: asyncio.Event | None = None,
     on_started: Callable[[int], object] = lambda port: None,
 ) -> None:
-    """Serve `app` until a signal comes or `stop` is set; returns when all is answered and closed.
+    """Serves `app` until a signal comes or `stop` is set; returns when all is answered and closed.
 
     Args:
         app: the application.
@@ -123,7 +123,7 @@ async def _accept(http: HttpServer, listening: socket.socket) -> asyncio.Server:
 
 
 async def _empty_queues(sockets: list[socket.socket], abort: asyncio.Event) -> None:
-    """Let nobody else connect, and wait until all who did are accepted: closing would reset them."""
+    """Lets nobody else connect, and waits until all who did are accepted: closing would reset them."""
     waiting = select.poll()
     for listening in sockets:
         _shut_out(listening)
@@ -134,7 +134,7 @@ async def _empty_queues(sockets: list[socket.socket], abort: asyncio.Event) -> N
 
 
 def _shut_out(listening: socket.socket) -> None:
-    """Drop what further clients send to connect, on Linux. They try again, and are refused by the closed port."""
+    """Drops what further clients send to connect, on Linux. They try again, and are refused by the closed port."""
     code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # a filter program: return 0, take nothing
     with suppress(OSError):
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(code)))
@@ -227,7 +227,7 @@ def _heed_signals(stop: asyncio.Event, abort: asyncio.Event) -> list[signal.Sign
 
 
 async def _first_of(wanted: asyncio.Event, abort: asyncio.Event, timeout_s: float) -> None:
-    """Wait for either event, but no longer than the time given."""
+    """Waits for either event, but no longer than the time given."""
     waits = [asyncio.ensure_future(event.wait()) for event in (wanted, abort)]
     await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

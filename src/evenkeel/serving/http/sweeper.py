@@ -1,4 +1,4 @@
-"""One timer for many waits that nearly always end before it: a timer for each would cost more than the waits' work."""
+"""Times many waits with one timer. Nearly all end before it: a timer for each would cost more than their work."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,13 +24,13 @@ class Sweeper:
         self._armed = False
 
     def add(self, callback: Callable[[], object]) -> None:
-        """Call `callback` later, unless it is removed before."""
+        """Calls `callback` later, unless it is removed before."""
         self._young[callback] = None
         if not self._armed:
             self._arm()
 
     def remove(self, callback: Callable[[], object]) -> None:
-        """Do not call `callback`; harmless when that has happened already."""
+        """Takes `callback` out; harmless when it was called already."""
         self._young.pop(callback, None)
         self._old.pop(callback, None)
 

@@ -125,7 +125,7 @@ class Stopwatch:
         self._since = self._now()
 
     def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, apart from exchanges, and seconds in exchanges."""
+        """Measures the seconds since the last lap, apart from exchanges, and the seconds in exchanges."""
         before, self._since = self._since, self._now()
         exchanged_s = self._since[1] - before[1]
         return self._since[0] - before[0] - exchanged_s, exchanged_s
