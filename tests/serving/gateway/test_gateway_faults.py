@@ -262,3 +262,24 @@ def test_a_backup_goes_on_although_an_item_could_not_be_prepared(monkeypatch):
     scene.run()
     scene.assert_everything_answered()
     assert sum(scene.stats.passes.values()) >= 3
+
+
+def test_a_client_that_sends_a_poison_item_again_breaks_no_more_workers_for_a_minute():
+    scene = Scene(replicas=3, backups=1, deadline_s=20.0)
+    broken = poisoned(scene, "kill")
+
+    def send_poison():
+        scene.sent = POISON
+        scene.outcomes.pop(POISON, None)
+        scene.send()
+
+    for second in (0.0, 10.0, 11.0, 30.0):
+        scene.later(second, send_poison)
+    scene.run(50.0)
+    at_first = len(broken)
+    assert 1 <= at_first <= 3
+    assert isinstance(scene.outcomes[POISON].error, PoisonItemError)
+    scene.later(200.0, send_poison)  # by then whatever was wrong may have been mended
+    scene.run()
+    assert len(broken) > at_first
+    scene.assert_nothing_left()

@@ -42,6 +42,7 @@ from evenkeel.serving.gateway.budget import Budget
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
 from evenkeel.serving.gateway.node import Attempt
+from evenkeel.serving.gateway.poison import PoisonMemory
 from evenkeel.serving.gateway.policy import Policy
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replica, Replicas, described
@@ -120,6 +121,7 @@ class Gateway:
         self._next_number = 0
         self._sweeper: Timer | None = None
         self._suspects = Suspects(clock, self.replicas, self._send_again)
+        self._poison = PoisonMemory()
         self._sample: Array | None = None  # sent as a probe when there is no traffic
         self._prober: Timer | None = None
         self._probe_at = _NEVER
@@ -216,7 +218,10 @@ class Gateway:
         item.deadline_at = now + timeout_s
         if policy.hedge_after is not None:
             item.hedge_at = now + self.service_times.after(policy.hedge_after)
-        if replica is None:
+        if self._poison.holds(array, now):
+            item.suspect, item.failures = True, _MOST_FAILURES
+            self._clock.call_soon(self._rescue, item, now)
+        elif replica is None:
             self._spares.stand_in(item)
         elif options.exact or self._spares.sends_items:
             self._send(item, replica, "exact", now)
@@ -224,7 +229,7 @@ class Gateway:
                 self._send_copies(item, now)
         if not options.exact:
             item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
-            if replica is not None:
+            if replica is not None and not item.suspect:
                 self._spares.cover(item, now)
         self._set_timer(item)
         if self._sweeper is None:
@@ -400,9 +405,11 @@ class Gateway:
             return
         error: EvenkeelError
         if item.suspect:
+            if item.attempts:  # it was tried, and not only remembered
+                self._poison.add(item.array, now)
             error = PoisonItemError(
                 f"workers were lost while they were at work on this item, {item.failures} times, so it is not tried "
-                "again; the server's log has the details"
+                "again for a minute; the server's log has the details"
             )
         elif isinstance(item.error, BackendBusyError):
             wait_s = 1.0 if item.error.retry_after_s is None else item.error.retry_after_s
