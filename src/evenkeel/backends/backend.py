@@ -76,7 +76,7 @@ class Backend(ABC):
         """Hears that the gateway finds it stalled; a backend that can check if its worker is frozen should do so."""
 
     async def start(self) -> None:  # noqa: B027 - most fakes have nothing to start
-        """Connects; returns when ready, or raises BackendError."""
+        """Connects, and returns when the backend is ready, or raises BackendError."""
 
     async def close(self) -> None:  # noqa: B027
         """Lets go of everything; open tickets get a BackendLostError."""

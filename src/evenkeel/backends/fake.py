@@ -32,7 +32,7 @@ class FakeBackend(Backend):
 
     @property
     def ready(self) -> bool:
-        """False after `kill`."""
+        """True until `kill`, and again after `restore`."""
         return self._alive
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:

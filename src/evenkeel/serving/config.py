@@ -37,7 +37,7 @@ _OLDER_FIELDS = {
 
 @dataclass(frozen=True)
 class NodesConfig:
-    """Workers of one kind: some started here, some reached by address, some remote inference servers."""
+    """Lists workers of one kind: some started here, some reached by address, some remote inference servers."""
 
     count: int = 0  # started and supervised by the gateway
     addresses: tuple[str, ...] = ()  # unix:/path or tcp://host:port of `evenkeel worker`

@@ -21,7 +21,7 @@ class Metrics:
         self._registry.register(_GatewayCollector(gateway))
 
     def __call__(self) -> bytes:
-        """Prometheus text format."""
+        """Writes the metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
 

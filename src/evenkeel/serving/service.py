@@ -200,7 +200,7 @@ def _nodes(
     epoch_s: float,
     digests: ModelDigests,
 ) -> list[Backend]:
-    """Backends of one kind, numbered from `first` (for delays in which workers differ)."""
+    """Makes the backends of one kind, numbered from `first` (for delays in which workers differ)."""
     wanted = [card.name for card in cards]
     backends: list[Backend] = []
     for number in range(nodes.count):

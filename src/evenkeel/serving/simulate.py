@@ -45,7 +45,7 @@ class Fleet:
 
 
 def arrivals(rate_per_s: float, requests: int, seed: int, batch: int = 1) -> Array:
-    """Times `[requests]` in seconds at which requests come: Poisson, or Poisson batches as in the paper."""
+    """Draws the times `[requests]`, in seconds, at which requests come: Poisson, or Poisson batches as in the paper."""
     batches = -(-requests // batch)
     gaps = np.random.default_rng([seed, 0xA881]).exponential(batch / rate_per_s, batches)
     times: Array = np.repeat(np.cumsum(gaps), batch)[:requests]

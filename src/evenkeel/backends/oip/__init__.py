@@ -1,1 +1,1 @@
-"""Replicas behind any Open Inference Protocol server."""
+"""Reaches replicas behind any Open Inference Protocol server."""

@@ -1,4 +1,4 @@
-"""Replicas behind any Open Inference Protocol server: Triton, KServe, MLServer, another evenkeel."""
+"""Reaches replicas behind any Open Inference Protocol server: Triton, KServe, MLServer, another evenkeel."""
 
 import asyncio
 import logging

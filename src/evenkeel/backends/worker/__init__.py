@@ -1,1 +1,1 @@
-"""Workers of our own: frames, connections, the worker's process and the backends in front of it."""
+"""Runs workers of our own: frames, connections, the worker's process and the backends in front of it."""

@@ -1,4 +1,4 @@
-"""Backends whose worker is a child process of this one: started, watched and started again by it.
+"""Starts workers as child processes of this one, watches them and starts them again.
 
 Parent and child talk over a socket pair that the child inherits. It has no name, so nobody else can connect, nothing is
 left in any folder, and when either end dies the other knows at once.

@@ -474,7 +474,7 @@ class HttpConnection(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Closes, but first lets the client finish sending: closing now could destroy the answer on its way."""
+        """Closes once the client has finished sending: closing now could destroy the answer on its way."""
         self._ending = True
         if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()

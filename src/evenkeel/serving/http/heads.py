@@ -9,7 +9,7 @@ __all__ = ["ResponseHeads"]
 
 
 class ResponseHeads:
-    """Status lines with the date behind them.
+    """Keeps status lines with the date behind them.
 
     Args:
         wall_clock: seconds since the epoch.

@@ -9,7 +9,7 @@ __all__ = ["Sweeper"]
 
 
 class Sweeper:
-    """Calls, once, what was added and not removed: not before `period_s` after it was added, nor after twice that.
+    """Calls what was added and not removed, once: not before `period_s` after it was added, nor after twice that.
 
     Args:
         period_s: how often it looks, while there is anything to look at.

@@ -1,4 +1,4 @@
-"""All ranks must be configured alike; if they are not, all of them say so in the same words."""
+"""Checks that all ranks are configured alike; if they are not, all of them say so in the same words."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ _REMEDIES = {"step": "load every rank's own checkpoint of the same step, and on 
 
 
 def check_agreement(ranks: Collectives, fields: Mapping[str, object], device: torch.device) -> None:
-    """Compare `fields` over the ranks: first 32 bytes each, and the fields themselves only if those differ.
+    """Compares `fields` over the ranks: first 32 bytes each, and the fields themselves only if those differ.
 
     Raises:
         ConfigurationError: the same on every rank, naming the first field that differs and who has which value.

@@ -1,4 +1,4 @@
-"""One bucket's round: from gradients to their average, in the communication thread."""
+"""Takes one bucket from its gradients to their average, in the communication thread."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ _SMALL_BYTES = 2**14
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Gradients that are coded as one vector: the unit's number and views of the bucket, in order."""
+    """Holds gradients that are coded as one vector: the unit's number and views of the bucket, in order."""
 
     number: int
     views: list[Tensor]
@@ -53,7 +53,7 @@ class BucketPlan:
 
 
 def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reducer: Reducer, meter: Meter) -> Tensor:
-    """`buffer`, overwritten with the average over all ranks.
+    """Overwrites `buffer` with the average over all ranks, and gives it.
 
     Raises:
         ReducerError: a peer is gone or silent.
@@ -86,7 +86,7 @@ def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reduc
 
 @dataclass(frozen=True, slots=True)
 class _Coded:
-    """A unit about to be coded: its vector; the statistics and zeros of this rank's or, later, of all.
+    """Holds a unit about to be coded: its vector; the statistics and zeros of this rank's or, later, of all.
 
     Before the code's own statistics stands one of ours, unless the code keeps zeros by itself: -1 where there are some,
     so that the largest is 0 unless every rank has some.
@@ -121,7 +121,7 @@ class _Coded:
 
 
 def _shared(ranks: Collectives, plain: Tensor, stats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The sum of all ranks' `plain`, and the largest of each of their statistics: together, where both are short."""
+    """Adds all ranks' `plain`, and finds the largest of each of their statistics: together, where both are short."""
     row = torch.cat([plain, *stats])
     lengths = [each.numel() for each in stats]
     added = plain.numel()
@@ -169,12 +169,12 @@ def _sample_error(code: SumCode, vector: Tensor, decoded: Tensor, this_round: Ro
 
 
 def _wide(values: Tensor) -> Tensor:
-    """In the type to average in: float32 for what is narrower, which would lose too much; its own for the rest."""
+    """Converts to the type to average in: float32 for what is narrower, which would lose too much; else its own."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _joined(views: Sequence[Tensor]) -> Tensor:
-    """All elements of `views` in one row: a view, where they lie one behind the other."""
+    """Joins all elements of `views` in one row: a view, where they lie one behind the other."""
     first = views[0]
     end = first.storage_offset()
     for view in views:

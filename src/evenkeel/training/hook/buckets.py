@@ -27,19 +27,19 @@ class Bucket(Protocol):
     """Names what is used of `torch.distributed.GradBucket`."""
 
     def index(self) -> int:
-        """The bucket's place in the backward pass."""
+        """Gives the bucket's place in the backward pass."""
 
     def is_last(self) -> bool:
         """True for the last bucket of a backward pass."""
 
     def buffer(self) -> Tensor:
-        """All gradients of the bucket, flat, not yet divided by anything."""
+        """Gives all gradients of the bucket, flat, not yet divided by anything."""
 
     def gradients(self) -> list[Tensor]:
-        """Views of the buffer, one for each parameter, with the parameter's strides."""
+        """Gives views of the buffer, one for each parameter, with the parameter's strides."""
 
     def parameters(self) -> list[Tensor]:
-        """The parameters that the gradients belong to."""
+        """Gives the parameters that the gradients belong to."""
 
 
 class BucketCopy:
@@ -60,7 +60,7 @@ class BucketCopy:
         ]
 
     def index(self) -> int:
-        """The bucket's place in the backward pass."""
+        """Gives the bucket's place in the backward pass."""
         return self._index
 
     def is_last(self) -> bool:
@@ -68,11 +68,11 @@ class BucketCopy:
         return self._is_last
 
     def buffer(self) -> Tensor:
-        """All gradients of the bucket, flat."""
+        """Gives all gradients of the bucket, flat."""
         return self._buffer
 
     def set_buffer(self, buffer: Tensor) -> None:
-        """Let `buffer` hold the gradients from now on."""
+        """Lets `buffer` hold the gradients from now on."""
         moved = buffer.storage_offset() - self._buffer.storage_offset()
         self._gradients = [
             buffer.as_strided(view.size(), view.stride(), view.storage_offset() + moved) for view in self._gradients
@@ -80,16 +80,16 @@ class BucketCopy:
         self._buffer = buffer
 
     def gradients(self) -> list[Tensor]:
-        """Views of the buffer, one for each parameter."""
+        """Gives views of the buffer, one for each parameter."""
         return self._gradients
 
     def parameters(self) -> list[Tensor]:
-        """The parameters that the gradients belong to."""
+        """Gives the parameters that the gradients belong to."""
         return self._parameters
 
 
 def gradient_views(bucket: Bucket) -> list[Tensor]:
-    """Views of the bucket's buffer, one for each parameter, that hold every number of it.
+    """Gives views of the bucket's buffer, one for each parameter, that hold every number of it.
 
     A complex parameter's view has its real and imaginary parts side by side, `[*shape, 2]`: DDP's buffer holds both,
     but DDP's own views of it name only half of the numbers, at wrong places.
@@ -115,12 +115,12 @@ def gradient_views(bucket: Bucket) -> list[Tensor]:
 
 
 def as_gradient_of(parameter: Tensor, view: Tensor) -> Tensor:
-    """A view that `gradient_views` gave, or a copy of it, in the type and shape of its parameter."""
+    """Gives a view of `gradient_views`, or a copy of it, in the type and shape of its parameter."""
     return torch.view_as_complex(view) if parameter.is_complex() else view
 
 
 def check_dense(buffer: Tensor) -> None:
-    """Refuse a bucket of sparse gradients.
+    """Refuses a bucket of sparse gradients.
 
     Raises:
         ConfigurationError: it is one.
@@ -137,7 +137,7 @@ def _numbers(views: Sequence[Tensor]) -> int:
 
 
 def raise_failures_of(futures: Sequence["Future[Tensor]"], bucket: object) -> None:
-    """Let the running backward pass raise the own error of the first of `futures` that fails.
+    """Lets the running backward pass raise the own error of the first of `futures` that fails.
 
     DDP waits for futures in C++, where an error is only a text. A callback at the end of the backward pass, queued
     before DDP queues its own, waits for them in Python. Nothing is done for a bucket that DDP did not make. Ranks that

@@ -6,7 +6,7 @@ from evenkeel.errors import ConfigurationError
 
 __all__ = ["check_kind", "check_loss_scale", "check_pickles", "check_saved_state"]
 
-# What `state_dict` of each state holds, by which it is told apart.
+# The fields that `state_dict` of each state holds, by which it is recognised.
 _HOLDS = {
     "HookState": {"step", "rank", "world", "sizes", "units", "code"},
     "PipeSGD": {"step", "flights", "look_ahead", "state"},
@@ -17,19 +17,19 @@ _SINCE = {"tensors"}
 
 
 def check_kind(name: str, value: object, fits: bool, wanted: str) -> None:
-    """ConfigurationError naming `name` and what is `wanted`, unless `value` fits or is None."""
+    """Raises a ConfigurationError naming `name` and what is `wanted`, unless `value` fits or is None."""
     if value is not None and not fits:
         raise ConfigurationError(f"{name} must be {wanted}, or None, found {value!r}")
 
 
 def check_loss_scale(loss_scale: object) -> None:
-    """ConfigurationError unless it is a function or None."""
+    """Raises a ConfigurationError unless it is a function or None."""
     wanted = "a function that gives the loss scale of the step under way, such as scaler.get_scale without brackets"
     check_kind("loss_scale", loss_scale, callable(loss_scale), wanted)
 
 
 def check_pickles(**functions: object) -> None:
-    """ConfigurationError naming the first of `functions` that pickle cannot find again: of no module."""
+    """Raises a ConfigurationError naming the first of `functions` that pickle cannot find again: of no module."""
     for name, function in functions.items():
         if "<" in getattr(function, "__qualname__", ""):
             raise ConfigurationError(
@@ -39,7 +39,7 @@ def check_pickles(**functions: object) -> None:
 
 
 def check_saved_state(state: object, owner: str) -> None:
-    """ConfigurationError unless `state` is what `state_dict` of `owner` gives."""
+    """Raises a ConfigurationError unless `state` is what `state_dict` of `owner` gives."""
     found = set(state) - _SINCE if isinstance(state, Mapping) else None
     if found == _HOLDS[owner]:
         return

@@ -1,4 +1,4 @@
-"""The hook that DistributedDataParallel calls with each bucket; the only file that knows how it does that.
+"""Defines the hook that DistributedDataParallel calls with each bucket; no other file knows how it does that.
 
 Annotations must be the objects themselves here, not strings: DDP compares them.
 """
@@ -21,16 +21,16 @@ __all__ = ["AveragesBuckets", "comm_hook"]
 
 
 class AveragesBuckets(Protocol):
-    """A state of `comm_hook`: HookState and PipeSGD."""
+    """Averages buckets, as a state of `comm_hook`: HookState and PipeSGD."""
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
-        """The future of the bucket's new content."""
+        """Gives the future of the bucket's new content."""
 
 
 def comm_hook(
     state: AveragesBuckets, bucket: GradBucket, output: Tensor | None = None
 ) -> torch.futures.Future[torch.Tensor]:
-    """The future of a bucket's average, as `state` makes it.
+    """Gives the future of a bucket's average, as `state` makes it.
 
         ddp_model.register_comm_hook(state, evenkeel.comm_hook)
 

@@ -1,4 +1,4 @@
-"""The state of `comm_hook`: averages a model's gradients through a code."""
+"""Averages a model's gradients through a code, as the state of `comm_hook`."""
 
 import atexit
 import contextlib
@@ -152,7 +152,7 @@ class HookState:
             _UNUSED.add(self)
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
-        """The future of the bucket's average, in its own buffer. For `comm_hook`."""
+        """Gives the future of the bucket's average, in its own buffer. For `comm_hook`."""
         if self._lacks:
             raise ConfigurationError(
                 f"this state is a copy of one that was made with {self._lacks}, which cannot be copied: make a new "
@@ -180,7 +180,7 @@ class HookState:
         return future
 
     def fit(self, parameters: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-        """Get ready for a model whose `parameters` are averaged over `group`. For `register`.
+        """Prepares for a model whose `parameters` are averaged over `group`. For `register`.
 
         Raises:
             ConfigurationError: they do not fit, or the state has a model already.
@@ -217,7 +217,7 @@ class HookState:
         return self._meter.stats(self._step, self._compressed_steps)
 
     def close(self) -> None:
-        """End the communication thread and its connections. The state cannot be used any more."""
+        """Ends the communication thread and its connections. The state cannot be used any more."""
         self._thread.close()
         self._reducer.close()
         self._note_use()
@@ -242,7 +242,7 @@ class HookState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; before the first step, on every rank with its own.
+        """Goes on where `state_dict` was taken; before the first step, on every rank with its own.
 
         With another number of ranks, or another rank's state, error feedback starts from nothing, with a warning. A
         rank that is new loads any other rank's state. Missing tensors are warned of too: `torch.distributed.checkpoint`

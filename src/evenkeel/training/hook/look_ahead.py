@@ -1,4 +1,4 @@
-"""Gradients at the weights that they will be applied to: Pipe-SGD's own delay, foreseen."""
+"""Computes gradients at the weights that they will be applied to: it foresees Pipe-SGD's own delay."""
 
 import copy
 import inspect
@@ -42,7 +42,7 @@ class LookAhead:
     copies - finds the true ones.
 
     A trial gradient is scaled as the user scaled the latest average before the optimizer applied it (clipping by norm,
-    a GradScaler's `unscale_`), told by their norms.
+    a GradScaler's `unscale_`); their norms give the scale.
 
     Source: weights are predicted against a pipeline's delay in SpecTrain (Chen, Yang and Cheng, 2018; from momentum
     alone) and SAPipe (Chen et al., NeurIPS 2022). That any optimizer takes a trial step, scaled so, is ours.
@@ -327,7 +327,7 @@ class _Trial:
 
 @dataclass(frozen=True)
 class _Removal:
-    """A handle."""
+    """Removes what it was made for, as PyTorch's own handles do."""
 
     remove: Callable[[], None]
 

@@ -33,7 +33,7 @@ class ParameterBook:
         self._closed = False
 
     def numbers(self, parameters: Iterable[Tensor]) -> tuple[int, ...]:
-        """The numbers of `parameters`; new ones are entered until the book is closed.
+        """Gives the numbers of `parameters`; new ones are entered until the book is closed.
 
         Raises:
             ConfigurationError: a parameter that the first step did not show.
@@ -41,7 +41,7 @@ class ParameterBook:
         return tuple(self._number(parameter) for parameter in parameters)
 
     def close(self) -> None:
-        """The first step is over: it showed all parameters."""
+        """Takes no new parameters from now on: the first step is over and showed all."""
         self._closed = True
 
     def _number(self, parameter: Tensor) -> int:
@@ -60,14 +60,14 @@ class ParameterBook:
 
 
 class Units:
-    """The units in use, by their number. A number is never given to another unit."""
+    """Holds the units in use, by their number. A number is never given to another unit."""
 
     def __init__(self) -> None:
         self._units: dict[int, tuple[int, ...]] = {}
         self._next = 0
 
     def covering(self, members: Sequence[int]) -> tuple[dict[int, tuple[int, ...]], list[int]]:
-        """Units that make up a bucket, and the numbers of former units that had to be given up for them.
+        """Gives the units that make up a bucket, and the numbers of former units that had to be given up for them.
 
         Args:
             members: parameter numbers of the bucket.
@@ -87,11 +87,11 @@ class Units:
         return {new: tuple(members)}, list(touched)
 
     def state_dict(self) -> dict[str, Any]:
-        """The units in types that checkpoints take."""
+        """Gives the units in types that checkpoints take."""
         return {"next": self._next, "units": {number: list(unit) for number, unit in self._units.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Use the units of a checkpoint."""
+        """Uses the units of a checkpoint."""
         self._next = state["next"]
         # Some checkpoints make texts of numbers, beside the numbers that they were to fill in.
         units = {int(number): tuple(unit) for number, unit in state["units"].items()}

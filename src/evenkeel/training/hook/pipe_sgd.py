@@ -1,4 +1,4 @@
-"""Pipe-SGD: the average of the step before is applied while the gradients of this one travel."""
+"""Runs Pipe-SGD: applies the average of the step before while the gradients of this one travel."""
 
 import copy
 import weakref
@@ -38,14 +38,14 @@ class Attachment:
         self._handles = handles
 
     def remove(self) -> None:
-        """Take it off again."""
+        """Takes it off again."""
         for handle in self._handles:
             handle.remove()
 
 
 @dataclass(frozen=True)
 class _PendingAverage:
-    """One bucket's average on its way: its parameters by number, and the loss scale that its gradients carry."""
+    """Holds one bucket's average on its way: its parameters by number, and the loss scale that its gradients carry."""
 
     members: tuple[int, ...]
     sizes: list[int]
@@ -54,7 +54,7 @@ class _PendingAverage:
 
 
 class PipeSGD:
-    """A state for `comm_hook` that hides communication behind the next step's computation.
+    """Hides communication behind the next step's computation, as a state for `comm_hook`.
 
         pipe = evenkeel.PipeSGD(evenkeel.HookState(evenkeel.THC(bits=4)), warmup_steps=500)
         ddp_model.register_comm_hook(pipe, evenkeel.comm_hook)
@@ -123,7 +123,7 @@ class PipeSGD:
             self._state.shared_weights = self._ahead.true_weights
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
-        """The bucket's average of the step before. For `comm_hook`."""
+        """Gives the bucket's average of the step before. For `comm_hook`."""
         views = gradient_views(bucket)
         members = self._book.numbers(bucket.parameters())
         if not self._begun:
@@ -145,7 +145,7 @@ class PipeSGD:
         return answer
 
     def fit(self, parameters: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-        """Get the state ready for a model whose `parameters` are averaged over `group`. For `register`.
+        """Prepares the state for a model whose `parameters` are averaged over `group`. For `register`.
 
         Raises:
             ConfigurationError: they do not fit, or the state has a model already.
@@ -154,7 +154,7 @@ class PipeSGD:
             self._state.fit(parameters, group)
 
     def attach(self, optimizer: torch.optim.Optimizer, *, look_ahead: nn.Module | None = None) -> "Attachment":
-        """Let `optimizer` do nothing in steps that have no gradients yet.
+        """Lets `optimizer` do nothing in steps that have no gradients yet.
 
         Args:
             optimizer: of the model.
@@ -184,7 +184,7 @@ class PipeSGD:
         return Attachment([*handles, optimizer.register_step_pre_hook(without_gradients)])
 
     def flush(self) -> bool:
-        """Put the averages still unused into the parameters' `grad`; False when there are none.
+        """Puts the averages still unused into the parameters' `grad`; False when there are none.
 
         The pipeline is empty afterwards: should training go on, its next step is a first one again.
 
@@ -217,7 +217,7 @@ class PipeSGD:
         return self._state.stats()
 
     def close(self) -> None:
-        """Close `state`, where it can be closed, after what is under way. Neither can be used any more."""
+        """Closes `state`, where it can be closed, after what is under way. Neither can be used any more."""
         close = getattr(self._state, "close", None)
         if close is not None:
             close()
@@ -237,7 +237,7 @@ class PipeSGD:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; before the first step.
+        """Goes on where `state_dict` was taken; before the first step.
 
         Raises:
             ConfigurationError: it is no state of a PipeSGD, or a step was taken. Nothing has been loaded then.

@@ -18,7 +18,7 @@ def few_dimensions(parameter: Tensor) -> bool:
 
 
 def named(model: nn.Module, *patterns: str) -> list[Tensor]:
-    """Parameters of `model` whose name fits one of `patterns`, e.g. `"*embed*"`; for `HookState(skip=...)`.
+    """Finds the parameters of `model` whose name fits one of `patterns`, e.g. `"*embed*"`; for `HookState(skip=...)`.
 
     Raises:
         ConfigurationError: a pattern that no parameter fits.
@@ -55,7 +55,7 @@ class Listed:
         return id(parameter) in self._chosen or few_dimensions(parameter)
 
     def check(self, averaged: Iterable[Tensor]) -> None:
-        """ConfigurationError if an entry has parameters, but none of those that are `averaged`."""
+        """Raises a ConfigurationError if an entry has parameters, but none of those that are `averaged`."""
         self._open()
         known = {id(parameter) for parameter in averaged}
         for entry, parameters in self._entries:
@@ -75,7 +75,7 @@ class Listed:
 
 
 def skip_rule(skip: Skip) -> Callable[[Tensor], bool]:
-    """The rule that `skip` stands for: none, a rule itself, or modules and parameters besides those of few dimensions.
+    """Makes the rule of `skip`: none, a rule itself, or modules and parameters besides those of few dimensions.
 
     Raises:
         ConfigurationError: neither.

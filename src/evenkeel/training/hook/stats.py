@@ -11,7 +11,7 @@ __all__ = ["HookStats", "Meter", "Stopwatch", "break_even_bps"]
 
 @dataclass(frozen=True, slots=True)
 class HookStats:
-    """Figures of one rank, over all compressed steps so far; times and bytes are sums.
+    """Holds the figures of one rank, over all compressed steps so far; times and bytes are sums.
 
     Attributes:
         steps: steps finished, compressed or not.
@@ -51,7 +51,7 @@ class HookStats:
 
 @dataclass(slots=True)
 class Meter:
-    """Running sums; written by the communication thread, read by any."""
+    """Keeps running sums; written by the communication thread, read by any."""
 
     coordinates: int = 0
     sent_bytes: int = 0
@@ -65,33 +65,33 @@ class Meter:
     plain_bps: float = 0.0
 
     def plain(self, sent_bytes: int, seconds: float) -> None:
-        """Enter a bucket that travelled uncompressed."""
+        """Enters a bucket that travelled uncompressed."""
         if seconds > 0:
             self.plain_bps = max(self.plain_bps, 8 * sent_bytes / seconds)
 
     def encode(self, lap: tuple[float, float]) -> None:
-        """Enter a lap of the stopwatch that ended with an encoded message."""
+        """Enters a lap of the stopwatch that ended with an encoded message."""
         self.encode_s += lap[0]
         self.communicate_s += lap[1]
 
     def add_up(self, lap: tuple[float, float]) -> None:
-        """Enter a lap that ended with a total."""
+        """Enters a lap that ended with a total."""
         self.add_s += lap[0]
         self.communicate_s += lap[1]
 
     def decode(self, lap: tuple[float, float]) -> None:
-        """Enter a lap that ended with a mean written back."""
+        """Enters a lap that ended with a mean written back."""
         self.decode_s += lap[0]
         self.communicate_s += lap[1]
 
     def include(self, other: "Meter") -> None:
-        """Add the sums of `other`, a bucket's."""
+        """Adds the sums of `other`, a bucket's."""
         for name in self.__slots__:
             if name != "plain_bps":
                 setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def stats(self, steps: int, compressed_steps: int) -> HookStats:
-        """The figures so far."""
+        """Gives the figures so far."""
         saved = self.uncompressed_bytes - self.sent_bytes
         work_s = self.encode_s + self.add_s + self.decode_s
         if self.plain_bps:
@@ -137,7 +137,7 @@ class Stopwatch:
 
 
 def break_even_bps(saved_bytes: float, work_s: float) -> float:
-    """Bandwidth at which `saved_bytes` take as long to send as the `work_s` spent on saving them."""
+    """Computes the bandwidth at which sending `saved_bytes` takes as long as the `work_s` spent on saving them."""
     if saved_bytes <= 0:
         return 0.0
     return 8 * saved_bytes / work_s if work_s > 0 else float("inf")

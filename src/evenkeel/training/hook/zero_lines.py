@@ -26,7 +26,7 @@ _FEW = 4  # less than one in so many lines is few: only these are touched then
 
 
 class _Matrix(NamedTuple):
-    """A parameter of two dimensions or more within a vector, taken as `[rows, columns, rest]`."""
+    """Describes a parameter of two dimensions or more within a vector, taken as `[rows, columns, rest]`."""
 
     start: int
     rows: int
