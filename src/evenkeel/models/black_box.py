@@ -150,7 +150,7 @@ class BlackBox:
         return made
 
     def scores(self, pixels: PixelArray, batch: int = 64) -> ScoreArray:
-        """What it answers, float32 [n, classes], all finite.
+        """Gives its scores, float32 [n, classes], all finite.
 
         Args:
             pixels: uint8 [n, height, width, 3].
@@ -227,7 +227,7 @@ class BlackBox:
         return ConfigurationError(f"classifier {self.path}: {what}; expected {ACCEPTED}")
 
     def _probe(self) -> tuple[int, ScoreKind, bool]:
-        """How many classes, of what kind the scores are, and whether a card can say how the graph is run."""
+        """Finds the number of classes, the kind of scores, and whether a card can say how the graph is run."""
         images = _probe_images(self.height, self.width)
         rows = []
         for image in images:
@@ -257,7 +257,7 @@ class BlackBox:
         return classes, self._kind(scores), self.form.fits_a_card and raw.ndim == 2 and raw.dtype == np.float32
 
     def _takes_batches(self, images: PixelArray, alone: NDArray[np.float64]) -> bool:
-        """Whether images get the same scores together as alone; a graph may have one row built in deep inside."""
+        """True if images get the same scores together as alone; a graph may have one row built in deep inside."""
         try:
             together = self._run(images)
         except Exception:

@@ -36,7 +36,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model expects, gives and was measured to do.
+    """Describes what a model expects, gives and was measured to do.
 
     A `classifier` takes one image a row and gives scores `[n, classes]`. A `collage` takes one canvas of
     `grid` x `grid` tiles a row, side `grid * tile_side`, and gives scores `[n, grid * grid, classes]`, cells row by
@@ -85,7 +85,7 @@ class ModelCard:
 
     @property
     def cells(self) -> int:
-        """How many items one pass covers."""
+        """Counts the items that one pass covers."""
         return self.group if self.kind == "parity" else self.grid * self.grid
 
     @property

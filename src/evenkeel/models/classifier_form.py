@@ -90,7 +90,7 @@ class FormHints:
 
 @dataclass(frozen=True)
 class InputForm:
-    """What the graph takes, and how pixels become it: normalised for floats, untouched for uint8."""
+    """Describes what the graph takes, and makes it from pixels: normalised for floats, untouched for uint8."""
 
     name: str
     layout: Layout
@@ -134,7 +134,7 @@ class InputForm:
 def input_form(
     session: Any, file: Path, card: ModelCard | None, wanted: FormHints, normalisation: Normalisation
 ) -> InputForm:
-    """How the graph of `session` takes images.
+    """Finds out how the graph of `session` takes images.
 
     Args:
         session: of ONNX Runtime.
@@ -228,7 +228,7 @@ def _of_card(card: ModelCard, datatype: DataType, refuse: Callable[[str], Config
 
 
 def output_name(session: Any, file: Path, card: ModelCard | None, wanted: FormHints) -> str:
-    """Which output of the graph is the scores: the card's, the wanted one, or the only one that may be.
+    """Finds the output that holds the scores: the card's, the wanted one, or the only one that may be.
 
     Raises:
         ConfigurationError: none, or several.
@@ -254,7 +254,7 @@ def output_name(session: Any, file: Path, card: ModelCard | None, wanted: FormHi
 
 
 def _is_row(axes: list[Any]) -> bool:
-    """Whether at most one of the axes is of another length than 1."""
+    """True if at most one of the axes has another length than 1."""
     return len([axis for axis in axes if axis != 1]) <= 1
 
 

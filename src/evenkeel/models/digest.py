@@ -48,7 +48,7 @@ def card_digest(card: ModelCard, folder: Path) -> str:
 
 
 class ModelDigests:
-    """What every worker of one gateway must hold under a model's name.
+    """Holds the digests that every worker of one gateway must have under a model's name.
 
     A digest begins with what it is of: `onnx:`, `python:`, or `version:` for what a remote server says. Those of one
     model and kind must be the same; where none is known beforehand, the first one seen counts.

@@ -24,7 +24,7 @@ _MANY = 0.1  # of all images; rare classes are judged together from there on
 
 @dataclass(frozen=True)
 class ByClass:
-    """How fills agree with a classifier, class by class of its answers.
+    """Counts how fills agree with a classifier, class by class of its answers.
 
     Attributes:
         images: of each class that it answers.

@@ -42,7 +42,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Skill:
-    """How many of `count` labelled images the classifier gets right, and by chance.
+    """Counts the labelled images, of `count`, that the classifier gets right, and says what chance would.
 
     Attributes:
         hits: images that are given the class of their label.
@@ -69,7 +69,7 @@ class Skill:
 
 @dataclass(frozen=True)
 class Numbering:
-    """How labels become class numbers, and what the classifier itself makes of them.
+    """Says how labels become class numbers, and what the classifier itself makes of them.
 
     Attributes:
         numbers: class of each label; None where labels cannot be used.
@@ -91,7 +91,7 @@ class Numbering:
         return self.skill is not None and not self.skill.near_chance and not self.misplaced
 
     def told(self) -> list[str]:
-        """What a user should know of it, line by line."""
+        """Says what a user should know of it, line by line."""
         if self.skill is None:
             return [
                 f"labels are left aside: {self.how}; a model card, or fit --classes FILE, says what they are called"
@@ -130,7 +130,7 @@ def number_labels(
     classes: int,
     answers: IntegerArray,
 ) -> Numbering:
-    """How the labels of images become class numbers.
+    """Turns the labels of images into class numbers.
 
     Args:
         labels: of some labelled images, as their source numbers them.
@@ -183,7 +183,7 @@ def number_alike(
     names: Sequence[str] | None,
     answers: IntegerArray,
 ) -> Numbering | None:
-    """How labels become class numbers where others of the same names were matched already; None where they are others.
+    """Turns labels into class numbers as others of the same names were matched already; None where they are others.
 
     Args:
         known: how those were.
@@ -209,7 +209,7 @@ def number_by_asking(
     class_names: Sequence[str] | None,
     classes: int,
 ) -> Numbering:
-    """How `labels` of images become class numbers, by asking the classifier about some of them.
+    """Turns `labels` of images into class numbers, by asking the classifier about some of them.
 
     Args:
         scores: of the classifier, for images uint8 [n, height, width, 3].
@@ -399,7 +399,7 @@ def _usual_orders(names: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def _fits(counts: IntegerArray, order: Sequence[int]) -> bool:
-    """Whether the classifier's answers confirm that label i is class `order[i]`."""
+    """True if the classifier's answers confirm that label i is class `order[i]`."""
     return not _skill(counts, order).near_chance and not _misplaced(counts, order)
 
 
@@ -468,7 +468,7 @@ def _judged(
 
 
 def _counts(labels: IntegerArray, answers: IntegerArray, named: int, classes: int) -> IntegerArray:
-    """How many images of each label got each answer `[labels, classes]`."""
+    """Counts the images of each label that got each answer `[labels, classes]`."""
     found = np.bincount(labels * classes + answers, minlength=named * classes)
     return found.reshape(named, classes)
 

@@ -164,7 +164,7 @@ def interleaved_latencies_ms(runs: Sequence[Callable[[], object]], rounds: int =
 
 
 def shuffled_groups(count: int, size: int, seed: int) -> NDArray[np.int64]:
-    """Which of `count` images stand in each group `[groups, size]`: one random permutation, classes mixed.
+    """Draws the images, of `count`, that stand in each group `[groups, size]`: one random permutation, classes mixed.
 
     No image is in two groups; what does not fill a group is left out.
     """

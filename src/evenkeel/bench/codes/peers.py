@@ -53,7 +53,7 @@ class MeasuredCode:
 
     @classmethod
     def of(cls, mean: Tensor, gradients: Gradients, traffic: Traffic) -> Self:
-        """What a mean that was found is off by."""
+        """Measures what a mean that was found is off by."""
         true = gradients.vectors.double().mean(0)
         return cls(float((mean.double() - true).square().sum() / true.square().sum()), traffic)
 

@@ -71,7 +71,7 @@ def write_gradients(path: str | Path, recorded: Recorded) -> None:
 
 
 def read_gradients(path: str | Path) -> Recorded:
-    """What `write_gradients` wrote.
+    """Reads what `write_gradients` wrote.
 
     Raises:
         ConfigurationError: not such a file, or arrays that do not fit together.

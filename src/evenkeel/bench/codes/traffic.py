@@ -23,7 +23,7 @@ TOPOLOGIES = {
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Which way the messages take, and the bits that a rank sends: the mean over ranks."""
+    """Says which way the messages take, and counts the bits that a rank sends: the mean over ranks."""
 
     topology: str
     bits: float

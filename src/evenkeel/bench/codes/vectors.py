@@ -25,7 +25,7 @@ Draw = Callable[[], Tensor]  # one more vector [length] of the same law, indepen
 
 @dataclass(frozen=True)
 class Gradients:
-    """What the workers have to average in one round.
+    """Holds what the workers have to average in one round.
 
     Attributes:
         vectors: float32 `[workers, length]`.
@@ -40,7 +40,7 @@ class Gradients:
 
     @property
     def workers(self) -> int:
-        """How many workers."""
+        """Counts the workers."""
         return int(self.vectors.shape[0])
 
     @property

@@ -35,7 +35,7 @@ def with_float_input(content: bytes, input_name: str) -> bytes:
 
 
 def _element_types(content: bytes, name: bytes) -> Iterator[int]:
-    """Where the element type of the input called `name` stands, one byte."""
+    """Finds the byte that holds the element type of the input called `name`."""
     for graph in _within(content, (0, 0, len(content)), _MODEL_GRAPH):
         for value in _within(content, graph, _GRAPH_INPUT):
             if any(content[begin:end] == name for _, begin, end in _within(content, value, _VALUE_NAME)):

@@ -183,7 +183,7 @@ def pass_times_ms(
 
 
 def from_scores(scores: Array, confidences: Array) -> Fills:
-    """What the classifier itself answers for every image, from its scores `[images, classes]`."""
+    """Takes the classifier's own answers for every image from its scores `[images, classes]`."""
     return Fills(np.arange(len(scores)), scores.argmax(axis=1).astype(np.int64), np.asarray(confidences, np.float64))
 
 
@@ -252,7 +252,7 @@ class _Collector:
         self._confidences: list[float] = []
 
     def add(self, group: IntegerArray, known: Mapping[int, Answer], places: Iterable[int]) -> None:
-        """What is known of the items at these places of a group."""
+        """Adds what is known of the items at these places of a group."""
         for place in places:
             answer = known.get(place)
             self._images.append(int(group[place]))

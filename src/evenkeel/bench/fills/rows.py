@@ -60,14 +60,14 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Truth:
-    """What fills are held against: the classifier's own answers `[images]` and, where known, the labels `[images]`."""
+    """Holds what fills are compared with: the classifier's own answers `[images]` and, if known, labels `[images]`."""
 
     answers: NDArray[np.int64]
     labels: NDArray[np.int64] | None
 
     @property
     def right(self) -> NDArray[np.bool_] | None:
-        """Which images the classifier gets right `[images]`."""
+        """Marks the images that the classifier gets right `[images]`."""
         return None if self.labels is None else self.answers == self.labels
 
 
@@ -229,7 +229,7 @@ def class_fields(fills: Fills, truth: Truth) -> dict[str, Any]:
 
 
 def gate_fields(fills: Fills, truth: Truth, min_confidence: float) -> dict[str, Any]:
-    """What passes the confidence that a backup's card asks for; nothing where it asks for none."""
+    """Gives what passes the confidence that a backup's card asks for; nothing where it asks for none."""
     if not min_confidence:
         return {}
     answers = truth.answers[fills.images]

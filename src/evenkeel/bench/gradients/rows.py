@@ -209,7 +209,7 @@ def _aggregate_s(record: Record) -> float:
 
 
 def _seconds_to(record: Record, target: float) -> float | None:
-    """When the test accuracy reached the target; on a line between the two evaluations around it."""
+    """Finds when the test accuracy reached the target, on a line between the two evaluations around it."""
     before_s, before = 0.0, None
     for step, accuracy in record["evaluations"]:
         now_s = record["times_s"][step - 1]

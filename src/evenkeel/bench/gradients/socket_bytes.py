@@ -24,7 +24,7 @@ class SocketBytes(NamedTuple):
 
 
 def socket_bytes() -> SocketBytes:
-    """What all TCP connections that are open now have carried.
+    """Counts the bytes that all TCP connections that are open now have carried.
 
     Unlike an interface's counters it tells the processes of one machine apart, and needs no rights.
 

@@ -121,7 +121,7 @@ def open_task(name: str, folder: Path, classes: int) -> TrainingTask:
 
 
 def _share_of_epoch(count: int, seed: int, step: int, rank: int, world: int, batch: int) -> NDArray[np.int64]:
-    """Which of `count` examples a rank takes in a step: every epoch shuffles them anew, a step takes the next ones."""
+    """Chooses the examples, of `count`, that a rank takes in a step; every epoch shuffles them anew."""
     steps = count // (world * batch)
     if not steps:
         raise ConfigurationError(f"batch: {world} workers with {batch} each need more than {count} examples")

@@ -132,7 +132,7 @@ def tail(latencies_by_policy: Latencies) -> "Figure":
 
 
 def sources(counts_by_policy: Mapping[str, Mapping[str, int]]) -> "Figure":
-    """How the answers of each policy were known, as stacked bars of shares.
+    """Draws how the answers of each policy were known, as stacked bars of shares.
 
     Args:
         counts_by_policy: policy -> source -> number of requests, as `rows.count_sources` gives them.

@@ -42,7 +42,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What every contender is put through.
+    """Describes what every contender goes through.
 
     Attributes:
         delay: law of task times, as text.
@@ -83,13 +83,13 @@ class Experiment:
         return _above_zero("load", self.load) * self.replicas / mean_s
 
     def times_s(self) -> Array:
-        """When requests come, the same for every contender."""
+        """Gives the times at which requests come, the same for every contender."""
         return arrivals(self.rate(), self.requests, self.seed, self.batch)
 
 
 @dataclass
 class Run:
-    """What one contender did."""
+    """Holds what one contender did."""
 
     contender: Contender
     row: dict[str, Any]

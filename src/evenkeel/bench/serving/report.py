@@ -216,7 +216,7 @@ def _lead(rows: Sequence[Row]) -> str:
 
 
 def _setting(rows: Sequence[Row]) -> str:
-    """What all rows have in common."""
+    """Says what all rows have in common."""
     if not rows:
         return "no requests"
     shared = [text for key, text in settings(rows[0]).items() if all(settings(row).get(key) == text for row in rows)]

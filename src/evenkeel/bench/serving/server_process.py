@@ -26,7 +26,7 @@ class Counters(dict[str, float]):
     """Counters of a gateway: name, with its label value in brackets where it has one."""
 
     def since(self, before: "Counters") -> "Counters":
-        """What was counted between two readings."""
+        """Subtracts: what was counted between two readings."""
         return Counters({name: value - before.get(name, 0.0) for name, value in self.items()})
 
     def total(self, prefix: str) -> float:

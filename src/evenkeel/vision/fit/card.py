@@ -154,7 +154,7 @@ def told(card: ModelCard) -> str:
 
 
 def told_of_classes(card: ModelCard) -> list[str]:
-    """What agreement is worth class by class, line by line: it hides classes that are rare."""
+    """Says what agreement is worth class by class, line by line: it hides classes that are rare."""
     assert card.agreement is not None
     assert card.largest_class_share is not None
     largest, found = card.notes["largest_class"], card.notes["above_min_confidence"]
@@ -252,13 +252,13 @@ def _with_quality(session: ModelSession, card: ModelCard, shown: AnsweredImages)
 def _collage_scores(
     session: ModelSession, card: ModelCard, images: ImageSet
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which images the cells held [n], and their scores [n, classes]."""
+    """Gives the images that the cells held [n], and their scores [n, classes]."""
     cells, canvases = _collages(card, images)
     return cells, np.concatenate([session(canvas)[0] for canvas in canvases])
 
 
 def _collages(card: ModelCard, images: ImageSet) -> tuple[NDArray[np.int64], Iterator[NDArray[np.uint8]]]:
-    """Which images the cells hold [n], and the collages [1, side, side, 3], one by one: encoded as the gateway does."""
+    """Gives the images that the cells hold [n], and the collages [1, side, side, 3], encoded as the gateway does."""
     code = Collage.from_card(card)
     groups = shuffled_groups(len(images), card.cells, seed=card.grid)
     canvases = (code.spares([code.prepare(images.pixels[item]) for item in group])[0].inputs for group in groups)

@@ -61,7 +61,7 @@ def better_fed(
 
 
 def count_ways(classifier: BlackBox) -> int:
-    """How many other ways to feed it there are to try."""
+    """Counts the other ways to feed it that are tried."""
     return sum(1 for _ in _ways(classifier))
 
 

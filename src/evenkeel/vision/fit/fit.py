@@ -100,7 +100,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _ClassifierAnswers:
-    """What the classifier makes of the images that are not learned from.
+    """Holds what the classifier makes of the images that are not learned from.
 
     Attributes:
         held: held-out images, which confidence is calibrated with; labels only where they can be trusted with that.
@@ -127,7 +127,7 @@ class _FitRun:
     sketch: str
 
     def asked(self, images: ImageSet, held: ImageSet, test: ImageSet | None) -> _ClassifierAnswers:
-        """What the classifier answers, before anything long: what labels are worth, and whether it is fed right."""
+        """Shows the classifier's answers before any long work: what labels are worth, and whether it is fed right."""
         classifier, say = self.classifier, self.watcher.say
         scores = classifier.log_probabilities(held.pixels)
         answers: NDArray[np.int64] = scores.argmax(1)
@@ -158,7 +158,7 @@ class _FitRun:
         )
 
     def _numbering(self, images: ImageSet, held: ImageSet, answers: NDArray[np.int64]) -> Numbering:
-        """How labels are matched, by the held-out images and by more images of labels that are rare among those."""
+        """Matches labels by the held-out images, and by more images of labels that are rare among those."""
         assert images.labels is not None
         assert held.labels is not None
         labels = np.concatenate([held.labels, images.labels])
@@ -290,7 +290,7 @@ class _FitRun:
         return cards
 
     def serving(self, cards: list[ModelCard], asked: _ClassifierAnswers) -> None:
-        """What `evenkeel serve` needs to serve them."""
+        """Writes what `evenkeel serve` needs to serve them."""
         labels, temperature = asked.held.images.labels, 1.0
         if labels is not None:  # which alone could tell
             temperature = fit_temperature(asked.scores, labels)
@@ -323,7 +323,7 @@ class _FitRun:
         return network.to("cpu"), self._notes(size, bank, recipe, seconds)
 
     def _affordable_epochs(self, size: Size, bank: ViewBank, recipe: FitRecipe) -> float:
-        """How many passes over the images fit into the minutes, by a few steps of a network to be forgotten."""
+        """Counts the passes over the images that fit into the minutes, from a few steps of a throw-away network."""
         trial = self.out / "trial.checkpoint"
         trial.unlink(missing_ok=True)
         network, short = size.network(self.classifier.classes), replace(recipe, epochs=1.0)

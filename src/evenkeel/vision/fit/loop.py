@@ -43,7 +43,7 @@ _WHITENED = 1_000_000  # pixels whose 2x2 patches the first filters are made fro
 
 @dataclass(frozen=True)
 class FitRecipe:
-    """How a tile network is trained; what it is trained on stands in its `ViewBank`."""
+    """Describes how a tile network is trained; what it is trained on stands in its `ViewBank`."""
 
     epochs: float = 40.0  # passes over the images, each time in one of their views
     tiles: int = 500  # in a step
@@ -59,7 +59,7 @@ class FitRecipe:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come: steps done and wanted, the loss of the last one, seconds in all attempts.
+    """Says how far a training has come: steps done and wanted, the loss of the last one, seconds in all attempts.
 
     The loss is NaN where an earlier attempt has done the last step.
     """

@@ -37,7 +37,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What is wanted.
+    """Holds the options of a fit.
 
     Attributes:
         grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
@@ -106,7 +106,7 @@ class FitOptions:
 
     @property
     def torch_device(self) -> str:
-        """Where the networks are trained."""
+        """Gives the device that trains the networks."""
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         return self.device

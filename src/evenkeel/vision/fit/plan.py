@@ -21,7 +21,7 @@ PLAN = "plan.json"  # in a fit's folder
 
 @dataclass
 class FitPlan:
-    """How large the networks are, and how long they are trained.
+    """Says how large the networks are, and how long they are trained.
 
     Attributes:
         folder: of the fit.
@@ -73,7 +73,7 @@ class FitPlan:
 
 
 def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, options: FitOptions) -> dict[str, Any]:
-    """What decides a fit's outcome: the classifier, the images, the options."""
+    """Digests what decides a fit's outcome: the classifier, the images, the options."""
     identity: dict[str, Any] = {
         "classifier": classifier.sha256,
         "images": _digest(images),

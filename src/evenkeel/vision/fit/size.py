@@ -127,7 +127,7 @@ def choose_size(
 
 
 def most_measured(height: int, width: int) -> int:
-    """How many sizes `choose_size` measures at most on a quiet machine."""
+    """Counts the sizes that `choose_size` measures at most on a quiet machine."""
     return 2 * len(tile_sides(height, width)) + math.ceil(math.log2(len(sizes(32)) + 1)) + 1
 
 

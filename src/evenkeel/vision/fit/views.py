@@ -68,7 +68,7 @@ class ViewBank:
 
     @property
     def missing(self) -> int:
-        """How many views have no scores yet."""
+        """Counts the views that have no scores yet."""
         return sum(len(self._waiting(view)) for view in range(self.views))
 
     def fill(self, scorer: Scorer) -> Iterator[int]:
