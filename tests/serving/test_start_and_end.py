@@ -166,12 +166,13 @@ def test_wrong_and_silent_nodes_elsewhere_do_not_keep_the_others_from_serving() 
     asyncio.run(run())
 
 
-def test_it_listens_on_several_addresses_and_a_unix_socket(tmp_path: Path) -> None:
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_it_listens_on_both_kinds_of_addresses_and_a_unix_socket(tmp_path: Path) -> None:
     async def run() -> None:
         path = tmp_path / "http.sock"
-        async with serving(tmp_path, host=["127.0.0.1", "127.0.0.2", f"unix:{path}"]) as (process, url):
+        async with serving(tmp_path, host=["::", f"unix:{path}"]) as (process, url):
             await until(f"{url}/v2/health/ready", 200)
-            assert await status(url.replace("127.0.0.1", "127.0.0.2") + "/v2/health/ready") == 200
+            assert await status(url.replace("127.0.0.1", "[::1]") + "/v2/health/ready") == 200
             connector = aiohttp.UnixConnector(str(path))
             async with (
                 aiohttp.ClientSession(connector=connector) as session,
@@ -183,6 +184,7 @@ def test_it_listens_on_several_addresses_and_a_unix_socket(tmp_path: Path) -> No
         assert not path.exists()
 
     asyncio.run(run())
+    assert "listens on ::: whoever reaches it can send requests" in (tmp_path / "log").read_text()
 
 
 def test_a_log_that_nobody_reads_holds_nobody_up() -> None:

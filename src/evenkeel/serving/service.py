@@ -15,9 +15,9 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.backends.oip.backend import OipBackend
-from evenkeel.backends.worker.address import parse_address
+from evenkeel.backends.worker.address import Address, parse_address
 from evenkeel.backends.worker.config import WorkerConfig
-from evenkeel.backends.worker.key import check_open, read_key
+from evenkeel.backends.worker.key import check_open, is_open, read_key
 from evenkeel.backends.worker.process import ProcessBackend
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
@@ -128,6 +128,9 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
     stop = asyncio.Event()
     bound: asyncio.Future[int] = loop.create_future()
     hosts = [host for host in config.host if not host.startswith("unix:")]
+    for host in hosts:
+        if is_open(Address("tcp", host=host.strip("[]"))):
+            _log.warning("listens on %s: whoever reaches it can send requests, since clients need no key", host)
     uds = next((host.removeprefix("unix:") for host in config.host if host.startswith("unix:")), None)
     # It listens before models are loaded: whoever watches it can tell that it is alive, and that it is not ready.
     server = asyncio.ensure_future(

@@ -16,7 +16,7 @@ from pathlib import Path
 from evenkeel.backends.worker.address import Address
 from evenkeel.errors import ConfigurationError, ProtocolError
 
-__all__ = ["CHALLENGE_BYTES", "KEY_VARIABLE", "challenge", "check_open", "check_proof", "proof", "read_key"]
+__all__ = ["CHALLENGE_BYTES", "KEY_VARIABLE", "challenge", "check_open", "check_proof", "is_open", "proof", "read_key"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def check_open(address: Address, key: bytes, no_key: bool) -> None:
     Raises:
         ConfigurationError: there is no key, and other machines could send tasks or answer in a worker's place.
     """
-    if key or not _is_open_to_others(address):
+    if key or not is_open(address):
         return
     if not no_key:
         raise ConfigurationError(
@@ -97,7 +97,8 @@ def check_open(address: Address, key: bytes, no_key: bool) -> None:
     _log.warning("%s has no key: whoever reaches it can send tasks, or answer in a worker's place", address)
 
 
-def _is_open_to_others(address: Address) -> bool:
+def is_open(address: Address) -> bool:
+    """True for a TCP address that other machines can reach."""
     if address.kind != "tcp" or address.host == "localhost":
         return False
     try:
