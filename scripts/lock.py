@@ -1,7 +1,8 @@
 """Writes requirements.lock: what a development install takes, with the hash of every file.
 
-Run it with Python 3.11 on Linux x86-64 after constraints.txt has changed: `python scripts/lock.py`. Versions and files
-are those that pip chooses there, so that the lock is for that Python and kind of machine; elsewhere use `make` as it is.
+Run it with Python 3.11 on Linux x86-64 after constraints.txt has changed: `python scripts/lock.py`. Versions and
+files are those that pip chooses there, so that the lock is for that Python and kind of machine; elsewhere use `make`
+as it is.
 """
 
 import json
