@@ -83,17 +83,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         dest="models",
         metavar="SPEC",
-        help="card.json, the name of a shipped model, or python:mod:factory; may be repeated",
+        help="Model to serve: a card.json, the name of a shipped model, or python:mod:factory. May be given again.",
     )
-    add("--listen", required=True, metavar="ADDRESS", help="unix:/path or tcp://host:port")
-    add("--threads", type=int, default=1, help="threads of one pass")
-    add("--most-queued", type=int, default=1024, help="refuse tasks beyond that many waiting ones")
-    add("--key-file", default="", metavar="FILE", help="file with the key that clients on TCP must have; see the docs")
-    add("--no-key", action="store_true", help="take tasks from anybody who can reach a TCP address, without a key")
-    add("--most-clients", type=int, default=64, help="refuse connections beyond that many")
-    add("--most-rows", type=int, default=1024, help="refuse tasks with more rows than that")
-    add("--delay", default="", metavar="LAW", help="injected delay, e.g. two-mode:scale=0.3,seed=7")
-    add("--drain", type=float, default=10.0, dest="drain_s", help="seconds to finish the queue after SIGTERM")
+    add("--listen", required=True, metavar="ADDRESS", help="Address to listen on: unix:/path or tcp://host:port.")
+    add("--threads", type=int, default=1, help="Number of threads that one pass may use.")
+    add("--most-queued", type=int, default=1024, help="Largest number of waiting tasks; more are refused.")
+    add("--key-file", default="", metavar="FILE", help="File with the key that clients on TCP share.")
+    add("--no-key", action="store_true", help="Take tasks from anybody who can reach a TCP address, without a key.")
+    add("--most-clients", type=int, default=64, help="Largest number of connections; more are refused.")
+    add("--most-rows", type=int, default=1024, help="Largest number of rows in one task.")
+    add("--delay", default="", metavar="LAW", help="Delay to inject, for experiments: two-mode:scale=0.3,seed=7.")
+    add("--drain", type=float, default=10.0, dest="drain_s", help="Seconds to finish the queue after SIGTERM.")
     # Set by a gateway or an experiment for the workers that it starts.
     add("--delay-cost", type=float, default=None, help=argparse.SUPPRESS)
     add("--delay-epoch", type=float, default=None, dest="delay_epoch_s", help=argparse.SUPPRESS)
