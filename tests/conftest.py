@@ -1,12 +1,18 @@
 """Skips test modules whose optional packages are not installed, so that they can import them in plain lines."""
 
 import ast
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import evenkeel  # noqa: F401 - before any test imports onnxruntime, which it keeps from sending usage data
+
+# The same examples in every run, so that a change is judged by what it does; HYPOTHESIS_PROFILE=default tries others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 TESTS = Path(__file__).parent
 # What `pip install evenkeel[train]` brings.

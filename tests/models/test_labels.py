@@ -7,7 +7,6 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.labels import (
@@ -192,17 +191,34 @@ def test_numbers_that_count_from_one_are_not_taken_for_the_classes_beside_them()
         number_labels(np.array([0, 12]), None, None, 10, np.array([0, 1]))
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(2, 30), st.randoms(use_true_random=False))
-def test_names_never_stand_for_another_class(classes: int, random: Random) -> None:
-    """Whatever the order of the folders, a name that is served is that of the images which get this answer."""
-    names = [f"kind {number}" for number in range(classes)]
-    truth = list(range(classes))
-    random.shuffle(truth)
-    right = random.choice([0.1, 0.3, 0.6, 0.95])
-    found = answered(names, truth, right=right, each=random.choice([3, 15, 60]), seed=random.randrange(100))
-    for label, number in enumerate(truth):
-        assert found.class_names[number] in (names[label], str(number))
+def test_names_hardly_ever_stand_for_another_class() -> None:
+    """Whatever the order of the folders, a name that is served is that of the images which get this answer.
+
+    Two folders in each other's place are the hardest to see. Few and bad answers show too little, so it is a rate:
+    at most one order in five hundred, where taking the order that fits would be wrong in one of forty.
+    """
+    wrong = 0
+    for seed in range(2000):
+        random = Random(seed)
+        classes = random.choice([2, 3, 4, 6, 10, 30])
+        truth = list(range(classes))
+        if seed % 2:
+            random.shuffle(truth)
+        else:
+            one, other = random.sample(range(classes), 2)
+            truth[one], truth[other] = truth[other], truth[one]
+        names = [f"kind {number}" for number in range(classes)]
+        right, each = random.choice([0.1, 0.3, 0.6, 0.95]), random.choice([3, 15, 60])
+        found = answered(names, truth, right=right, each=each, seed=seed)
+        wrong += any(found.class_names[number] not in (names[label], str(number)) for label, number in enumerate(truth))
+    assert wrong <= 4
+
+
+def test_an_order_that_fits_names_the_classes_of_few_images() -> None:
+    for classes, each, right, share in ((10, 15, 0.6, 0.95), (30, 3, 0.95, 0.9), (100, 5, 0.8, 0.8)):
+        names = [f"kind {number}" for number in range(classes)]
+        found = answered(names, range(classes), right=right, each=each)
+        assert sum(name.startswith("kind") for name in found.class_names) >= share * classes
 
 
 def test_rare_labels_are_asked_about_too() -> None:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _CLEAR = 3.1  # standard deviations; by chance once in a thousand
+_NAMED = 1.4  # standard deviations against each single swap, once the order as a whole is clear
 _LEAST_SKILL = 0.1  # of the way from chance to always right; below it the classifier is near chance
 _ASKED = 500  # images that show which label is which class
 _MOST_BYTES = 16 << 20  # of a file of class names
@@ -422,11 +423,26 @@ def _misplaced(counts: IntegerArray, order: Sequence[int], clear: float = _CLEAR
     return found
 
 
+def _swappable(counts: IntegerArray, order: Sequence[int]) -> set[int]:
+    """Finds the labels with images that may as well stand in the place of another such label."""
+    seen = np.flatnonzero(counts.any(axis=1))
+    given = counts[np.ix_(seen, np.array(order)[seen])]  # of label i, the class of label j
+    own = np.diag(given)
+    here, there = own[:, None] + own[None, :], given + given.T
+    open_pairs = here - there < _NAMED * np.sqrt(here + there)
+    np.fill_diagonal(open_pairs, False)
+    return set(seen[open_pairs.any(axis=1)].tolist())
+
+
 def _names_in(order: Sequence[int], names: Sequence[str], counts: IntegerArray, classes: int) -> tuple[str, ...]:
-    """The names in an order that fits; a number for each class that its own images do not bear out."""
+    """The names in an order that fits; a number for each class that its own images do not bear out.
+
+    Two labels in each other's place leave the order as a whole as clear as it was, so each pair must show that it is
+    not swapped: more of its images are given their own class than the other's.
+    """
     known = list(_numbers(classes))
     unseen = np.flatnonzero(~counts.any(axis=1)).tolist()
-    unsure = {label for label, _ in _misplaced(counts, order, clear=0.0)}
+    unsure = {label for label, _ in _misplaced(counts, order, clear=0.0)} | _swappable(counts, order)
     unsure |= set(unseen) if len(unseen) > 1 else set()  # a single one is what is left
     for label, number in enumerate(order):
         if label not in unsure:
