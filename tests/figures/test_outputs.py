@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
-from evenkeel.figures.outputs import Outputs, asked_for, check_outputs, write, write_json
+from evenkeel.figures.outputs import Outputs, arguments_of, check_outputs, write, write_json
 
 
 def test_what_can_be_written_passes(tmp_path: Path) -> None:
@@ -48,10 +48,10 @@ class Arguments:
     outputs: Outputs = field(default_factory=Outputs)
 
 
-def test_zero_is_asked_for_but_nothing_is_not() -> None:
+def test_a_zero_is_kept_but_what_was_not_given_is_not() -> None:
     given = {"seed": 0, "load": 0.0, "name": "", "everything": True}
-    assert asked_for(Arguments()) == given
-    assert asked_for(Arguments(outputs=Outputs(json_path=Path("x")))) == {**given, "json_path": Path("x")}
+    assert arguments_of(Arguments()) == given
+    assert arguments_of(Arguments(outputs=Outputs(json_path=Path("x")))) == {**given, "json_path": Path("x")}
 
 
 def test_a_document_holds_paths_as_strings_and_no_number_as_null(tmp_path: Path) -> None:

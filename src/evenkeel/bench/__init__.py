@@ -1,1 +1,1 @@
-"""Measuring tools: what `evenkeel bench` and `evenkeel demo` run."""
+"""Measures: what `evenkeel bench` and `evenkeel demo` run."""

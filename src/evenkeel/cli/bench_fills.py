@@ -66,7 +66,7 @@ __all__ = ["fills"]
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Number of times that every image is asked.",
+    help="Number of times that every image is sent.",
 )
 @click.option("--partial", is_flag=True, help="Measure groups of 1 to N items too.")
 @click.option("--same-class", is_flag=True, help="Measure groups of one class too, as an ablation.")

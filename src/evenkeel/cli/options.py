@@ -25,7 +25,7 @@ _NODE_OPTIONS = (
     click.option(
         "--hedge-after",
         metavar="WHEN",
-        help="Time after which another replica is asked: p95 (a live quantile) or 25ms.",
+        help="Time after which the item goes to another replica as well: p95 (a live quantile) or 25ms.",
     ),
     click.option("--min-confidence", type=float, help="Lowest confidence (0..1) at which a fill is used."),
     click.option("--max-extra-load", type=float, help="Largest number of hedges, as a share of all items."),

@@ -10,7 +10,7 @@ import orjson
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
 
-__all__ = ["Outputs", "asked_for", "check_outputs", "write", "write_json"]
+__all__ = ["Outputs", "arguments_of", "check_outputs", "write", "write_json"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def check_outputs(*, figure: Path | None = None, records: Path | None = None, **
             raise ConfigurationError(f"records: the folder {records} cannot be made in {there}")
 
 
-def asked_for(arguments: Any) -> dict[str, Any]:
+def arguments_of(arguments: Any) -> dict[str, Any]:
     """Gives the fields of a dataclass that say something: all but None, flags that are not set and empty tuples.
 
     The files of a field `outputs` stand among them.

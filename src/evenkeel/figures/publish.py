@@ -34,7 +34,7 @@ def publish(
     Args:
         pages: the tables for people, for the terminal and for Markdown.
         rows: the figures for machines.
-        arguments: what `outputs.asked_for` gives.
+        arguments: what `outputs.arguments_of` gives.
         outputs: the files.
         notes: lines below the last page on the terminal.
         further: what else the document for machines holds.

@@ -485,7 +485,7 @@ def test_what_is_wrong_is_one_line_and_exit_2(arguments: tuple[str, ...], messag
 def test_too_few_recorded_workers_are_told(tmp_path: Path) -> None:
     result = run("--gradients", recording(tmp_path / "tiny.npz"), "--workers", 4)
     assert result.exit_code == 2
-    assert "workers: the recorded gradients are of 3 workers; ask for at most so many" in result.stderr
+    assert "workers: the recorded gradients are of 3 workers; give at most so many" in result.stderr
 
 
 @pytest.mark.parametrize(

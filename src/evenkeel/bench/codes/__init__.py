@@ -1,1 +1,1 @@
-"""`evenkeel bench codes`: the error of a mean against the bits that it takes."""
+"""Runs `evenkeel bench codes`: measures the error of a mean against the bits that it takes."""

@@ -9,7 +9,7 @@ from evenkeel.bench.codes.figure import codes as codes_figure
 from evenkeel.bench.codes.recorded import read_gradients
 from evenkeel.bench.codes.rows import notes_of, pages_of
 from evenkeel.errors import ConfigurationError, MissingExtraError
-from evenkeel.figures.outputs import Outputs, asked_for
+from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
 from evenkeel.text_values import read_count, read_number
@@ -54,8 +54,8 @@ def run_codes(arguments: CodesArguments) -> None:
     ]
     settings += [setting for each in recordings for count in workers for setting in recorded_settings(each, count)]
     if not settings:
-        most = max(len(moment.workers) for each in recordings for moment in each.moments.values())
-        raise ConfigurationError(f"workers: the recorded gradients are of {most} workers; ask for at most so many")
+        largest = max(len(moment.workers) for each in recordings for moment in each.moments.values())
+        raise ConfigurationError(f"workers: the recorded gradients are of {largest} workers; give at most so many")
     with bars(Console(stderr=True), 24) as progress:
         task = progress.add_task("codes", total=len(settings) * len(contenders) * arguments.seeds)
         rows = measure(
@@ -68,7 +68,7 @@ def run_codes(arguments: CodesArguments) -> None:
     publish(
         pages_of(rows),
         rows,
-        asked_for(arguments),
+        arguments_of(arguments),
         arguments.outputs,
         notes=notes_of(rows, [contender.code for contender in contenders], recorded=bool(recordings)),
         draw=lambda: codes_figure(rows),

@@ -1,4 +1,4 @@
-"""The figure of codes: error of the mean against bits."""
+"""Draws the figure of codes: error of the mean against bits."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _NO_ERROR = 1e-10  # of float32: nothing to draw on a logarithmic scale
 
 
 def codes(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Error of the mean against bits per coordinate, both on logarithmic scales, a panel for each kind of vectors.
+    """Draws the error of the mean against bits per coordinate, on logarithmic scales, a panel for each kind of vectors.
 
     Settings of one code that differ in one number alone (bits, levels, rank) are joined by a line. Whiskers are 95 %
     intervals. What has no error to speak of (float32) is a line upwards.
@@ -57,8 +57,8 @@ def codes(rows: Sequence[Mapping[str, Any]]) -> "Figure":
                     (row for row in some if _family(row["code"]) == family), key=lambda row: row["bits_per_coordinate"]
                 )
                 handles[family] = _line(panel, members, styles[family])
-            told = [distribution, f"n={workers}", *([] if correlation is None else [f"ρ={correlation:.2g}"])]
-            panel.set_title(" · ".join(told), loc="left", fontsize=9, fontweight="bold", pad=3)
+            title = [distribution, f"n={workers}", *([] if correlation is None else [f"ρ={correlation:.2g}"])]
+            panel.set_title(" · ".join(title), loc="left", fontsize=9, fontweight="bold", pad=3)
             panel.grid(which="major", color=GREY, alpha=0.25, linewidth=0.5)
         for panel in grid.flat[len(panels) :]:
             panel.set_visible(False)
@@ -86,7 +86,7 @@ def _family(code: str) -> str:
 
 
 def _styles(families: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Mark and colour: a colour for each code, a mark for each of its variants."""
+    """Gives the mark and the colour of each family: a colour for each code, a mark for each of its variants."""
     names = list(dict.fromkeys(family.partition(" ")[0] for family in families))
     names = [name for name in names if name not in ("fp32", "lloyd-max")]  # lines without marks
     styles, met = {}, dict.fromkeys(names, 0)
@@ -102,7 +102,7 @@ def _styles(families: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _line(panel: "Axes", members: Sequence[Mapping[str, Any]], style: tuple[str, str]) -> Any:
-    """The settings of one code, joined; gives what stands for them in a legend."""
+    """Draws the settings of one code, joined by a line; gives what stands for them in a legend."""
     mark, colour = style
     bits = [row["bits_per_coordinate"] for row in members]
     values = np.array([row["nmse"] for row in members])

@@ -1,4 +1,4 @@
-"""The levels that represent a standard normal number with the least squared error."""
+"""Computes the levels that represent a standard normal number with the least squared error."""
 
 from functools import lru_cache
 from itertools import pairwise
@@ -13,7 +13,7 @@ _ROUNDS = 3000
 
 @lru_cache
 def lloyd_max(bits: int) -> tuple[tuple[float, ...], float]:
-    """2**bits rising levels, and the mean squared error D of rounding N(0, 1) to the nearest of them.
+    """Gives 2**bits rising levels, and the mean squared error D of rounding N(0, 1) to the nearest of them.
 
     Source: Lloyd (1957) and Max (1960): each level is the mean of what is rounded to it, borders are half-way.
     """

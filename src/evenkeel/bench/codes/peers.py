@@ -46,7 +46,7 @@ _PUBLIC_P: Final = 1 / 32
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCode:
-    """Squared error of the mean as a share of its squared norm, and what was sent for it."""
+    """Holds the squared error of the mean as a share of the mean's squared norm, and what was sent for it."""
 
     nmse: float
     traffic: Traffic
@@ -59,19 +59,19 @@ class MeasuredCode:
 
 
 def fp32(gradients: Gradients, seed: int) -> MeasuredCode:
-    """A ring all-reduce of the numbers as they are."""
+    """Adds the numbers as they are, in a ring all-reduce."""
     total = _added(list(gradients.vectors))
     return MeasuredCode.of(total / gradients.workers, gradients, ring(gradients.workers, _NUMBER * gradients.length))
 
 
 def bf16(gradients: Gradients, seed: int) -> MeasuredCode:
-    """A ring all-reduce of halves: each hop rounds again. PyTorch's `bf16_compress_hook` (divided before the sum)."""
+    """Adds bfloat16 in a ring all-reduce that rounds at each hop, as PyTorch's `bf16_compress_hook`: divided before."""
     total = _added([vector.bfloat16() / gradients.workers for vector in gradients.vectors])
     return MeasuredCode.of(total, gradients, ring(gradients.workers, 16 * gradients.length))
 
 
 def fp8(gradients: Gradients, seed: int, *, block: int = 128) -> MeasuredCode:
-    """E4M3 numbers with a float32 scale for each block, encoded once more on the way back.
+    """Sends E4M3 numbers with a float32 scale for each block, encoded once more on the way back.
 
     As torchft's `allreduce_quantized` does: all-to-all, sums in float32, all-gather. Source of the form: Micikevicius
     et al., "FP8 Formats for Deep Learning" (2022).
@@ -97,7 +97,7 @@ def qsgd(
     bucket: int = 512,
     coder: Literal["plain", "entropy"] = "plain",
 ) -> MeasuredCode:
-    """Sign and level 0..`levels` of |x| / norm of the bucket, rounded at random without bias.
+    """Sends sign and level 0..`levels` of |x| / norm of the bucket, rounded at random without bias.
 
     The theory has the Euclidean norm, the experiments the largest |x|. `plain` packs into whole bits, enough for
     2 levels + 1 numbers; `entropy` counts what a perfect coder would need, which is less than the paper's Elias code.
@@ -120,7 +120,7 @@ def qsgd(
 def tern_grad(
     gradients: Gradients, seed: int, *, scale: Literal["own", "shared"] = "own", clipped: float = 2.5
 ) -> MeasuredCode:
-    """-1, 0 or 1 times the largest |x| of the layer, rounded at random, after clipping at `clipped` deviations.
+    """Sends -1, 0 or 1 times the layer's largest |x|, rounded at random, after clipping at `clipped` deviations.
 
     A deviation is the root of the mean square.
 
@@ -145,7 +145,7 @@ def tern_grad(
 
 
 def eden(gradients: Gradients, seed: int, *, bits: int, block: int = 4096, requantise: bool = False) -> MeasuredCode:
-    """Rotated blocks, each rank's in its own way, at the nearest Lloyd-Max level, scaled so that there is no bias.
+    """Rotates blocks, each rank's in its own way, and rounds them to Lloyd-Max levels, scaled so that there is no bias.
 
     With one bit it is DRIVE. With `requantise` the owners of shares send the means on in the same form: no fewer bits
     than the all-gather's for two workers, half as many for four, and never 2 `bits` or more; the price is a second
@@ -165,7 +165,7 @@ def eden(gradients: Gradients, seed: int, *, bits: int, block: int = 4096, requa
 
 
 def drive(gradients: Gradients, seed: int, *, block: int = 4096) -> MeasuredCode:
-    """DRIVE's other scale: signs of rotated blocks with the least error of each vector, but with a bias."""
+    """Sends signs of rotated blocks at DRIVE's other scale: with the least error of each vector, but with a bias."""
     decoded = [
         _rotated_and_rounded(vector, levels=(-1.0, 1.0), block=block, unbiased=False, secret=key(seed, rank))
         for rank, vector in enumerate(gradients.vectors)
@@ -174,7 +174,7 @@ def drive(gradients: Gradients, seed: int, *, block: int = 4096) -> MeasuredCode
 
 
 def lloyd_max_limit(gradients: Gradients, seed: int, *, bits: int) -> MeasuredCode:
-    """No code: D / (1 - D), the error of EDEN on endless vectors without scales. A line to read the others by."""
+    """Gives D / (1 - D), the error of EDEN on endless vectors without scales: no code, a line to read the others by."""
     _, error = lloyd_max(bits)
     true = gradients.vectors.double().mean(0)
     norms = gradients.vectors.double().square().sum()
@@ -183,7 +183,7 @@ def lloyd_max_limit(gradients: Gradients, seed: int, *, bits: int) -> MeasuredCo
 
 
 def power_sgd(gradients: Gradients, seed: int, *, rank: int) -> MeasuredCode | None:
-    """One step of power iteration for each matrix, started from the round before; two ring all-reduces of factors.
+    """Takes one step of power iteration for each matrix, from the round before; two ring all-reduces of factors.
 
     What is no matrix, or is not made at least twice smaller, travels as it is. None where nothing is. Source: Vogels,
     Karimireddy, Jaggi, "PowerSGD" (NeurIPS 2019); the rule of what is compressed is PyTorch's.
@@ -217,10 +217,10 @@ def thc_public(
     noise: Literal["shared", "private"] = "shared",
     norm: Literal["whole", "block"] = "whole",
 ) -> MeasuredCode:
-    """THC as its authors' public code does it: 4 bits up, whole bytes down. Written from reading it, not run.
+    """Does THC as its authors' public code does: 4 bits up, whole bytes down. Written from reading it, not run.
 
     Two things there cost accuracy. The noise of the rounding comes from a generator that is never seeded, so all ranks
-    round alike (`noise`). And the rotation mixes blocks of 1024, while the range is told by the norm of the whole slice
+    round alike (`noise`). The rotation mixes blocks of 1024, while the range comes from the norm of the whole slice
     (`norm`; that part is inferred, as their kernel is not in the repository). Left out in its favour: a second rounding
     to a grid of 1001 points, and padding beyond whole blocks. Source: SophiaLi06/BytePS_THC, byteps/torch.
     """
@@ -250,7 +250,7 @@ def thc_public(
 
 
 def _rotated_and_rounded(vector: Tensor, *, levels: Sequence[float], block: int, unbiased: bool, secret: int) -> Tensor:
-    """S R^-1 Q(R x) for each block x; S = |x|^2 / <R x, Q> has no bias, S = <R x, Q> / |Q|^2 the least error."""
+    """Gives S R^-1 Q(R x) for each block x; S = |x|^2 / <R x, Q> has no bias, S = <R x, Q> / |Q|^2 the least error."""
     lanes = padded_length(vector.numel(), block)
     padded = pad(vector, (0, lanes - vector.numel()))
     norms = _blocks(padded, block).norm(dim=1)
@@ -277,7 +277,7 @@ def _not_added(decoded: Sequence[Tensor], message_bits: float, gradients: Gradie
 
 
 def _added(vectors: Sequence[Tensor]) -> Tensor:
-    """The sum, one after the other in the vectors' own type, as on a ring."""
+    """Adds one vector after the other in the vectors' own type, as on a ring."""
     total = vectors[0].clone()
     for vector in vectors[1:]:
         total = total + vector
@@ -285,23 +285,23 @@ def _added(vectors: Sequence[Tensor]) -> Tensor:
 
 
 def _blocks(vector: Tensor, block: int) -> Tensor:
-    """The vector `[blocks, block]`, with zeros at the end."""
+    """Gives the vector as `[blocks, block]`, with zeros at the end."""
     return pad(vector, (0, -vector.numel() % block)).view(-1, block)
 
 
 def _noise(length: int, seed: int, rank: int) -> Tensor:
-    """Uniform in [0, 1)."""
+    """Draws numbers uniform in [0, 1)."""
     return uniform(mix(counters(length, torch.device("cpu")) + key(seed, rank) & 0xFFFFFFFF))
 
 
 def _clipped(layer: Tensor, deviations: float) -> Tensor:
     # Around zero, as gradients are: a layer of one number deviates from its own mean by nothing.
-    most = deviations * float(layer.square().mean().sqrt())
-    return layer.clamp(-most, most)
+    bound = deviations * float(layer.square().mean().sqrt())
+    return layer.clamp(-bound, bound)
 
 
 def _entropy(numbers: Tensor) -> float:
-    """Bits a number of an ideal coder that knows how often each occurs."""
+    """Counts the bits a number of an ideal coder that knows how often each number occurs."""
     counts = (numbers - numbers.min()).long().bincount()
     shares = counts[counts > 0].double() / numbers.numel()
     return float(-(shares * shares.log2()).sum())

@@ -1,4 +1,4 @@
-"""Gradients that were recorded while a model was trained: the form of their files.
+"""Reads and writes gradients that were recorded while a model was trained.
 
 An npz file without pickles. `task`: a short name. `names`, `shapes`: of the parameters, in order, shapes as `64x3x3x3`
 (empty for a single number). For each moment of the training, e.g. `early`: `workers_early`, float32 `[workers,
@@ -26,7 +26,7 @@ _WORKERS, _EARLIER = "workers_", "earlier_"
 
 @dataclass(frozen=True)
 class Moment:
-    """One step: every worker's gradient `[workers, length]`, and means of the steps before it `[rounds, length]`."""
+    """Holds one step: every worker's gradient `[workers, length]`, means of the steps before `[rounds, length]`."""
 
     workers: _Floats
     earlier: _Floats
@@ -34,7 +34,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One training's gradients.
+    """Holds one training's gradients.
 
     Attributes:
         task: what was trained.
@@ -50,7 +50,7 @@ class Recorded:
 
 
 def write_gradients(path: str | Path, recorded: Recorded) -> None:
-    """Write the file.
+    """Writes the file.
 
     Raises:
         EvenkeelError: it cannot be written.

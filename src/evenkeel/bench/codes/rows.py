@@ -33,7 +33,7 @@ def row_of(
         code: its name.
         distribution: what the vectors are.
         workers: how many vectors are averaged.
-        correlation: the one that was asked for; None: the one that was found.
+        correlation: the one that was given; None: the one that was found.
         results: one for each seed.
         length: of the vectors.
         found: the correlation between the vectors; None for a single worker.

@@ -1,4 +1,4 @@
-"""Bits that each rank sends to learn the mean, by the way the messages take.
+"""Counts the bits that each rank sends to learn the mean, by the way the messages take.
 
 What a rank receives is as much, on average over the ranks. With one worker there is nobody to send to; then the size of
 the one message stands for it, one way.
@@ -30,12 +30,12 @@ class Traffic:
 
 
 def ring(workers: int, bits: float) -> Traffic:
-    """Vectors of so many bits, added on a ring."""
+    """Counts vectors of so many bits, added on a ring."""
     return _unless_alone(workers, bits, "ring", 2 * (workers - 1) / workers * bits)
 
 
 def sharded(workers: int, up_bits: float, down_bits: float, scales: int = 0, *, topology: str = "sharded") -> Traffic:
-    """Messages of `up_bits` to the owners of their shares, and `down_bits` for the whole mean back.
+    """Counts messages of `up_bits` to the owners of their shares, and `down_bits` for the whole mean back.
 
     Args:
         workers: how many ranks.
@@ -50,7 +50,7 @@ def sharded(workers: int, up_bits: float, down_bits: float, scales: int = 0, *, 
 
 
 def gathered(workers: int, bits: float, length: int) -> Traffic:
-    """Messages of so many bits that cannot be added: to everyone, or to owners that send float32 means, if cheaper."""
+    """Counts messages of so many bits that are not added: to all, or to owners that send float32 means if cheaper."""
     to_all = (workers - 1) * bits
     to_owners = sharded(workers, bits, length * _NUMBER, topology="fp32 down")
     if workers > 1 and to_owners.bits < to_all:

@@ -1,4 +1,4 @@
-"""Vectors of several workers to try codes on: made by a law, with a given correlation between the workers."""
+"""Makes vectors of several workers to try codes on: by a law, with a given correlation between the workers."""
 
 import math
 from collections.abc import Callable
@@ -45,12 +45,12 @@ class Gradients:
 
     @property
     def length(self) -> int:
-        """Coordinates of a vector."""
+        """Counts the coordinates of a vector."""
         return int(self.vectors.shape[1])
 
 
 def made(law: str, workers: int, length: int, correlation: float, seed: int) -> Gradients:
-    """Vectors of a law with about that cosine between each two: sqrt(c) common + sqrt(1 - c) own.
+    """Makes vectors of a law with about that cosine between each two: sqrt(c) common + sqrt(1 - c) own.
 
     The same seed draws the same numbers whatever the correlation. Laws:
 
@@ -74,7 +74,7 @@ def made(law: str, workers: int, length: int, correlation: float, seed: int) -> 
 
 
 def check_made(law: str, length: int, correlation: float) -> None:
-    """ConfigurationError where `made` would raise it."""
+    """Raises ConfigurationError where `made` would raise it."""
     if law not in LAWS:
         raise unknown("distribution", law, list(LAWS))
     if not 0 <= correlation <= 1:
@@ -84,7 +84,7 @@ def check_made(law: str, length: int, correlation: float) -> None:
 
 
 def correlation_of(vectors: Tensor) -> float | None:
-    """Mean cosine of all pairs of workers; None with a single worker."""
+    """Computes the mean cosine of all pairs of workers; None with a single worker."""
     workers = len(vectors)
     if workers == 1:
         return None

@@ -1,1 +1,1 @@
-"""`evenkeel bench fills`: how good answers from backups are."""
+"""Runs `evenkeel bench fills`: measures how good answers from backups are."""

@@ -1,4 +1,4 @@
-"""The classifier and the backups of `evenkeel bench fills`, from their cards.
+"""Opens the classifier and the backups of `evenkeel bench fills`, from their cards.
 
 Images come as uint8 `[height, width, 3]` for every model; what a model takes instead is made here, so that codes and
 rows are the same for all.
@@ -45,7 +45,7 @@ Predict = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class UserClassifier:
-    """The model whose replies may be late.
+    """Describes the model whose replies may be late.
 
     Attributes:
         name: of its card or file.
@@ -75,7 +75,7 @@ class UserClassifier:
 
 
 def open_classifier(spec: str) -> UserClassifier:
-    """The classifier of a card (`.json`), of an ONNX file without a card, or a shipped one.
+    """Opens the classifier of a card (`.json`), of an ONNX file without a card, or a shipped one.
 
     Raises:
         ConfigurationError: nothing there, or no classifier.
@@ -98,7 +98,7 @@ def open_classifier(spec: str) -> UserClassifier:
 
 
 def collage_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
-    """A Collage-CNN; `spec` is a card or the name of a shipped one."""
+    """Opens a Collage-CNN; `spec` is a card or the name of a shipped one."""
     path, card = _read_card(spec, "collage", "collage", classifier)
     code = _code("collage", "collage", classifier, card)
     run, learned = load_model(str(path)).run, card.notes.get("learned_images")
@@ -106,7 +106,7 @@ def collage_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
 
 
 def detector_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
-    """The paper's detector on a collage; `spec` is a card."""
+    """Opens the paper's detector on a collage; `spec` is a card."""
     path, card = _read_card(spec, "detector", "detector", classifier)
     form, pixels = ScoreForm.from_card(card), Pixels.from_card(card, "NHWC")
     code = BoxCollage(Collage(card.grid, card.tile_side, form, pixels=pixels, model=card.name))
@@ -116,7 +116,7 @@ def detector_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
 
 
 def parity_backup(spec: str, encoder: Encoder, classifier: UserClassifier) -> MeasuredBackup:
-    """A parity model (ParM); `spec` is a card, `k=4:` may stand before it and must agree with the card."""
+    """Opens a parity model (ParM); `spec` is a card, `k=4:` may stand before it and must agree with the card."""
     option = f"parity-{encoder}"
     named = re.match(r"k=(\d+):", spec)
     path, card = _read_card(spec[named.end() :] if named else spec, option, "parity", classifier)
@@ -129,7 +129,7 @@ def parity_backup(spec: str, encoder: Encoder, classifier: UserClassifier) -> Me
 
 
 def cheap_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
-    """A small classifier run on each item; `spec` is `card:items`, the items of one pass."""
+    """Opens a small classifier to run on each item; `spec` is `card:items`, the items of one pass."""
     text, _, count = spec.rpartition(":")
     if not text or not count.isdecimal() or int(count) < 1:
         raise ConfigurationError(f"cheap: expected CARD:ITEMS, as in small.json:9, found {spec!r}")
@@ -142,7 +142,7 @@ def cheap_backup(spec: str, classifier: UserClassifier) -> MeasuredBackup:
 
 
 def berrut_backup(items: int, classifier: UserClassifier) -> MeasuredBackup:
-    """ApproxIFER with one spare: mixtures of `items` items for the classifier itself, taking float32.
+    """Makes ApproxIFER with one spare: mixtures of `items` items for the classifier itself, taking float32.
 
     Raises:
         ConfigurationError: the classifier cannot take float32.
@@ -162,7 +162,7 @@ def _code(text: str, option: str, classifier: UserClassifier, card: ModelCard | 
 
 
 def with_clear_names(backups: Sequence[MeasuredBackup]) -> list[MeasuredBackup]:
-    """The backups, with the model's name behind a method that there is more than once.
+    """Gives the backups, with the model's name behind a method that there is more than once.
 
     Raises:
         ConfigurationError: one is given twice.
@@ -211,7 +211,7 @@ def _check_size(card: ModelCard, option: str, classifier: UserClassifier) -> Non
 
 
 def _from_images(run: Predict, card: ModelCard) -> Predict:
-    """`run`, for rows `[height, width, 3]` of pixel values of any datatype."""
+    """Gives `run` for rows `[height, width, 3]` of pixel values of any datatype."""
     pixels = Pixels(card.layout, card.datatype)
 
     def converted(rows: Array) -> Array:
@@ -222,7 +222,7 @@ def _from_images(run: Predict, card: ModelCard) -> Predict:
 
 
 def _float_run(box: BlackBox) -> Predict:
-    """The classifier for pixel values of float32, which need not lie in 0..255."""
+    """Opens the classifier for pixel values of float32, which need not lie in 0..255."""
     card, content = _float_card(box)
     with tempfile.TemporaryDirectory(prefix="evenkeel-") as folder:
         path = Path(folder) / "float.json"
@@ -241,7 +241,7 @@ def _float_run(box: BlackBox) -> Predict:
 
 
 def _float_card(box: BlackBox) -> tuple[ModelCard, bytes]:
-    """A card of the classifier for float32 pixels, and the file that goes with it."""
+    """Makes a card of the classifier for float32 pixels, and the file that goes with it."""
     if not box.plain:
         raise ConfigurationError(
             f"berrut: {box.name} takes or gives what no card can say; give the one that evenkeel fit writes for it"

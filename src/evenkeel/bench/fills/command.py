@@ -31,7 +31,7 @@ from evenkeel.bench.fills.measure import (
 )
 from evenkeel.bench.fills.rows import notes_of, page_of, rows_of
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.outputs import Outputs, asked_for
+from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
 from evenkeel.models import shipped
@@ -89,7 +89,7 @@ def run_fills(arguments: FillsArguments) -> None:
     publish(
         [page_of(rows)],
         rows,
-        asked_for(arguments) | {"images_read": len(images)},
+        arguments_of(arguments) | {"images_read": len(images)},
         arguments.outputs,
         notes=notes_of(rows, arguments.shuffles, len(images)),
         draw=lambda: fills_figure(rows),

@@ -1,4 +1,4 @@
-"""The figure of fills: how right they are against what they cost and how sure they are."""
+"""Draws the figure of fills: how right they are against what they cost and how sure they are."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ _COVERAGE = re.compile(r"accuracy_coverage_\d+")
 
 
 def fills(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Accuracy of fills against what they cost, against the confidence asked of them, and against how full groups are.
+    """Draws the accuracy of fills against their cost, the confidence that they must have, and how full groups are.
 
     The first row is the classifier itself, drawn as a line across. Whiskers and bands are 95 % intervals. The third
     panel is there when a row has `by_items`.
@@ -76,7 +76,7 @@ def fills(rows: Sequence[Mapping[str, Any]]) -> "Figure":
 
 
 def _styles() -> "Iterator[tuple[str, str]]":
-    """Marks and colours: all colours with the first mark, then with the next."""
+    """Gives marks and colours: all colours with the first mark, then with the next."""
     return cycle(product(_MARKS, PALETTE))
 
 
@@ -87,6 +87,6 @@ def _percents(row: Mapping[str, Any], key: str) -> tuple[float, float, float]:
 
 
 def _banded(panel: "Axes", places: ArrayLike, bounds: FloatArray, colour: str, mark: str) -> None:
-    """A line with its band, from rows of value, low, high."""
+    """Draws a line with its band, from rows of value, low, high."""
     panel.plot(places, bounds[:, 0], color=colour, linewidth=1.5, marker=mark, markersize=3)
     panel.fill_between(places, bounds[:, 1], bounds[:, 2], color=colour, alpha=0.15, linewidth=0)

@@ -1,4 +1,4 @@
-"""A classifier that takes uint8 pixels, as one that takes float32: mixtures of images are neither whole nor in 0..255.
+"""Turns a classifier of uint8 pixels into one of float32: mixtures of images are neither whole nor in 0..255.
 
 Berrut's code sends such mixtures to the user's own model. Rounding and clipping them would be another code than the
 paper's, so the input of the ONNX graph is declared FLOAT in place of UINT8. The graph's own cast then has nothing to
@@ -20,7 +20,7 @@ _FieldPlace = tuple[int, int, int]  # number, where its value begins, where it e
 
 
 def with_float_input(content: bytes, input_name: str) -> bytes:
-    """The ONNX file `content` with input `input_name` of float32 where it was uint8; all else is the same.
+    """Gives the ONNX file `content` with input `input_name` of float32 where it was uint8; all else is the same.
 
     Raises:
         ConfigurationError: no ONNX file, or no such input of uint8.
@@ -45,7 +45,7 @@ def _element_types(content: bytes, name: bytes) -> Iterator[int]:
 
 
 def _within(content: bytes, message: _FieldPlace, wanted: int) -> Iterator[_FieldPlace]:
-    """The fields numbered `wanted` of a protobuf message."""
+    """Finds the fields numbered `wanted` of a protobuf message."""
     _, at, end = message
     while at < end:
         tag, at = _varint(content, at)
@@ -66,7 +66,7 @@ def _within(content: bytes, message: _FieldPlace, wanted: int) -> Iterator[_Fiel
 
 
 def _varint(content: bytes, at: int) -> tuple[int, int]:
-    """A number, and where the next field begins."""
+    """Reads a number, and says where the next field begins."""
     value = shift = 0
     while True:
         byte = content[at]

@@ -37,17 +37,17 @@ __all__ = [
     "spare_tasks",
 ]
 
-GroupsDone = Callable[[int], object]  # told how many groups more are done
+GroupsDone = Callable[[int], object]  # called with the number of groups that are done since the last call
 
 NO_ANSWER = -1  # in place of a class
 _BATCH = 100  # images of one pass of the classifier
-_MOST_ROWS = 64  # in one pass; fewer where they are large
-_MOST_BYTES = 8 << 20
+_MAX_ROWS = 64  # in one pass; fewer where they are large
+_MAX_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class MeasuredBackup:
-    """A code with the model that runs its spare tasks.
+    """Holds a code with the model that runs its spare tasks.
 
     Attributes:
         method: what it is called in tables.
@@ -70,7 +70,7 @@ class MeasuredBackup:
 
 @dataclass(frozen=True)
 class Fills:
-    """Answers, one for each item that was asked: `[fills]` each.
+    """Holds answers, one for each item that was sent: `[fills]` each.
 
     Attributes:
         images: which image it was.
@@ -87,7 +87,7 @@ class Fills:
 
     @classmethod
     def join(cls, parts: Sequence["Fills"]) -> "Fills":
-        """All of them."""
+        """Joins all of them."""
         return cls(
             np.concatenate([part.images for part in parts]),
             np.concatenate([part.answers for part in parts]),
@@ -119,8 +119,8 @@ class MeasuredAnswers:
     Attributes:
         fills: of full groups, one task lost each.
         unhurt: with nothing lost, where that is approximate too.
-        by_items: of groups of so many items, full ones last; empty unless asked for.
-        same_class: of groups of one class, unless not asked for.
+        by_items: of groups of so many items, full ones last; empty unless `partly`.
+        same_class: of groups of one class, or None.
     """
 
     fills: Fills
@@ -146,7 +146,7 @@ def answers_of(
     grouping: Grouping,
     begin: Callable[[str, int], GroupsDone],
 ) -> MeasuredAnswers:
-    """Gives what a backup answers for every group that is asked for.
+    """Gives what a backup answers for every group of `grouping`.
 
     Args:
         backup: who answers.
@@ -154,14 +154,14 @@ def answers_of(
         scores: the classifier's, `[images, classes]`.
         labels: `[images]`; without them there are no groups of one class.
         grouping: which groups.
-        begin: takes the name and size of the work, and gives what is told of its progress.
+        begin: takes the name and size of the work, and gives a function that takes its progress.
     """
-    most, seed = backup.code.max_items, grouping.seed
-    full = [shuffled_groups(len(images), most, seed + shuffle) for shuffle in range(grouping.shuffles)]
+    full_size, seed = backup.code.max_items, grouping.seed
+    full = [shuffled_groups(len(images), full_size, seed + shuffle) for shuffle in range(grouping.shuffles)]
     # A cheap model answers each item by itself, so it is the same in any group.
-    sizes = range(1, most) if grouping.partly and not isinstance(backup.code, Cheap) else ()
+    sizes = range(1, full_size) if grouping.partly and not isinstance(backup.code, Cheap) else ()
     some = [shuffled_groups(len(images), items, seed) for items in sizes]
-    same = [same_class_groups(labels, most, seed)] if grouping.same_class and labels is not None else []
+    same = [same_class_groups(labels, full_size, seed)] if grouping.same_class and labels is not None else []
     progress = begin(backup.method, sum(map(len, [*full, *some, *same])))
     found = [collect(backup, images, scores, groups, progress) for groups in full]
     fills = Fills.join([each for each, _ in found])
@@ -170,7 +170,7 @@ def answers_of(
     return MeasuredAnswers(
         fills,
         Fills.join(unhurt) if unhurt else None,
-        [*by_items, (most, fills)] if some else (),
+        [*by_items, (full_size, fills)] if some else (),
         collect(backup, images, scores, same[0], progress)[0] if same else None,
     )
 
@@ -190,14 +190,14 @@ def from_scores(scores: Array, confidences: Array) -> Fills:
 def collect(
     backup: MeasuredBackup, images: Array, scores: Array, groups: IntegerArray, progress: GroupsDone = lambda done: None
 ) -> tuple[Fills, Fills | None]:
-    """The fills of a backup for every group, and what it answers when nothing is lost where that is approximate too.
+    """Gives a backup's fills for every group, and its answers with nothing lost where those are approximate too.
 
     Args:
         backup: who answers.
         images: uint8 `[images, height, width, 3]`, as items come.
         scores: the classifier's, `[images, classes]`: the replies of primaries, where those are the items themselves.
         groups: numbers of images `[groups, items]`; fewer items than the code may hold make partly filled groups.
-        progress: told after some groups how many they were.
+        progress: called after some groups with their number.
     """
     code, count = backup.code, groups.shape[1]
     lost_one, lost_none = _Collector(), _Collector()
@@ -222,12 +222,12 @@ def collect(
 
 
 def spare_tasks(code: BackupCode, items: Iterable[Array]) -> list[Task]:
-    """The spare tasks of a group of items."""
+    """Makes the spare tasks of a group of items."""
     return code.spares([code.prepare(item) for item in items])
 
 
 def same_class_groups(labels: IntegerArray, size: int, seed: int) -> IntegerArray:
-    """Groups `[groups, size]` of distinct images, all of one class; what does not fill a group is left out.
+    """Makes groups `[groups, size]` of distinct images of one class; what does not fill a group is left out.
 
     Raises:
         ConfigurationError: no class has so many images.
@@ -277,10 +277,10 @@ def _full_group(backup: MeasuredBackup, images: Array) -> Callable[[], object]:
 
 
 def _blocks(groups: IntegerArray, tasks: Sequence[Task]) -> Iterator[IntegerArray]:
-    """So many groups at a time as one pass may hold."""
+    """Gives as many groups at a time as one pass may hold."""
     row = max(task.inputs[0].nbytes for task in tasks)
     rows = sum(len(task.inputs) for task in tasks)
-    at_once = max(1, min(_MOST_ROWS, _MOST_BYTES // row) // rows)
+    at_once = max(1, min(_MAX_ROWS, _MAX_BYTES // row) // rows)
     for first in range(0, len(groups), at_once):
         yield groups[first : first + at_once]
 
@@ -288,7 +288,7 @@ def _blocks(groups: IntegerArray, tasks: Sequence[Task]) -> Iterator[IntegerArra
 def _run(
     backup: MeasuredBackup, images: Array, groups: IntegerArray
 ) -> Iterator[tuple[IntegerArray, list[Task], list[Array]]]:
-    """For each group the tasks that the backup's model runs, and its outputs."""
+    """Gives for each group the tasks that the backup's model runs, and its outputs."""
     encoded = [_encoded(backup.code, images[group]) for group in groups]
     outputs = backup.run(np.concatenate([task.inputs for tasks in encoded for task in tasks]))
     at = 0
@@ -301,7 +301,7 @@ def _run(
 
 
 def _encoded(code: BackupCode, items: Array) -> list[Task]:
-    """The tasks that the backup's model runs."""
+    """Makes the tasks that the backup's model runs."""
     return spare_tasks(code, items) if code.systematic else code.encode(list(items))
 
 

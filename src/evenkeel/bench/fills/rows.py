@@ -2,7 +2,7 @@
 
 A row says how often fills are right, how well they know it, and what that makes of all answers together.
 
-**Intervals are over images.** An image that is asked several times (several shuffles, or every worker lost in turn) is
+**Intervals are over images.** An image that is sent several times (several shuffles, or every worker lost in turn) is
 no new evidence, so shares have Wilson's interval at the effective sample size (`estimates.grouped_share`). That fills
 of one group share a spare's reply is not allowed for.
 """
@@ -161,7 +161,7 @@ def notes_of(rows: Sequence[Row], shuffles: int, images: int) -> list[str]:
 
 
 def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, Any]:
-    """All of a row that is about answers; figures against labels are None where there are no labels.
+    """Gives what a row says about answers; figures against labels are None where there are no labels.
 
     `drop` compares fills and the classifier on the same images: those that have fills.
 
@@ -186,11 +186,11 @@ def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, A
         return row | _estimate("accuracy", None)
     right = fills.answers == truth.labels[fills.images]
     accuracy = _share(fills, right)
-    of_image, asked = _by_image(fills, right, len(truth.labels))
+    of_image, filled = _by_image(fills, right, len(truth.labels))
     base = truth.right.astype(np.float64)
     usual, usual_of_image = float(base.mean()), base
     row |= _estimate("accuracy", accuracy)
-    row |= _estimate("drop", mean((base - of_image)[asked]))
+    row |= _estimate("drop", mean((base - of_image)[filled]))
     if unhurt is not None:
         kept = unhurt.answers == truth.labels[unhurt.images]
         row |= _estimate("accuracy_none_lost", _share(unhurt, kept))
@@ -198,7 +198,7 @@ def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, A
     for percent in UNAVAILABLE:
         lost = percent / 100
         value = (1 - lost) * usual + lost * accuracy.value
-        spread = ((1 - lost) * usual_of_image + lost * of_image)[asked]
+        spread = ((1 - lost) * usual_of_image + lost * of_image)[filled]
         overall = _around(value, spread)
         # A share, though the interval of a mean does not know it.
         bounded = Estimate(value, max(overall.low, 0.0), min(overall.high, 1.0))
@@ -213,7 +213,7 @@ def fill_fields(fills: Fills, unhurt: Fills | None, truth: Truth) -> dict[str, A
 
 
 def class_fields(fills: Fills, truth: Truth) -> dict[str, Any]:
-    """Agreement class by class of the classifier's answers, which agreement as a whole hides where classes are rare.
+    """Gives agreement class by class of the classifier's answers, which agreement as a whole hides for rare classes.
 
     `largest_class_share` is what always saying the largest class agrees in; `agreement_elsewhere` is of images that are
     not given that class; `agreement_by_class` has rows `[class, fills, agreed]`.
@@ -229,7 +229,7 @@ def class_fields(fills: Fills, truth: Truth) -> dict[str, Any]:
 
 
 def gate_fields(fills: Fills, truth: Truth, min_confidence: float) -> dict[str, Any]:
-    """Gives what passes the confidence that a backup's card asks for; nothing where it asks for none."""
+    """Gives what passes the confidence that a backup's card requires; nothing where it requires none."""
     if not min_confidence:
         return {}
     answers = truth.answers[fills.images]
@@ -245,7 +245,7 @@ def gate_fields(fills: Fills, truth: Truth, min_confidence: float) -> dict[str, 
 
 
 def partial_fields(by_items: Sequence[tuple[int, Fills]], truth: Truth) -> dict[str, Any]:
-    """`by_items`: accuracy and agreement of groups of so many items."""
+    """Gives `by_items`: accuracy and agreement of groups of so many items."""
     entries = []
     for items, fills in by_items:
         entry: dict[str, Any] = {"items": items, "fills": len(fills)}
@@ -256,13 +256,13 @@ def partial_fields(by_items: Sequence[tuple[int, Fills]], truth: Truth) -> dict[
 
 
 def same_class_fields(fills: Fills, truth: Truth) -> dict[str, Any]:
-    """`accuracy_same_class`: of groups whose items are all of one class, an ablation and nothing to go by."""
+    """Gives `accuracy_same_class`: of groups whose items are all of one class, an ablation and nothing to go by."""
     assert truth.labels is not None
     return _estimate("accuracy_same_class", _share(fills, fills.answers == truth.labels[fills.images]))
 
 
 def cost_fields(times_ms: Array, place: int) -> dict[str, Any]:
-    """`latency_ms` and `cost`, relative to the classifier's pass.
+    """Gives `latency_ms` and `cost`, relative to the classifier's pass.
 
     Args:
         times_ms: `[rounds, passes]`, measured in turn; pass 0 is the classifier's.
@@ -274,7 +274,7 @@ def cost_fields(times_ms: Array, place: int) -> dict[str, Any]:
 
 
 def _gated(fills: Fills, right: NDArray[np.bool_], percent: int) -> dict[str, Any]:
-    """Accuracy of the surest `percent` of the fills; the others would be hedged."""
+    """Gives the accuracy of the surest `percent` of the fills; the others would be hedged."""
     # An item without an answer never passes, whatever its place among the confidences.
     order = np.where(fills.answers < 0, -1.0, fills.confidences)
     last = max(1, math.ceil(percent / 100 * len(fills) - 1e-9))
@@ -292,14 +292,14 @@ def _share(fills: Fills, right: NDArray[np.bool_], some: NDArray[np.bool_] | Non
 
 
 def _by_image(fills: Fills, right: NDArray[np.bool_], images: int) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """For every image the share of its fills that is right, and whether it has any."""
+    """Gives for every image the share of its fills that is right, and whether it has any."""
     hits = np.bincount(fills.images, weights=right, minlength=images)
     counts = np.bincount(fills.images, minlength=images)
     return hits / np.maximum(counts, 1), counts > 0
 
 
 def _around(value: float, samples: FloatArray) -> Estimate:
-    """The value with the interval of the mean of samples, one for each image."""
+    """Puts around the value the interval of the mean of samples, one for each image."""
     found = mean(samples)
     return Estimate(value, value - (found.value - found.low), value + (found.high - found.value))
 

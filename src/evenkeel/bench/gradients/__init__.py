@@ -1,1 +1,1 @@
-"""`evenkeel bench gradients`: time to accuracy with compressed gradients."""
+"""Runs `evenkeel bench gradients`: measures time to accuracy with compressed gradients."""

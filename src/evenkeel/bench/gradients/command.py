@@ -15,7 +15,7 @@ from evenkeel.bench.gradients.figure import gradients as gradients_figure
 from evenkeel.bench.gradients.measure import UNLIMITED, Work, lab_missing, train_cells
 from evenkeel.bench.gradients.rows import pages_of, rows_of
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.outputs import Outputs, asked_for
+from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
 from evenkeel.text_values import read_rate_bps
@@ -53,14 +53,14 @@ def run_gradients(arguments: GradientsArguments) -> None:
     arguments.outputs.check(arguments.records)
     console = Console(stderr=True)
     rates = _rates(arguments.rates, console)
-    asked = [(task, _methods(arguments.methods, task)) for task in _tasks(arguments.tasks)]
+    wanted = [(task, _methods(arguments.methods, task)) for task in _tasks(arguments.tasks)]
     given = {"mlp": arguments.mnist, "convnet": arguments.cifar, "transformer": arguments.text}
-    data = {task: read_data(task, given) for task, _ in asked}
-    trainings = {task: _training(arguments, task, data[task]) for task, _ in asked}
+    data = {task: read_data(task, given) for task, _ in wanted}
+    trainings = {task: _training(arguments, task, data[task]) for task, _ in wanted}
     work = [
         (Cell(task, method, rate, seed), trainings[task])
         for rate in rates
-        for task, methods in asked
+        for task, methods in wanted
         for seed in range(arguments.seeds)
         for method in methods
     ]
@@ -74,7 +74,7 @@ def run_gradients(arguments: GradientsArguments) -> None:
     publish(
         pages_of(rows, {task: each.source for task, each in data.items()}, arguments.tolerance),
         rows,
-        asked_for(arguments) | {"data": {task: each.identity for task, each in data.items()}},
+        arguments_of(arguments) | {"data": {task: each.identity for task, each in data.items()}},
         arguments.outputs,
         draw=lambda: gradients_figure(rows),
     )
@@ -83,7 +83,7 @@ def run_gradients(arguments: GradientsArguments) -> None:
 def _measure(
     work: Work, data: dict[str, TaskData], records: Records, timeout_s: int, console: Console
 ) -> list[dict[str, Any]]:
-    """The records of all cells: those that are kept already, and the others measured now."""
+    """Gives the records of all cells: those that are kept already, and the others measured now."""
     missing = [(cell, training) for cell, training in work if records.find(cell, training) is None]
     if len(missing) < len(work):
         console.print(f"{len(work) - len(missing)} of {len(work)} trainings are in the records already")
@@ -113,7 +113,7 @@ def _tasks(text: str) -> list[str]:
 
 
 def _methods(text: str | None, task: str) -> list[str]:
-    """The methods, the baseline first: it sets the target."""
+    """Reads the methods, and puts the baseline first: it sets the target."""
     methods = list(TASKS[task].methods) if text is None else _listed(text, _BETWEEN_METHODS)
     for method in methods:
         read_method(method)

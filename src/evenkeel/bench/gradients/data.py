@@ -1,4 +1,4 @@
-"""Data for the tasks of `evenkeel bench gradients`: from files, or made up when none are given. Without torch."""
+"""Reads data for the tasks of `evenkeel bench gradients`, or makes them up when no files are given. Without torch."""
 
 import sysconfig
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ _SYNTHETIC = "synthetic"
 _PYTHON = "source of Python's library"
 _SIDES = {"mlp": 28, "convnet": 32}
 _CHANNELS = {"mlp": 1, "convnet": 3}
-_MOST_TESTS = {"mlp": 10_000, "convnet": 5_000}  # accuracy is taken many times
+_MAX_TESTS = {"mlp": 10_000, "convnet": 5_000}  # accuracy is taken many times
 _MADE_UP, _MADE_UP_TESTS, _CLASSES = 8_192, 1_024, 10
 _MADE_AT_ONCE = 1_024
 _TEST_SHARE = 10  # every tenth example, where the data do not say which ones
-_MOST_TEXT, _LEAST_TEXT = 1 << 20, 20_000
-_MOST_TEST_TEXT = 20_000
+_MAX_TEXT, _LEAST_TEXT = 1 << 20, 20_000
+_MAX_TEST_TEXT = 20_000
 # Source text that is there wherever this runs, and on no one's terms but Python's own.
 _STDLIB = (
     "argparse",
@@ -42,7 +42,7 @@ _TEST_NAMES = {"train": ("t10k", "test"), "TRAIN": ("TEST",)}
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """Examples to train with and others to test with.
+    """Holds examples to train with and others to test with.
 
     Images: uint8 `[n, h, w]` or `[n, h, w, 3]` and labels `[n]`. Text: numbers of characters `[n]`, and no targets,
     since each character's target is the next one.
@@ -67,20 +67,20 @@ class TaskData:
 
     @property
     def identity(self) -> str:
-        """Source and checksum."""
+        """Gives source and checksum."""
         check = 0
         for name in ARRAYS:
             check = crc32(np.ascontiguousarray(getattr(self, name)).tobytes(), check)
         return f"{self.source} {check:08x}"
 
     def save(self, folder: Path) -> None:
-        """Write the arrays into an existing folder, as `<name>.npy` each, for workers to map."""
+        """Writes the arrays into an existing folder, as `<name>.npy` each, for workers to map."""
         for name in ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
 
 
 def read_data(task: str, paths: Mapping[str, Path | None]) -> TaskData:
-    """The data of a task.
+    """Reads the data of a task.
 
     Args:
         task: `mlp`, `convnet` or `transformer`.
@@ -99,7 +99,7 @@ def read_data(task: str, paths: Mapping[str, Path | None]) -> TaskData:
 
 
 def _made_up(side: int, channels: int) -> TaskData:
-    """Ten smooth patterns, each image one of them, moved, faded and under noise: learnt in a few dozen steps."""
+    """Makes images of ten smooth patterns, moved, faded and under noise: learnt in a few dozen steps."""
     random = np.random.default_rng(0)
     coarse = random.standard_normal((_CLASSES, side // 4, side // 4, channels), np.float32)
     patterns = coarse.repeat(4, axis=1).repeat(4, axis=2)
@@ -130,16 +130,16 @@ def _images(task: str, path: Path, side: int, channels: int) -> TaskData:
             raise ConfigurationError(f"{task}: {where} {what}; every image needs one to train with")
         return found
 
-    most = _MOST_TESTS[task]
+    max_tests = _MAX_TESTS[task]
     beside = _tests_beside(path)
     if beside is not None:
-        train, tests = read(path, None), read(beside, None, most)
+        train, tests = read(path, None), read(beside, None, max_tests)
     elif _has_splits(path):
-        train, tests = read(path, "train"), read(path, "test", most)
+        train, tests = read(path, "train"), read(path, "test", max_tests)
     else:
         whole = read(path, None)
         kept = np.arange(len(whole)) % _TEST_SHARE == 0
-        train, tests = whole.take(np.flatnonzero(~kept)), whole.take(np.flatnonzero(kept)[:most])
+        train, tests = whole.take(np.flatnonzero(~kept)), whole.take(np.flatnonzero(kept)[:max_tests])
     assert train.labels is not None
     assert tests.labels is not None
     if not len(tests) or not len(train):
@@ -181,7 +181,7 @@ def _text(path: Path | None) -> TaskData:
     else:
         files = [path]
     try:
-        text = "".join(file.read_text(encoding="utf-8") for file in files)[:_MOST_TEXT]
+        text = "".join(file.read_text(encoding="utf-8") for file in files)[:_MAX_TEXT]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigurationError(f"text: {path or 'the standard library'} cannot be read: {reason}") from None
@@ -189,7 +189,7 @@ def _text(path: Path | None) -> TaskData:
         raise ConfigurationError(f"text: {path} has {len(text)} characters; give {_LEAST_TEXT} or more")
     letters, numbers = np.unique(np.array(list(text)), return_inverse=True)
     tokens = numbers.astype(np.int32)
-    cut = len(tokens) - min(len(tokens) // _TEST_SHARE, _MOST_TEST_TEXT)
+    cut = len(tokens) - min(len(tokens) // _TEST_SHARE, _MAX_TEST_TEXT)
     none = np.empty(0, np.int64)
     source = _PYTHON if path is None else path.name
     return TaskData(tokens[:cut], none, tokens[cut:], none, len(letters), source, path is None)

@@ -1,4 +1,4 @@
-"""The figure of trainings with compressed gradients: loss by step and by second, and the time to the target."""
+"""Draws the figure of trainings with compressed gradients: loss by step and by second, and the time to the target."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -21,7 +21,7 @@ _NAME_INCHES = 0.068  # of a letter
 
 
 def gradients(rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Training loss by step and by second, and the time to the target, for each task and rate a row of panels.
+    """Draws training loss by step and by second, and time to the target; for each task and rate a row of panels.
 
     Losses are means over seeds, of stretches of steps; a second of theirs is the mean of the seeds' times. Whiskers of
     bars are 95 % intervals. A method that did not reach the target with every seed has no bar.
@@ -98,7 +98,7 @@ def _target_bars(panel: "Axes", means: Sequence[Mapping[str, Any]], looks: Mappi
 
 
 def _first_of_each(panels: Iterable["Axes"]) -> tuple[list[Any], list[str]]:
-    """Handles and labels of all panels, each label once."""
+    """Gives handles and labels of all panels, each label once."""
     found: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):

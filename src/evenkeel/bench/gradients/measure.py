@@ -32,7 +32,7 @@ Write = Callable[[str, str, bool], None]
 
 
 def lab_missing() -> str:
-    """Why no lab can be made here; empty if one can."""
+    """Says why no lab can be made here; empty if one can."""
     try:
         shell.require()
     except ConfigurationError as error:
@@ -49,15 +49,15 @@ def train_cells(
     progress: Callable[[Cell, int], object] = lambda cell, steps: None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> None:
-    """Train what is asked for, and keep each cell's figures as soon as they are there.
+    """Trains all of `work`, and keeps each cell's figures as soon as they are there.
 
     Args:
         work: cells and how they are trained; all with the same number of workers.
         data: of each task.
         records: where figures are kept.
         timeout_s: for one cell.
-        progress: told how many steps of a cell are done.
-        tell: given lines for people: what the links carry.
+        progress: called with a cell and the number of its steps that are done.
+        tell: called with lines for people: what the links carry.
 
     Raises:
         MissingExtraError: there is no torch.
@@ -143,7 +143,7 @@ class _RateRun:
         self._keep_finished()
 
     def _keep_finished(self) -> None:
-        """Keep the next cells that all ranks have finished; they come in order."""
+        """Keeps the next cells that all ranks have finished; they come in order."""
         while self._kept < len(self._work):
             files = [self._folder / f"cell-{self._kept}-rank-{rank}.json" for rank in range(self._world)]
             if not all(file.exists() for file in files):
@@ -166,7 +166,7 @@ class _RateRun:
 
 
 def _together(cell: Cell, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One training's figures from those of its ranks.
+    """Puts together one training's figures from those of its ranks.
 
     A step ends when its last rank has ended it, and its loss is the mean over ranks; so are bytes and costs.
     """

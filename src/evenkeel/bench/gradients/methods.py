@@ -107,7 +107,7 @@ def average_nothing(state: object, bucket: GradBucket) -> torch.futures.Future[t
 
 
 class _Casts:
-    """Holds what `bf16_hook` needs and measures: a group of its own, as Pipe-SGD asks, and the time of casts."""
+    """Holds what `bf16_hook` needs and measures: a group of its own, as Pipe-SGD needs, and the time of casts."""
 
     def __init__(self) -> None:
         self.group: Any = dist.new_group()

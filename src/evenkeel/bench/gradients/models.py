@@ -1,4 +1,4 @@
-"""The models that `evenkeel bench gradients` trains: small enough for two cores."""
+"""Makes the models that `evenkeel bench gradients` trains: small enough for two cores."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _WIDTH, _HEADS, _LAYERS = 64, 4, 2
 
 
 def mlp(side: int, classes: int) -> nn.Module:
-    """Two hidden layers for grey images `[b, side, side]`; 1.3 M parameters for MNIST, hardly any computation."""
+    """Makes two hidden layers for grey images `[b, side, side]`; 1.3 M parameters for MNIST, hardly any computation."""
     return _scaled(
         nn.Sequential(
             *(nn.Flatten(), nn.Linear(side * side, 1024), nn.ReLU(), nn.Linear(1024, 512), nn.ReLU()),
@@ -22,7 +22,7 @@ def mlp(side: int, classes: int) -> nn.Module:
 
 
 def convnet(side: int, classes: int) -> nn.Module:
-    """Four convolutions and a large head for images `[b, 3, side, side]`; for CIFAR-10 .24 M and .13 M parameters."""
+    """Makes four convolutions and a large head for images `[b, 3, side, side]`; CIFAR-10: .24 and .13 M parameters."""
     layers: list[nn.Module] = []
     for inside, outside, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 1), (128, 128, 2)):
         layers += [nn.Conv2d(inside, outside, 3, stride, padding=1), nn.ReLU()]
@@ -31,12 +31,12 @@ def convnet(side: int, classes: int) -> nn.Module:
 
 
 def transformer(length: int, classes: int) -> nn.Module:
-    """A character-level decoder for `[b, length]` numbers of characters; .12 M parameters, much computation."""
+    """Makes a character-level decoder for `[b, length]` numbers of characters; .12 M parameters, much computation."""
     return _Decoder(length, classes)
 
 
 def _scaled(model: nn.Sequential) -> nn.Module:
-    """Weights drawn as He et al. do for ReLU: torch's own are so small that a deep model without norms is stuck."""
+    """Draws weights as He et al. do for ReLU: torch's own are so small that a deep model without norms is stuck."""
     for layer in model:
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -55,7 +55,7 @@ class _Decoder(nn.Module):
         self.head = nn.Linear(_WIDTH, classes)
 
     def forward(self, letters: Tensor) -> Any:
-        """Logits of each next character, `[b, length, classes]`."""
+        """Gives logits of each next character, `[b, length, classes]`."""
         places = torch.arange(letters.shape[1])
         return self.head(self.norm(self.blocks(self.letters(letters) + self.places(places))))
 
@@ -68,7 +68,7 @@ class _Block(nn.Module):
         self.thought = nn.Sequential(nn.Linear(_WIDTH, 4 * _WIDTH), nn.GELU(), nn.Linear(4 * _WIDTH, _WIDTH))
 
     def forward(self, row: Tensor) -> Any:
-        """Attention to what came before, then a perceptron; both added to their input."""
+        """Applies attention to what came before, then a perceptron; adds both to their input."""
         batch, length, _ = row.shape
         parts = self.mixed(self.before(row)).view(batch, length, 3, _HEADS, -1).permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=True)

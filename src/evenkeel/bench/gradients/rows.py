@@ -57,7 +57,7 @@ Record = Mapping[str, Any]
 
 
 def rows_of(records: Sequence[Record], tolerance: float) -> list[dict[str, Any]]:
-    """The rows of one task at one rate: for each method one a seed, with curves, and before them their mean.
+    """Gives the rows of one task at one rate: for each method one a seed, with curves, and before them their mean.
 
     Args:
         records: of the same task and rate, the baseline's among them for every seed.
@@ -73,7 +73,7 @@ def rows_of(records: Sequence[Record], tolerance: float) -> list[dict[str, Any]]
 
 
 def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, Any]:
-    """The row of one training, beside the baseline's with the same seed.
+    """Gives the row of one training, beside the baseline's with the same seed.
 
     `step_s` and `bytes_per_step` are means over all steps, those included that a method does not compress; `steady_`
     are medians. Both count what TCP had to send again, which is `resent_bytes_per_step`. `comm_share` is the share of a
@@ -128,7 +128,7 @@ def figures_of(record: Record, baseline: Record, tolerance: float) -> dict[str, 
 
 
 def mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, each with `_low` and `_high`; None where a seed has no figure.
+    """Gives means over seeds, each with `_low` and `_high`; None where a seed has no figure.
 
     `reached` says how many seeds came to the target.
     """
@@ -194,7 +194,7 @@ def _notes(means: Sequence[dict[str, Any]], tolerance: float) -> Iterator[str]:
     if "pipe-ahead" in methods:
         yield "pipe-ahead: as pipe, but a rank's gradients are of the weights where its own one before would lead"
     if "powersgd" in methods:
-        yield "powersgd: torch's hook, compressing from the third step on; its coding is not told apart"
+        yield "powersgd: torch's hook, compressing from the third step on; its coding is not timed on its own"
     for row in means:
         if row["reached"] < row["seeds"]:
             yield f"{row['method']}: {row['reached']} of {row['seeds']} seeds reached the target"
@@ -203,7 +203,7 @@ def _notes(means: Sequence[dict[str, Any]], tolerance: float) -> Iterator[str]:
 
 
 def _aggregate_s(record: Record) -> float:
-    """Of a mean step, what computation does not explain."""
+    """Gives the seconds of a mean step that computation does not explain."""
     times_s = record["times_s"]
     return max(0.0, float(times_s[-1]) / len(times_s) - float(record["compute_s"]))
 
@@ -222,7 +222,7 @@ def _seconds_to(record: Record, target: float) -> float | None:
 
 
 def _curve(record: Record) -> dict[str, list[float]]:
-    """Losses by step and second, in at most so many stretches of neighbouring steps."""
+    """Gives losses by step and second, in at most so many stretches of neighbouring steps."""
     steps = len(record["losses"])
     stretches = np.array_split(np.arange(steps), min(steps, _POINTS))
     losses, times_s = np.array(record["losses"]), np.array(record["times_s"])

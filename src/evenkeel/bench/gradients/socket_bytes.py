@@ -1,4 +1,4 @@
-"""Bytes that this process has really sent over TCP, as the kernel counts them."""
+"""Counts the bytes that this process has really sent over TCP, as the kernel does."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ _COUNTS = struct.Struct("QQ")
 
 
 class SocketBytes(NamedTuple):
-    """Payload of TCP connections, headers not counted; `sent` includes what was `resent`.
+    """Counts the payload of TCP connections, without headers; `sent` includes what was `resent`.
 
     What the machine's own full queue refuses is in `sent` twice, and not in `resent`: TCP does not call it lost.
     """

@@ -22,27 +22,27 @@ _WARM_STEPS = 10  # until the learning rate is reached
 
 
 class TrainingTask(ABC):
-    """A task's data, and how they are learnt."""
+    """Holds a task's data, and says how they are learnt."""
 
     @abstractmethod
     def model(self) -> nn.Module:
-        """A new model; its weights are drawn from torch's own generator."""
+        """Makes a new model; its weights are drawn from torch's own generator."""
 
     @abstractmethod
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """For the model; `rate_factor` multiplies its learning rate."""
+        """Makes the optimiser of a model; `rate_factor` multiplies its learning rate."""
 
     @abstractmethod
     def loss(self, model: nn.Module, seed: int, step: int, rank: int, world: int, batch: int) -> Tensor:
-        """Mean loss of a rank's share of a step's examples, which seed and step alone decide."""
+        """Gives the mean loss of a rank's share of a step's examples, which seed and step alone decide."""
 
     @abstractmethod
     def accuracy(self, model: nn.Module) -> float:
-        """Share of the test examples that are told rightly."""
+        """Gives the share of the test examples that the model classifies rightly."""
 
     @staticmethod
     def rate_factor(step: int, steps: int) -> float:
-        """Of the learning rate: rises over the first steps, then falls to zero on a line."""
+        """Gives the factor of the learning rate: it rises over the first steps, then falls to zero on a line."""
         return min(1.0, (step + 1) / _WARM_STEPS) * (1 - step / steps)
 
 
@@ -115,7 +115,7 @@ class _Text(TrainingTask):
 
 
 def open_task(name: str, folder: Path, classes: int) -> TrainingTask:
-    """The task `mlp`, `convnet` or `transformer` over the arrays that `TaskData.save` wrote."""
+    """Opens the task `mlp`, `convnet` or `transformer` over the arrays that `TaskData.save` wrote."""
     arrays = {array: np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS}
     return _Text(arrays, classes) if name == "transformer" else _Images(arrays, classes)
 

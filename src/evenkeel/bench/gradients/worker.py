@@ -1,4 +1,4 @@
-"""One worker of `evenkeel bench gradients`: trains the cells of a plan in turn, each in a new process.
+"""Runs one worker of `evenkeel bench gradients`: trains a plan's cells in turn, each in a new process.
 
     RANK=0 WORLD_SIZE=4 python -m evenkeel.bench.gradients.worker PLAN.json
 
@@ -43,7 +43,7 @@ _SILENCE_S = 120.0  # of a peer
 
 
 def main(plan_path: str) -> int:
-    """Train every cell of the plan; gives the exit code."""
+    """Trains every cell of the plan; gives the exit code."""
     plan = json.loads(Path(plan_path).read_bytes())
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     for cell in plan["cells"]:
@@ -63,7 +63,7 @@ def main(plan_path: str) -> int:
 
 
 def _leave_after(work: Callable[[], None]) -> None:
-    """Run it, and end this process at once: a group whose peer is gone can keep an orderly end waiting."""
+    """Runs it, and ends this process at once: a group whose peer is gone can keep an orderly end waiting."""
     code = 1
     try:
         work()
@@ -99,13 +99,13 @@ def _run(plan: dict[str, Any], cell: dict[str, Any], rank: int, world: int) -> N
 
 
 class _Trainee:
-    """One rank's part of one training."""
+    """Does one rank's part of one training."""
 
     def __init__(self, task: TrainingTask, cell: dict[str, Any], rank: int, world: int) -> None:
         self._task, self._cell, self._rank, self._world = task, cell, rank, world
 
     def compute_s(self) -> float:
-        """Mean time of a step without communication, while the other ranks compute as well."""
+        """Measures the mean time of a step without communication, while the other ranks compute as well."""
         ddp, optimizer = self._new()
         ddp.register_comm_hook(None, average_nothing)
         dist.barrier()
@@ -116,7 +116,7 @@ class _Trainee:
         return (time.perf_counter() - begin) / (_COMPUTE_STEPS - _FIRST_STEPS)
 
     def warm_up(self) -> None:
-        """A few steps with the method, so that nothing is loaded or compiled on the clock."""
+        """Takes a few steps with the method, so that nothing is loaded or compiled on the clock."""
         ddp, optimizer = self._new()
         averaging = Averaging(self._cell["method"], ddp, optimizer)
         for step in range(_WARM_STEPS):
@@ -126,7 +126,7 @@ class _Trainee:
         dist.barrier()
 
     def train(self, stem: Path) -> dict[str, Any]:
-        """Losses, times and bytes by step, and the test accuracy at some of them.
+        """Trains; gives losses, times and bytes by step, and the test accuracy at some of them.
 
         The clock does not stop for evaluations: ranks take turns to write the weights down, and answer the test
         examples at the end. Were it stopped, sums in flight would travel meanwhile for nothing.
@@ -138,7 +138,7 @@ class _Trainee:
         kept = {round(steps * turn / evaluations): turn for turn in range(1, 1 + evaluations)}
         losses, times_s, sent = [], [], []
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._task.rate_factor(step, steps))
-        told_s = 0.0
+        reported_s = 0.0
         dist.barrier()
         before, begin = socket_bytes(), time.perf_counter()
         for step in range(1, steps + 1):
@@ -151,8 +151,8 @@ class _Trainee:
             scheduler.step()
             if step in kept and kept[step] % self._world == rank:
                 _weights(ddp.module).tofile(f"{stem}-{step}")
-            if rank == 0 and (times_s[-1] - told_s > _TELL_S or step == steps):
-                told_s = times_s[-1]
+            if rank == 0 and (times_s[-1] - reported_s > _TELL_S or step == steps):
+                reported_s = times_s[-1]
                 print(PROGRESS, self._cell["number"], step, flush=True)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         resent_bytes = socket_bytes().resent - before.resent
@@ -189,7 +189,7 @@ class _Trainee:
         return loss.detach()
 
     def _evaluate(self, model: nn.Module, stem: Path, steps: list[int]) -> list[tuple[int, float]]:
-        """Accuracy after each of these steps; the model has its last weights again afterwards."""
+        """Measures accuracy after each of these steps; the model has its last weights again afterwards."""
         last = _weights(model)
         found = []
         for step in steps:

@@ -1,1 +1,1 @@
-"""`evenkeel bench serving` and `evenkeel demo`: policies under the same arrivals and delays."""
+"""Runs `evenkeel bench serving` and `evenkeel demo`: compares policies under the same arrivals and delays."""

@@ -19,7 +19,7 @@ from evenkeel.bench.serving.rows import count_sources, page_of
 from evenkeel.delays.faults import parse_fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.outputs import Outputs, asked_for
+from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
 from evenkeel.figures.records import machine
@@ -99,7 +99,7 @@ def run_bench(arguments: ServingArguments) -> None:
             simulated=arguments.simulated,
             records_folder=folder,
         )
-    _publish(runs, asked_for(arguments), arguments.outputs)
+    _publish(runs, arguments_of(arguments), arguments.outputs)
 
 
 def run_demo(arguments: DemoArguments) -> None:
@@ -162,7 +162,7 @@ def _publish(runs: Sequence[Run], arguments: Mapping[str, Any], outputs: Outputs
 
 
 def _title(run: Run, runs: Sequence[Run]) -> str:
-    """The policy, and the load where there are several."""
+    """Names the policy, and the load where there are several."""
     if len({other.row["load"] for other in runs}) == 1:
         return run.contender.label
     return f"{run.contender.label} at load {run.row['load']}"

@@ -1,4 +1,4 @@
-"""Faults for the workers of a running gateway, at the times that a scenario says."""
+"""Makes faults in the workers of a running gateway, at the times that a scenario says."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ["make_faults", "worker_pids"]
 
 
 def worker_pids(gateway_pid: int) -> dict[int, int]:
-    """Number -> process id of the workers that a gateway started (Linux: read from /proc)."""
+    """Gives number -> process id of the workers that a gateway started (Linux: read from /proc)."""
     try:
         children = Path(f"/proc/{gateway_pid}/task/{gateway_pid}/children").read_text().split()
     except OSError as error:
@@ -29,7 +29,7 @@ def worker_pids(gateway_pid: int) -> dict[int, int]:
 
 
 async def make_faults(faults: Sequence[Fault], gateway_pid: int, replicas: int) -> None:
-    """Let each fault happen at its time, counted from now; what was frozen is thawed, also when this is cancelled."""
+    """Makes each fault happen at its time from now; what was frozen is thawed, also when this is cancelled."""
     async with asyncio.TaskGroup() as group:
         for fault in faults:
             group.create_task(_make(fault, gateway_pid, replicas))

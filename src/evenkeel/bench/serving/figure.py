@@ -1,4 +1,4 @@
-"""Figures of a serving comparison: histograms and tail of latency, and how answers were known."""
+"""Draws a serving comparison: histograms and tail of latency, and how answers were known."""
 
 from collections.abc import Iterable, Mapping
 from itertools import cycle
@@ -41,13 +41,13 @@ _BINS = 120
 
 
 def colours(policies: Iterable[str]) -> dict[str, str]:
-    """A colour for each policy: well-known policies always have theirs, others get one in turn."""
+    """Gives each policy a colour: well-known policies always have theirs, others get one in turn."""
     further = cycle(_FURTHER)
     return {policy: _POLICIES.get(policy) or next(further) for policy in policies}
 
 
 def latency_histograms(latencies_by_policy: Latencies) -> "Figure":
-    """Stacked histograms of latency with an estimated density, one for each policy, on one axis of seconds.
+    """Draws stacked histograms of latency with an estimated density, one for each policy, on one axis of seconds.
 
     After Figure 4 of "Collage Inference" (Narra et al. 2019). Unlike there the density's scale is a square root, since
     a slow mode of 2 % would be too flat to see.
@@ -80,15 +80,15 @@ def latency_histograms(latencies_by_policy: Latencies) -> "Figure":
             p99_s = float(np.sort(values)[quantile_place(values.size, 0.99)])
             panel.axvline(p99_s, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
             panel.set_title(policy, loc="left", fontsize=9, fontweight="bold", pad=3)
-            told = f"mean {values.mean():.3f} s · sd {_sd(values):.3f} s · p99 {p99_s:.3f} s"
-            panel.set_title(told, loc="right", fontsize=9, pad=3)
+            statistics = f"mean {values.mean():.3f} s · sd {_sd(values):.3f} s · p99 {p99_s:.3f} s"
+            panel.set_title(statistics, loc="right", fontsize=9, pad=3)
         panels[-1].set_xlabel("latency (s)")
         figure.supylabel("probability density (1/s, square-root scale)", x=0.004, ha="left", fontsize=9)
     return figure
 
 
 def tail(latencies_by_policy: Latencies) -> "Figure":
-    """Share of requests that take longer than a time, on a logarithmic scale, one line for each policy.
+    """Draws the share of requests that take longer than a time, on a logarithmic scale, one line for each policy.
 
     Dotted lines mark p95, p99 and p99.9: where a policy crosses one, that is its quantile.
 
@@ -100,8 +100,8 @@ def tail(latencies_by_policy: Latencies) -> "Figure":
     """
     seconds = _seconds(latencies_by_policy)
     palette = colours(latencies_by_policy)
-    most = max(values.size for values in seconds.values())
-    lowest = max(0.5 / most, 2e-5)
+    longest = max(values.size for values in seconds.values())
+    lowest = max(0.5 / longest, 2e-5)
     with drawing(3.9, left=0.8, right=0.5) as figure:
         panel: Axes = figure.subplots()
         panel.set_yscale("log")
@@ -181,7 +181,7 @@ def _seconds(latencies_by_policy: Latencies) -> dict[str, FloatArray]:
 
 
 def _density(values: FloatArray, end: float) -> tuple[FloatArray, FloatArray]:
-    """Gaussian kernel estimate on 0..end, with Silverman's robust width; from fine bins, so that it costs little."""
+    """Estimates the density on 0..end with Gaussian kernels of Silverman's robust width; from fine bins, for speed."""
     spread = min(_sd(values), float(np.subtract(*np.quantile(values, [0.75, 0.25]))) / 1.34)
     width = max(0.9 * spread * values.size**-0.2, end / 600)
     grid = np.linspace(0, end, 1201)
@@ -195,7 +195,7 @@ def _density(values: FloatArray, end: float) -> tuple[FloatArray, FloatArray]:
 
 
 def _survival(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Times and the shares of values above them; long samples are thinned, but not in the tail."""
+    """Gives times and the shares of values above them; thins long samples, but not in the tail."""
     ordered = np.sort(values)
     longer = 1 - np.arange(1, ordered.size + 1) / ordered.size
     if ordered.size > 3000:
@@ -214,7 +214,7 @@ def _root(heights: FloatArray) -> FloatArray:
 
 
 def _round_down(value: float) -> float:
-    """The value with one digit."""
+    """Rounds the value down to one digit."""
     if value <= 0:
         return 0.0
     unit = 10.0 ** np.floor(np.log10(value))

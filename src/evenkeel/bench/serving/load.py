@@ -1,6 +1,6 @@
-"""An open-loop load generator: requests leave when they are due, whether or not earlier ones are answered.
+"""Sends requests in an open loop: they leave when they are due, whether or not earlier ones are answered.
 
-A closed loop sends its next request when the last one is answered, so a slow server is asked less and looks better
+A closed loop sends its next request when the last one is answered, so a slow server gets fewer and looks better
 than it is (coordinated omission). Here latency counts from the moment a request was meant to leave.
 """
 
@@ -28,7 +28,7 @@ _TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Target:
-    """A running server and the pictures to send it.
+    """Describes a running server and the pictures to send it.
 
     Attributes:
         url: of the server, without a path.
@@ -52,13 +52,13 @@ async def drive(
     keys: bool = True,
     on_answer: Callable[[RequestRecord], object] = lambda record: None,
 ) -> list[RequestRecord]:
-    """Send one request at each of `times_s` (seconds from now, ascending); what became of each, in that order.
+    """Sends a request at each of `times_s` (seconds from now, ascending); gives what became of each, in that order.
 
     Args:
         target: where to, and what.
         times_s: `[requests]`.
         keys: name the pieces of work, so that injected delays are the same in every run (evenkeel servers only).
-        on_answer: told each record as it is complete.
+        on_answer: called with each record as it is complete.
     """
     bodies = _bodies(target, len(times_s), keys)
     connector = aiohttp.TCPConnector(limit=0)
@@ -116,7 +116,7 @@ async def _send(
 
 
 def _read(body: bytes, header_length: int | None) -> tuple[str, float | None, int | None]:
-    """Source, confidence and label; another server's answer has scores alone."""
+    """Reads source, confidence and label; another server's answer has scores alone."""
     outputs: dict[str, Any] = {tensor.name: tensor.data for tensor in parse_response(body, header_length).outputs}
     scores = outputs.get("scores")
     if scores is None:

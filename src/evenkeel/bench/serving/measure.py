@@ -1,4 +1,4 @@
-"""`evenkeel bench serving`: policies compared under the same arrivals and the same delays."""
+"""Measures `evenkeel bench serving`: compares policies under the same arrivals and the same delays."""
 
 import asyncio
 import math
@@ -32,7 +32,7 @@ RequestsDone = Callable[[str, int, int], object]  # policy, answered, requests
 
 @dataclass(frozen=True)
 class Contender:
-    """One policy and the nodes it is given. `none@10` has ten replicas and no backup: equal resources."""
+    """Names one policy and the nodes that it gets. `none@10` has ten replicas and no backup: equal resources."""
 
     label: str
     policy: str
@@ -70,7 +70,7 @@ class Experiment:
     faults: tuple[Fault, ...] = ()
 
     def rate(self) -> float:
-        """Requests a second.
+        """Gives requests a second.
 
         Raises:
             ConfigurationError: the load or the rate is no finite number above zero, or the law gives no rate.
@@ -97,12 +97,12 @@ class Run:
     counters: Counters
 
     def latencies_ms(self) -> Array:
-        """Of the requests that were answered."""
+        """Gives the latencies of the requests that were answered."""
         return np.array([record.latency_ms for record in self.records if record.answered])
 
 
 def parse_contender(text: str, experiment: Experiment) -> Contender:
-    """`policy`, or `policy@replicas` for a fleet of that many replicas and no backup."""
+    """Reads `policy`, or `policy@replicas` for a fleet of that many replicas and no backup."""
     name, at, count = text.partition("@")
     policy = preset(name)
     if not at:
@@ -113,7 +113,7 @@ def parse_contender(text: str, experiment: Experiment) -> Contender:
 
 
 def check_faults(faults: Sequence[Fault], contender: Contender) -> None:
-    """Refuse faults that hit workers which the contender has not.
+    """Refuses faults that hit workers which the contender has not.
 
     Raises:
         ConfigurationError: a replica or backup has no such number.
@@ -135,7 +135,7 @@ async def run_all(
     records_folder: Path | None = None,
     progress: RequestsDone = lambda policy, answered, requests: None,
 ) -> list[Run]:
-    """Put every contender through the experiment, one after the other.
+    """Puts every contender through the experiment, one after the other.
 
     Args:
         experiment: the arrivals and the delays.
@@ -143,7 +143,7 @@ async def run_all(
         url: measure the server that runs there (then its policy is its own, and there is one contender).
         simulated: on a virtual clock, with fake workers.
         records_folder: keep each request as a JSON line there.
-        progress: told how far a run is.
+        progress: called with the policy, the requests answered, and all requests.
 
     Raises:
         EvenkeelError: a server could not be started or reached.
@@ -187,7 +187,7 @@ async def run_all(
 
 
 def server_config(experiment: Experiment, contender: Contender) -> dict[str, Any]:
-    """The configuration of the contender's gateway, as a YAML file would have it."""
+    """Gives the configuration of the contender's gateway, as a YAML file would have it."""
     fields: dict[str, Any] = {"name": contender.policy}
     if contender.policy == "replicate":
         # Twice the mean: the paper's fixed timeout, for a law of any scale.

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs nothing beside it."""
+"""Writes the report of a comparison: one HTML file that needs nothing beside it."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -72,13 +72,13 @@ def write_report(
     command: str,
     sources_by_policy: Mapping[str, Mapping[str, int]] | None = None,
 ) -> None:
-    """Write one self-contained HTML file: the result as a sentence, the table, the figures, how to get them again.
+    """Writes one self-contained HTML file: the result as a sentence, table, figures, and the command to repeat it.
 
     Args:
         path: where to.
         rows: with the keys of `rows.summarise`.
         latencies_by_policy: milliseconds of the answered requests, for the figures.
-        arguments: what the run was asked for.
+        arguments: of the run.
         machine: what `records.machine` gives.
         command: the command line that makes this report again.
         sources_by_policy: what `rows.count_sources` gives for each policy; without it that figure is left out.
@@ -97,18 +97,18 @@ def write_report(
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """The result in one plain sentence: p99 of doing nothing beside p99 of the best that coding does."""
+    """Says the result in one plain sentence: p99 of doing nothing beside p99 of the best that coding does."""
     baseline, best = _compared(rows)
     if baseline is None or best is None:
         return "Latencies as measured"
     before, after = baseline["p99_ms"], best["p99_ms"]
-    told = f"p99 {_ms(before)} → {_ms(after)}"
+    change = f"p99 {_ms(before)} → {_ms(after)}"
     factor = before / after if after else 1.0
     if factor >= 1.05:
-        return f"{told}: {factor:.1f} times shorter with {best['policy']}"
+        return f"{change}: {factor:.1f} times shorter with {best['policy']}"
     if factor <= 1 / 1.05:
-        return f"{told}: {1 / factor:.1f} times longer with {best['policy']}"
-    return f"{told}: no difference with {best['policy']}"
+        return f"{change}: {1 / factor:.1f} times longer with {best['policy']}"
+    return f"{change}: no difference with {best['policy']}"
 
 
 def _page(
@@ -119,8 +119,8 @@ def _page(
     command: str,
     sources_by_policy: Mapping[str, Mapping[str, int]] | None,
 ) -> str:
-    told, colon, rest = headline(rows).partition(":")
-    title = f"<b>{escape(told)}</b>{colon}{escape(rest)}" if colon else escape(told)
+    change, colon, rest = headline(rows).partition(":")
+    title = f"<b>{escape(change)}</b>{colon}{escape(rest)}" if colon else escape(change)
     figures = [
         _figure(
             "How long requests take",
@@ -170,7 +170,7 @@ standard deviations, Wilson's for shares, Poisson for extra load. They take requ
 under load are not quite. Latencies are of answered requests; extra load is tasks beyond one an item; a fill is an
 answer taken from a backup.</p>
 <div class="pair">
-<div><h2>Asked for</h2>{_list(arguments)}</div>
+<div><h2>Arguments</h2>{_list(arguments)}</div>
 <div><h2>Machine</h2>{_list(_readable(machine))}</div>
 </div>
 <h2>To get this again</h2>
@@ -182,7 +182,7 @@ answer taken from a backup.</p>
 
 
 def _compared(rows: Sequence[Row]) -> tuple[Row | None, Row | None]:
-    """The rows that the headline compares: nothing done, and coding (else the shortest tail), at one law and load."""
+    """Gives the rows that the headline compares: nothing done, and coding (else the shortest tail), at one setting."""
     known = [row for row in rows if row.get("p99_ms") is not None]
     baseline = next((row for row in known if row["policy"] == "none"), known[0] if known else None)
     if baseline is None:

@@ -1,4 +1,4 @@
-"""A gateway in a process of its own, as a benchmark needs it: started, watched, asked for its counters, stopped."""
+"""Runs a gateway in a process of its own, as a benchmark needs it: started, watched, read, stopped."""
 
 import asyncio
 import os
@@ -23,19 +23,19 @@ _STOP_TIMEOUT_S = 20.0
 
 
 class Counters(dict[str, float]):
-    """Counters of a gateway: name, with its label value in brackets where it has one."""
+    """Holds counters of a gateway: name, with its label value in brackets where it has one."""
 
     def since(self, before: "Counters") -> "Counters":
         """Subtracts: what was counted between two readings."""
         return Counters({name: value - before.get(name, 0.0) for name, value in self.items()})
 
     def total(self, prefix: str) -> float:
-        """Sum over the label values of one counter."""
+        """Sums one counter over its label values."""
         return sum(value for name, value in self.items() if name.startswith(f"{prefix}["))
 
 
 async def read_counters(url: str) -> Counters:
-    """The counters that `url`/metrics tells; empty when the server has none of ours."""
+    """Reads the counters at `url`/metrics; empty when the server has none of ours."""
     async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
         if response.status != 200:
             return Counters()
@@ -51,7 +51,7 @@ async def read_counters(url: str) -> Counters:
 
 
 class ServerProcess:
-    """`evenkeel serve` with a configuration, as an asynchronous context.
+    """Runs `evenkeel serve` with a configuration, as an asynchronous context.
 
     Attributes:
         url: where it listens.
@@ -69,7 +69,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Process id of the gateway."""
+        """Gives the process id of the gateway."""
         assert self.process is not None
         return self.process.pid
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.figures.outputs import Outputs, asked_for
+from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.publish import publish
 from evenkeel.figures.tables import Column, Page
 from evenkeel.text_values import read_duration_s, read_quantity, read_rate_bps
@@ -64,7 +64,7 @@ def run_plan(arguments: PlanArguments) -> None:
     publish(
         [Page(_lines(plan.predictions), [_CODE], _COLUMNS)],
         _rows(plan),
-        asked_for(arguments),
+        arguments_of(arguments),
         arguments.outputs,
         notes=["", plan.recommendation.sentence],
         further={"recommendation": plan.recommendation.sentence},
