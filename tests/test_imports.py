@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "serving.gateway": {"backends.backend", "coding.code", "coding.answers", "delays.laws"},
     "serving.front": {"coding.code", "images", "models", "oip", "serving.gateway"},
     "serving.http": {"coding.code", "models", "oip", "serving.front", "serving.gateway"},
+    "switch": set(),
     "training.hook": {"coding.sum_code", "coding.wire", "coding.checks", "coding.sums", "reducers"},
     "training.plan": {"coding.sum_code", "coding.wire", "coding.sums", "figures", "reducers", "training.hook"},
     "training": set(),

@@ -14,6 +14,8 @@
     ├── DeadlineError          the total deadline passed without an answer (504)
     ├── ReducerError           gradients could not be added: a peer is gone or silent
     ├── LabError               the emulated cluster could not be made, measured or removed
+    ├── SwitchError            a switch could not be built, started or removed
+    ├── PacketError            a packet is no packet of a switch's; carries the reason under which it is counted
     └── BackendError           a backend could not do a task
         ├── BackendLostError   the connection or the process went away
         ├── BackendBusyError   it has no room for the task now
@@ -35,11 +37,13 @@ __all__ = [
     "LabError",
     "MissingExtraError",
     "OverloadedError",
+    "PacketError",
     "PoisonItemError",
     "ProtocolError",
     "ReducerError",
     "RequestError",
     "SlowRequestError",
+    "SwitchError",
     "TaskRefusedError",
     "TooLargeError",
     "UnknownModelError",
@@ -161,3 +165,15 @@ class ProtocolError(BackendError):
 
 class LabError(EvenkeelError):
     """The emulated cluster could not be made, measured or removed."""
+
+
+class SwitchError(EvenkeelError):
+    """A switch that adds packets could not be built, started or removed."""
+
+
+class PacketError(EvenkeelError):
+    """Bytes are no packet that a switch takes; `reason` is the number under which switches count it."""
+
+    def __init__(self, reason: int, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
