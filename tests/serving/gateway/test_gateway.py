@@ -16,7 +16,7 @@ from evenkeel.errors import BackendError, ConfigurationError, DeadlineError, Ove
 from evenkeel.serving.gateway.gateway import Gateway
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import Trigger, preset
-from gateway_helpers import FORM, Scene, answer, picture
+from gateway_helpers import FORM, GRIDS, Scene, answer, picture
 
 
 def warm(scene, count=30):
@@ -114,8 +114,31 @@ def test_an_exact_answer_from_the_backup_need_not_wait_to_be_late():
     assert scene.stats.hedges == 0
 
 
-def test_exact_requests_never_get_fills():
+def test_exact_requests_never_get_fills_but_a_backups_exact_pass_when_they_are_late():
     scene = Scene(preset("collage", fill_after=Trigger(fixed_s=0.5)))
+    scene.slow(0, 1, 2, seconds=9.0)
+    scene.send(3, exact=True)
+    scene.run()
+    assert scene.sources == ["exact"] * 3
+    assert scene.latencies == [1.5, 2.5, 3.5]  # one after the other: they share no pass
+    assert scene.stats.passes == {"replicate": 3}
+    scene.assert_nothing_left()
+
+
+def test_exact_requests_take_turns_with_groups_that_wait():
+    scene = Scene(preset("collage", fill_after=Trigger(fixed_s=0.5)))
+    scene.slow(0, 1, 2, seconds=9.0)
+    scene.send()  # the backup takes it at once
+    scene.later(0.1, lambda: scene.send(1, exact=True))
+    scene.later(0.2, scene.send, 2)
+    scene.later(0.3, lambda: scene.send(1, exact=True))
+    scene.run()
+    assert scene.sources == ["exact", "exact", "collage", "collage", "exact"]
+    assert scene.latencies == [1.0, 1.9, 2.8, 2.8, 3.7]
+
+
+def test_exact_requests_go_round_backups_that_hold_no_classifier():
+    scene = Scene(preset("collage", fill_after=Trigger(fixed_s=0.5)), codes=GRIDS[1:])
     scene.slow(0, 1, 2, seconds=9.0)
     scene.send(3, exact=True)
     scene.run()

@@ -10,10 +10,13 @@ from evenkeel.errors import (
     BackendBusyError,
     BackendError,
     BackendLostError,
+    DeadlineError,
     OverloadedError,
     PoisonItemError,
     TaskRefusedError,
 )
+from evenkeel.serving.gateway.health import HealthSettings
+from evenkeel.serving.gateway.policy import Trigger
 from gateway_helpers import GRIDS, Scene, answer, picture
 
 POISON = 7
@@ -70,6 +73,80 @@ def test_an_item_that_kills_backups_is_not_passed_on_in_a_smaller_group():
     scene.run()
     scene.assert_everything_answered()
     assert len(broken) <= 1  # the replicas answer it, late
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+@pytest.mark.parametrize(("policy", "replicas", "backups"), [("collage+hedge", 3, 1), ("collage+hedge", 5, 2)])
+def test_a_poison_item_that_a_backup_had_too_costs_two_workers(policy, replicas, backups, how):
+    scene = Scene(policy, replicas=replicas, backups=backups, deadline_s=60.0, health=HealthSettings(min_stall_s=2.0))
+    broken = poisoned(scene, how, restart_s=40.0)
+    scene.sent = POISON
+    scene.send()
+    scene.later(1.0, scene.send)
+    scene.run()
+    assert len(broken) == 2
+    assert isinstance(scene.outcomes[POISON].error, PoisonItemError)
+    assert scene.outcomes[POISON + 1].error is None
+    scene.assert_nothing_left()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "replicas", "backups"),
+    [("none", 1, 0), ("hedge", 2, 0), ("replicate-all", 2, 0), ("replicate-all", 3, 0)]
+    + [("collage+hedge", replicas, 1) for replicas in (1, 2, 3)],
+)
+def test_no_item_is_lost_when_all_workers_are_killed_at_once(policy, replicas, backups, exact):
+    changes = {"hedge_after": Trigger(fixed_s=0.2), "max_extra_load": 1.0} if policy == "hedge" else {}
+    scene = Scene(policy, replicas=replicas, backups=backups, deadline_s=60.0, **changes)
+    scene.send(5, exact=exact)
+    for fake in scene.fakes:
+        scene.later(0.5, fake.kill)
+        scene.later(3.0, fake.restore)
+    scene.run()
+    scene.assert_everything_answered()
+    scene.assert_nothing_left()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("policy", ["none", "hedge", "collage+hedge", "replicate-all"])
+@pytest.mark.parametrize("backups_too", [False, True])
+def test_nothing_is_called_poison_because_the_fleet_is_frozen(policy, backups_too, exact):
+    scene = Scene(policy, replicas=3, backups=1 if "collage" in policy else 0, deadline_s=20.0)
+    for number in range(30):
+        scene.later(number * 1.0, scene.send)
+    scene.run(40.0)
+    for fake in scene.fakes if backups_too else scene.fakes[:3]:
+        fake.freeze()
+    for number in range(4):
+        scene.later(40.0 + number * 0.3, lambda: scene.send(exact=exact))
+    scene.run(100.0)
+    outcomes = [scene.outcomes[number] for number in range(30, 34)]
+    if policy == "collage+hedge" and not backups_too:  # the backup holds the classifier
+        assert [outcome.answer.source for outcome in outcomes] == ["exact"] * 4 or not exact
+        assert max(outcome.latency_s for outcome in outcomes) < 7.0
+    else:
+        assert all(isinstance(outcome.error, DeadlineError) for outcome in outcomes)
+        assert all(outcome.latency_s == 20.0 for outcome in outcomes)
+    for fake in scene.fakes:
+        fake.thaw()
+    scene.run()
+    scene.assert_nothing_left()
+
+
+def test_items_at_work_in_a_frozen_fleet_are_answered_when_it_is_started_again():
+    scene = Scene("none", replicas=3, backups=0, deadline_s=60.0)
+    for number in range(30):
+        scene.later(number * 1.0, scene.send)
+    scene.run(40.0)
+    for fake in scene.fakes:
+        fake.freeze()
+        scene.later(52.0, fake.kill)  # as our own workers are, after three seconds of silence
+        scene.later(53.0, fake.restore)
+    scene.send(6)
+    scene.run()
+    scene.assert_everything_answered()
+    scene.assert_nothing_left()
 
 
 def offer(scene, sheds):

@@ -32,16 +32,26 @@ def fleet(count=4, known=True, **settings):
     return replicas
 
 
+def send(replica, sent_s=0.0):
+    """Sends a task, to which `give_back` replies."""
+    return replica.submit("classifier", np.zeros((1, 1, 1, 3), np.uint8), 0, sent_s, lambda attempt, reply: None)
+
+
+def give_back(attempt, back_s, reply=DONE):
+    attempt.reply(reply)
+    attempt.node.back(back_s, attempt.since_s, reply)
+
+
 def work(replica, sent_s, back_s, reply=DONE):
-    replica.sent(sent_s)
-    replica.back(back_s, sent_s, reply)
+    give_back(send(replica, sent_s), back_s, reply)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.sets(st.integers(0, 7)))
 def test_the_choice_is_a_least_loaded_one_that_was_not_tried(loads, tried):
     replicas = fleet(len(loads))
     for replica, load in zip(replicas.all, loads, strict=True):
-        replica.outstanding = load
+        for _ in range(load):
+            send(replica)
     avoid = [replica for number, replica in enumerate(replicas.all) if number in tried]
     chosen = replicas.choose(avoid)
     left = [replica.outstanding for replica in replicas.all if replica not in avoid]
@@ -78,10 +88,8 @@ def test_replicas_that_are_gone_or_out_are_not_chosen_as_long_as_there_are_other
 def test_time_in_a_serial_workers_queue_is_not_service_time():
     replicas = fleet(1, known=False)
     (replica,) = replicas.all
-    for _ in range(20):
-        replica.sent(0.0)
-    for number in range(20):
-        replica.back(number + 1.0, 0.0, DONE)
+    for number, attempt in enumerate([send(replica) for _ in range(20)]):
+        give_back(attempt, number + 1.0)
     assert replicas._service_times.quantile(0.99) == 1.0
     assert replica.outstanding == 0
 
@@ -90,10 +98,8 @@ def test_time_in_the_queue_of_a_worker_that_does_several_at_once_cannot_be_told_
     replicas = fleet(1, known=False)
     (replica,) = replicas.all
     replica.backend.serial = False
-    for _ in range(20):
-        replica.sent(0.0)
-    for number in range(20):
-        replica.back(number + 1.0, 0.0, DONE)
+    for number, attempt in enumerate([send(replica) for _ in range(20)]):
+        give_back(attempt, number + 1.0)
     assert replicas._service_times.quantile(0.99) == 20.0
 
 
@@ -142,7 +148,7 @@ def test_a_replica_that_died_is_not_called_failing():
 
 def test_silence_with_work_is_a_stall_and_silence_without_is_not():
     replicas = fleet(2, min_stall_s=1.0, stall_factor=3.0)
-    replicas.all[0].sent(0.0)
+    send(replicas.all[0])
     assert replicas.eject_stalled(3.0) == []
     assert replicas.eject_stalled(3.01) == [replicas.all[0]]
     assert replicas.any_stalled
@@ -152,19 +158,19 @@ def test_silence_with_work_is_a_stall_and_silence_without_is_not():
 def test_a_slow_replica_can_still_be_found_stalled():
     replicas = fleet(2, min_stall_s=1.0, stall_factor=3.0)
     replicas.all[0].health.eject("slow", 0.0)
-    replicas.all[0].sent(0.0)
+    send(replicas.all[0])
     assert replicas.eject_stalled(4.0) == [replicas.all[0]]
 
 
 def test_a_stalled_replica_is_back_with_its_next_reply_which_does_not_count_as_usual():
     replicas = fleet(2, min_stall_s=1.0, stall_factor=3.0)
     replica = replicas.all[0]
-    replica.sent(0.0)
-    replica.sent(0.0)
+    given_up, done = send(replica), send(replica)
+    given_up.cancel()
     replicas.eject_stalled(10.0)
-    replica.back(11.0, 0.0, CANCELLED)
+    give_back(given_up, 11.0, CANCELLED)
     assert replica.health.ejected
-    replica.back(12.0, 0.0, DONE)
+    give_back(done, 12.0)
     assert not replica.health.ejected
     assert not replicas.any_stalled
     assert replicas._stats.readmissions == 1
@@ -173,7 +179,7 @@ def test_a_stalled_replica_is_back_with_its_next_reply_which_does_not_count_as_u
 
 def test_while_nothing_is_known_nobody_is_called_stalled_soon():
     replicas = fleet(2, known=False)
-    replicas.all[0].sent(0.0)
+    send(replicas.all[0])
     assert replicas.eject_stalled(9.9) == []
     assert replicas.eject_stalled(10.1) == [replicas.all[0]]
 
@@ -186,8 +192,10 @@ def test_probes_go_to_ejected_replicas_that_are_there():
     replicas.refresh()
     assert replicas.wanting_probe(0.5) == []
     assert replicas.wanting_probe(1.0) == [replicas.all[0]]
-    replicas.all[0].probe_sent(1.0)
+    replicas.all[0].health.probe_sent()
+    probe = send(replicas.all[0], 1.0)
     assert replicas.all[0].outstanding == 1
+    probe.reply(DONE)
     replicas.all[0].probe_back(2.0, 1.0, DONE)
     assert replicas.all[0].outstanding == 0
     assert not replicas.all[0].health.ejected

@@ -110,7 +110,7 @@ class Backups(Spares):
         self._backups = [_Backup(backend, pass_limit_s) for backend in backends]
         self._elastic = Elastic(codes)
         self._exact = next((code for code in codes if code.model == model), None)
-        self._alone: dict[int, Item] = {}  # for which a backup stands in
+        self._alone: dict[int, Item] = {}  # for which a backup does the replicas' own pass, oldest first
         self._fill_after = fill_after
         self._service_times = service_times
         self._stats = stats
@@ -125,15 +125,19 @@ class Backups(Spares):
         """Covers the item by a spare, at once or as soon as it is late, until `forget`."""
         late_s = self._service_times.after(self._fill_after)
         item.late_at = now_s + late_s
-        # Where replicas are faster than the floor, nothing is late before it, and a spare may wait until then.
-        item.uncovered = late_s <= self._fill_after.floor_s
+        # Where replicas are faster than the floor, nothing is late before it, and a spare may wait until then. So does
+        # an item that may not share a pass.
+        item.uncovered = item.exact or late_s <= self._fill_after.floor_s
         if not item.uncovered:
             self._add(item)
 
     def item_is_late(self, item: Item) -> None:
         """Covers the item now if it was not worth a spare before."""
         if item.uncovered and not item.suspect:
-            self._add(item)
+            if item.exact:
+                self.stand_in(item)
+            else:
+                self._add(item)
 
     def forget(self, item: Item) -> None:
         """Takes the item from those that wait."""
@@ -158,7 +162,7 @@ class Backups(Spares):
         if self._exact is None or item.passes or item.suspect or item.lost_a_pass or item in self._waiting:
             return
         self._alone[item.number] = item
-        self._clock.call_soon(self._feed)
+        self._clock.call_soon(self.wake)
 
     @property
     def busy(self) -> bool:
@@ -176,7 +180,7 @@ class Backups(Spares):
     def wake(self) -> None:
         """Gives waiting items to backups that have become idle or ready."""
         if self._alone:
-            self._feed()
+            self._feed_alone()
         for backup in self._backups:
             if backup.idle:
                 self._waiting.wake()
@@ -210,17 +214,23 @@ class Backups(Spares):
         else:
             then()
 
+    def _feed_alone(self) -> None:
+        """Gives every idle backup items for an exact pass, as long as no group waits longer than they."""
+        for backup in self._backups:
+            while backup.idle and self._alone and self._exact is not None:
+                if self._waiting.has_older(self._alone):
+                    return
+                items = list(self._alone.values())[: self._exact.max_items]
+                for item in items:
+                    del self._alone[item.number]
+                backup.reserve(self._clock.time())
+                self._send(backup, self._exact, items)
+
     def _feed(self) -> None:
         """Gives every idle backup the items that wait."""
+        self._feed_alone()
         for backup in self._backups:
-            while backup.idle and (self._alone or self._waiting):
-                if self._alone and self._exact is not None:
-                    items = list(self._alone.values())[: self._exact.max_items]
-                    for item in items:
-                        del self._alone[item.number]
-                    backup.reserve(self._clock.time())
-                    self._send(backup, self._exact, items)
-                    continue
+            while backup.idle and self._waiting:
                 code = self._elastic.choose(len(self._waiting))
                 items = self._waiting.take(code.max_items)
                 backup.reserve(self._clock.time())
@@ -261,11 +271,12 @@ class Backups(Spares):
         group.replied(place, outputs, self._stats, self._on_answer)
 
     def _on_reply(self, group: Group, number: int, attempt: Attempt, reply: Reply) -> None:
-        lost = isinstance(reply.error, BackendLostError)
+        lost = isinstance(reply.error, BackendLostError) and reply.began
         for item in group.items:
             item.passes -= 1
-            # Any of them may be what the worker did not survive.
-            item.lost_a_pass = item.lost_a_pass or lost
+            if lost:  # any of them may be what the worker did not survive
+                item.lost_a_pass = True
+                item.lost_alone = item.lost_alone or len(group.items) == 1
         try:
             if reply.outputs is None:
                 self._stats.lost_passes += 1

@@ -59,6 +59,8 @@ class CodedFleet(Spares):
 
     def cover(self, item: Item, now_s: float) -> None:
         """Puts the item among those that wait for a group. It is not hedged: the code is the hedge."""
+        if item.exact:
+            return
         item.hedge_at = _NEVER
         self._waiting.add(item)
         self._waiting.wake()

@@ -120,7 +120,7 @@ class Gateway:
         self._items: dict[int, Item] = {}
         self._next_number = 0
         self._sweeper: Timer | None = None
-        self._suspects = Suspects(clock, self.replicas, self._send_again)
+        self._suspects = Suspects(clock, self.replicas, self._send_again, self._check)
         self._poison = PoisonMemory()
         self._sample: Array | None = None  # sent as a probe when there is no traffic
         self._prober: Timer | None = None
@@ -215,11 +215,13 @@ class Gateway:
         timeout_s = policy.deadline_s
         if options.timeout_s is not None and options.timeout_s < timeout_s:
             timeout_s = options.timeout_s
+        item.exact = options.exact
         item.deadline_at = now + timeout_s
         if policy.hedge_after is not None:
             item.hedge_at = now + self.service_times.after(policy.hedge_after)
         if self._poison.holds(array, now):
-            item.suspect, item.failures = True, _MOST_FAILURES
+            item.suspect = item.tried_again = True
+            item.failures = _MOST_FAILURES
             self._clock.call_soon(self._rescue, item, now)
         elif replica is None:
             self._spares.stand_in(item)
@@ -227,10 +229,9 @@ class Gateway:
             self._send(item, replica, "exact", now)
             if policy.copies > 1:
                 self._send_copies(item, now)
-        if not options.exact:
-            item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
-            if replica is not None and not item.suspect:
-                self._spares.cover(item, now)
+        item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
+        if replica is not None and not item.suspect:
+            self._spares.cover(item, now)
         self._set_timer(item)
         if self._sweeper is None:
             self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
@@ -259,7 +260,7 @@ class Gateway:
         Ejected replicas are probed with it too, also without traffic, so that the fleet is ready again when they are.
         """
         self._sample = sample
-        self.replicas.joined(self._clock.time())
+        self.replicas.joined(self._clock.time(), True)
         self._plan_probe()
 
     # ---- attempts on replicas ----
@@ -363,15 +364,16 @@ class Gateway:
         else:
             # An item that only waited where a worker was lost goes elsewhere as if nothing had happened.
             if reply.began and not attempt.blamed:
-                self._blame(item, attempt, error)
+                self._blame(item, attempt, error, now)
             self._rescue(item, now)
 
-    def _blame(self, item: Item, attempt: Attempt, error: EvenkeelError) -> None:
+    def _blame(self, item: Item, attempt: Attempt, error: EvenkeelError, now: float) -> None:
         """Notes that a worker died or stopped answering while it worked on the item, which may be the reason."""
         attempt.blamed = True
         item.failures += 1
         item.error = error
         item.suspect = True
+        item.blamed_at_s = now
         self._spares.forget(item)  # or a backup might be next, and others' items with it
 
     def _retry(self, item: Item, now: float) -> None:
@@ -426,7 +428,10 @@ class Gateway:
         """
         if item.done or any(not attempt.node.health.stalled for attempt in item.open_attempts):
             return
-        if self._use_fill(item, now):
+        if self._use_fill(item, now) or item.cross_check_open:
+            return
+        if item.suspect and not item.tried_again and item.failures + item.lost_a_pass >= _MOST_FAILURES:
+            self._cross_check(item, now)
             return
         if item.failures >= _MOST_FAILURES or item.attempts >= _MOST_ATTEMPTS:
             self._give_up(item, now)
@@ -445,6 +450,47 @@ class Gateway:
         if not (asked and replica.silent_s(now) > self.replicas.stall_after_s / 2):
             self._send_again(item, replica, now)
 
+    def _cross_check(self, item: Item, now: float) -> None:
+        """Judges an item with which two workers were lost at the same time, neither of them in a second attempt.
+
+        Either the item broke both, or the whole fleet was killed or froze. So another replica does a blank pass: if it
+        can, the item is to blame; if not, or without another replica, the item has a second attempt as any suspect has.
+        """
+        replica = None if item.cross_checked else self.replicas.choose(item.tried)
+        item.cross_checked = True
+        if replica is None or replica.health.stalled:
+            self._on_cross_checked(item, False)
+        else:
+            item.cross_check_open = True
+            self._check(item, replica, partial(self._on_cross_checked, item))
+
+    def _on_cross_checked(self, item: Item, fleet_is_well: bool) -> None:
+        item.cross_check_open = False
+        if item.done:
+            return
+        now = self._clock.time()
+        if fleet_is_well:
+            item.failures = _MOST_FAILURES
+            item.tried_again = True
+            self._give_up(item, now)
+        else:
+            item.failures = 1
+            self._suspects.add(item, now)
+
+    def _check(self, item: Item, replica: Replica, then: Callable[[bool], object]) -> None:
+        """Has a replica do a pass of a blank item, and calls `then` with whether it could."""
+        now = self._clock.time()
+        self.stats.probes += 1
+        blank = np.zeros_like(item.array) if self._sample is None else self._sample
+        key = attempt_key(item.key, _PROBE_ATTEMPT)
+        replica.submit(self._model, blank[None], key, now, partial(self._on_check_reply, then))
+
+    def _on_check_reply(self, then: Callable[[bool], object], attempt: Attempt, reply: Reply) -> None:
+        replica: Replica = attempt.node
+        reply = self._checked(replica, reply)
+        replica.back(self._clock.time(), attempt.since_s, reply, attempt.expired)
+        then(reply.outputs is not None)
+
     def _rescue_all(self, now: float) -> None:
         self._spares.wake()
         for item in list(self._items.values()):
@@ -455,8 +501,7 @@ class Gateway:
 
     def _on_backend_change(self) -> None:
         now = self._clock.time()
-        if self._sample is not None:
-            self.replicas.joined(now)
+        self.replicas.joined(now, self._sample is not None)
         self.replicas.refresh(now)
         self._plan_probe()
         self._rescue_all(now)
@@ -494,7 +539,9 @@ class Gateway:
     def _hedge(self, item: Item, now: float) -> None:
         """Asks a second replica, if the policy and the budget allow."""
         policy = self.policy
-        if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts or item.failures:
+        if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts:
+            return
+        if item.failures or item.lost_alone:
             return
         replica = self.replicas.choose(item.tried)
         if replica is None:
@@ -611,13 +658,16 @@ class Gateway:
             stalled.backend.suspect()
             oldest = next(iter(stalled.open), None)
             if oldest is not None and oldest.item is not None and not oldest.item.done and not oldest.blamed:
-                self._blame(oldest.item, oldest, BackendLostError(f"{stalled.backend.name} stopped replying"))
+                silent = BackendLostError(f"{stalled.backend.name} stopped replying")
+                self._blame(oldest.item, oldest, silent, now)
                 self._suspects.over(oldest)
         replicas.expire(now)
         spares.sweep(now, replicas.stall_after_s)
         self._plan_probe()
         if replicas.any_stalled:
             self._rescue_all(now)
+        else:
+            self._suspects.go_on()  # a replica may have shown meanwhile that it is well
         if self._items or replicas.any_outstanding or spares.busy:
             self._sweeper = self._clock.call_at(now + replicas.sweep_every_s, self._sweep)
 
@@ -625,8 +675,8 @@ class Gateway:
         """Sends a copy of an item to ejected replicas whose probe is due; nobody waits for the reply."""
         for replica in self.replicas.wanting_probe(now):
             self.stats.probes += 1
-            replica.probe_sent(now)
-            replica.send(self._model, array[None], attempt_key(key, _PROBE_ATTEMPT), now, self._on_probe_reply)
+            replica.health.probe_sent()
+            replica.submit(self._model, array[None], attempt_key(key, _PROBE_ATTEMPT), now, self._on_probe_reply)
 
     def _on_probe_reply(self, attempt: Attempt, reply: Reply) -> None:
         replica: Replica = attempt.node

@@ -46,6 +46,10 @@ class Waiting:
     def __contains__(self, item: Item) -> bool:
         return item.number in self._items
 
+    def has_older(self, others: dict[int, Item]) -> bool:
+        """Tells whether its oldest item came before the first of `others`."""
+        return bool(self._items) and next(iter(self._items)) < next(iter(others))
+
     def add(self, item: Item) -> None:
         """Adds an item that waits."""
         self._items[item.number] = item

@@ -48,9 +48,13 @@ class Item:
     __slots__ = (
         "array",
         "attempts",
+        "blamed_at_s",
+        "cross_check_open",
+        "cross_checked",
         "deadline_at",
         "done",
         "error",
+        "exact",
         "failures",
         "fill",
         "hedge_at",
@@ -59,6 +63,7 @@ class Item:
         "late",
         "late_at",
         "lost_a_pass",
+        "lost_alone",
         "min_confidence",
         "number",
         "on_outcome",
@@ -71,6 +76,7 @@ class Item:
         "suspect",
         "timer",
         "tried",
+        "tried_again",
         "uncovered",
         "unsure",
     )
@@ -82,6 +88,7 @@ class Item:
         self.key = key  # names the piece of work for injected delays
         self.since_s = since_s
         self.done = False
+        self.exact = False  # its user wants no fill
 
         # What is still to happen; one timer, set for the earliest of the three, serves them all.
         self.late_at = _NEVER
@@ -94,6 +101,10 @@ class Item:
         self.failures = 0  # passes for it that ended in an error, or that their worker did not survive
         self.error: EvenkeelError | None = None  # of the last of these
         self.suspect = False  # a worker died or stopped replying while it worked on this item
+        self.blamed_at_s = 0.0  # when that was seen last
+        self.tried_again = False  # a suspect had its second attempt, or what is known of it does for one
+        self.cross_checked = False  # where two workers were lost with it at once, another one is looked at, once
+        self.cross_check_open = False
         self.patient_until_s = 0.0  # a suspect waits as long for a second replica to be there
         self.tried: list[Replica] = []
         self.open_attempts: list[Attempt] = []
@@ -104,6 +115,7 @@ class Item:
         self.uncovered = False  # to be handed to the backups only when it is late
         self.passes = 0  # of spares that may still answer it
         self.lost_a_pass = False  # a backup died or stopped replying with it, so no other gets it
+        self.lost_alone = False  # the same, and no other item was in that pass
         self.unsure = False  # a spare answered, but below `min_confidence`
         self.on_own_reply: Callable[[Array], object] | None = None  # of the group whose decoding needs that reply
         self.prepared: dict[Hashable, Array] = {}  # form -> what codes of that form keep of the item

@@ -30,8 +30,8 @@ class Replica(Node):
     """Holds one replica: its queue as the gateway knows it, and its health.
 
     Attributes:
-        outstanding: tasks that it has.
         well: the last pass that it reported was a good one.
+        well_at_s: when it last reported a good one, or became ready.
         rests_until_s: it said that it has no room before then.
         was_ready: its backend was ready when `joined` last looked.
     """
@@ -41,17 +41,17 @@ class Replica(Node):
         "_quiet_since_s",
         "_rests",
         "health",
-        "outstanding",
         "rests_until_s",
         "was_ready",
         "well",
+        "well_at_s",
     )
 
     def __init__(self, backend: Backend, fleet: "Replicas", limit_s: float) -> None:
         super().__init__(backend, limit_s)
         self.health = Health(fleet.settings)
-        self.outstanding = 0
         self.well = True
+        self.well_at_s = float("-inf")
         self.was_ready = backend.ready
         self.rests_until_s = 0.0
         self._rests = 0
@@ -67,25 +67,27 @@ class Replica(Node):
         on_reply: Callable[[Attempt, Reply], object],
         item: Any = None,
     ) -> Attempt:
-        """Sends a task; whoever gets its reply hands it to `back`."""
-        self.sent(now_s)
+        """Sends a task; whoever gets its reply hands it to `back`, or that of a probe to `probe_back`."""
+        if not self.open:
+            self._quiet_since_s = now_s
         return self.send(model, inputs, key, now_s, on_reply, item)
 
-    def sent(self, now_s: float) -> None:
-        """Notes that a task is on its way to it."""
-        if not self.outstanding:
-            self._quiet_since_s = now_s
-        self.outstanding += 1
+    @property
+    def outstanding(self) -> int:
+        """Counts the tasks that it has."""
+        return len(self.open)
 
     def _returned(self, now_s: float, sent_s: float, reply: Reply, expired: bool) -> float | None:
         """Notes one reply; gives the seconds of work behind it, or None if it says nothing of the replica's speed."""
-        self.outstanding -= 1
         if reply.cancelled or expired:
             return None
         # A worker that takes one task at a time began this one when it replied to the last one.
         since_s = max(sent_s, self._quiet_since_s) if self.backend.serial else sent_s
         self._quiet_since_s = now_s
-        return None if reply.outputs is None else now_s - since_s
+        if reply.outputs is None:
+            return None
+        self.well_at_s = now_s
+        return now_s - since_s
 
     def back(self, now_s: float, sent_s: float, reply: Reply, expired: bool = False) -> None:
         """Learns from a task that came back."""
@@ -114,11 +116,6 @@ class Replica(Node):
             self.rests_until_s = until_s
             self._fleet.rest(self, now_s)
 
-    def probe_sent(self, now_s: float) -> None:
-        """Notes that a probe is on its way to it."""
-        self.health.probe_sent()
-        self.sent(now_s)
-
     def probe_back(self, now_s: float, sent_s: float, reply: Reply, expired: bool = False) -> None:
         """Readmits it after a good probe, or waits longer after a bad one."""
         service_s = self._returned(now_s, sent_s, reply, expired)
@@ -127,7 +124,7 @@ class Replica(Node):
 
     def silent_s(self, now_s: float) -> float:
         """Gives the seconds since its last reply while it has work; 0 without work."""
-        return now_s - self._quiet_since_s if self.outstanding else 0.0
+        return now_s - self._quiet_since_s if self.open else 0.0
 
 
 class Replicas:
@@ -190,7 +187,7 @@ class Replicas:
     @property
     def any_outstanding(self) -> bool:
         """Tells whether any replica has a task."""
-        return any(replica.outstanding for replica in self.all)
+        return any(replica.open for replica in self.all)
 
     def rested_at_s(self) -> float | None:
         """Gives the time at which the first of those that rest has room again; None if none rests."""
@@ -212,15 +209,16 @@ class Replicas:
         # Start one further each time, so that an idle fleet shares the work evenly.
         self._turn = turn = (self._turn + 1) % count
         for replica in usable[turn:] + usable[:turn]:
-            if replica.outstanding < least and replica not in tried and (replica.well or not well):
-                if not replica.outstanding:
+            tasks = len(replica.open)
+            if tasks < least and replica not in tried and (replica.well or not well):
+                if not tasks:
                     return replica
-                best, least = replica, replica.outstanding
+                best, least = replica, tasks
         return best
 
     def room(self, most: int) -> int:
         """Counts the tasks that the usable replicas can take until each has `most`."""
-        return sum(max(0, most - replica.outstanding) for replica in self._usable)
+        return sum(max(0, most - len(replica.open)) for replica in self._usable)
 
     def learn(self, replica: Replica, service_s: float, now_s: float) -> None:
         """Notes how long an ordinary reply took, and ejects the replica if it stays slow."""
@@ -299,11 +297,13 @@ class Replicas:
             _log.warning("%s failed a trial pass: %s", replica.backend.name, described(error))
         self.refresh(now_s)
 
-    def joined(self, now_s: float) -> None:
-        """Marks replicas that have become ready since the last call as untried and due for a probe."""
+    def joined(self, now_s: float, try_first: bool) -> None:
+        """Notes which replicas have become ready since the last call; they are due for a probe if `try_first`."""
         for replica in self.all:
             if replica.backend.ready and not replica.was_ready:
-                replica.health.joined(now_s)
+                replica.well_at_s = now_s
+                if try_first:
+                    replica.health.joined(now_s)
             replica.was_ready = replica.backend.ready
 
     def _may_eject(self) -> bool:
