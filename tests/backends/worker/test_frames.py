@@ -12,10 +12,12 @@ from evenkeel.backends.worker.frames import (
     MAX_PAYLOAD_BYTES,
     NO_SLOT,
     VERSION,
+    ErrorReason,
     Frame,
     FrameKind,
     FrameReader,
     encode,
+    encode_error,
     encode_object,
     encode_tensor,
 )
@@ -54,6 +56,7 @@ frames = st.one_of(
         st.integers(0, 100),
     ),
     st.builds(lambda text, ticket: encode(FrameKind.ERROR, ticket, text.encode()), st.text(), st.integers(0, 9)),
+    st.builds(encode_error, st.integers(0, 9), st.text(), st.sampled_from(ErrorReason)),
     st.builds(
         lambda kind: encode(kind, 1),
         st.sampled_from([FrameKind.PING, FrameKind.PONG, FrameKind.CANCEL, FrameKind.GOODBYE]),
@@ -239,3 +242,8 @@ def test_an_object_comes_back_and_what_is_none_is_refused():
         [frame] = FrameReader().feed(encode(FrameKind.HELLO, payload=wrong))
         with pytest.raises(ProtocolError, match="HELLO frame is not"):
             frame.object()
+
+
+def test_an_error_of_a_worker_that_knows_no_reasons_is_a_failure():
+    (frame,) = FrameReader().feed(encode(FrameKind.ERROR, 7, b"out of memory"))
+    assert (frame.model, frame.text()) == (ErrorReason.FAILED, "out of memory")

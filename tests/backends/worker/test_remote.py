@@ -22,7 +22,7 @@ from backend_helpers import (
 )
 from evenkeel.backends.worker.frames import VERSION, FrameKind, encode, encode_object, encode_tensor
 from evenkeel.backends.worker.remote import WorkerBackend
-from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.errors import BackendBusyError, BackendError, BackendLostError, ConfigurationError, ProtocolError
 from evenkeel.models.digest import ModelDigests
 
 ROW = np.arange(3, dtype=np.float32)[None]
@@ -89,14 +89,17 @@ async def test_a_raising_model_is_an_error_reply_and_the_worker_lives_on():
 
 
 @in_loop
-async def test_a_full_queue_is_an_error_reply(tmp_path):
+async def test_a_full_queue_is_no_failure_and_no_sign_that_the_task_began(tmp_path):
     listen = f"unix:{tmp_path / 'w.sock'}"
     delay = ScriptedDelay()
     async with serving(listen, [doubling()], most_queued=2, delay=delay), started(listen) as backend:
         send(backend, ROW, key=FOR_EVER)
         await until(lambda: delay.drawn)
         tickets = [send(backend, ROW) for _ in range(3)]
-        assert "queue full" in str((await tickets[2][1]).error)
+        refused = await tickets[2][1]
+        assert isinstance(refused.error, BackendBusyError)
+        assert "queue full" in str(refused.error)
+        assert not refused.began
         backend.cancel(tickets[0][0])
         assert (await tickets[0][1]).cancelled
 

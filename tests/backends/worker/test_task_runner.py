@@ -26,6 +26,9 @@ class Owner:
     def failed(self, ticket, message):
         self.got.append((self._clock.time(), ticket, "failed", message))
 
+    def refused(self, ticket, message):
+        self.got.append((self._clock.time(), ticket, "refused", message))
+
     def cancelled(self, ticket):
         self.got.append((self._clock.time(), ticket, "cancelled", None))
 
@@ -137,7 +140,7 @@ def test_the_queue_is_bounded(clock, owner):
     clock.run(100.5)  # it runs; two more may wait
     for ticket in (2, 3, 4):
         runner.submit(owner, ticket, 0, 0, ROWS)
-    assert owner.got == [(100.5, 4, "failed", "queue full: 2 tasks wait; send the task elsewhere")]
+    assert owner.got == [(100.5, 4, "refused", "queue full: 2 tasks wait; send the task elsewhere")]
     runner.cancel(owner, 2)  # which makes room
     runner.submit(owner, 5, 0, 0, ROWS)
     clock.run()
@@ -185,7 +188,7 @@ def test_stopping_finishes_what_waits_and_takes_nothing_new(clock, owner):
     runner.stop(lambda: emptied.append(clock.time()))
     runner.submit(owner, 3, 0, 0, ROWS)
     clock.run()
-    assert [(ticket, what) for _, ticket, what, _ in owner.got] == [(3, "failed"), (1, "done"), (2, "done")]
+    assert [(ticket, what) for _, ticket, what, _ in owner.got] == [(3, "refused"), (1, "done"), (2, "done")]
     assert emptied == [102.0]
 
 

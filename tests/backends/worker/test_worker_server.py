@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from backend_helpers import FOR_EVER, RawPeer, ScriptedDelay, doubling, in_loop, open_files, serving, until
-from evenkeel.backends.worker.frames import FrameKind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.frames import ErrorReason, FrameKind, encode, encode_object, encode_tensor
 from evenkeel.backends.worker.shared_memory import SlotWriter
 from evenkeel.errors import ConfigurationError
 
@@ -123,6 +123,7 @@ async def test_stopping_says_goodbye_finishes_the_queue_and_refuses_the_rest(tmp
     peer.send(*task(3))
     refused = await peer.receive_kind(FrameKind.ERROR)
     assert (refused.ticket, "shutting down" in refused.text()) == (3, True)
+    assert refused.model == ErrorReason.NO_ROOM
     assert [(await peer.receive_kind(FrameKind.REPLY)).ticket for _ in range(2)] == [1, 2]
     assert await peer.receive() is None
     await ending

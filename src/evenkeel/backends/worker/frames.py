@@ -2,8 +2,8 @@
 
 The header (little endian) holds magic `EK`, protocol version, kind, ticket, key, service time, model number, dtype
 code, axes, shared-memory slot, payload length and six dimensions (unused ones are 0). A tensor's payload is its bytes
-in C order; a slot other than `NO_SLOT` says that those bytes lie in shared memory and do not follow. Nothing is
-pickled.
+in C order; a slot other than `NO_SLOT` says that those bytes lie in shared memory and do not follow. An ERROR frame has
+its reason in place of the model number: peers that know no reasons read and write FAILED. Nothing is pickled.
 
 Law: however a stream is cut into pieces, `FrameReader` gives the same frames, up to the first that breaks the rules;
 then it holds a ProtocolError and gives nothing more.
@@ -27,10 +27,12 @@ __all__ = [
     "MAX_PAYLOAD_BYTES",
     "NO_SLOT",
     "VERSION",
+    "ErrorReason",
     "Frame",
     "FrameKind",
     "FrameReader",
     "encode",
+    "encode_error",
     "encode_object",
     "encode_tensor",
 ]
@@ -39,6 +41,7 @@ VERSION = 1
 MAX_PAYLOAD_BYTES = 256 << 20  # of a tensor; a peer that announces more is cut off before anything is allocated
 MAX_TEXT_BYTES = 1 << 20  # of a frame that carries text or JSON
 MAX_AXES = 6
+_MOST_ERROR_BYTES = 4096
 NO_SLOT = 0xFFFFFFFF
 
 _MAGIC = b"EK"
@@ -67,12 +70,19 @@ class FrameKind(IntEnum):
     CANCEL = 5  # client -> worker: give the ticket up
     REPLY = 6  # worker -> client: tensor and service time
     CANCELLED = 7  # worker -> client: the ticket was given up before it began
-    ERROR = 8  # worker -> client: text; ticket 0 means the connection itself
+    ERROR = 8  # worker -> client: text and reason; ticket 0 means the connection itself
     PING = 9  # client -> worker
     PONG = 10  # worker -> client
     GOODBYE = 11  # worker -> client: finishes what it holds, takes nothing new
     CHALLENGE = 12  # worker -> client, first frame where a key is shared: JSON, a random text
     PROOF = 13  # both ways: JSON, that the sender holds the key (`key.py`)
+
+
+class ErrorReason(IntEnum):
+    """Names the reasons of an ERROR frame; it stands in the place of the model number."""
+
+    FAILED = 0  # the task could not be done, or whatever a later version may mean
+    NO_ROOM = 1  # the task was not taken, since the queue is full or the worker ends; another worker may take it
 
 
 _WITH_TENSOR = frozenset({FrameKind.TASK, FrameKind.REPLY})
@@ -262,6 +272,12 @@ class FrameReader:
 def encode(kind: FrameKind, ticket: int = 0, payload: bytes = b"") -> bytes:
     """Encodes a frame without a tensor."""
     return _header(kind, ticket, size_bytes=len(payload)) + payload
+
+
+def encode_error(ticket: int, message: str, reason: ErrorReason = ErrorReason.FAILED) -> bytes:
+    """Encodes an ERROR frame."""
+    payload = message.encode("utf-8", "replace")[:_MOST_ERROR_BYTES]
+    return _header(FrameKind.ERROR, ticket, model=reason, size_bytes=len(payload)) + payload
 
 
 def encode_object(kind: FrameKind, value: dict[str, Any]) -> bytes:

@@ -18,9 +18,11 @@ from evenkeel.backends.worker.connection import Connection
 from evenkeel.backends.worker.frames import (
     MAX_PAYLOAD_BYTES,
     VERSION,
+    ErrorReason,
     Frame,
     FrameKind,
     encode,
+    encode_error,
     encode_object,
     encode_tensor,
 )
@@ -51,7 +53,7 @@ class _ConnectedClient:
         self._slots: SlotReader | None = None
         self._open_tickets: set[int] = set()
         self.connection = Connection(
-            self._on_frame, self._on_end, self._on_open, lambda error: _error(0, str(error)), hold_back=True
+            self._on_frame, self._on_end, self._on_open, lambda error: encode_error(0, str(error)), hold_back=True
         )
         self.ended = asyncio.get_running_loop().create_future()
 
@@ -64,7 +66,11 @@ class _ConnectedClient:
 
     def failed(self, ticket: int, message: str) -> None:
         self._open_tickets.discard(ticket)
-        self.connection.send([_error(ticket, message)])
+        self.connection.send([encode_error(ticket, message)])
+
+    def refused(self, ticket: int, message: str) -> None:
+        self._open_tickets.discard(ticket)
+        self.connection.send([encode_error(ticket, message, ErrorReason.NO_ROOM)])
 
     def cancelled(self, ticket: int) -> None:
         self._open_tickets.discard(ticket)
@@ -75,7 +81,7 @@ class _ConnectedClient:
     def _on_open(self) -> None:
         room = self._room
         if len(room.clients) >= room.most_clients:
-            self.connection.send([_error(0, f"{room.most_clients} clients are connected; no more are taken")])
+            self.connection.send([encode_error(0, f"{room.most_clients} clients are connected; no more are taken")])
             self.connection.close()
             return
         room.clients.add(self)
@@ -338,7 +344,3 @@ def _hello(models: Sequence[Model], worker_number: int, shares: bool) -> dict[st
             for model in models
         ],
     }
-
-
-def _error(ticket: int, message: str) -> bytes:
-    return encode(FrameKind.ERROR, ticket, message.encode("utf-8", "replace")[:4096])

@@ -9,10 +9,19 @@ from typing import Any
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import OnReply, Reply
 from evenkeel.backends.worker.connection import Connection
-from evenkeel.backends.worker.frames import NO_SLOT, VERSION, Frame, FrameKind, encode, encode_object, encode_tensor
+from evenkeel.backends.worker.frames import (
+    NO_SLOT,
+    VERSION,
+    ErrorReason,
+    Frame,
+    FrameKind,
+    encode,
+    encode_object,
+    encode_tensor,
+)
 from evenkeel.backends.worker.key import challenge, check_proof, proof
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotWriter
-from evenkeel.errors import BackendError, BackendLostError, EvenkeelError, ProtocolError
+from evenkeel.errors import BackendBusyError, BackendError, BackendLostError, EvenkeelError, ProtocolError
 
 __all__ = ["ClientOptions", "RemoteModel", "WorkerHello", "WorkerSession", "call"]
 
@@ -225,7 +234,7 @@ class WorkerSession:
             error = BackendError("the task was cancelled before it began")
             self._finish(self._take(frame), Reply(error=error, cancelled=True))
         elif kind is FrameKind.ERROR:
-            self._finish(self._take(frame), Reply(error=BackendError(frame.text()[:_MAX_WORDS])))
+            self._finish(self._take(frame), _failed(frame))
         elif kind is FrameKind.GOODBYE:
             self._leaving = True
             call(self._on_change)
@@ -301,6 +310,13 @@ def call(callback: Callable[..., object], *arguments: object) -> None:
         asyncio.get_running_loop().call_exception_handler(
             {"message": f"a callback of a worker's session raised {type(error).__name__}", "exception": error}
         )
+
+
+def _failed(frame: Frame) -> Reply:
+    words = frame.text()[:_MAX_WORDS]
+    if frame.model == ErrorReason.NO_ROOM:
+        return Reply(error=BackendBusyError(words), began=False)
+    return Reply(error=BackendError(words))
 
 
 def _checked(frame: Frame, entry: _OpenTicket) -> Reply:

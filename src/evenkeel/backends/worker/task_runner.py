@@ -20,13 +20,16 @@ _log = logging.getLogger(__name__)
 
 
 class TaskOwner(Protocol):
-    """Takes the reply to a task it sent; gets exactly one of the three calls for each task."""
+    """Takes the reply to a task it sent; gets exactly one of the four calls for each task."""
 
     def done(self, ticket: int, outputs: Array, service_s: float) -> None:
         """Takes the outputs of a task that ran."""
 
     def failed(self, ticket: int, message: str) -> None:
         """Learns that the task could not be done."""
+
+    def refused(self, ticket: int, message: str) -> None:
+        """Learns that the task was not taken, for want of room; another worker may take it."""
 
     def cancelled(self, ticket: int) -> None:
         """Learns that the task was given up before it began."""
@@ -51,8 +54,8 @@ class TaskRunner:
     the longer of the model's own time and the drawn time has passed since it began.
 
     Args:
-        most_queued: a task beyond that many waiting ones fails at once.
-        most_queued_bytes: a task whose inputs would make the waiting ones hold more than that fails at once.
+        most_queued: a task beyond that many waiting ones is refused.
+        most_queued_bytes: a task whose inputs would make the waiting ones hold more than that is refused.
         worker: this worker's number, given to the delay.
         delay_epoch_s: when the experiment began on the clock; draws depend on the time since then.
         delay_cost: multiplies every draw; None: each model's own `relative_cost` does.
@@ -89,15 +92,15 @@ class TaskRunner:
     def submit(self, owner: TaskOwner, ticket: int, key: int, model: int, inputs: Array) -> None:
         """Queues one task; never replies with its result from inside this call."""
         if self._stopping:
-            owner.failed(ticket, "the worker is shutting down; send the task elsewhere")
+            owner.refused(ticket, "the worker is shutting down; send the task elsewhere")
         elif model >= len(self._models):
             owner.failed(ticket, f"no model number {model}; the worker holds {len(self._models)}")
         elif complaint := _complaint(self._models[model], inputs):
             owner.failed(ticket, complaint)
         elif len(self._waiting) >= self._most_queued:
-            owner.failed(ticket, f"queue full: {self._most_queued} tasks wait; send the task elsewhere")
+            owner.refused(ticket, f"queue full: {self._most_queued} tasks wait; send the task elsewhere")
         elif self._waiting and self._queued_bytes + inputs.nbytes > self._most_queued_bytes:
-            owner.failed(ticket, f"queue full: waiting tasks hold {self._queued_bytes} bytes; send the task elsewhere")
+            owner.refused(ticket, f"queue full: waiting tasks hold {self._queued_bytes} bytes; send the task elsewhere")
         else:
             self._queued_bytes += inputs.nbytes
             self._waiting[id(owner), ticket] = _WaitingTask(owner, ticket, key, self._models[model], inputs)
