@@ -84,8 +84,8 @@ def main() -> None:
     known = {"data": "CIFAR-10", "views_per_image": arguments.views, "held_out_images": HELD_OUT}
     if arguments.what == "detector":
         name = f"cifar10-detector-{arguments.grid}x{arguments.grid}"
-        most_macs = arguments.cost * count_macs(base, (3, SIDE, SIDE))
-        network = widest_detector(most_macs, len(CLASSES), arguments.grid, SIDE)
+        max_macs = arguments.cost * count_macs(base, (3, SIDE, SIDE))
+        network = widest_detector(max_macs, len(CLASSES), arguments.grid, SIDE)
         recipe = DetectorRecipe(grid=arguments.grid, **limits)
         checkpoint = arguments.out / f"{name}.checkpoint"
         detector, notes = train_detector(network, views, held, recipe, checkpoint, report)

@@ -1,1 +1,1 @@
-"""Training and exporting the classifier and its Collage-CNN. The only part of the serving wing that loads torch."""
+"""Trains and exports the classifier and its Collage-CNN. The only part of the serving wing that loads torch."""

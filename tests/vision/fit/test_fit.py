@@ -316,7 +316,7 @@ def test_a_classifier_whose_card_would_be_the_plan_is_refused(folder: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--grid", "three"], "expected numbers like 3 or 2,3,4"),
         (["--grid", "3,3"], "different numbers from 2 to 8"),
@@ -335,10 +335,12 @@ def test_a_classifier_whose_card_would_be_the_plan_is_refused(folder: Path, tmp_
         (["--split", "a", "--test-split", "a"], "test images would be among those to learn from"),
     ],
 )
-def test_what_cannot_be_done_is_told(folder: Path, tmp_path: Path, options: list[str], told: str) -> None:
+def test_what_cannot_be_done_is_refused_with_its_reason(
+    folder: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
     result = run(folder, tmp_path / "out", *options)
     assert result.exit_code == 2
-    assert told in result.output
+    assert message in result.output
 
 
 def test_a_classifier_with_one_answer_is_refused(folder: Path, tmp_path: Path) -> None:

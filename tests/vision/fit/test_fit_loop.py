@@ -38,7 +38,7 @@ def bank(path: Path, turned: int = 0) -> ViewBank:
     place = 0
 
     def scorer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        nonlocal place  # views are asked for in order
+        nonlocal place  # views are taken in order
         rows = scores[np.arange(place, place + len(images)) % len(scores)]
         place += len(images)
         return rows
@@ -92,7 +92,7 @@ def test_the_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
         list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.2, rate=0.01), tmp_path / "c"))
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     views = bank(tmp_path / "scores.npy")
     with pytest.raises(ConfigurationError, match="cannot be written"):
         list(fit_tiles(network(views), views, replace(RECIPE, epochs=0.1), tmp_path / "nowhere" / "c"))
@@ -120,12 +120,12 @@ def test_tiles_are_shrunk_in_training_as_they_are_in_serving(side: int) -> None:
     assert np.abs(trained.astype(int) - served.astype(int)).max() <= 2
 
 
-def test_what_is_done_already_is_told_once_with_its_time(tmp_path: Path) -> None:
+def test_what_is_done_already_is_reported_once_with_its_time(tmp_path: Path) -> None:
     views, recipe = bank(tmp_path / "scores.npy"), replace(RECIPE, epochs=0.2)
     last = list(fit_tiles(network(views), views, recipe, tmp_path / "c"))[-1]
     again = network(views)
-    told = list(fit_tiles(again, views, recipe, tmp_path / "c"))
-    assert [(each.step, each.steps, each.seconds) for each in told] == [(last.step, last.steps, last.seconds)]
+    reported = list(fit_tiles(again, views, recipe, tmp_path / "c"))
+    assert [(each.step, each.steps, each.seconds) for each in reported] == [(last.step, last.steps, last.seconds)]
 
 
 def test_weights_of_a_coarse_network_are_no_start_for_a_fine_one(tmp_path: Path) -> None:

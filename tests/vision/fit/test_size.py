@@ -65,7 +65,7 @@ def test_large_tiles_are_coarse(allowed: float) -> None:
 
 
 @pytest.mark.usefixtures("by_macs")
-def test_a_cost_that_nothing_meets_is_told() -> None:
+def test_a_cost_that_nothing_meets_is_reported() -> None:
     with pytest.raises(ConfigurationError, match=r"smallest network costs .* 0.01 is allowed"):
         choose_size(lambda: None, 3, 0.01, 10, 32, 32)
 
@@ -100,11 +100,11 @@ def test_a_size_that_turns_out_to_cost_more_is_not_taken(monkeypatch: pytest.Mon
         return macs(size, grid) / 20e6 * (1.3 if again and len(set(seen)) < 12 else 1.0)
 
     monkeypatch.setattr(module, "_cost", cost)
-    told: list[int] = []
-    chosen, found = choose_size(lambda: None, 3, 8.0, 10, 32, 32, "int8", told.append)
+    reported: list[int] = []
+    chosen, found = choose_size(lambda: None, 3, 8.0, 10, 32, 32, "int8", reported.append)
     assert found <= 8.0
     assert seen.count(chosen) == 2
-    assert len(told) == len(seen)
+    assert len(reported) == len(seen)
     larger = [size for size in seen if seen.count(size) > 1 and size != chosen]
     assert larger
 
@@ -112,6 +112,6 @@ def test_a_size_that_turns_out_to_cost_more_is_not_taken(monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("by_macs")
 def test_progress_knows_how_many_sizes_are_measured() -> None:
     for side in (32, 64, 224):
-        told: list[int] = []
-        choose_size(lambda: None, 3, 10.0, 10, side, side, "int8", told.append)
-        assert 0 < sum(told) <= module.most_measured(side, side)
+        reported: list[int] = []
+        choose_size(lambda: None, 3, 10.0, 10, side, side, "int8", reported.append)
+        assert 0 < sum(reported) <= module.max_measured(side, side)

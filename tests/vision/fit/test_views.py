@@ -82,13 +82,13 @@ def test_what_was_scored_is_not_asked_again(tmp_path: Path) -> None:
     next(parts)
     parts.close()
     again = make(tmp_path / "scores.npy", views=2)
-    asked: list[int] = []
+    scored: list[int] = []
 
     def counting(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        asked.append(len(images))
+        scored.append(len(images))
         return first_pixels(images)
 
-    assert sum(again.fill(counting)) == sum(asked) == 600 - 200
+    assert sum(again.fill(counting)) == sum(scored) == 600 - 200
     assert again.missing == 0
 
 
@@ -135,7 +135,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         make(tmp_path / "nowhere" / "scores.npy")
 
 
-def test_a_row_that_is_half_written_is_asked_for_again(tmp_path: Path) -> None:
+def test_a_row_that_is_half_written_is_scored_again(tmp_path: Path) -> None:
     bank = make(tmp_path / "scores.npy", views=2)
     list(bank.fill(first_pixels))
     stored = np.load(tmp_path / "scores.npy", mmap_mode="r+")

@@ -1,4 +1,4 @@
-"""Checkpoints: whole ones come back, others are told with what to do."""
+"""Checkpoints: whole ones come back, errors about others say what to do."""
 
 from pathlib import Path
 

@@ -14,7 +14,7 @@ from fit_helpers import trained_a_little
 
 
 def smooth_images(count: int, side: int, seed: int) -> np.ndarray:
-    """Coloured blocks of eight pixels, uint8 [count, side, side, 3]: unlike noise, they are told apart by scores."""
+    """Coloured blocks of eight pixels, uint8 [count, side, side, 3]: unlike noise, their scores differ."""
     blocks = np.random.default_rng(seed).integers(0, 256, (count, side // 8, side // 8, 3), dtype=np.uint8)
     return blocks.repeat(8, axis=1).repeat(8, axis=2)
 

@@ -61,19 +61,19 @@ def a_base(images: LabelledImages) -> ClassifierNet:
 
 
 class Mirrored:
-    """Two views of each image, as it is and mirrored, scored by `base`; remembers what it was asked for."""
+    """Two views of each image, as it is and mirrored, scored by `base`; remembers what was taken."""
 
     views = 2
 
     def __init__(self, images: LabelledImages, base: ClassifierNet) -> None:
         self.images, self.base = images, base
-        self.asked: list[list[tuple[int, int]]] = []
+        self.taken: list[list[tuple[int, int]]] = []
 
     def __len__(self) -> int:
         return len(self.images)
 
     def pixels(self, images: "torch.Tensor", views: "torch.Tensor") -> "torch.Tensor":
-        self.asked.append(list(zip(images.tolist(), views.tolist(), strict=True)))
+        self.taken.append(list(zip(images.tolist(), views.tolist(), strict=True)))
         plain = self.images.pixels[images]
         return torch.where(views[:, None, None, None] == 1, plain.flip(3), plain)
 
@@ -190,8 +190,8 @@ def test_training_brings_the_sum_of_scores_nearer(
 def test_targets_are_of_the_views_that_made_the_parity(images: LabelledImages, base: ClassifierNet) -> None:
     views = Mirrored(images, base)
     train_parity(base, views, images, ParityRecipe("sum", 2, epochs=0.2, batch=8), report=lambda line: None)
-    shown = views.asked
-    assert shown[0::2] == shown[1::2]  # asked for pixels, then for scores: the very same views
+    shown = views.taken
+    assert shown[0::2] == shown[1::2]  # pixels are taken, then scores: the very same views
     assert {view for step in shown for _, view in step} == {0, 1}
 
 
@@ -203,7 +203,7 @@ def test_a_training_that_is_broken_off_goes_on_with_other_items(
 
     class BreaksOff(Mirrored):
         def pixels(self, images: "torch.Tensor", views: "torch.Tensor") -> "torch.Tensor":
-            if len(self.asked) == 6:
+            if len(self.taken) == 6:
                 raise KeyboardInterrupt
             return super().pixels(images, views)
 
@@ -214,13 +214,13 @@ def test_a_training_that_is_broken_off_goes_on_with_other_items(
         train_parity(base, first, images, recipe, checkpoint=checkpoint, report=lambda line: None)
     second = Mirrored(images, base)
     _, notes = train_parity(base, second, images, recipe, checkpoint=checkpoint, report=lambda line: None)
-    assert notes["steps"] == 3 + len(second.asked) // 2
+    assert notes["steps"] == 3 + len(second.taken) // 2
     assert notes["epochs"] == pytest.approx(2, abs=0.2)
-    assert second.asked[0] not in first.asked
+    assert second.taken[0] not in first.taken
 
     finished = Mirrored(images, base)
     network, _ = train_parity(base, finished, images, recipe, checkpoint=checkpoint, report=lambda line: None)
-    assert finished.asked == []  # nothing is left to do
+    assert finished.taken == []  # nothing is left to do
     assert not network.training
 
 

@@ -1,4 +1,4 @@
-"""A fitted network's files: its ONNX file, what was measured of that file, and the card that says so."""
+"""Writes a fitted network's files: its ONNX file, and the card with what was measured of that file."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
 from evenkeel.vision.networks.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
 from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_name, write_onnx
 
-__all__ = ["AnsweredImages", "told", "told_of_classes", "write_model"]
+__all__ = ["AnsweredImages", "class_lines", "summary", "write_model"]
 
 _LATENCY_ROUNDS = 200
 _WEAKEST = 5  # classes
@@ -39,7 +39,7 @@ _SEEN = 100  # collages that set the scales of 8-bit convolutions
 
 @dataclass(frozen=True)
 class AnsweredImages:
-    """Images, the classifier's answers to them `[images]`, and what they are: held-out or test.
+    """Holds images, the classifier's answers to them `[images]`, and what they are: held-out or test.
 
     Their labels, where there are some, are numbers of the classifier's classes.
     """
@@ -50,7 +50,7 @@ class AnsweredImages:
 
     @property
     def truth(self) -> NDArray[np.int64]:
-        """Labels, or the classifier's answers where there are none."""
+        """Gives labels, or the classifier's answers where there are none."""
         return self.answers if self.images.labels is None else self.images.labels
 
 
@@ -66,7 +66,7 @@ def write_model(
     notes: dict[str, Any],
     out: Path,
 ) -> ModelCard:
-    """The ONNX file and the card of one grid, in `out`, with what was measured on the written file.
+    """Writes the ONNX file and the card of one grid into `out`, with what was measured on the written file.
 
     Args:
         network: trained.
@@ -136,15 +136,15 @@ def write_model(
 
 
 def _timed(runs: list[Callable[[], object]], cost: float) -> list[float]:
-    """Median milliseconds of the classifier and of the collage; of three measurements, if the first is above `cost`."""
+    """Measures the median ms of classifier and collage; if above `cost`, takes the median of three measurements."""
     found = [interleaved_latencies_ms(runs, _LATENCY_ROUNDS)]
     while found[0][1] > cost * found[0][0] and len(found) < _MEASURED_AGAIN:
         found.append(interleaved_latencies_ms(runs, _LATENCY_ROUNDS))
     return sorted(found, key=lambda times: times[1] / times[0])[len(found) // 2]
 
 
-def told(card: ModelCard) -> str:
-    """A card in a line of news."""
+def summary(card: ModelCard) -> str:
+    """Says in one line what the card of a fitted network says."""
     accuracy = "" if card.accuracy is None else f"accuracy {card.accuracy.value:.2%}, "
     agreement = "" if card.agreement is None else f"agreement {card.agreement.value:.2%}, "
     return (
@@ -153,7 +153,7 @@ def told(card: ModelCard) -> str:
     )
 
 
-def told_of_classes(card: ModelCard) -> list[str]:
+def class_lines(card: ModelCard) -> list[str]:
     """Says what agreement is worth class by class, line by line: it hides classes that are rare."""
     assert card.agreement is not None
     assert card.largest_class_share is not None
@@ -187,7 +187,7 @@ def told_of_classes(card: ModelCard) -> list[str]:
 
 
 def _lost(session: ModelSession, network: CollageNet, card: ModelCard, held: AnsweredImages) -> float:
-    """By how much fewer of the held-out images are right in 8 bits than in floating point."""
+    """Measures by how much fewer of the held-out images are right in 8 bits than in floating point."""
     cells, scores = _collage_scores(session, card, held.images)
     served, truth = Served(network, FIT_MEAN, FIT_STD), held.truth[cells]
     with torch.no_grad():
@@ -197,7 +197,7 @@ def _lost(session: ModelSession, network: CollageNet, card: ModelCard, held: Ans
 
 
 def _mirror_gain(session: ModelSession, card: ModelCard, held: AnsweredImages) -> float:
-    """By how much more of the held-out images are right when a mirrored look is averaged with the plain one."""
+    """Measures how many more held-out images are right when a mirrored look is averaged with the plain one."""
     cells, scores = _collage_scores(session, card, held.images)
     _, looks = _collage_scores(session, card, replace(held.images, pixels=held.images.pixels[:, :, ::-1]))
     truth = held.truth[cells]
@@ -219,7 +219,7 @@ def _calibration(session: ModelSession, card: ModelCard, held: AnsweredImages) -
 
 
 def _with_quality(session: ModelSession, card: ModelCard, shown: AnsweredImages) -> ModelCard:
-    """The card with what its fills of the `shown` images are worth, as a whole and class by class."""
+    """Adds to the card what its fills of the `shown` images are worth, as a whole and class by class."""
     cells, scores = _collage_scores(session, card, shown.images)
     found, answers, labels = scores.argmax(1), shown.answers[cells], shown.images.labels
     how = f"{len(cells):,} {shown.kind} images in shuffled full {card.grid}x{card.grid} collages"

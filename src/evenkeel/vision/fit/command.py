@@ -116,9 +116,9 @@ class _Bars:
 
         def advance(done: int) -> None:
             nonlocal reached
-            told = reached * 10 // total
+            shown = reached * 10 // total
             reached = min(total, reached + done)
-            if reached * 10 // total > told:
+            if reached * 10 // total > shown:
                 self.say(f"{name}: {reached:,} of {total:,} after {time.monotonic() - began:.0f} s")
 
         return advance

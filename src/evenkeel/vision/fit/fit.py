@@ -21,14 +21,14 @@ from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.labels import Numbering, number_alike, number_labels, sample_by_label
 from evenkeel.models.measure import fit_temperature
-from evenkeel.vision.fit.card import AnsweredImages, told, told_of_classes, write_model
+from evenkeel.vision.fit.card import AnsweredImages, class_lines, summary, write_model
 from evenkeel.vision.fit.feeding import better_fed, count_ways
 from evenkeel.vision.fit.lock import locked
 from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
 from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
 from evenkeel.vision.fit.plan import PLAN, FitPlan, identity_of
 from evenkeel.vision.fit.serving import write_serving
-from evenkeel.vision.fit.size import Size, choose_size, most_measured
+from evenkeel.vision.fit.size import Size, choose_size, max_measured
 from evenkeel.vision.fit.views import ViewBank
 from evenkeel.vision.networks.architecture import TileNet
 from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
@@ -51,11 +51,11 @@ def fit(
     test: ImageSet | None = None,
     more: ImageSet | None = None,
 ) -> list[ModelCard]:
-    """Collage-CNNs for `classifier`, one for each grid, in `out`: ONNX files and their cards.
+    """Fits Collage-CNNs for `classifier`, one for each grid, and writes ONNX files and their cards into `out`.
 
-    `images` are of the kind that the classifier is asked about; their labels, if any, only serve to calibrate and to
+    `images` are of the kind that the classifier answers; their labels, if any, only serve to calibrate and to
     report accuracy. Accuracy and agreement are of `test`, or of the held-out images without it. `more` images are
-    learned from too, and nothing else: they may show things of no class, as the classifier is asked about them as well.
+    learned from too, and nothing else: they may show things of no class, as the classifier answers them as well.
 
     Raises:
         ConfigurationError: too few images, a classifier with one answer for all, a cost that cannot be met, an output
@@ -90,11 +90,11 @@ def fit(
                 f"WARNING: {twice:,} of {len(test):,} test images are among those that are learned from, pixel by "
                 "pixel; what is measured on them is too good"
             )
-        asked = run.asked(images, held, test)
+        answers = run.answers(images, held, test)
         plan = run.plan(identity_of(classifier, images, more, options))
-        bank = run.bank(images, kept, more, asked.held, reach)
-        cards = run.models(plan, bank, asked)
-        run.serving(cards, asked)
+        bank = run.bank(images, kept, more, answers.held, reach)
+        cards = run.models(plan, bank, answers)
+        run.serving(cards, answers)
         return cards
 
 
@@ -117,7 +117,7 @@ class _ClassifierAnswers:
 
 @dataclass(frozen=True)
 class _FitRun:
-    """One fit at work: whose, where, how, who looks on, from how many images, and their sketch."""
+    """Describes one fit at work: whose, where, how, who looks on, from how many images, and their sketch."""
 
     classifier: BlackBox
     out: Path
@@ -126,7 +126,7 @@ class _FitRun:
     learned_from: str
     sketch: str
 
-    def asked(self, images: ImageSet, held: ImageSet, test: ImageSet | None) -> _ClassifierAnswers:
+    def answers(self, images: ImageSet, held: ImageSet, test: ImageSet | None) -> _ClassifierAnswers:
         """Shows the classifier's answers before any long work: what labels are worth, and whether it is fed right."""
         classifier, say = self.classifier, self.watcher.say
         scores = classifier.log_probabilities(held.pixels)
@@ -176,7 +176,7 @@ class _FitRun:
         known: Numbering | None,
         known_names: tuple[str, ...] | None,
     ) -> AnsweredImages:
-        """The test images, with labels where they can be matched: as those of the images that are learned from."""
+        """Gives the test images, with labels where they can be matched: as those of the images to learn from."""
         answers = self.classifier.scores(test.pixels).argmax(1)
         labels, names, classes = test.labels, test.class_names, self.classifier.classes
         if labels is not None:
@@ -188,7 +188,7 @@ class _FitRun:
         return AnsweredImages(replace(test, labels=labels), answers, "test")
 
     def plan(self, identity: dict[str, Any]) -> FitPlan:
-        """The plan in the folder, or a new one: sizes as large as the cost allows."""
+        """Loads the plan in the folder, or makes a new one: sizes as large as the cost allows."""
         if (self.out / PLAN).is_file():
             return FitPlan.load(self.out, identity)
         classifier, options = self.classifier, self.options
@@ -196,7 +196,7 @@ class _FitRun:
         grids = list(options.grids[:1] if options.shared else options.grids)
         for grid in grids:
             with self.watcher.stage(
-                f"{grid}x{grid}: measuring sizes, at most", most_measured(classifier.height, classifier.width)
+                f"{grid}x{grid}: measuring sizes, at most", max_measured(classifier.height, classifier.width)
             ) as done:
                 size, cost = choose_size(
                     classifier.one_pass(),
@@ -220,7 +220,7 @@ class _FitRun:
     def bank(
         self, images: ImageSet, kept: NDArray[np.int64], more: ImageSet | None, held: AnsweredImages, reach: int
     ) -> ViewBank:
-        """Views of the images that are trained on, all of them scored: of those at the places `kept`, and of `more`."""
+        """Makes views of the images to train on, all of them scored: of those at the places `kept`, and of `more`."""
         options = self.options
         bank = ViewBank(
             images.pixels,
@@ -250,8 +250,8 @@ class _FitRun:
             )
         return bank
 
-    def models(self, plan: FitPlan, bank: ViewBank, asked: _ClassifierAnswers) -> list[ModelCard]:
-        """The networks of all grids, trained, measured and written."""
+    def models(self, plan: FitPlan, bank: ViewBank, answers: _ClassifierAnswers) -> list[ModelCard]:
+        """Trains, measures and writes the networks of all grids."""
         recipe = _recipe(bank, self.options)
         networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
         cards = []
@@ -265,9 +265,9 @@ class _FitRun:
                     grid,
                     size.side,
                     self.classifier,
-                    asked.class_names,
-                    asked.held,
-                    asked.shown,
+                    answers.class_names,
+                    answers.held,
+                    answers.shown,
                     self.options.cost,
                     notes,
                     self.out,
@@ -277,7 +277,7 @@ class _FitRun:
                     f"the {grid}x{grid} model cannot be written into {self.out}: {error.strerror or error}; free some "
                     "space and go on with --resume, the training is kept"
                 ) from error
-            for line in (told(card), *told_of_classes(card)):
+            for line in (summary(card), *class_lines(card)):
                 self.watcher.say(line)
             if card.relative_cost > self.options.cost:
                 self.watcher.say(
@@ -289,18 +289,18 @@ class _FitRun:
             cards.append(card)
         return cards
 
-    def serving(self, cards: list[ModelCard], asked: _ClassifierAnswers) -> None:
+    def serving(self, cards: list[ModelCard], answers: _ClassifierAnswers) -> None:
         """Writes what `evenkeel serve` needs to serve them."""
-        labels, temperature = asked.held.images.labels, 1.0
+        labels, temperature = answers.held.images.labels, 1.0
         if labels is not None:  # which alone could tell
-            temperature = fit_temperature(asked.scores, labels)
-        configuration = write_serving(self.classifier, asked.class_names, temperature, cards, self.out)
+            temperature = fit_temperature(answers.scores, labels)
+        configuration = write_serving(self.classifier, answers.class_names, temperature, cards, self.out)
         self.watcher.say(f"serve them with: evenkeel serve {configuration}")
 
     def _train(
         self, grid: int, size: Size, bank: ViewBank, recipe: FitRecipe, plan: FitPlan
     ) -> tuple[TileNet, dict[str, Any]]:
-        """The network of a grid, and how it was trained."""
+        """Trains the network of a grid; gives it and how it was trained."""
         options = self.options
         if grid not in plan.epochs:
             plan.epochs[grid] = options.epochs or self._affordable_epochs(size, bank, recipe)
@@ -390,10 +390,10 @@ def _split(images: ImageSet, options: FitOptions) -> tuple[NDArray[np.int64], Im
 
 
 def _fill_a_collage(images: ImageSet, kind: str, options: FitOptions) -> None:
-    most = max(options.grids) ** 2
-    if len(images) < most:
+    cells = max(options.grids) ** 2
+    if len(images) < cells:
         raise ConfigurationError(
-            f"{len(images):,} {kind} images are too few: one collage of grid {max(options.grids)} shows {most}; give "
+            f"{len(images):,} {kind} images are too few: one collage of grid {max(options.grids)} shows {cells}; give "
             "more, or take a smaller grid"
         )
 
@@ -410,7 +410,7 @@ def _reach(options: FitOptions, classifier: BlackBox) -> int:
 
 
 def _mix(answers: NDArray[np.int64], class_names: tuple[str, ...]) -> str:
-    """The shares of the most frequent answers, in a clause."""
+    """Gives the shares of the most frequent answers, in a clause."""
     counts = np.bincount(answers, minlength=len(class_names))
     often = np.argsort(-counts, kind="stable")[:_MIX_SHOWN]
     said = [f"{class_names[number]} {counts[number] / len(answers):.1%}" for number in often.tolist() if counts[number]]

@@ -1,4 +1,4 @@
-"""The training of a tile network from a bank of scored views: distillation in plain PyTorch, resumable bit for bit."""
+"""Trains a tile network from a bank of scored views: distillation in plain PyTorch, resumable bit for bit."""
 
 import copy
 import math
@@ -71,7 +71,7 @@ class Progress:
 
 
 def soft_temperature(scores: Tensor, target: float = 0.75) -> float:
-    """The temperature at which the mean highest probability of logits `scores` [n, classes] is `target`.
+    """Finds the temperature at which the mean highest probability of logits `scores` [n, classes] is `target`.
 
     Scores of a sure classifier say little but its first choice; softened so far, the other classes teach as well.
     """
@@ -84,7 +84,7 @@ def soft_temperature(scores: Tensor, target: float = 0.75) -> float:
 
 
 class _Average:
-    """A running mean of a network's weights and statistics."""
+    """Keeps a running mean of a network's weights and statistics."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
@@ -143,7 +143,7 @@ def fit_tiles(
     step, spent_s = _load(checkpoint, about, network, average, optimisers)
     began = saved = time.monotonic()
     if step >= steps:
-        yield Progress(step, steps, math.nan, spent_s)  # what an earlier attempt has finished is told too
+        yield Progress(step, steps, math.nan, spent_s)  # what an earlier attempt has finished is reported too
     network.train()
     while step < steps:
         epoch, place = divmod(step, per_epoch)
@@ -179,7 +179,7 @@ def fit_tiles(
 
 @torch.no_grad()
 def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str) -> None:
-    """Statistics of the norms for the weights as they are now: those met on the way are of other weights."""
+    """Gathers the norms' statistics for the weights as they are now: those met on the way are of other weights."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
@@ -228,7 +228,7 @@ def _step(
     temperature: float,
     optimisers: list[torch.optim.Optimizer],
 ) -> float:
-    """One step on the mean loss of all tiles, part by part, so that what a part needs stays in a CPU's cache."""
+    """Takes a step on the mean loss of all tiles, part by part, so that what a part needs stays in a CPU's cache."""
     for optimiser in optimisers:
         optimiser.zero_grad(set_to_none=True)
     parts = round(max(1, len(pixels) / _PART)) if pixels.device.type == "cpu" else 1
@@ -245,19 +245,19 @@ def _step(
 
 
 def shrink(pixels: Tensor, side: int) -> Tensor:
-    """uint8 tiles [n, 3, side, side] of images [n, 3, h, w], squeezed: as `coding.tiles.Tile` makes them."""
+    """Squeezes images [n, 3, h, w] into uint8 tiles [n, 3, side, side], as `coding.answers.tiles.Tile` does."""
     if pixels.shape[2:] == (side, side):
         return pixels
     return nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
 
 
 def standardise(pixels: Tensor) -> Tensor:
-    """float32 images in -2..2 from uint8 `pixels` [n, 3, h, w], channels last in memory."""
+    """Makes float32 images in -2..2 from uint8 `pixels` [n, 3, h, w], channels last in memory."""
     return ((pixels.float() / 255 - FIT_MEAN[0]) / FIT_STD[0]).contiguous(memory_format=torch.channels_last)
 
 
 def teach(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Divergence of `scores` from the classifier's, which are softened; mean over rows.
+    """Gives the divergence of `scores` from the classifier's, which are softened; mean over rows.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; but only the
     classifier's scores are divided by the temperature, so that training is the same whatever their scale.

@@ -15,23 +15,23 @@ __all__ = ["FitOptions", "Silent", "Watcher"]
 
 
 class Watcher(Protocol):
-    """Whoever looks on."""
+    """Shows how a fit goes."""
 
     def say(self, line: str) -> None:
-        """One line of news."""
+        """Shows one line of news."""
 
     def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """A stage with `total` parts; call what it gives with the number of parts that are done."""
+        """Shows a stage with `total` parts; call what it gives with the number of parts that are done."""
 
 
 class Silent:
-    """Nobody looks on."""
+    """Shows nothing."""
 
     def say(self, line: str) -> None:
-        """Nothing is said."""
+        """Shows nothing."""
 
     def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-        """Nothing is shown."""
+        """Shows nothing."""
         return nullcontext(lambda done: None)
 
 
@@ -46,7 +46,7 @@ class FitOptions:
         shared: one network reads every grid: the largest that the first grid can afford.
         epochs: passes over the images; None: as many as `minutes` allow.
         minutes: of training for each network, on this machine as it is now.
-        views: of each image that the classifier is asked about.
+        views: of each image, scored by the classifier.
         reach: pixels by which a view is moved at most; None: a tenth of the image's side.
         mirror: whether views are also mirrored left to right.
         rate: of learning, at the start; see `FitRecipe`. None: its default.
@@ -76,7 +76,7 @@ class FitOptions:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be done."""
+        """Refuses what cannot be done."""
         if not self.grids or len(set(self.grids)) < len(self.grids) or not all(2 <= grid <= 8 for grid in self.grids):
             raise ConfigurationError(f"grid: expected different numbers from 2 to 8, found {list(self.grids)}")
         for name in ("cost", "minutes"):

@@ -99,7 +99,7 @@ class _Steps:
 
 
 def _names(graph: GraphProto) -> Iterator[str]:
-    """Every name of a value in `graph` and the graphs inside it."""
+    """Gives every name of a value in `graph` and the graphs inside it."""
     yield from (each.name for each in (*graph.input, *graph.output, *graph.initializer))
     for node in graph.node:
         yield from (*node.input, *node.output)

@@ -37,7 +37,7 @@ class FitPlan:
 
     @classmethod
     def load(cls, folder: Path, identity: dict[str, Any]) -> Self:
-        """The plan that `folder` holds.
+        """Reads the plan that `folder` holds.
 
         Raises:
             ConfigurationError: it cannot be read, or is of a fit with another identity.
@@ -60,7 +60,7 @@ class FitPlan:
         return cls(folder, identity, sizes, epochs)
 
     def save(self) -> None:
-        """Write it into its folder, whole or not at all."""
+        """Writes it into its folder, whole or not at all."""
         path = self.folder / PLAN
         sizes = {str(grid): asdict(size) for grid, size in self.sizes.items()}
         text = json.dumps({"identity": self.identity, "sizes": sizes, "epochs": self.epochs}, indent=2)

@@ -50,7 +50,7 @@ def write_serving(
 
 
 def _quoted(text: str) -> str:
-    """As YAML takes it whatever is in it: a colon, a hash, a bracket."""
+    """Quotes a text for YAML, whatever is in it: a colon, a hash, a bracket."""
     return json.dumps(text, ensure_ascii=False)
 
 

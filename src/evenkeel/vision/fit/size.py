@@ -16,7 +16,7 @@ from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
 from evenkeel.vision.networks.architecture import CollageNet, TileNet
 from evenkeel.vision.networks.export import fold_norms, write_onnx
 
-__all__ = ["Size", "choose_size", "most_measured", "sizes", "tile_sides"]
+__all__ = ["Size", "choose_size", "max_measured", "sizes", "tile_sides"]
 
 _ROUNDS = 200  # two seconds each; with fewer, one disturbance halfway sent the search down by two sizes
 _MARGIN = 0.98  # what is aimed at; the medians of two measurements differ by one per cent
@@ -27,19 +27,19 @@ _STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """Channels of the three blocks of a tile network, pixels along one side of its tile, and whether it is coarse."""
+    """Holds the channels of a tile network's three blocks, its tile's side in pixels, and whether it is coarse."""
 
     widths: tuple[int, int, int]
     side: int = 32
     coarse: bool = False
 
     def network(self, classes: int) -> TileNet:
-        """A fresh network of this size."""
+        """Makes a fresh network of this size."""
         return TileNet(classes, self.widths, self.side, self.coarse)
 
 
 def sizes(side: int, coarse: bool = False, widest: int = 128) -> list[Size]:
-    """Sizes from small to large, each a little costlier than the one before, for tiles of `side` pixels."""
+    """Gives sizes from small to large, each a little costlier than the one before, for tiles of `side` pixels."""
     found = []
     for fiftieth in range(20, 50 * widest // _WIDTHS[0] + 1):
         scale = fiftieth / 50
@@ -51,7 +51,7 @@ def sizes(side: int, coarse: bool = False, widest: int = 128) -> list[Size]:
 
 
 def tile_sides(height: int, width: int) -> list[int]:
-    """Sides that a tile of such an image may have, largest first: as many pixels as the image has, and less.
+    """Gives the sides that a tile of such an image may have, largest first: as many pixels as the image has, and less.
 
     A tile is square, so an image of other proportions is squeezed into it.
     """
@@ -67,9 +67,9 @@ def choose_size(
     height: int,
     width: int,
     precision: str = "int8",
-    told: Callable[[int], object] = lambda done: None,
+    report: Callable[[int], object] = lambda done: None,
 ) -> tuple[Size, float]:
-    """The largest size whose pass over a full collage costs at most `cost` passes of the classifier, and its cost.
+    """Finds the largest size that costs at most `cost` passes of the classifier for a full collage; gives its cost too.
 
     The tile is as large as it can be while the network keeps at least (24, 88, 128) channels, coarse if need be; where
     even the smallest tile leaves fewer, they are what is cut. (3x3 of 32 pixels in the time of (8, 32, 48) channels:
@@ -84,7 +84,7 @@ def choose_size(
         height: of the classifier's images, pixels.
         width: the same.
         precision: of the network's convolutions: int8 or fp32.
-        told: called with 1 for each size that is measured; they are at most `most_measured(height, width)`, unless the
+        report: called with 1 for each size that is measured; they are at most `max_measured(height, width)`, unless the
             machine is disturbed.
 
     Raises:
@@ -94,7 +94,7 @@ def choose_size(
 
     def measure(size: Size) -> float:
         if size not in measured:
-            told(1)
+            report(1)
             measured[size] = _cost(classifier, size, grid, classes, precision)
         return measured[size]
 
@@ -113,7 +113,7 @@ def choose_size(
             high = middle
     while low >= 0:
         # Once more, in a file of its own: one disturbance must not choose a network that is too large.
-        told(1)
+        report(1)
         again = _cost(classifier, ladder[low], grid, classes, precision)
         if again <= cost:
             return ladder[low], max(again, measured[ladder[low]])
@@ -126,7 +126,7 @@ def choose_size(
     )
 
 
-def most_measured(height: int, width: int) -> int:
+def max_measured(height: int, width: int) -> int:
     """Counts the sizes that `choose_size` measures at most on a quiet machine."""
     return 2 * len(tile_sides(height, width)) + math.ceil(math.log2(len(sizes(32)) + 1)) + 1
 

@@ -1,4 +1,4 @@
-"""A bank of augmented views: every image seen in a few ways, each way scored once by the classifier.
+"""Keeps a bank of augmented views: every image seen in a few ways, each way scored once by the classifier.
 
 A Collage-CNN learns what the classifier says of exactly the view that it is shown. Scoring fresh views at every step
 would cost several times the training itself, as the classifier is the larger network; a few views for each image,
@@ -23,7 +23,7 @@ _AT_ONCE = 200  # views scored in one call; a multiple of what a pass takes well
 
 
 class ViewBank:
-    """`views` ways to see each of some `images` uint8 [n, h, w, 3], with the classifier's scores.
+    """Holds `views` ways to see each of some `images` uint8 [n, h, w, 3], with the classifier's scores.
 
     The images stay where they are, since a copy of them may be more than the memory holds.
 
@@ -35,7 +35,7 @@ class ViewBank:
         rows: places of those of `images` that are seen; None: all.
         others: further images, which come after those: they are of no account in themselves, and only serve to learn
             from.
-        path: the scores' file [views, n, classes] float32 (.npy); what it holds already is not asked for again.
+        path: the scores' file [views, n, classes] float32 (.npy); what it holds already is not scored again.
 
     Raises:
         ConfigurationError: the file is of other images or views, damaged, or cannot be written.
@@ -91,23 +91,23 @@ class ViewBank:
             self._scores.flush()  # type: ignore[attr-defined]
 
     def _waiting(self, view: int) -> NDArray[np.int64]:
-        """Images that have no scores, or only some, of this view: where the power went, a row may be half written."""
+        """Finds images with no scores, or only some, of this view: where the power went, a row may be half written."""
         return np.flatnonzero(np.isnan(self._scores[view]).any(axis=1))
 
     @property
     def per_epoch(self) -> int:
-        """Images that a pass shows: all, but of those that only serve to learn from half as many as of the others."""
+        """Counts the images of a pass: all, but of those that only serve to learn from half as many as of others."""
         return len(self) - self.more + min(self.more, (len(self) - self.more) // 2)
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """The images of one pass [per_epoch], shuffled."""
+        """Gives the images of one pass [per_epoch], shuffled."""
         own = torch.randperm(len(self) - self.more, generator=generator)
         others = torch.randperm(self.more, generator=generator)[: self.per_epoch - len(own)] + len(own)
         shown = torch.cat([own, others])
         return shown[torch.randperm(len(shown), generator=generator)] if self.more else own
 
     def pixels(self, images: Tensor, views: Tensor) -> Tensor:
-        """uint8 [n, 3, h, w]: of each of `images` [n] the view numbered in `views` [n]."""
+        """Makes uint8 [n, 3, h, w]: of each of `images` [n] the view numbered in `views` [n]."""
         height, width = self._images.shape[1:3]
         moves = _hash(images * self.views + views, self.seed)
         span = 2 * self.reach + 1
@@ -130,17 +130,17 @@ class ViewBank:
         return seen.permute(0, 3, 1, 2)
 
     def answers(self) -> NDArray[np.int64]:
-        """The classifier's answers to the images themselves [n]."""
+        """Gives the classifier's answers to the images themselves [n]."""
         parts = [self._scores[0, first : first + _AT_ONCE].argmax(1) for first in range(0, len(self), _AT_ONCE)]
         return np.concatenate(parts)
 
     def scores(self, images: Tensor, views: Tensor) -> Tensor:
-        """float32 [n, classes]: what the classifier says of those views."""
+        """Gives the classifier's scores of those views, float32 [n, classes]."""
         return torch.from_numpy(self._scores[views.numpy(), images.numpy()])
 
 
 def _make_room(path: Path, shape: tuple[int, ...]) -> None:
-    """Writes a file full of NaN: the disk's blocks are taken here, where a full disk is an error that can be told."""
+    """Writes a file full of NaN: the disk's blocks are taken here, where a full disk can be reported as an error."""
     unfinished = path.with_suffix(".part")  # so that a file cut short is never taken for one of scores
     form = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": shape}
     try:
@@ -177,7 +177,7 @@ def _open(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _hash(numbers: Tensor, seed: int) -> Tensor:
-    """A well mixed number 0..2^32-1 for each of `numbers`. Source: the finaliser of MurmurHash3, public domain."""
+    """Hashes each of `numbers` to 0..2^32-1, well mixed. Source: the finaliser of MurmurHash3, public domain."""
     mixed = (numbers + 1 + seed * 0x9E3779B9) & 0xFFFFFFFF
     for factor, shift in ((0x85EBCA6B, 16), (0xC2B2AE35, 13)):
         mixed = mixed ^ (mixed >> shift)

@@ -1,1 +1,1 @@
-"""Networks for images in PyTorch, their training and their export."""
+"""Holds networks for images in PyTorch, their training and their export."""

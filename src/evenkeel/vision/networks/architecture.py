@@ -1,4 +1,4 @@
-"""The two networks: a classifier for one image, and a Collage-CNN that reads a grid of them in one pass.
+"""Defines the two networks: a classifier for one image, and a Collage-CNN that reads a grid of them in one pass.
 
 Both take normalised float images `[n, 3, height, width]`; `Served` adds what a model file does by itself.
 """
@@ -14,7 +14,7 @@ __all__ = ["ClassifierNet", "CollageNet", "Served", "TileNet", "count_macs", "co
 
 
 class ClassifierNet(nn.Module):
-    """Scores `[n, classes]` of images `[n, 3, side, side]`: the model that a replica holds.
+    """Gives scores `[n, classes]` of images `[n, 3, side, side]`: the model that a replica holds.
 
     A fixed whitening convolution, then three blocks of two 3x3 convolutions each; the first convolution of a block
     stands before its pooling, so that every block sees the finer map once. Batch norm has no gain of its own, since the
@@ -41,31 +41,31 @@ class ClassifierNet(nn.Module):
 
     @torch.no_grad()
     def set_whitening(self, images: Tensor) -> None:
-        """Set the first filters from normalised `images`: eigenvectors of 2x2 patches, both signs, unit variance."""
+        """Sets the first filters from normalised `images`: eigenvectors of 2x2 patches, both signs, unit variance."""
         patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + 5e-4).sqrt()).T.flip(0).reshape(12, 3, 2, 2)
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores [n, classes]."""
+        """Gives scores [n, classes]."""
         features = self.blocks(self.activate(self.whiten(images)))
         return cast(Tensor, self.head(features.amax((2, 3)))) / 9
 
     @property
     def filters(self) -> list[Tensor]:
-        """Of the convolutions that learn, each followed by a norm."""
+        """Gives the filters of the convolutions that learn, each followed by a norm."""
         return [module.weight for module in self.blocks.modules() if isinstance(module, nn.Conv2d)]
 
     @property
     def biases(self) -> list[Tensor]:
-        """Of the norms and of the whitening."""
+        """Gives the biases of the norms and of the whitening."""
         norms = [module.bias for module in self.blocks.modules() if isinstance(module, nn.BatchNorm2d)]
         return [cast(Tensor, self.whiten.bias), *norms]
 
 
 class TileNet(ClassifierNet):
-    """Scores `[n, classes]` of tiles `[n, 3, side, side]`: what a Collage-CNN does to each of its tiles.
+    """Gives scores `[n, classes]` of tiles `[n, 3, side, side]`: what a Collage-CNN does to each of its tiles.
 
     The classifier above, thinner, with ReLU, on which ONNX Runtime spends a tenth less of a pass than on GELU and which
     8-bit convolutions take in for nothing. A tile of 64 pixels or more is halved first, until it has less than 64, and
@@ -88,7 +88,7 @@ class TileNet(ClassifierNet):
     ) -> None:
         halvings = max(0, side.bit_length() - 6) + coarse
         super().__init__(classes, widths, 2 if halvings else 1)
-        self.halvings = halvings  # of the tile before the first block: not to be told from the weights alone
+        self.halvings = halvings  # of the tile before the first block: the weights alone do not show it
         self.blocks = nn.Sequential(*(_halving(24) for _ in range(halvings - 1)), *self.blocks)
 
 
@@ -123,7 +123,7 @@ def _biased_norm(width: int) -> nn.BatchNorm2d:
 
 
 class CollageNet(nn.Module):
-    """Scores `[n, grid * grid, classes]` of collages `[n, 3, grid * side, grid * side]`, cells row by row.
+    """Gives scores `[n, grid * grid, classes]` of collages `[n, 3, grid * side, grid * side]`, cells row by row.
 
     The canvas is cut along the borders of its tiles, and the tiles go through one network side by side: what is said of
     a tile depends on that tile alone. No neighbour, blank cell or place changes it, one set of weights reads every
@@ -136,7 +136,7 @@ class CollageNet(nn.Module):
         self.tiles, self.grid, self.side = tiles, grid, side
 
     def forward(self, canvases: Tensor) -> Tensor:
-        """Scores [n, grid * grid, classes]."""
+        """Gives scores [n, grid * grid, classes]."""
         rows = canvases.reshape(-1, 3, self.grid, self.side, self.grid, self.side)
         tiles = rows.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, self.side, self.side)
         scores = self.tiles(tiles)
@@ -144,7 +144,7 @@ class CollageNet(nn.Module):
 
 
 class Served(nn.Module):
-    """`network` as a model file holds it: from uint8 NHWC pixels to scores, normalisation inside."""
+    """Runs `network` as a model file does: from uint8 NHWC pixels to scores, normalisation inside."""
 
     scale: Tensor
     offset: Tensor
@@ -163,7 +163,7 @@ class Served(nn.Module):
 
 @torch.no_grad()
 def count_macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of the convolutions and linear layers in one pass over one image of `shape`."""
+    """Counts the multiply-accumulates of convolutions and linear layers in one pass over one image of `shape`."""
     total = 0
 
     def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""In which arithmetic a machine trains fast."""
+"""Says in which arithmetic a machine trains fast."""
 
 from functools import cache
 from typing import Any

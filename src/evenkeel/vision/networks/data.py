@@ -1,4 +1,4 @@
-"""Labelled images in memory, augmentation as whole-batch tensor arithmetic, and collages with their blank cells."""
+"""Holds labelled images, augments them by whole-batch tensor arithmetic, and makes collages with blank cells."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ CIFAR10_STD = (0.24703223, 0.24348513, 0.26158784)
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Labelled images: `pixels` uint8 [n, 3, side, side], `labels` int64 [n]."""
+    """Holds labelled images: `pixels` uint8 [n, 3, side, side], `labels` int64 [n]."""
 
     pixels: Tensor
     labels: Tensor
@@ -38,7 +38,7 @@ class LabelledImages:
 
 
 def as_images(read: ImageSet) -> LabelledImages:
-    """The same images for torch, channels first.
+    """Gives the same images for torch, channels first.
 
     Raises:
         ConfigurationError: they have no labels.
@@ -49,7 +49,7 @@ def as_images(read: ImageSet) -> LabelledImages:
 
 
 def translate(tiles: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Each of `tiles` [n, 3, h, w] moved by up to `reach` pixels each way, edges filled by reflection."""
+    """Moves each of `tiles` [n, 3, h, w] by up to `reach` pixels each way, edges filled by reflection."""
     # Pads by index, since reflection padding of uint8 is not offered on every backend.
     shift = torch.randint(0, 2 * reach + 1, (2, len(tiles), 1), generator=generator)
     rows, columns = (
@@ -66,7 +66,7 @@ def _reflected(side: int, reach: int) -> Tensor:
 
 
 def alternating_flip(tiles: Tensor, indices: Tensor, epoch: int, seed: int) -> Tensor:
-    """`tiles` mirrored in every second epoch: each item by its own first draw, then always the other way.
+    """Mirrors `tiles` in every second epoch: each item by its own first draw, then always the other way.
 
     Two epochs in a row so show every image both ways round, where independent draws repeat half of them.
     Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", section 3.6.
@@ -97,7 +97,7 @@ def random_blanks(count: int, grid: int, generator: torch.Generator, full_share:
 
 
 def collage(tiles: Tensor, grid: int, blank: Tensor | None = None) -> Tensor:
-    """Canvases [n, 3, grid * side, grid * side] from `tiles` [n * grid * grid, 3, side, side].
+    """Makes canvases [n, 3, grid * side, grid * side] from `tiles` [n * grid * grid, 3, side, side].
 
     Cell i (row by row) of canvas j holds tile j * grid * grid + i. Cells where `blank` [n, grid * grid] is true hold
     zeros, whatever their tile.

@@ -1,4 +1,4 @@
-"""Model files whose convolutions multiply 8-bit integers: half again as fast on a CPU, at no loss worth mentioning.
+"""Makes the convolutions of model files multiply 8-bit integers: half again as fast on a CPU, at hardly any loss.
 
 On AVX2 a pass takes two thirds of its time in float32; processors with dot-product instructions (VNNI) gain more.
 Weights get seven bits and a scale per filter, since AVX2 adds pairs of products in 16 bits and would clip larger ones:
@@ -47,13 +47,13 @@ def quantise_convolutions(path: Path, images: PixelArray) -> None:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """One image after another, as the calibration asks for them."""
+    """Gives one image after another, as the calibration takes them."""
 
     def __init__(self, images: PixelArray) -> None:
         self._inputs = ({"images": images[place : place + 1]} for place in range(len(images)))
 
     def get_next(self) -> dict[str, PixelArray] | None:
-        """The next one, or None at the end."""
+        """Gives the next one, or None at the end."""
         return next(self._inputs, None)
 
 

@@ -1,4 +1,4 @@
-"""Networks as ONNX files, and the card of a classifier: what it claims is measured on the file itself.
+"""Writes networks as ONNX files, and the card of a classifier: what it claims is measured on the file itself.
 
 What a card claims is measured through ONNX Runtime on the exported file, not on the torch network it came from.
 """
@@ -44,7 +44,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def fold_norms(network: Network) -> Network:
-    """A copy of `network` for serving: each batch norm folded into the convolution before it, weights rounded.
+    """Copies `network` for serving: each batch norm folded into the convolution before it, weights rounded.
 
     A pooling between the two is no obstacle: with a gain above zero the maximum of a scaled map is the scaled maximum.
     Weights are rounded to half precision, though still float32 here: the file then holds them at half the size, and
@@ -95,7 +95,7 @@ def write_onnx(
     std: tuple[float, ...] = CIFAR10_STD,
     seen: PixelArray | None = None,
 ) -> float:
-    """The largest difference of a score from torch's, once the folded `network` is written to `path`.
+    """Writes the folded `network` to `path`; gives the largest difference of a score from torch's.
 
     The file takes uint8 images [n, side, side, 3], any n, and normalises them itself. With some images that it has
     `seen` its convolutions are of 8 bits, scaled by those.
@@ -104,12 +104,12 @@ def write_onnx(
 
 
 def example_images(side: int) -> Tensor:
-    """Two images uint8 [2, side, side, 3] of noise, to export a network with and to compare the file on."""
+    """Gives two images uint8 [2, side, side, 3] of noise, to export a network with and to compare the file on."""
     return torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def write_served(model: nn.Module, example: Tensor, path: Path, seen: PixelArray | None = None) -> float:
-    """The largest difference of an output from torch's, to two digits, once `model` is written to `path`.
+    """Writes `model` to `path`; gives the largest difference of an output from torch's, to two digits.
 
     The file takes inputs like `example`, any number of rows, and gives `scores`. Weights that were rounded to half
     precision are kept as such, at half the size. With `seen` images the convolutions are of 8 bits.
@@ -137,7 +137,7 @@ def write_served(model: nn.Module, example: Tensor, path: Path, seen: PixelArray
 
 
 def _halve(path: Path) -> None:
-    """Store the weights of the model at `path` in half precision, each with a cast that is folded when it is loaded."""
+    """Stores the weights of the model at `path` in half precision, each with a cast that is folded at loading."""
     model = onnx.load(str(path))
     casts = []
     for tensor in model.graph.initializer:
@@ -210,7 +210,7 @@ def export_classifier(
 
 
 def write_demonstration_images(test: LabelledImages, path: Path, count: int = 400, seed: int = 0) -> None:
-    """`count` of the `test` images, drawn at random over all classes, as `images` and `labels` in one npz file."""
+    """Writes `count` of the `test` images, drawn at random over all classes, as `images` and `labels` in an npz."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(test))[:count])
     np.savez_compressed(path, images=_nhwc(test)[order], labels=test.labels[order].numpy())
 
@@ -220,7 +220,7 @@ def _nhwc(images: LabelledImages) -> PixelArray:
 
 
 def machine_name() -> str:
-    """The processor's name and how many CPUs there are."""
+    """Gives the processor's name and the number of CPUs."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -230,5 +230,5 @@ def machine_name() -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """As a card has it."""
+    """Gives the digest of a file, as a card has it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update of a matrix is made orthogonal, so that no direction of it learns faster than another.
+"""Does Muon: momentum whose update of a matrix is made orthogonal, so that no direction of it learns faster.
 
 A classifier reaches the same loss in about two thirds of the images that Nesterov momentum takes.
 
@@ -18,7 +18,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315  # of the quintic iteration; its fixed band
 
 
 def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
-    """`matrix` [m, n] with its singular values brought near one, its singular vectors kept.
+    """Gives `matrix` [m, n] with its singular values brought near one, its singular vectors kept.
 
     Newton-Schulz iterations of x -> a x + b x^3 + c x^5; values below about 1/50 of the largest are not there yet after
     three steps.
@@ -33,7 +33,7 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For convolution filters [out, in, h, w] that a norm follows: their scale says nothing, so it is held fixed.
+    """Trains convolution filters [out, in, h, w] that a norm follows: their scale says nothing, so it is held fixed.
 
     Each step first sets a filter's norm to sqrt(out), then moves it by `lr` times an orthogonal matrix of that norm:
     `lr` is about the angle of a step in radians.
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step along the gradients; filters without one stay as they are."""
+        """Takes one step along the gradients; filters without one stay as they are."""
         assert closure is None
         for group in self.param_groups:
             for filters in group["params"]:

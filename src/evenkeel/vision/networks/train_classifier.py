@@ -43,14 +43,14 @@ class ClassifierRecipe:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Float images from uint8 `pixels` [n, 3, h, w], channels last in memory, which trains fastest on a CPU."""
+    """Makes float images from uint8 `pixels` [n, 3, h, w], channels last in memory, which trains fastest on a CPU."""
     mean = torch.tensor(CIFAR10_MEAN).reshape(3, 1, 1) * 255
     spread = torch.tensor(CIFAR10_STD).reshape(3, 1, 1) * 255
     return ((pixels.float() - mean) / spread).contiguous(memory_format=torch.channels_last)
 
 
 class _Worker:
-    """A replica that shares the network's parameters and has gradients and batch statistics of its own."""
+    """Shares the network's parameters, and has gradients and batch statistics of its own."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = copy.deepcopy(network)
@@ -110,7 +110,7 @@ def train_classifier(
     checkpoint: Path | None = None,
     report: Report = print,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A classifier trained on `train`, and notes for its card; `held` images only show how it goes."""
+    """Trains a classifier on `train`; gives notes for its card too. `held` images only show how it goes."""
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     classes = int(train.labels.max()) + 1

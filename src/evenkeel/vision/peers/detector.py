@@ -1,4 +1,4 @@
-"""The paper's Collage-CNN: a YOLO-type detector that finds the tiles of a collage and names them.
+"""Defines the paper's Collage-CNN: a YOLO-type detector that finds the tiles of a collage and names them.
 
 Source: Narra et al., Collage Inference, section 2; layers and loss in the manner of the authors' public code, a
 YOLOv3-tiny with its coarse head only. It is kept as a baseline: where the tiles are is known, so boxes, objectness and
@@ -33,7 +33,7 @@ _CLASS_WEIGHT = 0.25
 
 
 class Detector(nn.Module):
-    """Raw predictions [n, anchors, rows, columns, 5 + classes] for collages [n, 3, height, width], normalised.
+    """Predicts [n, anchors, rows, columns, 5 + classes], raw, for collages [n, 3, height, width], normalised.
 
     The last axis holds x and y (before the sigmoid, in places of the head), the logarithms of width and height over the
     anchor's, objectness (before the sigmoid) and class scores. Any multiple of 8 pixels will do as height and width; 96
@@ -64,7 +64,7 @@ class Detector(nn.Module):
             cast(Tensor, self.head.bias).view(len(_ANCHORS), -1)[:, _BOX - 1] = -4.0
 
     def forward(self, canvases: Tensor) -> Tensor:
-        """Raw predictions."""
+        """Gives the raw predictions."""
         maps = cast(Tensor, self.head(self.features(canvases)))
         count, _, rows, columns = maps.shape
         return maps.reshape(count, len(_ANCHORS), -1, rows, columns).movedim(2, 4)
@@ -109,7 +109,7 @@ def detector_loss(raw: Tensor, labels: Tensor, blank: Tensor, grid: int, tile_si
 
 
 class Boxes(nn.Module):
-    """Boxes [n, boxes, 5 + classes] as `coding.boxes.BoxCollage` reads them, of normalised collages.
+    """Gives boxes [n, boxes, 5 + classes], as `coding.answers.boxes.BoxCollage` reads them, of normalised collages.
 
     x0, y0, x1, y1 in pixels of the collage; confidence, which is objectness times the largest class probability; class
     scores. Every anchor gives a box. Nothing is suppressed: of the boxes in a cell the decoder takes the surest anyway.
@@ -121,7 +121,7 @@ class Boxes(nn.Module):
         self.tile_side = tile_side
 
     def forward(self, canvases: Tensor) -> Tensor:
-        """The boxes."""
+        """Gives the boxes."""
         raw = self.detector(canvases)
         down = torch.arange(raw.shape[2], device=raw.device).float()[:, None, None]
         across = torch.arange(raw.shape[3], device=raw.device).float()[:, None]
@@ -136,10 +136,10 @@ class Boxes(nn.Module):
         return torch.cat([x - width, y - height, x + width, y + height, sure, scores], -1).flatten(1, 3)
 
 
-def widest_detector(most_macs: float, classes: int, grid: int, tile_side: int) -> Detector:
-    """The widest detector that costs at most `most_macs` multiply-accumulates a pass over one collage."""
+def widest_detector(max_macs: float, classes: int, grid: int, tile_side: int) -> Detector:
+    """Makes the widest detector that costs at most `max_macs` multiply-accumulates a pass over one collage."""
     shape = (3, grid * tile_side, grid * tile_side)
     width = 1
-    while count_macs(Detector(classes, width + 1), shape) <= most_macs:
+    while count_macs(Detector(classes, width + 1), shape) <= max_macs:
         width += 1
     return Detector(classes, width)

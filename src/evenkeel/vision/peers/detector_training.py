@@ -1,4 +1,4 @@
-"""Training of the paper's detector on fresh random collages, from the classifier's answers.
+"""Trains the paper's detector on fresh random collages, from the classifier's answers.
 
 As in the paper, it learns labels, not scores: the class that the classifier gives to the very view in the collage.
 Tiles are augmented one by one. The authors' affine distortion of the whole collage is left out: it moves tiles off
@@ -47,7 +47,7 @@ def train_detector(
     checkpoint: Path | None = None,
     report: Report = print,
 ) -> tuple[Detector, dict[str, Any]]:
-    """`network` trained, and notes for its card; `held` images only show how it goes.
+    """Trains `network`; gives it and notes for its card. `held` images only show how it goes.
 
     Args:
         network: a new detector.
@@ -103,7 +103,7 @@ def train_detector(
 
 
 def boxed_classes(boxes: Tensor, grid: int, side: int) -> Tensor:
-    """The class of every cell [n, grid * grid] by the paper's decoder, -1 where no box is; `boxes` of `Boxes`."""
+    """Gives the class of every cell [n, grid * grid] by the paper's decoder, -1 where no box is; `boxes` of `Boxes`."""
     classes = np.full((len(boxes), grid * grid), -1)
     for row, found in enumerate(boxes.numpy()):
         for cell, box in decode_boxes(found, grid, side, grid * grid).items():
@@ -113,7 +113,7 @@ def boxed_classes(boxes: Tensor, grid: int, side: int) -> Tensor:
 
 @torch.no_grad()
 def _judge(network: Detector, held: LabelledImages, grid: int) -> tuple[float, float]:
-    """Shares of held-out items in full collages that get an answer, and that get the right one."""
+    """Gives the shares of held-out items in full collages that get an answer, and that get the right one."""
     cells, side = grid * grid, held.pixels.shape[-1]
     whole = len(held) // cells * cells  # held-out images are in random order already
     model = Boxes(network, side).eval()

@@ -1,4 +1,4 @@
-"""ONNX files of the peers, each with its card; what they are worth is measured later, on the file, by the benchmark."""
+"""Writes ONNX files of the peers, each with its card; their worth is measured later, on the file, by the benchmark."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -88,7 +88,7 @@ def export_detector(
 
 
 def _write(card: ModelCard, network: nn.Module, model: nn.Module, example: Tensor, folder: Path) -> ModelCard:
-    """The card with what only the written file tells, once `model`, which serves `network`, and it are in `folder`."""
+    """Writes `model`, which serves `network`, and its card into `folder`; the card gets what only the file shows."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / card.file
     difference = write_served(model, example, path)

@@ -1,4 +1,4 @@
-"""Parity models (ParM) for a classifier: one network that gives the sum of the scores of a group's items.
+"""Trains parity models (ParM) for a classifier: one network that gives the sum of the scores of a group's items.
 
 Source: Kosaian, Rashmi, Venkataraman, Parity Models, SOSP 2019. As there: the classifier's own architecture, mean
 squared error, full groups of random images. Where this departs from their public code: the target is the sum of the
@@ -56,7 +56,7 @@ class ParityRecipe:
 
 
 def parity_encoder(encoder: Encoder, group: int, side: int) -> ParityEncoder:
-    """The encoder of serving, for items [side, side, 3] of uint8.
+    """Makes the encoder of serving, for items [side, side, 3] of uint8.
 
     A sum is of normalised pixels, float32, as in ParM, so that absent items leave no trace; a concatenation holds the
     pixels as they are.
@@ -80,19 +80,19 @@ def encode_groups(encoder: ParityEncoder, pixels: Tensor) -> Tensor:
 
 
 class ParityServed(nn.Module):
-    """A parity model as its file holds it: float32 sums of normalised items [n, side, side, 3] to scores."""
+    """Runs a parity model as its file does: float32 sums of normalised items [n, side, side, 3] to scores."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, parities: Tensor) -> Any:
-        """Scores [n, classes]."""
+        """Gives scores [n, classes]."""
         return self.network(parities.permute(0, 3, 1, 2))
 
 
 def parity_network(base: ClassifierNet, recipe: ParityRecipe, views: Views, from_base: bool) -> ClassifierNet:
-    """A network of the base's architecture to train: with its weights, or new ones whose first layer fits parities."""
+    """Makes a network of the base's architecture: with its weights, or new ones whose first layer fits parities."""
     whiten, head = base.whiten, base.head
     firsts = (cast(nn.Conv2d, cast(nn.Sequential, block)[0]) for block in base.blocks)
     first, second, third = (convolution.out_channels for convolution in firsts)
@@ -123,7 +123,7 @@ def train_parity(
     checkpoint: Path | None = None,
     report: Report = print,
 ) -> tuple[ClassifierNet, dict[str, Any]]:
-    """A parity model for `base`, and notes for its card; `held` images only show how it goes.
+    """Trains a parity model for `base`; gives notes for its card too. `held` images only show how it goes.
 
     Args:
         base: the classifier; gives the architecture and, with `from_base`, the first weights.
@@ -196,7 +196,7 @@ def _gradients(network: nn.Module, inputs: Tensor, targets: Tensor, group: int) 
 
 
 def decoded_accuracy(network: nn.Module, inputs: Tensor, scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Shares of decoded items that match the labels, and the base's own answers, each item of a group missing in turn.
+    """Gives shares of decoded items that match the labels, and the base's own answers, each item missing in turn.
 
     Args:
         network: the parity model.
@@ -217,5 +217,5 @@ def _scores(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _by_group(scores: Tensor, group: int) -> Tensor:
-    """`scores` [groups * k, classes] as [groups, k, classes]."""
+    """Gives `scores` [groups * k, classes] as [groups, k, classes]."""
     return scores.reshape(-1, group, scores.shape[1])

@@ -18,7 +18,7 @@ _CHECKPOINT_EVERY_S = 60.0
 
 
 class Views(Protocol):
-    """Images in several augmented views each, with the scores that the classifier gives to each view."""
+    """Gives images in several augmented views each, with the scores that the classifier gives to each view."""
 
     views: int  # of every image
 
@@ -27,16 +27,16 @@ class Views(Protocol):
         ...
 
     def pixels(self, images: Tensor, views: Tensor, /) -> Tensor:
-        """Pixels uint8 [n, 3, height, width] of view `views[i]` of image `images[i]`, both int64 [n]."""
+        """Gives pixels uint8 [n, 3, height, width] of view `views[i]` of image `images[i]`, both int64 [n]."""
         ...
 
     def scores(self, images: Tensor, views: Tensor, /) -> Tensor:
-        """The classifier's scores float32 [n, classes] of these views."""
+        """Gives the classifier's scores float32 [n, classes] of these views."""
         ...
 
 
 class TrainingRun:
-    """The clock, the learning rates and the checkpoint of one training.
+    """Keeps the clock, the learning rates and the checkpoint of one training.
 
     Progress runs from 0 to 1 by items or by minutes, whichever comes first, and every learning rate falls straight from
     its peak to zero with it: a training ends with its full schedule on a slow or busy machine too. A run that finds its
@@ -75,22 +75,22 @@ class TrainingRun:
 
     @property
     def seconds(self) -> float:
-        """Wall clock spent on this training, earlier runs included."""
+        """Counts the wall clock spent on this training, earlier runs included."""
         return self._spent_s + time.monotonic() - self._began
 
     @property
     def progress(self) -> float:
-        """From 0 to 1."""
+        """Gives the progress, from 0 to 1."""
         return min(1.0, max(self.shown / self._budget_items, self.seconds / self._budget_s))
 
     def passes(self) -> Iterator[torch.Generator]:
-        """Randomness for one pass over the images after another, until the run is over."""
+        """Gives randomness for one pass over the images after another, until the run is over."""
         while self.progress < 1:
             # By the step, not the pass: one that was broken off and taken up again is not the same pass.
             yield torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
 
     def advance(self, loss: float, items: int) -> bool:
-        """One step along the gradients at hand, which showed `items`; whether another one is due."""
+        """Takes one step along the gradients at hand, which showed `items`; gives whether another one is due."""
         if not math.isfinite(loss):
             raise EvenkeelError(
                 f"the loss is {loss} after {self.step} steps: the training diverged; start it again with a lower rate"
@@ -108,7 +108,7 @@ class TrainingRun:
         return self.progress < 1
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Writes the checkpoint."""
         self._saved = time.monotonic()
         if self.checkpoint is None:
             return
@@ -131,7 +131,7 @@ class TrainingRun:
         }
 
     def _groups(self) -> list[dict[str, Any]]:
-        # Asked for anew each time: an optimiser that is loaded has other ones than before.
+        # Looked up anew each time: an optimiser that is loaded has other ones than before.
         return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
     def _load(self, path: Path) -> None:
