@@ -4,6 +4,7 @@
     ├── ConfigurationError     the command line, a configuration file or a model card is wrong (exit code 2)
     ├── MissingExtraError      an optional part is not installed; the message is the install line
     ├── CodeError              items or replies do not fit the code
+    │   └── UndecodableError   too few replies to tell everything; names what is missing
     ├── UnreadableImageError   one image among many cannot be read; who reads them counts it and goes on
     ├── RequestError           a request is wrong; carries the HTTP status to answer with
     │   ├── UnknownModelError  no such model or version (404)
@@ -46,6 +47,7 @@ __all__ = [
     "SwitchError",
     "TaskRefusedError",
     "TooLargeError",
+    "UndecodableError",
     "UnknownModelError",
     "UnreadableImageError",
     "UnsupportedError",
@@ -71,6 +73,14 @@ class MissingExtraError(EvenkeelError):
 
 class CodeError(EvenkeelError):
     """Items or replies do not fit the code."""
+
+
+class UndecodableError(CodeError):
+    """Too few replies to tell everything; `missing` names what cannot be told."""
+
+    def __init__(self, message: str, missing: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class UnreadableImageError(EvenkeelError):

@@ -4,7 +4,7 @@ Items are pictures of one colour and the replicas' model is linear in the mean c
 perfect Collage-CNN and a perfect detector exist, and whatever a code decodes can be compared with the truth.
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +25,9 @@ from evenkeel.coding.answers import (
     Replicate,
     ScoreForm,
     SumEncoder,
-    Task,
 )
 from evenkeel.coding.answers.backup_code import BackupCode
-from evenkeel.coding.checks import check_count, check_group, check_numbers
+from evenkeel.coding.answers.linear_codes import linear_code
 from evenkeel.errors import CodeError
 
 CLASSES = 5
@@ -81,54 +80,9 @@ def concat_parity(cells: int) -> Callable[[Array], Array]:
     return lambda picture: linear(picture) * cells
 
 
-class Linear(Code):
-    """An MDS code over real numbers: any `count` replies tell all. No code of classifiers, and it knows no scores.
-
-    It stands here to show that such codes fit the seam as they are: coded training decodes gradients this way.
-    """
-
-    uses_primaries = True
-
-    def __init__(self, max_items: int, spares: int, systematic: bool) -> None:
-        self.name = f"linear{'_systematic' if systematic else ''}{max_items}+{spares}"
-        self.max_items, self.spare_tasks, self.systematic = max_items, spares, systematic
-
-    def _rows(self, count: int) -> Array:
-        """Coefficients `[tasks, count]`, every square part of which can be inverted (Cauchy)."""
-        tasks = count + self.spare_tasks
-        cauchy = 1 / (np.arange(tasks)[:, None] + np.arange(count)[None] + 0.5)
-        return np.concatenate([np.eye(count), cauchy[: self.spare_tasks]]) if self.systematic else cauchy
-
-    def _mix(self, items: Sequence[Array], rows: Array) -> list[Task]:
-        mixed = np.tensordot(rows, np.stack(items).astype(np.float64), axes=1)
-        return [Task(each[None], tuple(range(len(items)))) for each in mixed]
-
-    def primaries(self, items: Sequence[Array]) -> list[Task]:
-        return super().primaries(items) if self.systematic else self._mix(items, self._rows(len(items))[: len(items)])
-
-    def spares(self, items: Sequence[Array]) -> list[Task]:
-        check_group(items, self.max_items)
-        return self._mix(items, self._rows(len(items))[len(items) :])
-
-    def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        check_count(count, self.max_items)
-        check_numbers(replies, count + self.spare_tasks)
-        for number, reply in replies.items():
-            if reply.shape != (1, CLASSES) or reply.dtype.kind != "f":
-                raise CodeError(f"reply to task {number}: expected one vector of {CLASSES} real numbers")
-        there = {number: reply[0] for number, reply in sorted(replies.items()) if np.isfinite(reply).all()}
-        known: dict[int, Answer] = {}
-        if len(there) >= count:
-            values = np.stack(list(there.values())).astype(np.float64)
-            found = np.linalg.lstsq(self._rows(count)[list(there)], values, rcond=None)[0]
-            known = {item: Answer(found[item], "decoded", 1.0) for item in range(count)}
-        if self.systematic:
-            known |= {item: Answer(there[item], "exact", 1.0) for item in range(count) if item in there}
-        return known
-
-    def survives(self, count: int, lost: Set[int]) -> bool:
-        primaries = any(number in lost for number in range(count))
-        return (self.systematic and not primaries) or len(lost) <= self.spare_tasks
+def sum_of_thirds(inputs: Array) -> Array:
+    """The sum of the scores of three parts of one picture, which are of one colour."""
+    return 3 * linear(inputs)
 
 
 @dataclass(frozen=True)
@@ -180,8 +134,16 @@ CASES = [
     Case(Berrut(4, FORM, spares=2, systematic=True), linear, truth=None),
     Case(Berrut(8, FORM, systematic=True), linear, truth=None),
     Case(Cheap(4, FORM), cheap_model, truth=cheap_model),
-    Case(Linear(3, 2, systematic=True), linear),
-    Case(Linear(2, 2, systematic=False), linear),
+    Case(linear_code("mds:extra=2", 3), linear),
+    Case(linear_code("mds:extra=1,own=2", 4), linear),
+    Case(linear_code("rlnc:extra=6", 4), linear),
+    Case(linear_code("rlnc:extra=5,weight=half", 4), linear),
+    Case(linear_code("balanced:copies=2", 5), linear),
+    Case(linear_code("balanced:copies=2,extra=4", 6), linear),
+    Case(linear_code("replication:copies=2", 4), linear),
+    Case(linear_code("replication:groups=2", 5), linear),
+    Case(linear_code("gradient:losses=1", 3), linear, truth=sum_of_thirds),
+    Case(linear_code("gradient:groups=1", 3), linear, truth=sum_of_thirds),
 ]
 every_code = pytest.mark.parametrize("case", CASES, ids=lambda case: case.code.name)
 every_systematic_code = pytest.mark.parametrize(
