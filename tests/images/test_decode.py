@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from evenkeel.errors import UnreadableImageError
 from evenkeel.images.decode import decoded, rgb_pixels
-from evenkeel.images.header import MOST_SCANS, ImageHeader, check_size, is_image_file, read_header
+from evenkeel.images.header import MAX_SCANS, ImageHeader, check_size, is_image_file, read_header
 from evenkeel.images.resize import centre_box, resize_image, resized
 
 WIDTH, HEIGHT = 30, 20
@@ -111,9 +111,9 @@ def jpeg_of_scans(side: int, scans: int, beside: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("beside", [b"", b"\xff\xd9", b"\xff\xda" * 100])
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(beside: bytes) -> None:
-    assert rgb_pixels(jpeg_of_scans(16, MOST_SCANS, beside), 8, 8).shape == (8, 8, 3)
-    with pytest.raises(UnreadableImageError, match=f"a JPEG of more than {MOST_SCANS} scans"):
-        rgb_pixels(jpeg_of_scans(16, MOST_SCANS + 1, beside), 8, 8)
+    assert rgb_pixels(jpeg_of_scans(16, MAX_SCANS, beside), 8, 8).shape == (8, 8, 3)
+    with pytest.raises(UnreadableImageError, match=f"a JPEG of more than {MAX_SCANS} scans"):
+        rgb_pixels(jpeg_of_scans(16, MAX_SCANS + 1, beside), 8, 8)
 
 
 def test_what_stands_behind_a_jpeg_is_no_scan() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from evenkeel.errors import ConfigurationError, MissingExtraError, UnreadableImageError
 from evenkeel.images.decode import rgb_pixels
-from evenkeel.images.image_set import MOST_NAMES, ImageSet, read_images
+from evenkeel.images.image_set import MAX_NAMES, ImageSet, read_images
 
 SIDE = 8
 
@@ -144,12 +144,12 @@ def test_what_cannot_be_read_is_counted_and_named(tmp_path: Path) -> None:
 
 def test_only_the_first_names_are_kept_but_all_are_counted(tmp_path: Path) -> None:
     good = packed(some_pixels(1)[0])
-    files = np.array([good] + [b"bad"] * (MOST_NAMES + 200))
+    files = np.array([good] + [b"bad"] * (MAX_NAMES + 200))
     np.savez(tmp_path / "x.npz", images=files)
     found = read(tmp_path / "x.npz")
     assert len(found) == 1
-    assert found.skipped_count == MOST_NAMES + 200
-    assert len(found.skipped) == MOST_NAMES
+    assert found.skipped_count == MAX_NAMES + 200
+    assert len(found.skipped) == MAX_NAMES
     assert found.skipped[0][0] == "x.npz[1]"
 
 

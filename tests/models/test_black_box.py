@@ -181,7 +181,7 @@ def test_grey_images_are_made_of_coloured_ones(tmp_path: Path, kind: int, shape:
     expected = grey.mean(axis=(1, 2))[:, None] @ weights(1).astype(np.float64)
     assert box.form.colours == "GREY"
     assert np.allclose(box.scores(images), expected, rtol=1e-2, atol=0.5)
-    assert "bgr was asked for, and it takes grey images" in refusal(path, bgr=True)
+    assert "bgr is for colour images, and it takes grey ones; leave bgr out" in refusal(path, bgr=True)
 
 
 def test_colours_may_come_blue_first(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_colours_may_come_blue_first(tmp_path: Path) -> None:
 
 def test_what_a_graph_leaves_open_can_be_said(tmp_path: Path) -> None:
     open_axes = write(tmp_path / "x.onnx", kind=FLOAT, shape=("n", "a", "b", "c"))
-    assert "say it with layout" in refusal(open_axes, side=(4, 9))
+    assert "give layout (NHWC or NCHW)" in refusal(open_axes, side=(4, 9))
     images = some_images(3, 4, 9)
     for layout, axes in (("NHWC", [1, 2]), ("NCHW", [2, 3])):
         model = onnx.load(str(open_axes))
@@ -207,10 +207,10 @@ def test_what_a_graph_leaves_open_can_be_said(tmp_path: Path) -> None:
         assert (box.height, box.width, box.layout) == (4, 9, layout)
         assert np.allclose(box.scores(images), by_hand(images), rtol=1e-4, atol=1e-3)
     both = write(tmp_path / "y.onnx", shape=("n", 3, SIDE, 3))
-    assert "say it with layout" in refusal(both)
+    assert "give layout (NHWC or NCHW)" in refusal(both)
     assert BlackBox.open(both, layout="NCHW").width == 3
     assert "layout: must be NHWC or NCHW" in refusal(both, layout="CHWN")
-    assert "layout NCHW was asked for" in refusal(write(tmp_path / "z.onnx"), layout="NCHW")
+    assert "with layout NCHW the axis that holds the colours" in refusal(write(tmp_path / "z.onnx"), layout="NCHW")
 
 
 def test_a_graph_with_one_row_built_in_is_run_row_by_row(tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_a_card_says_what_the_graph_does_not(tmp_path: Path) -> None:
         ({"classes": ("a", "b")}, "gives 4 scores, its card lists 2 classes"),
         ({"input_name": "x"}, "'input_name' is 'x'; its inputs are images tensor(uint8) [n, 6, 6, 3]"),
         ({"output_name": "y"}, "'output_name' is 'y', its outputs are scores"),
-        ({"height": 12}, "images of 12 x 6 were asked for, it takes 6 x 6"),
-        ({"layout": "NCHW"}, "which axis of its input holds the 3 colours"),
+        ({"height": 12}, "its card says images of 12 x 6, and it takes 6 x 6"),
+        ({"layout": "NCHW"}, "which axis holds the 3 colours"),
         ({"datatype": "FP32"}, "say FP32"),
         ({"scores": "probabilities"}, "card says that scores are probabilities"),
         ({"kind": "collage", "tile_side": SIDE}, "a classifier is needed"),
@@ -345,9 +345,9 @@ def test_a_shipped_model_answers_by_name() -> None:
         ({"more_inputs": (helper.make_tensor_value_info("z", FLOAT, [1]),)}, "takes 2 inputs"),
         ({"kind": TensorProto.INT32}, "its input is tensor(int32)"),
         ({"shape": ("n", SIDE, 3)}, "has 3 axes"),
-        ({"shape": ("n", SIDE, SIDE, 4), "matrix": weights(4)}, "which axis of its input holds the 3 colours"),
-        ({"shape": ("n", 3, SIDE, 3)}, "which axis of its input holds the 3 colours"),
-        ({"shape": ("n", "h", "w", 3)}, "leaves the size of its images open; say it with side"),
+        ({"shape": ("n", SIDE, SIDE, 4), "matrix": weights(4)}, "which axis holds the 3 colours"),
+        ({"shape": ("n", 3, SIDE, 3)}, "which axis holds the 3 colours"),
+        ({"shape": ("n", "h", "w", 3)}, "leaves the size of its images open; give it with side"),
         ({"shape": (8, SIDE, SIDE, 3), "output": (8, CLASSES)}, "exactly 8 images at once"),
         ({"matrix": weights(classes=1)}, "tell no classes apart"),
     ],
@@ -436,7 +436,7 @@ def test_scores_that_stop_being_finite_later_name_the_image(tmp_path: Path) -> N
         ({"mean": (0.5, 0.5)}, "mean must be three numbers"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be above zero"),
         ({"threads": 0}, "threads must be"),
-        ({"side": 7}, "images of 7 x 7 were asked for, it takes 6 x 6"),
+        ({"side": 7}, "side says images of 7 x 7, and it takes 6 x 6"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:

@@ -47,7 +47,7 @@ _STYLE: dict[Any, Any] = {
 def drawing(
     height: float, *, left: float, right: float = 0.1, top: float = 0.1, bottom: float = 0.5
 ) -> "Iterator[Figure]":
-    """A figure to draw on in our style, of a height and with margins in inches.
+    """Makes a figure to draw on in our style, of a height and with margins in inches.
 
     The margins are fixed because matplotlib's own layout takes as long as all the drawing. No global state of
     matplotlib is left changed.
@@ -66,7 +66,7 @@ def drawing(
 
 
 def svg(figure: "Figure", name: str) -> str:
-    """The figure as an `<svg>` element to be put into a page: its text and axes take the page's colour and font.
+    """Gives the figure as an `<svg>` element to be put into a page: text and axes take the page's colour and font.
 
     Args:
         figure: what to draw.
@@ -89,7 +89,7 @@ def svg(figure: "Figure", name: str) -> str:
 
 
 def save(figure: "Figure", path: str | Path) -> None:
-    """Write the figure to a file, `.png` (two pixels a point) or `.svg`, on white.
+    """Writes the figure to a file, `.png` (two pixels a point) or `.svg`, on white.
 
     Raises:
         EvenkeelError: the file cannot be written, or has another ending.

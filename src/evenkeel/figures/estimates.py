@@ -1,4 +1,4 @@
-"""Measured figures with their 95 % intervals.
+"""Estimates figures from samples, with their 95 % intervals.
 
 All intervals take the samples as independent. Latencies of neighbouring requests under load are not quite, so under
 heavy load the true intervals are somewhat wider; repeat with other seeds where it matters.
@@ -33,7 +33,7 @@ _T = {1: 12.706204736, 2: 4.302652730, 3: 3.182446305, 4: 2.776445105}  # the sa
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and its 95 % interval. NaN says that the sample is too small to tell."""
+    """Holds a figure and its 95 % interval. NaN says that the sample is too small to know."""
 
     value: float
     low: float
@@ -44,7 +44,7 @@ _UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 
 def mean(samples: ArrayLike) -> Estimate:
-    """Mean, with Student's interval."""
+    """Estimates the mean, with Student's interval."""
     values = _floats(samples)
     if values.size < 2:
         return Estimate(float(values[0]), math.nan, math.nan) if values.size else _UNKNOWN
@@ -54,7 +54,7 @@ def mean(samples: ArrayLike) -> Estimate:
 
 
 def sd(samples: ArrayLike) -> Estimate:
-    """Standard deviation, with the large-sample interval from the fourth moment (no normality is assumed)."""
+    """Estimates the standard deviation, with the large-sample interval of the fourth moment (normality not assumed)."""
     values = _floats(samples)
     count = values.size
     if count < 2:
@@ -70,7 +70,7 @@ def sd(samples: ArrayLike) -> Estimate:
 
 
 def quantile(samples: ArrayLike, level: float) -> Estimate:
-    """The `level` quantile (0..1), with the distribution-free interval between two order statistics.
+    """Estimates the `level` quantile (0..1), with the distribution-free interval between two order statistics.
 
     The value is an order statistic too, the smallest sample that at least a share `level` does not exceed, so that it
     always lies between its bounds. A bound is NaN where no sample is far enough out: the upper bound of a p99 needs
@@ -99,7 +99,7 @@ def quantile_place(count: int, level: float) -> int:
 
 
 def share(hits: int, count: int) -> Estimate:
-    """The share hits / count, with Wilson's interval."""
+    """Estimates the share hits / count, with Wilson's interval."""
     if count == 0:
         return _UNKNOWN
     if not 0 <= hits <= count:
@@ -108,7 +108,7 @@ def share(hits: int, count: int) -> Estimate:
 
 
 def grouped_share(hits: ArrayLike, counts: ArrayLike) -> Estimate:
-    """The share sum(hits) / sum(counts), where the trials of a group are not independent but groups are.
+    """Estimates the share sum(hits) / sum(counts), where the trials of a group are not independent but groups are.
 
     Wilson's interval at the effective sample size, which is the number of independent trials whose share would vary as
     much as this one does between groups. With one trial in each group it is `share`.
@@ -138,7 +138,7 @@ def _wilson(value: float, count: float) -> Estimate:
 
 
 def rate(events: float, exposure: float) -> Estimate:
-    """The ratio events / exposure of a count that may exceed it, with the score interval of a Poisson count."""
+    """Estimates the ratio events / exposure of a count that may exceed it, with a Poisson count's score interval."""
     if exposure <= 0:
         return _UNKNOWN
     half = _Z * math.sqrt(events + _Z**2 / 4)
@@ -149,7 +149,7 @@ def rate(events: float, exposure: float) -> Estimate:
 def quantile_ratio(
     first: ArrayLike, second: ArrayLike, level: float, *, paired: bool, resamples: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Quantile of `first` over that of `second`, with a percentile bootstrap interval.
+    """Estimates the quantile of `first` over that of `second`, with a percentile bootstrap interval.
 
     Args:
         first: samples above the line.
@@ -172,7 +172,7 @@ def quantile_ratio(
 
 
 def sd_ratio(first: ArrayLike, second: ArrayLike, *, paired: bool, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """Standard deviation of `first` over that of `second`; arguments and interval as for `quantile_ratio`."""
+    """Estimates the standard deviation of `first` over that of `second`; the rest is as for `quantile_ratio`."""
     return _ratio(first, second, lambda rows: rows.std(axis=1, ddof=1), paired, resamples, seed)
 
 
@@ -207,7 +207,7 @@ def _floats(samples: ArrayLike) -> FloatArray:
 
 
 def _student(degrees: int) -> float:
-    """97.5 % quantile of Student's t: a table, then the expansion of Abramowitz and Stegun 26.7.5."""
+    """Gives the 97.5 % quantile of Student's t: a table, then the expansion of Abramowitz and Stegun 26.7.5."""
     if degrees in _T:
         return _T[degrees]
     z = _Z
@@ -222,7 +222,7 @@ def _student(degrees: int) -> float:
 
 
 def _binomial(count: int, level: float) -> tuple[int, FloatArray]:
-    """P(at most k of `count`) for k = first, first + 1, ...: returns (first, probabilities), all that is not 0 or 1."""
+    """Gives P(at most k of `count`) for k = first, first + 1, ... as (first, probabilities): those not 0 or 1."""
     reach = 12 * math.sqrt(count * level * (1 - level)) + 24
     first = max(0, math.floor(count * level - reach))
     last = min(count, math.ceil(count * level + reach))

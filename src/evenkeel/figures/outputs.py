@@ -15,7 +15,7 @@ __all__ = ["Outputs", "arguments_of", "check_outputs", "write", "write_json"]
 
 @dataclass(frozen=True)
 class Outputs:
-    """Names the files that a command is to write; None stands for those that nobody asked for."""
+    """Names the files that a command is to write; None stands for those that are not wanted."""
 
     json_path: Path | None = None
     markdown: Path | None = None

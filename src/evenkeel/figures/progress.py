@@ -1,4 +1,4 @@
-"""The progress bars of every measurement."""
+"""Shows the progress bars of every measurement."""
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -7,7 +7,7 @@ __all__ = ["bars"]
 
 
 def bars(console: Console, width: int) -> Progress:
-    """Bars on `console`, each behind `width` letters of what is being done; in the end, with the time it took."""
+    """Shows bars on `console`, each behind `width` letters of what is being done; in the end, with the time it took."""
     return Progress(
         TextColumn(f"{{task.description:<{width}.{width}}}"),
         BarColumn(),

@@ -29,7 +29,7 @@ def publish(
     draw: Callable[[], "Figure"] | None = None,
     report: Callable[[Path], object] | None = None,
 ) -> None:
-    """Prints the pages, then writes the files that were asked for and names each.
+    """Prints the pages, then writes the files that are wanted and names each.
 
     Args:
         pages: the tables for people, for the terminal and for Markdown.

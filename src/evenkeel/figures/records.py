@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request as its sender saw it. Times are seconds on the sender's clock, since the experiment began.
+    """Holds one request as its sender saw it. Times are seconds on the sender's clock, since the experiment began.
 
     Latency counts from the intended time, not from the time at which the sender came round to it: otherwise a server
     that holds up its senders would look faster than it is (coordinated omission).
@@ -49,16 +49,16 @@ class RequestRecord:
 
     @property
     def latency_ms(self) -> float:
-        """From the intended time to the answer."""
+        """Gives the milliseconds from the intended time to the answer."""
         return (self.done_s - self.intended_s) * 1e3
 
     @property
     def answered(self) -> bool:
-        """True when an answer came."""
+        """True if an answer came."""
         return self.status == 200 and self.error is None
 
     def as_event(self) -> dict[str, Any]:
-        """All fields and the latency, for a JSON line."""
+        """Gives all fields and the latency, for a JSON line."""
         return {each.name: getattr(self, each.name) for each in fields(self)} | {"latency_ms": self.latency_ms}
 
 
@@ -88,11 +88,11 @@ class RecordWriter:
         try:
             self.close()
         except EvenkeelError:
-            if error is None:  # else the error of the block is the one to be told
+            if error is None:  # else the error of the block is the one to report
                 raise
 
     def write(self, event: Mapping[str, Any] | RequestRecord) -> None:
-        """Add one line. Lines are buffered until `flush` or `close`; NaN becomes null."""
+        """Adds one line. Lines are buffered until `flush` or `close`; NaN becomes null."""
         if isinstance(event, RequestRecord):
             event = event.as_event()
         try:
@@ -105,14 +105,14 @@ class RecordWriter:
             raise self._unwritten(error) from error
 
     def flush(self) -> None:
-        """Hand all lines to the operating system."""
+        """Hands all lines to the operating system."""
         try:
             self._file.flush()
         except OSError as error:
             raise self._unwritten(error) from error
 
     def close(self) -> None:
-        """Flush and close; more than once does nothing."""
+        """Flushes and closes; more than once does nothing."""
         try:
             self._file.close()
         except OSError as error:
@@ -126,7 +126,7 @@ class RecordWriter:
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The events of a file that `RecordWriter` wrote, one by one.
+    """Reads the events of a file that `RecordWriter` wrote, one by one.
 
     Raises:
         ConfigurationError: the file cannot be read, or a line is not a JSON object (the message names the line).
@@ -146,7 +146,7 @@ def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_requests(path: str | Path) -> list[RequestRecord]:
-    """The requests of a file that holds nothing else.
+    """Reads the requests of a file that holds nothing else.
 
     Raises:
         ConfigurationError: as `read_records`, or a line lacks a field, has an unknown one, or one of a wrong type.
@@ -193,7 +193,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit(folder: Path = Path(__file__).parent) -> str | None:
-    """The git commit of the code in `folder`, with `-dirty` behind it when files differ; None outside a checkout."""
+    """Gives the git commit of `folder`'s code, with `-dirty` behind it when files differ; None outside a checkout."""
     git = ["git", "-C", str(folder)]
     try:
         # An installed package may lie in a folder that some other repository ignores: then it has no commit.

@@ -47,7 +47,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Page:
-    """One table with what stands around it.
+    """Holds one table with what stands around it.
 
     Attributes:
         rows: its lines.
@@ -156,8 +156,8 @@ def _fitted(page: Page, columns: Sequence[Column], width: int) -> Table:
     # What is left of the width goes to the first name.
     widest = [min(_width(page, label), _WIDEST_LABEL) for label in page.labels]
     widest[0] += max(0, width - _needed(page, columns, gap))
-    for label, most in zip(page.labels, widest, strict=True):
-        result.add_column(_head(label), max_width=most, overflow="fold")
+    for label, letters in zip(page.labels, widest, strict=True):
+        result.add_column(_head(label), max_width=letters, overflow="fold")
     for column in columns:
         result.add_column(_head(column), justify="right", no_wrap=True)
     for row in page.rows:
@@ -191,7 +191,7 @@ def _all(page: Page) -> list[Column]:
 
 
 def _number(value: float, column: Column) -> str:
-    """Tenths of a percent or a point; milliseconds with three digits or so, but no finer than hundredths."""
+    """Writes tenths of a percent or a point; milliseconds with three digits or so, but no finer than hundredths."""
     value *= column.factor
     if column.relative:
         return f"{value:.3g}"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from evenkeel.errors import UnreadableImageError
-from evenkeel.images.header import FORMATS, MOST_PIXELS, ImageHeader, check_scans, check_size, read_header
+from evenkeel.images.header import FORMATS, MAX_PIXELS, ImageHeader, check_scans, check_size, read_header
 from evenkeel.images.resize import DEFAULT_FILTER, Filter, centre_box, resize_image
 
 __all__ = ["decoded", "rgb_pixels"]
@@ -98,7 +98,7 @@ def _decoded(data: bytes, wanted: tuple[int, int] | None, interpolation: Filter)
 def _picture(
     image: Image.Image, header: ImageHeader, wanted: tuple[int, int] | None, interpolation: Filter
 ) -> Image.Image:
-    if image.width * image.height > min(header.pixels, MOST_PIXELS):
+    if image.width * image.height > min(header.pixels, MAX_PIXELS):
         raise UnreadableImageError(
             f"its header says {header.width} x {header.height} pixels, its content {image.width} x {image.height}"
         )

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 from evenkeel.errors import UnreadableImageError
 
-__all__ = ["FORMATS", "MOST_PIXELS", "ImageHeader", "check_scans", "check_size", "is_image_file", "read_header"]
+__all__ = ["FORMATS", "MAX_PIXELS", "ImageHeader", "check_scans", "check_size", "is_image_file", "read_header"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
-MOST_PIXELS = 64_000_000  # of one image
+MAX_PIXELS = 64_000_000  # of one image
 # Pillow keeps 8 bytes beside each row, and allocates rows one by one: an image one pixel wide is mostly that.
-MOST_SIDE = 32_768
+MAX_SIDE = 32_768
 # Passes over the pixels of a JPEG: 10 in libjpeg's progressive files. Each costs time, however few bytes it has.
-MOST_SCANS = 64
-_MOST_SEGMENTS = 500  # of a JPEG before its pixels, and entries of a TIFF; a colour profile takes 255 at most
-_MOST_BETWEEN = 1024  # bytes that belong to no segment of a JPEG
+MAX_SCANS = 64
+_MAX_SEGMENTS = 500  # of a JPEG before its pixels, and entries of a TIFF; a colour profile takes 255 at most
+_MAX_BETWEEN = 1024  # bytes that belong to no segment of a JPEG
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
@@ -95,24 +95,24 @@ def read_header(data: bytes) -> ImageHeader | None:
     return header
 
 
-def check_size(header: ImageHeader, most_pixels: int = MOST_PIXELS) -> None:
+def check_size(header: ImageHeader, max_pixels: int = MAX_PIXELS) -> None:
     """Refuses an image that would take too much time or memory to decode.
 
     Raises:
         UnreadableImageError: too many pixels, or too long a side.
     """
     size = f"{header.width} x {header.height} pixels"
-    if header.pixels > most_pixels:
-        raise UnreadableImageError(f"{size}; at most {most_pixels / 1e6:g} million are taken")
-    if max(header.width, header.height) > MOST_SIDE:
-        raise UnreadableImageError(f"{size}; a side may have at most {MOST_SIDE:,}")
+    if header.pixels > max_pixels:
+        raise UnreadableImageError(f"{size}; at most {max_pixels / 1e6:g} million are taken")
+    if max(header.width, header.height) > MAX_SIDE:
+        raise UnreadableImageError(f"{size}; a side may have at most {MAX_SIDE:,}")
 
 
 def check_scans(data: bytes, header: ImageHeader) -> None:
     """Refuses a JPEG whose decoder would pass over its pixels too often; looks through the whole file.
 
     Raises:
-        UnreadableImageError: more than `MOST_SCANS` scans.
+        UnreadableImageError: more than `MAX_SCANS` scans.
     """
     place, scans = header.scans_from, 0
     while place and (found := _MARKER.search(data, place)) is not None:
@@ -120,8 +120,8 @@ def check_scans(data: bytes, header: ImageHeader) -> None:
         if marker == 0xD9 or len(data) < place + 2:  # a cut-off file is reported by the decoder
             return
         scans += marker == 0xDA
-        if scans > MOST_SCANS:
-            raise UnreadableImageError(f"a JPEG of more than {MOST_SCANS} scans")
+        if scans > MAX_SCANS:
+            raise UnreadableImageError(f"a JPEG of more than {MAX_SCANS} scans")
         place += 0 if marker == 0x01 else max(2, int.from_bytes(data[place : place + 2], "big"))
 
 
@@ -146,8 +146,8 @@ def _reader(data: bytes) -> Callable[[bytes], ImageHeader] | None:
 
 def _jpeg(data: bytes) -> ImageHeader:
     place, size, components, progressive = 2, None, 0, False
-    for _ in range(_MOST_SEGMENTS):
-        found = _MARKER.search(data, place, place + _MOST_BETWEEN)
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(data, place, place + _MAX_BETWEEN)
         if found is None or data[found.end() - 1] == 0xD9:
             raise UnreadableImageError("a JPEG without pixels; is the file complete?")
         marker, place = data[found.end() - 1], found.end()
@@ -164,7 +164,7 @@ def _jpeg(data: bytes) -> ImageHeader:
             buffered = progressive or data[place + 2] < components
             return ImageHeader("JPEG", *size, buffered, found.start())
         place += max(2, length)
-    raise UnreadableImageError(f"a JPEG without a size in its first {_MOST_SEGMENTS:,} segments")
+    raise UnreadableImageError(f"a JPEG without a size in its first {_MAX_SEGMENTS:,} segments")
 
 
 def _png(data: bytes) -> ImageHeader:
@@ -198,7 +198,7 @@ def _tiff(data: bytes) -> ImageHeader:
     order = "<" if data[:1] == b"I" else ">"
     (place,) = struct.unpack_from(f"{order}I", data, 4)
     (count,) = struct.unpack_from(f"{order}H", data, place)
-    if count > _MOST_SEGMENTS:
+    if count > _MAX_SEGMENTS:
         raise UnreadableImageError(f"a TIFF of {count:,} entries")
     values = {}
     for entry in range(count):

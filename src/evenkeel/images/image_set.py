@@ -18,9 +18,9 @@ from evenkeel.images.sources.parquet import ParquetSource, parquet_files
 from evenkeel.images.sources.source import AUTO, ImageSource, Indices
 from evenkeel.text_values import is_text
 
-__all__ = ["MOST_NAMES", "ImageSet", "read_images"]
+__all__ = ["MAX_NAMES", "ImageSet", "read_images"]
 
-MOST_NAMES = 1000  # of skipped images that are kept with their reasons; the count goes on
+MAX_NAMES = 1000  # of skipped images that are kept with their reasons; the count goes on
 _REPORT_EVERY = 250
 
 
@@ -32,7 +32,7 @@ class ImageSet:
         pixels: uint8 [n, height, width, 3].
         labels: int64 [n]; None where there are none.
         class_names: by label; None where labels have no names.
-        skipped: (name, reason) of images that could not be read, the first `MOST_NAMES` of them.
+        skipped: (name, reason) of images that could not be read, the first `MAX_NAMES` of them.
         skipped_count: of all that could not be read.
         notes: what else a user should know of what was read, in sentences.
     """
@@ -145,12 +145,12 @@ class _Skipped:
     """Counts images that were skipped, and keeps the first names and reasons."""
 
     def __init__(self, begin: Sequence[tuple[str, str]]) -> None:
-        self.names = list(begin[:MOST_NAMES])
+        self.names = list(begin[:MAX_NAMES])
         self.count = len(begin)
 
     def add(self, name: str, reason: str) -> None:
         self.count += 1
-        if len(self.names) < MOST_NAMES:
+        if len(self.names) < MAX_NAMES:
             self.names.append((name, reason))
 
     def sample(self) -> str:

@@ -21,7 +21,7 @@ _KEPT_FREE = 0.1  # of what is free, for everything else
 
 
 def free_bytes() -> int | None:
-    """Memory that this process may still take, in bytes; None where the system does not say."""
+    """Gives the memory that this process may still take, in bytes; None where the system does not say."""
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = _MEMINFO.read_text().splitlines()

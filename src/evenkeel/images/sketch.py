@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 __all__ = ["again", "hashes", "sketch"]
 
 Hashes = NDArray[np.uint64]
-_MOST = 1024  # hashes in a sketch: eight are found again of 400 images out of 50,000
+_MAX_HASHES = 1024  # hashes in a sketch: eight are found again of 400 images out of 50,000
 
 
 def hashes(pixels: NDArray[np.uint8]) -> Hashes:
-    """One number for each image `[n, height, width, 3]`: the same for the same pixels."""
+    """Gives one number for each image `[n, height, width, 3]`: the same for the same pixels."""
     digests = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in pixels]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def sketch(found: Hashes) -> str:
-    """The sketch of images with these hashes, as text."""
-    return base64.b64encode(np.unique(found)[:_MOST].astype(">u8").tobytes()).decode()
+    """Makes the sketch of images with these hashes, as text."""
+    return base64.b64encode(np.unique(found)[:_MAX_HASHES].astype(">u8").tobytes()).decode()
 
 
 def again(text: object, found: Hashes) -> tuple[int, int]:
@@ -43,5 +43,5 @@ def again(text: object, found: Hashes) -> tuple[int, int]:
         return 0, 0
     if not len(known):
         return 0, 0
-    judged = found if len(known) < _MOST else found[found <= known.max()]
+    judged = found if len(known) < _MAX_HASHES else found[found <= known.max()]
     return int(np.isin(judged, known).sum()), len(judged)

@@ -1,1 +1,1 @@
-"""Model files: cards, the shipped ones, the user's classifier as a black box, what passes cost."""
+"""Reads model files: cards, the shipped ones, the user's classifier as a black box, what passes cost."""

@@ -1,4 +1,4 @@
-"""The user's classifier as a black box: images in, scores out. Neither torch nor its weights are needed."""
+"""Runs the user's classifier as a black box: images in, scores out. Neither torch nor its weights are needed."""
 
 import copy
 import hashlib
@@ -36,7 +36,7 @@ ScoreKind = Literal["logits", "probabilities"]
 
 
 class BlackBox:
-    """A classifier of which nothing is known but what it answers; made by `BlackBox.open`.
+    """Holds a classifier of which nothing is known but its answers; made by `BlackBox.open`.
 
     Attributes:
         name: of its card, or its file's without suffix.
@@ -98,7 +98,7 @@ class BlackBox:
         std: tuple[float, float, float] | None = None,
         classes: str | Path | None = None,
     ) -> "BlackBox":
-        """The classifier at `path`, run on a few made-up images to see that it answers as a classifier does.
+        """Opens the classifier at `path`, and runs it on made-up images to see that it answers as a classifier does.
 
         Args:
             path: an ONNX file, a model card (.json), or the name of a shipped model.
@@ -184,31 +184,31 @@ class BlackBox:
         return answers
 
     def log_probabilities(self, pixels: PixelArray, batch: int = 64) -> ScoreArray:
-        """Natural logarithms of its probabilities, float32 [n, classes]; arguments and errors as for `scores`."""
+        """Gives natural logarithms of its probabilities, float32 [n, classes]; arguments and errors as for `scores`."""
         return self.as_log_probabilities(self.scores(pixels, batch))
 
     def as_log_probabilities(self, scores: ScoreArray) -> ScoreArray:
-        """The logarithms of probabilities that its `scores` [..., classes] stand for."""
+        """Gives the logarithms of probabilities that its `scores` [..., classes] stand for."""
         if self.kind == "probabilities":
             scores = np.log(np.maximum(scores, np.float32(LEAST_PROBABILITY)))
         return log_softmax(scores)
 
     def fed(self, normalisation: Normalisation, colours: Colours) -> "BlackBox":
-        """The same classifier fed in another way; of a graph of grey images or of pixels as they are, not all apply."""
+        """Gives the same classifier fed in another way; with grey images or pixels as they are, not all applies."""
         other = copy.copy(self)
         other.form = replace(self.form, normalisation=normalisation, colours=colours)
         other.normalisation = normalisation
         return other
 
     def one_pass(self) -> Callable[[], object]:
-        """A function that runs it once on one image on one thread, from uint8 pixels to scores; to be timed."""
+        """Makes a function that runs it once on one image on one thread, from uint8 pixels to scores; to be timed."""
         session = open_session(self.path)
         image = np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), dtype=np.uint8)
         names, form = [self.output_name], self.form
         return lambda: session.run(names, {form.name: form.prepared(image)})
 
     def latency_ms(self, rounds: int = 100) -> float:
-        """Median milliseconds of one pass over one image on one thread, from uint8 pixels to scores."""
+        """Measures the median milliseconds of one pass over one image on one thread, from uint8 pixels to scores."""
         return interleaved_latencies_ms([self.one_pass()], rounds)[0]
 
     def _run(self, pixels: PixelArray) -> NDArray[Any]:
@@ -278,7 +278,7 @@ class BlackBox:
 
 
 def log_softmax(scores: NDArray[np.floating[Any]]) -> ScoreArray:
-    """Logarithms of the softmax of `scores` [..., classes], float32."""
+    """Gives the logarithms of the softmax of `scores` [..., classes], float32."""
     shifted = scores.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     return cast(ScoreArray, (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))).astype(np.float32))
@@ -316,7 +316,7 @@ def _sha256(file: Path, card: ModelCard | None) -> str:
 
 
 def _probe_images(height: int, width: int) -> PixelArray:
-    """Black, grey, white, a ramp and noise."""
+    """Makes black, grey, white, a ramp and noise."""
     ramp = np.linspace(0, 255, width).astype(np.uint8)[None, :, None]
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     plain = [np.full((height, width, 3), value, np.uint8) for value in (0, 128, 255)]

@@ -1,4 +1,4 @@
-"""Model cards: what a model file expects, what it gives, and what was measured of it.
+"""Reads and writes model cards: what a model file expects, what it gives, and what was measured of it.
 
 A card is a JSON file beside its ONNX file. Everything that serving has to know about a model stands here, so that no
 grid, tile side, class list or normalisation is ever written down twice (or, worse, hard-coded in one place and
@@ -25,7 +25,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 @dataclass(frozen=True)
 class Measured:
-    """One measured share with its 95 % interval, and how it was measured."""
+    """Holds one measured share with its 95 % interval, and how it was measured."""
 
     value: float
     low: float
@@ -90,21 +90,21 @@ class ModelCard:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Shape of one input row, in the card's layout."""
+        """Gives the shape of one input row, in the card's layout."""
         if self.layout == "NHWC":
             return (self.height, self.width, 3)
         return (3, self.height, self.width)
 
     @property
     def output_shape(self) -> tuple[int, ...] | None:
-        """Shape of one output row; None for a detector, which may give any number of boxes."""
+        """Gives the shape of one output row; None for a detector, which may give any number of boxes."""
         if self.kind == "detector":
             return None
         return (self.cells, len(self.classes)) if self.kind == "collage" else (len(self.classes),)
 
 
 def load_card(path: str | Path) -> ModelCard:
-    """Read and check the card at `path`.
+    """Reads and checks the card at `path`.
 
     Raises:
         ConfigurationError: not readable, not JSON, an unknown or missing field, or a value that contradicts another.
@@ -138,7 +138,7 @@ def load_card(path: str | Path) -> ModelCard:
 
 
 def save_card(card: ModelCard, path: str | Path) -> None:
-    """Write `card` as indented JSON."""
+    """Writes `card` as indented JSON."""
     text = json.dumps({"evenkeel_card": FORMAT, **asdict(card)}, indent=2)
     Path(path).write_text(text + "\n", encoding="utf-8")
 

@@ -36,14 +36,14 @@ Colours = Literal["RGB", "BGR", "GREY"]
 
 @dataclass(frozen=True)
 class Normalisation:
-    """`(pixels * scale - mean) / std`, pixels 0..255."""
+    """Computes `(pixels * scale - mean) / std`, pixels 0..255."""
 
     scale: float = 1.0
     mean: Channels = (0.0, 0.0, 0.0)
     std: Channels = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
-        """Refuse what is no normalisation."""
+        """Refuses what is no normalisation."""
         if not 0 < self.scale < float("inf"):
             raise ConfigurationError(f"scale must be a number above zero, found {self.scale!r}")
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -53,7 +53,7 @@ class Normalisation:
             raise ConfigurationError(f"std must be above zero, found {self.std!r}")
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pixels [n, h, w, 3] normalised, as one multiplication and one addition."""
+        """Normalises pixels [n, h, w, 3], with one multiplication and one addition."""
         std = np.array(self.std, np.float64)
         factor = (self.scale / std).astype(np.float32)
         offset = (-np.array(self.mean, np.float64) / std).astype(np.float32)
@@ -77,14 +77,14 @@ class FormHints:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuses what cannot be."""
         if self.side is not None and min(self.side) < 1:
             raise ConfigurationError(f"side: must be above zero, found {'x'.join(map(str, self.side))}")
         if self.layout is not None and self.layout not in get_args(Layout):
             raise ConfigurationError(f"layout: must be NHWC or NCHW, found {self.layout!r}")
 
     def names(self) -> list[str]:
-        """The options that say something."""
+        """Names the options that are given."""
         return [name for name in ("side", "layout", "bgr", "output") if getattr(self, name) not in (None, False)]
 
 
@@ -103,12 +103,12 @@ class InputForm:
 
     @property
     def datatype(self) -> DataType:
-        """Of pixels: UINT8 for a graph that takes them as they are."""
+        """Gives the datatype of pixels: UINT8 for a graph that takes them as they are."""
         return "UINT8" if self.dtype == "u1" else "FP32"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of one image."""
+        """Gives the shape of one image."""
         channels = 1 if self.colours == "GREY" else 3
         if self.layout == "NHWC":
             return (1, self.height, self.width, channels)
@@ -116,11 +116,11 @@ class InputForm:
 
     @property
     def fits_a_card(self) -> bool:
-        """True when a card can say it, so that workers take pixels as the graph does."""
+        """True if a card can say it, so that workers take pixels as the graph does."""
         return self.colours == "RGB" and self.dtype in ("u1", "f4")
 
     def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
-        """Pixels [n, h, w, 3] as the graph takes them."""
+        """Turns pixels [n, h, w, 3] into what the graph takes."""
         rows: NDArray[Any] = pixels if self.dtype == "u1" else self.normalisation(pixels)
         if self.colours == "BGR":
             rows = rows[..., ::-1]
@@ -166,26 +166,27 @@ def input_form(
     layout, channels = _layout(shape, card, wanted)
     if layout is None and wanted.layout is not None:
         raise refuse(
-            f"layout {wanted.layout} was asked for, and the axis that would hold the colours has not 3 or 1 of them"
+            f"with layout {wanted.layout} the axis that holds the colours must have 3 or 1 of them, and it has not"
         )
     if layout is None:
         raise refuse(
-            "it cannot be told which axis of its input holds the 3 colours; say it with layout (NHWC or NCHW), or in a "
+            "its input does not show which axis holds the 3 colours; give layout (NHWC or NCHW), or say it in a "
             "model card"
         )
     if isinstance(shape[0], int) and shape[0] != 1:
         raise refuse(f"it takes exactly {shape[0]} images at once; export it with a free or single first axis")
     if wanted.bgr and channels == 1:
-        raise refuse("bgr was asked for, and it takes grey images")
+        raise refuse("bgr is for colour images, and it takes grey ones; leave bgr out")
     axes = shape[1:3] if layout == "NHWC" else shape[2:4]
     height, width = (card.height, card.width) if card is not None else wanted.side or (None, None)
     found_height, found_width = (
         length if isinstance(length, int) else given for length, given in zip(axes, (height, width), strict=True)
     )
     if found_height is None or found_width is None:
-        raise refuse("it leaves the size of its images open; say it with side")
+        raise refuse("it leaves the size of its images open; give it with side")
     if height not in (None, found_height) or width not in (None, found_width):
-        raise refuse(f"images of {height} x {width} were asked for, it takes {found_height} x {found_width}")
+        source = "side" if card is None else "its card"
+        raise refuse(f"{source} says images of {height} x {width}, and it takes {found_height} x {found_width}")
     if found_height < 1 or found_width < 1:
         raise refuse(f"images of {found_height} x {found_width} pixels cannot be")
     if card is not None:
@@ -202,7 +203,7 @@ def input_form(
 
 
 def _layout(shape: list[Any], card: ModelCard | None, wanted: FormHints) -> tuple[Layout | None, int]:
-    """The layout, and how many channels there are; an axis of open length may be theirs where the layout is given."""
+    """Finds the layout and the number of channels; an axis of open length may be theirs where the layout is given."""
     given = wanted.layout if card is None else card.layout
     if given is not None:
         fits = shape[3] if given == "NHWC" else shape[1]

@@ -18,7 +18,7 @@ _HOW_IT_IS_RUN = (
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of an ONNX file together with the files beside it that hold its weights, in hexadecimal.
+    """Gives the SHA-256 of an ONNX file together with the files beside it that hold its weights, in hexadecimal.
 
     Raises:
         OSError: the file cannot be read. Weights that are not there are left out: a session cannot be made of them.
@@ -33,7 +33,7 @@ def file_digest(file: Path) -> str:
 
 
 def card_digest(card: ModelCard, folder: Path) -> str:
-    """The digest of what a card in `folder` stands for: its file, and how the card has it run.
+    """Gives the digest of what a card in `folder` stands for: its file, and how the card has it run.
 
     Raises:
         ConfigurationError: the file cannot be read.
@@ -61,7 +61,7 @@ class ModelDigests:
         self._known = {(name, _kind(digest)): digest for name, digest in (known or {}).items() if digest}
 
     def check(self, model: str, digest: str, where: str) -> None:
-        """Accept what the worker at `where` holds; a worker that gives no digest is taken at its word.
+        """Accepts what the worker at `where` holds; a worker that gives no digest is believed.
 
         Raises:
             ConfigurationError: it holds another model under this name.

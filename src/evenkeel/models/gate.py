@@ -38,18 +38,18 @@ class ByClass:
 
     @property
     def largest_share(self) -> float:
-        """Of the classifier's answers: what a fill that always says the largest class would agree in."""
+        """Gives the share of the largest class: with so many answers a fill that always says it would agree."""
         return self.images[self.largest] / sum(self.images.values())
 
     @property
     def elsewhere(self) -> Estimate:
-        """Agreement on images that are not given the largest class."""
+        """Gives the agreement on images that are not given the largest class."""
         others = [number for number in self.images if number != self.largest]
         return share(sum(self.agreed[each] for each in others), sum(self.images[each] for each in others))
 
 
 def by_class(answers: IntegerArray, fills: IntegerArray) -> ByClass:
-    """Agreement of `fills` [n] with the classifier's `answers` [n], class by class; n is 1 or more."""
+    """Counts how `fills` [n] agree with the classifier's `answers` [n], class by class; n is 1 or more."""
     images = np.bincount(answers)
     agreed = np.bincount(answers[fills == answers], minlength=len(images))
     there = np.flatnonzero(images).tolist()
@@ -61,7 +61,7 @@ def by_class(answers: IntegerArray, fills: IntegerArray) -> ByClass:
 
 
 def gate(answers: IntegerArray, fills: IntegerArray, confidences: NDArray[np.floating[Any]]) -> float:
-    """The confidence below which fills are not to be used; 0 where rare classes are filled as they should be.
+    """Finds the confidence below which fills are not to be used; 0 where rare classes are filled as they should be.
 
     There is one where classes are clearly filled wrongly more often than right: a rare class of `_LEAST` images or
     more, or all rare ones together where they are many. A few odd answers, which every classifier gives, are no class

@@ -35,30 +35,30 @@ _BINS = 15  # of confidence; as Guo et al. have it
 
 @dataclass(frozen=True)
 class ModelSession:
-    """A model file ready to run on one thread."""
+    """Holds a model file ready to run on one thread."""
 
     path: Path
     runtime: Any  # of ONNX Runtime
 
     @classmethod
     def open(cls, path: Path) -> "ModelSession":
-        """The model at `path`, loaded."""
+        """Loads the model at `path`."""
         return cls(path, open_session(path))
 
     def __call__(self, images: PixelArray, batch: int = 100) -> ScoreArray:
-        """Scores of `images` [n, height, width, 3]."""
+        """Gives the scores of `images` [n, height, width, 3]."""
         parts = [images[place : place + batch] for place in range(0, len(images), batch)]
         return np.concatenate([np.asarray(self.runtime.run(["scores"], {"images": part})[0]) for part in parts])
 
 
 def wilson(hits: int, count: int, how: str) -> Measured:
-    """The share `hits` / `count` with its 95 % Wilson score interval, as a card has it: five digits."""
+    """Gives the share `hits` / `count` with its 95 % Wilson score interval, as a card has it: five digits."""
     found = share(hits, count)
     return Measured(round(found.value, 5), round(found.low, 5), round(found.high, 5), count, how)
 
 
 def fit_temperature(scores: ScoreArray, labels: NDArray[np.int64]) -> float:
-    """The temperature at which softmax(scores / temperature) gives `labels` the highest likelihood.
+    """Finds the temperature at which softmax(scores / temperature) gives `labels` the highest likelihood.
 
     `scores` [n, classes] must be of images that trained nothing. Source: Guo et al., ICML 2017, section 4.2.
 
@@ -87,26 +87,26 @@ def fit_temperature(scores: ScoreArray, labels: NDArray[np.int64]) -> float:
 
 
 def _least_temperature(scores: ScoreArray) -> float:
-    """The temperature at which the mean confidence is what so many rows can show at most."""
-    most = (len(scores) + 1) / (len(scores) + 2)
+    """Finds the temperature at which the mean confidence is the largest that so many rows can show."""
+    largest = (len(scores) + 1) / (len(scores) + 2)
     tops = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
 
     def mean_confidence(temperature: float) -> float:
         return float((1 / np.exp(tops / temperature).sum(axis=1)).mean())
 
     low, high = math.log(_COLDEST), math.log(_HOTTEST)
-    if mean_confidence(_COLDEST) <= most:
+    if mean_confidence(_COLDEST) <= largest:
         return _COLDEST
     while high - low > 1e-4:
         middle = (low + high) / 2
-        low, high = (middle, high) if mean_confidence(math.exp(middle)) > most else (low, middle)
+        low, high = (middle, high) if mean_confidence(math.exp(middle)) > largest else (low, middle)
     return math.exp(high)
 
 
 def reliability_table(
     confidences: NDArray[np.floating], right: NDArray[np.floating] | NDArray[np.bool_], bins: int = _BINS
 ) -> tuple[tuple[float, float, int, float], ...]:
-    """Rows `[confidence low, high, count, accuracy]` for equal steps of confidence from 0 to 1, empty ones left out.
+    """Gives rows `[confidence low, high, count, accuracy]` for equal steps of confidence, without empty ones.
 
     A confidence on a border belongs to the lower step. This is the form of `ModelCard.reliability`.
     """
@@ -127,7 +127,7 @@ def reliability_table(
 def calibration_error(
     confidences: NDArray[np.floating], right: NDArray[np.floating] | NDArray[np.bool_], bins: int = _BINS
 ) -> float:
-    """Expected calibration error: how far accuracy is from mean confidence, over the steps of `reliability_table`.
+    """Gives the expected calibration error: how far accuracy is from mean confidence in `reliability_table`'s steps.
 
     NaN without any sample. Source: Guo et al., ICML 2017, section 2.
     """
@@ -142,7 +142,7 @@ def _steps(confidences: NDArray[np.floating], bins: int) -> NDArray[np.int64]:
 
 
 def interleaved_times_ms(runs: Sequence[Callable[[], object]], rounds: int = 300) -> NDArray[np.float64]:
-    """Milliseconds `[rounds, runs]` of each of `runs`, called in turn, so that a disturbance strikes all of them alike.
+    """Gives ms `[rounds, runs]` of each of `runs`, called in turn, so that a disturbance strikes all of them alike.
 
     Processor time of the calling thread, in which a model on one thread does all its work: what else the machine does
     is not counted, and alone on its core it is the time on the clock. Each is called once before, untimed.
@@ -159,7 +159,7 @@ def interleaved_times_ms(runs: Sequence[Callable[[], object]], rounds: int = 300
 
 
 def interleaved_latencies_ms(runs: Sequence[Callable[[], object]], rounds: int = 300) -> list[float]:
-    """Median milliseconds of each of `runs`, from `interleaved_times_ms`."""
+    """Gives the median milliseconds of each of `runs`, from `interleaved_times_ms`."""
     return [float(value) for value in np.median(interleaved_times_ms(runs, rounds), axis=0)]
 
 

@@ -19,7 +19,7 @@ _NOT_COUNTED = frozenset(
 
 @dataclass(frozen=True)
 class OnnxCosts:
-    """Counted from a graph; None where that cannot be told.
+    """Holds what was counted in a graph; None where it cannot be known.
 
     Attributes:
         macs: multiply-accumulates of Conv, Gemm and MatMul (quantised ones too) in a pass over one image.
@@ -31,7 +31,7 @@ class OnnxCosts:
 
 
 def count_costs(path: Path, input_name: str, input_shape: Sequence[int]) -> OnnxCosts:
-    """The costs of the model at `path` for an input of `input_shape`; nothing is known without the package onnx."""
+    """Counts the costs of the model at `path` for inputs of `input_shape`; knows nothing without the package onnx."""
     try:
         import onnx
     except ImportError:

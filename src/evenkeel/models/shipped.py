@@ -1,4 +1,4 @@
-"""The models and the images that come with the package: where their files are. Loads neither torch nor ONNX Runtime."""
+"""Finds the files of the models and images that come with the package. Loads neither torch nor ONNX Runtime."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ IMAGES = _HERE / "cifar10_test_400.npz"  # `images` uint8 [400, 32, 32, 3] and `
 
 
 def model_path(name: str) -> Path:
-    """The ONNX file of the shipped model `name`; its card is `card_path(name)`."""
+    """Gives the ONNX file of the shipped model `name`; its card is `card_path(name)`."""
     return _known(name).with_suffix(".onnx")
 
 
 def card_path(name: str) -> Path:
-    """The card of the shipped model `name`."""
+    """Gives the card of the shipped model `name`."""
     return _known(name).with_suffix(".json")
 
 

@@ -192,7 +192,7 @@ def test_pillow_does_not_warn_of_what_is_refused_anyway():
 
 def test_too_many_pixels_are_refused_before_decoding():
     async def run():
-        decoder = ImageDecoder(make_card(), most_pixels=1000)
+        decoder = ImageDecoder(make_card(), max_pixels=1000)
         with pytest.raises(TooLargeError, match=r"image 0: 40 x 26 pixels; at most 0.001 million"):
             await decoder.decode_all([file_of(np.zeros((26, 40, 3), np.uint8))])
 

@@ -579,7 +579,7 @@ def test_a_grey_classifier_of_open_size_with_odd_scores_is_fitted_and_served(fol
     arguments += ["--out", str(tmp_path / "out"), "--cost", "1e9", "--epochs", "0.1", "--scale", "1", "--output", "z"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "say it with side" in result.output
+    assert "give it with side" in result.output
     result = CliRunner().invoke(main, [*arguments, "--side", "32x32"])
     assert result.exit_code == 0, result.output
     model = load_model(str(tmp_path / "out" / "grey.json"))

@@ -13,7 +13,7 @@ __all__ = ["SUFFIXES", "FolderSource", "holds_images"]
 
 _JPEG = {".jpg", ".jpeg", ".jfif", ".jpe"}
 SUFFIXES = frozenset(_JPEG | {".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
-_MOST_BYTES = 1 << 30  # of one file; more than any image that is taken has
+_MAX_BYTES = 1 << 30  # of one file; more than any image that is taken has
 
 
 class FolderSource(ImageSource):
@@ -75,8 +75,8 @@ def _content(path: Path) -> bytes:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
         raise UnreadableImageError("not a regular file")
-    if status.st_size > _MOST_BYTES:
-        raise UnreadableImageError(f"{status.st_size:,} bytes; at most {_MOST_BYTES:,} are taken")
+    if status.st_size > _MAX_BYTES:
+        raise UnreadableImageError(f"{status.st_size:,} bytes; at most {_MAX_BYTES:,} are taken")
     return path.read_bytes()
 
 

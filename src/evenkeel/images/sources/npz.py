@@ -18,7 +18,7 @@ __all__ = ["NpzSource"]
 class NpzSource(ImageSource):
     """Reads `images` and, where there are any, `labels` [n] of an npz file; nothing in it is unpickled.
 
-    `images`: uint8 [n, h, w, c], [n, c, h, w] or [n, h, w] with c of 1 (grey), 3 or 4, told apart by shape; or the
+    `images`: uint8 [n, h, w, c], [n, c, h, w] or [n, h, w] with c of 1 (grey), 3 or 4, distinguished by shape; or the
     bytes of n image files as an array of dtype `S` or `V`. Labels are whole numbers, or strings (numbered in sorted
     order).
     """

@@ -37,7 +37,7 @@ def parquet_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class _File:
-    """One file: what is small in it, by row."""
+    """Holds what is small in one file, by row."""
 
     path: Path
     rows: NDArray[np.int64]  # numbers of those that belong to the split
@@ -212,7 +212,7 @@ class _Sheet:
 
 
 def _part_of(path: Path) -> str | None:
-    """The part of a data set that a file's name begins with, or that its folder is called."""
+    """Gives the part of a data set that a file's name begins with, or that its folder is called."""
     begin = re.split(r"[-_.\d]", path.name.lower(), maxsplit=1)[0]
     return next((name for name in (begin, path.parent.name.lower()) if name in PARTS), None)
 
@@ -316,7 +316,7 @@ def _is_list_of_strings(schema: Any, name: str) -> bool:
 
 
 def _values(column: Any) -> NDArray[Any]:
-    """A column as an object array with None where a row is empty."""
+    """Turns a column into an object array with None where a row is empty."""
     values = np.empty(len(column), object)
     values[:] = column.to_pylist() if len(column) else []
     return values
@@ -325,7 +325,7 @@ def _values(column: Any) -> NDArray[Any]:
 def _label_numbers(
     chosen: Sequence[_File], parts: Sequence[_File], what: str
 ) -> tuple[Indices, tuple[str, ...] | None]:
-    """Labels of the rows of the split, one after the other, and their names if they are strings."""
+    """Gives labels of the rows of the split, one after the other, and their names if they are strings."""
     own = np.concatenate([part.labels[part.rows] for part in chosen])
     empty = np.array([value is None for value in own.tolist()], bool)
     if empty.any():
@@ -342,7 +342,7 @@ def _label_numbers(
 
 
 def _noted_names(schema: Any, column: str) -> tuple[str, ...] | None:
-    """Names of classes as the library of Hugging Face notes them in the schema."""
+    """Reads names of classes as the library of Hugging Face notes them in the schema."""
     try:
         note = json.loads((schema.metadata or {})[b"huggingface"])
         names = note["info"]["features"][column]["names"]
@@ -354,7 +354,7 @@ def _noted_names(schema: Any, column: str) -> tuple[str, ...] | None:
 
 
 def _names_beside(parts: Sequence[_File]) -> tuple[str, ...] | None:
-    """Names by label, if each label from 0 on has exactly one name."""
+    """Gives names by label, if each label from 0 on has exactly one name."""
     pairs = {pair for part in parts for pair in zip(part.labels.tolist(), part.names.tolist(), strict=False)}
     table = dict(pairs)
     if not table or len(table) != len(pairs) or set(table) != set(range(len(table))) or None in table.values():

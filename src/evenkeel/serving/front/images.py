@@ -16,7 +16,7 @@ import numpy as np
 
 from evenkeel.arrays import Array
 from evenkeel.errors import OverloadedError, RequestError, TooLargeError, UnreadableImageError
-from evenkeel.images.header import FORMATS, MOST_PIXELS, ImageHeader, check_size, read_header
+from evenkeel.images.header import FORMATS, MAX_PIXELS, ImageHeader, check_size, read_header
 from evenkeel.models.cards import ModelCard
 from evenkeel.serving.front.image_process import ImageProcess
 
@@ -44,7 +44,7 @@ class ImageDecoder:
         processes: images that are decoded at once. Large ones may take all but one of them, so that a small one never
             waits for a large one.
         most_bytes: files, and what decoding them takes, of all requests together; more are shed.
-        most_pixels: a request whose files have more in all is refused before any is decoded.
+        max_pixels: a request whose files have more in all is refused before any is decoded.
         most_waiting: files that may wait to be decoded; more are shed, so that the wait stays short.
     """
 
@@ -54,12 +54,12 @@ class ImageDecoder:
         *,
         processes: int = 2,
         most_bytes: int = 1 << 30,
-        most_pixels: int = MOST_PIXELS,
+        max_pixels: int = MAX_PIXELS,
         most_waiting: int = 256,
     ) -> None:
         self._card = card
         self._most_bytes = most_bytes
-        self._most_pixels = most_pixels
+        self._max_pixels = max_pixels
         self._most_waiting = most_waiting
         self._waiting = self._bytes = 0
         self._side = max(card.height, card.width)
@@ -87,10 +87,10 @@ class ImageDecoder:
                 await asyncio.sleep(0)
             headers.append(self._header(data, row))
         pixels = sum(header.pixels for header in headers)
-        if pixels > self._most_pixels:
+        if pixels > self._max_pixels:
             raise TooLargeError(
                 f"{len(files)} images have {pixels / 1e6:.3g} million pixels in all; at most "
-                f"{self._most_pixels / 1e6:g} million are taken in one request"
+                f"{self._max_pixels / 1e6:g} million are taken in one request"
             )
         costs = [len(data) + header.decoding_bytes(self._side) for data, header in zip(files, headers, strict=True)]
         # A single big request on an idle decoder may exceed the bounds: it would otherwise never be served.
@@ -132,7 +132,7 @@ class ImageDecoder:
                 f"({len(data)} bytes){hint}"
             )
         try:
-            check_size(header, self._most_pixels)
+            check_size(header, self._max_pixels)
         except UnreadableImageError as error:
             raise TooLargeError(f"image {row}: {error}") from error
         return header
