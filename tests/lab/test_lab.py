@@ -103,7 +103,7 @@ def test_a_host_that_fails_is_named():
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "lab: host1 ended with exit code 3" in stderr
-    assert "lab: host0 was killed by SIGTERM after it was told to stop" in stderr
+    assert "lab: host0 was killed by SIGTERM after a signal to stop" in stderr
     assert namespaces_of(process.pid) == []
 
 
@@ -124,7 +124,7 @@ def test_a_stopped_lab_is_removed():
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "host0 was killed by SIGTERM after it was told to stop" in stderr
+    assert "host0 was killed by SIGTERM after a signal to stop" in stderr
     assert namespaces_of(process.pid) == []
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 

@@ -153,7 +153,7 @@ def test_a_program_that_is_not_there():
     [
         (HostExit("host1", 3, 1.0, False), "host1 ended with exit code 3"),
         (HostExit("host1", 139, 1.0, False), "host1 was killed by SIGSEGV"),
-        (HostExit("host1", 143, 1.0, True), "host1 was killed by SIGTERM after it was told to stop"),
+        (HostExit("host1", 143, 1.0, True), "host1 was killed by SIGTERM after a signal to stop"),
         (HostExit("host1", 255, 1.0, False), "host1 ended with exit code 255"),
     ],
 )

@@ -1,1 +1,1 @@
-"""The command line, one file a command."""
+"""Defines the command line, one file a command."""

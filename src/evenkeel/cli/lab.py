@@ -1,4 +1,4 @@
-"""`evenkeel lab`: an emulated cluster on this machine."""
+"""Defines `evenkeel lab`: an emulated cluster on this machine."""
 
 import os
 import signal
@@ -141,7 +141,7 @@ def clean(everything: bool, json_path: Path | None) -> None:
 
 @contextmanager
 def _stopping_is_an_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that the lab is removed; while hosts run, they get them instead."""
+    """Makes SIGTERM and SIGHUP unwind as Ctrl-C does, so that the lab is removed; hosts that run get them instead."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

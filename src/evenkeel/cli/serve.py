@@ -48,7 +48,7 @@ def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
 
 
 def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
-    """The mapping of a configuration file with command-line flags laid over it."""
+    """Gives the mapping of a configuration file with command-line flags laid over it."""
     if not isinstance(raw, dict):
         return raw  # refused by name when it is read
     given = {name: value for name, value in flags.items() if value is not None}

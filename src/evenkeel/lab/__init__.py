@@ -1,1 +1,1 @@
-"""An emulated cluster on one Linux machine: hosts are network namespaces, links have a rate."""
+"""Emulates a cluster on one Linux machine: hosts are network namespaces, links have a rate."""

@@ -1,4 +1,4 @@
-"""A lab: made on entering, gone on leaving, whatever happens in between."""
+"""Makes a lab on entering and removes it on leaving, whatever happens in between."""
 
 import os
 import shutil
@@ -20,13 +20,13 @@ _ASKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 class Lab:
-    """An emulated cluster, to be used as a context manager; several commands may be run in it, one after another.
+    """Emulates a cluster, as a context manager; several commands may be run in it, one after another.
 
     Args:
         topology: how many hosts, and what their links are like.
 
     Raises:
-        ConfigurationError: on entering: no root, no iproute2, or a kernel without what is asked for.
+        ConfigurationError: on entering: no root, no iproute2, or a kernel without what it needs.
         LabError: on entering, a command failed; on leaving, something could not be removed.
     """
 
@@ -68,7 +68,7 @@ class Lab:
         port: int = MASTER_PORT,
         grace_s: float = 10.0,
     ) -> list[HostExit]:
-        """Run `command` on every host at the same time, with torchrun's variables, and say how each ended.
+        """Runs `command` on every host at the same time, with torchrun's variables, and says how each ended.
 
         Args:
             command: program and arguments.
@@ -117,7 +117,7 @@ class Lab:
 
 
 def check_program(command: Sequence[str]) -> None:
-    """Refuse a command line whose program is not there.
+    """Refuses a command line whose program is not there.
 
     Raises:
         ConfigurationError: it is not.
@@ -127,7 +127,7 @@ def check_program(command: Sequence[str]) -> None:
 
 
 def clean(*, everything: bool = False) -> list[str]:
-    """Remove the labs whose owner is gone, with every process in them, and give the names of what is removed.
+    """Removes the labs whose owner is gone, with every process in them, and gives the names of what is removed.
 
     Args:
         everything: also the labs of processes that still run.

@@ -13,7 +13,7 @@ MASTER_PORT = 29500  # every lab has a network of its own, so it is always free
 def environment(
     topology: Topology, rank: int, inherited: Mapping[str, str], threads: int, port: int = MASTER_PORT
 ) -> dict[str, str]:
-    """The environment of one host's process.
+    """Gives the environment of one host's process.
 
     Args:
         topology: the emulated network.
@@ -37,7 +37,7 @@ def environment(
 
 
 def read_cpus(text: str, allowed: Sequence[int]) -> list[int]:
-    """Processor numbers from `0-3,6`.
+    """Reads processor numbers from `0-3,6`.
 
     Raises:
         ConfigurationError: not of that form, or a processor that this process may not use.
@@ -55,7 +55,7 @@ def read_cpus(text: str, allowed: Sequence[int]) -> list[int]:
 
 
 def deal_cpus(cpus: Sequence[int], hosts: int) -> list[list[int]]:
-    """The processors of each host: dealt out one after another, and shared where there are fewer than hosts."""
+    """Deals out the processors to hosts one after another; they are shared where there are fewer than hosts."""
     if len(cpus) < hosts:
         return [[cpus[rank % len(cpus)]] for rank in range(hosts)]
     return [list(cpus[rank::hosts]) for rank in range(hosts)]

@@ -1,4 +1,4 @@
-"""Names network namespaces after the process that made them, and tells whose one is.
+"""Names network namespaces after the process that made them, and finds that process by the name.
 
 A process is its number and the moment it began, since numbers are used again. No file has to be kept, so nothing can
 be lost with a crash.
@@ -21,7 +21,7 @@ _serials = count()
 
 @dataclass(frozen=True)
 class NamespaceOwner:
-    """The process that made a lab."""
+    """Identifies the process that made a lab."""
 
     pid: int
     started: int  # clock ticks since boot

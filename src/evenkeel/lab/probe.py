@@ -1,4 +1,4 @@
-"""A sender and receiver over TCP, run in two hosts to see what their link really carries.
+"""Sends and receives over TCP, in two hosts, to see what their link really carries.
 
 Standard library only, and run by its path: a host needs nothing installed. Both sides first bounce single bytes for the
 round trip, then send at the same time, as the workers of a ring do, so each direction carries the other's
@@ -23,7 +23,7 @@ _MARGIN_S = 0.3  # the sides do not begin together to the millisecond, and each 
 
 
 def meet(role: str, address: str, port: int) -> socket.socket:
-    """A connection: `listen` takes one, `connect` asks until there is somebody or the time is over."""
+    """Connects: `listen` takes a connection, `connect` tries until there is somebody or the time is over."""
     if role == "listen":
         with socket.create_server((address, port)) as server:
             server.settimeout(_TIMEOUT_S)
@@ -80,11 +80,11 @@ def _send_until(connection: socket.socket, stop: float) -> None:
             if select.select((), (connection,), (), left)[1]:
                 connection.send(_CHUNK)
     except OSError:
-        return  # the other side was done a moment earlier; what came in before tells all
+        return  # the other side was done a moment earlier; what came in before is enough
 
 
 def _count(connection: socket.socket, begin: float, end: float, stop: float) -> float:
-    """Bits a second that came between two moments; reads on until `stop`, so that the other side can send."""
+    """Counts bits a second that came between two moments; reads on until `stop`, so that the other side can send."""
     buffer = bytearray(1 << 20)
     first = last = None
     received = 0

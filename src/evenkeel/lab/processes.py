@@ -26,7 +26,7 @@ _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Launch:
-    """One host's process, to be started."""
+    """Describes one host's process, to be started."""
 
     host: str
     command: tuple[str, ...]
@@ -41,15 +41,15 @@ class HostExit:
     host: str
     code: int  # as a shell has it: 0 done, 128 + n killed by signal n
     seconds: float
-    stopped: bool  # we ended it, since another host had failed or we were told to
+    stopped: bool  # we ended it, since another host had failed or on a signal
 
     def text(self) -> str:
-        """`host2 was killed by SIGSEGV`."""
+        """Says it as in `host2 was killed by SIGSEGV`."""
         if self.code > 128 and self.code - 128 in set(signal.Signals):
             how = f"was killed by {signal.Signals(self.code - 128).name}"
         else:
             how = f"ended with exit code {self.code}"
-        return f"{self.host} {how}" + (" after it was told to stop" if self.stopped else "")
+        return f"{self.host} {how}" + (" after a signal to stop" if self.stopped else "")
 
 
 def run_all(
@@ -59,7 +59,7 @@ def run_all(
     keep_going: bool = False,
     grace_s: float = 10.0,
 ) -> list[HostExit]:
-    """Run them at the same time until all have ended, and say how, in the order of `launches`.
+    """Runs them at the same time until all have ended, and says how, in the order of `launches`.
 
     Called in the main thread, SIGINT, SIGTERM and SIGHUP are passed on to all, once; whatever still runs `grace_s`
     later, or at a second signal, is killed. Each command has a process group, which ends with it.
@@ -85,7 +85,7 @@ def run_all(
 
 
 class _Running:
-    """A started process, and the halves of lines that it wrote."""
+    """Holds a started process, and the halves of lines that it wrote."""
 
     def __init__(self, launch: Launch) -> None:
         parent = os.getpid()
@@ -120,7 +120,7 @@ class _Running:
         return self.process.stdout, self.process.stderr
 
     def signal(self, number: int) -> None:
-        """To the whole group, if it is still there: a group's number is not used again before we have asked for it."""
+        """Signals the whole group, if it is still there: a group's number is not used again before its end was read."""
         if self.code is None:
             try:
                 os.killpg(self.process.pid, number)
@@ -152,7 +152,7 @@ class _HostProcesses:
         self._grace_s = grace_s
         self._selector = selectors.DefaultSelector()
         self._halves: dict[IO[bytes], bytes] = {}
-        self._told: list[int] = []
+        self._signals: list[int] = []
         self._kill_at: float | None = None
 
     def start(self, launch: Launch) -> None:
@@ -164,23 +164,23 @@ class _HostProcesses:
             self._selector.register(pipe, selectors.EVENT_READ, (running, is_error))
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
-        """A signal came: only noted here, since it may have come in the middle of anything."""
-        self._told.append(number)
+        """Notes a signal, and no more: it may have come in the middle of anything."""
+        self._signals.append(number)
 
     def wait(self) -> None:
-        """Until all have ended and their output is read."""
+        """Waits until all have ended and their output is read."""
         while not self._all_ended() or (self._halves and not self._silent()):
             self._read(_POLL_S)
-            if self._told and self._kill_at is None:
-                self._stop(self._told[0])
+            if self._signals and self._kill_at is None:
+                self._stop(self._signals[0])
             elif not self._keep_going and self._kill_at is None and any(running.code for running in self.all):
                 self._stop(signal.SIGTERM)
-            if len(self._told) > 1 or (self._kill_at is not None and time.monotonic() >= self._kill_at):
+            if len(self._signals) > 1 or (self._kill_at is not None and time.monotonic() >= self._kill_at):
                 for running in self.all:
                     running.signal(signal.SIGKILL)
 
     def kill(self) -> None:
-        """End whatever is left, and hear its last words."""
+        """Ends whatever is left, and reads its last words."""
         for running in self.all:
             running.signal(signal.SIGKILL)
         give_up = time.monotonic() + _LAST_WORDS_S

@@ -1,4 +1,4 @@
-"""Measures what a lab's links really carry, beside what was asked for."""
+"""Measures what a lab's links really carry, beside the wanted rate."""
 
 import json
 import math
@@ -15,7 +15,7 @@ __all__ = ["RateCheck", "check_rate"]
 
 _PORT = 29400
 _SECONDS = 1.0
-_BITS, _MOST_SECONDS = 2.5e7, 3.0  # on a slow link a second is too few packets to tell
+_BITS, _MAX_SECONDS = 2.5e7, 3.0  # on a slow link a second is too few packets to measure
 _WARM_S = 0.3
 _TIMEOUT_S = 45.0
 # Of the wanted rate, the payload of full packets is 1448/1514. Acknowledgements for the other way take another 2 %, and
@@ -25,7 +25,7 @@ _LOW, _HIGH = 0.8, 1.02
 
 @dataclass(frozen=True)
 class RateCheck:
-    """Payload between the first two hosts, both ways at once."""
+    """Holds the payload rates between the first two hosts, both ways at once."""
 
     wanted_bps: float
     there_bps: float  # from host0 to host1
@@ -33,7 +33,7 @@ class RateCheck:
     round_trip_s: float
 
     def text(self) -> str:
-        """One line for people."""
+        """Says it in one line for people."""
         wanted = _rate(self.wanted_bps) if math.isfinite(self.wanted_bps) else "unlimited"
         return (
             f"{wanted} links carry {_rate(self.there_bps)} there and {_rate(self.back_bps)} back at once (payload), "
@@ -46,7 +46,7 @@ class RateCheck:
             return None
         low, high = sorted((self.there_bps, self.back_bps))
         if high > _HIGH * self.wanted_bps:
-            return f"the link carries {high / self.wanted_bps:.0%} of the wanted rate: it is not shaped as asked"
+            return f"the link carries {high / self.wanted_bps:.0%} of the wanted rate: it is not shaped as it should be"
         if low < _LOW * self.wanted_bps:
             return (
                 f"the link carries {low / self.wanted_bps:.0%} of the wanted rate: the machine is too busy or too slow "
@@ -56,7 +56,7 @@ class RateCheck:
 
 
 def check_rate(topology: Topology, prefixes: tuple[Command, Command]) -> RateCheck:
-    """Measure for a second and a half.
+    """Measures for a second and a half.
 
     Args:
         topology: with two hosts or more.
@@ -66,7 +66,7 @@ def check_rate(topology: Topology, prefixes: tuple[Command, Command]) -> RateChe
         LabError: the two hosts did not reach each other.
     """
     warm_s = _WARM_S + 20 * topology.delay_s  # a window grows by round trips
-    seconds = min(max(_SECONDS, _BITS / topology.rate_bps), _MOST_SECONDS)
+    seconds = min(max(_SECONDS, _BITS / topology.rate_bps), _MAX_SECONDS)
     numbers = (str(_PORT), str(warm_s), str(seconds))
     sides = []
     try:

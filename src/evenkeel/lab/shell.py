@@ -15,7 +15,7 @@ _END_S = 5.0  # for processes to be gone after they were killed
 
 
 def require() -> None:
-    """Refuse where no lab can be made.
+    """Refuses where no lab can be made.
 
     Raises:
         ConfigurationError: not Linux, not root, or iproute2 is missing.
@@ -68,12 +68,12 @@ def run(command: tuple[str, ...]) -> str:
 
 
 def namespaces() -> list[str]:
-    """The names of all network namespaces."""
+    """Names all network namespaces."""
     return [line.split()[0] for line in run(("ip", "netns", "list")).splitlines() if line.strip()]
 
 
 def remove(names: list[str]) -> list[str]:
-    """Kill every process in these network namespaces and remove those; gives what went wrong, and goes on."""
+    """Kills every process in these network namespaces and removes those; gives what went wrong, and goes on."""
     problems = {}
     for name in names:
         try:

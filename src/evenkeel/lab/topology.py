@@ -1,4 +1,4 @@
-"""The emulated network as data: which commands make it and take it away. Nothing here runs them.
+"""Describes the emulated network as data: which commands make it and take it away. Nothing here runs them.
 
 Each host is a network namespace with one interface, `eth0`. Its other end is a port of a bridge that has a namespace of
 its own, so that nothing of the machine's own network is touched. Both ends of a link let packets out through a token
@@ -17,14 +17,14 @@ Command = tuple[str, ...]
 INTERFACE = "eth0"
 _BRIDGE = "br0"
 _NETWORK = "10.77.0"
-_MOST_HOSTS = 250
+_MAX_HOSTS = 250
 _SLOWEST_BPS, _FASTEST_BPS = 8e3, 1e12
 _BURST_S = 2e-3  # of the rate: more would let small messages through for nothing, less would lose time to late timers
 _LEAST_BURST_BYTES = 16_384
 _QUEUE_S = 0.05  # a packet may wait so long before it is dropped, as in a switch with ordinary buffers
 _LEAST_QUEUE_BYTES = 262_144  # many senders to one host must not lose most of their packets on a slow link
 _PACKET_BYTES = 1514
-_LEAST_PACKETS, _MOST_PACKETS = 1_000, 1_000_000
+_LEAST_PACKETS, _MAX_PACKETS = 1_000, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Topology:
     loss: float = 0.0  # share of packets that get lost between two hosts
 
     def __post_init__(self) -> None:
-        if not 1 <= self.hosts <= _MOST_HOSTS:
-            raise ConfigurationError(f"hosts: must be 1 to {_MOST_HOSTS}, found {self.hosts}")
+        if not 1 <= self.hosts <= _MAX_HOSTS:
+            raise ConfigurationError(f"hosts: must be 1 to {_MAX_HOSTS}, found {self.hosts}")
         if not (_SLOWEST_BPS <= self.rate_bps <= _FASTEST_BPS or self.rate_bps == math.inf):
             raise ConfigurationError(f"rate: must be 8kbit to 1000gbit, or unlimited, found {self.rate_bps:g} bit/s")
         if not 0 <= self.delay_s <= 10:
@@ -52,19 +52,19 @@ class Topology:
         return tuple(f"host{rank}" for rank in range(self.hosts))
 
     def address(self, rank: int) -> str:
-        """IPv4 address of a host."""
+        """Gives the IPv4 address of a host."""
         return f"{_NETWORK}.{rank + 1}"
 
     def namespaces(self, label: str) -> tuple[str, ...]:
-        """All network namespaces, the bridge's first; `label` sets one lab apart from another."""
+        """Names all network namespaces, the bridge's first; `label` sets one lab apart from another."""
         return (f"{label}-switch", *(self.namespace(label, rank) for rank in range(self.hosts)))
 
     def namespace(self, label: str, rank: int) -> str:
-        """A host's network namespace."""
+        """Names a host's network namespace."""
         return f"{label}-{self.names[rank]}"
 
     def setup(self, label: str) -> list[Command]:
-        """The commands that make the network, in order."""
+        """Gives the commands that make the network, in order."""
         switch = self.namespaces(label)[0]
         commands: list[Command] = [
             ("ip", "netns", "add", switch),
@@ -109,7 +109,7 @@ class Topology:
 
     def _netem(self) -> Command:
         under_way = 2 * self.delay_s * self.rate_bps / 8 / _PACKET_BYTES if self.delay_s else 0
-        packets = round(min(max(under_way, _LEAST_PACKETS), _MOST_PACKETS))
+        packets = round(min(max(under_way, _LEAST_PACKETS), _MAX_PACKETS))
         options: Command = ("limit", str(packets))
         if self.delay_s:
             options += ("delay", f"{round(self.delay_s * 1e6)}us")
