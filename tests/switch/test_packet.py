@@ -35,7 +35,7 @@ def changed(place: int, value: int) -> bytes:
 
 
 @given(
-    kind=st.sampled_from([Kind.GRADIENT, Kind.RESEND, Kind.PARTIAL, Kind.RESULT, Kind.BYPASS]),
+    kind=st.sampled_from([Kind.GRADIENT, Kind.RESEND, Kind.PARTIAL, Kind.RESULT]),
     lanes=st.sampled_from([lanes for lanes in LaneType if lanes]),
     fields=st.tuples(*[st.integers(0, 2**32 - 1)] * 3),
     token=st.integers(0, 2**64 - 1),
@@ -65,7 +65,7 @@ def test_the_layout_does_not_change():
         (changed(0, 0), Reason.MAGIC),
         (changed(2, 2), Reason.VERSION),
         (changed(3, 0), Reason.KIND),
-        (changed(3, 9), Reason.KIND),
+        (changed(3, 8), Reason.KIND),
         (changed(4, 6), Reason.LANE_TYPE),
         (changed(4, 0), Reason.LANE_TYPE),
         (changed(3, Kind.CONTROL), Reason.LANE_TYPE),

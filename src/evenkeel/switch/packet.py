@@ -55,7 +55,8 @@ _IP_UDP_BYTES = 28
 class Kind(IntEnum):
     """Says what a packet is.
 
-    ATP's flags are kinds here, as no two of them make sense together: COLLISION is BYPASS, ACK is RESULT.
+    ATP's flags are kinds here, as no two of them make sense together. Its COLLISION is none: a gradient for which there
+    was no slot reaches the server as it was sent.
     """
 
     GRADIENT = 1  # worker to switch: raw lanes of one worker, to be added
@@ -64,11 +65,10 @@ class Kind(IntEnum):
     NACK = 4  # server to workers: those in the bitmap are asked to resend, or to say the result if they have it
     RESULT = 5  # switch or server to workers and server, or a worker to the server: sums of all in the bitmap
     PARTIAL = 6  # switch to server: sums of those in the bitmap, which left the switch's memory
-    BYPASS = 7  # switch to server: raw lanes of one worker, for which there was no slot
-    CONTROL = 8  # between hosts and whoever runs the switch; no part of the rule
+    CONTROL = 7  # between hosts and whoever runs the switch; no part of the rule
 
 
-_RAW = frozenset({Kind.GRADIENT, Kind.RESEND, Kind.BYPASS})
+_RAW = frozenset({Kind.GRADIENT, Kind.RESEND})
 _EMPTY = frozenset({Kind.REMINDER, Kind.NACK})
 
 

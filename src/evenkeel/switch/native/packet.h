@@ -33,8 +33,7 @@ enum ek_kind {
 	EK_NACK = 4,
 	EK_RESULT = 5,
 	EK_PARTIAL = 6,
-	EK_BYPASS = 7,
-	EK_CONTROL = 8,
+	EK_CONTROL = 7,
 };
 
 enum ek_lanes {
@@ -116,7 +115,7 @@ EK_INLINE enum ek_reason ek_parse(const struct ek_header *header, uint32_t lengt
 	empty = header->kind == EK_REMINDER || header->kind == EK_NACK;
 	if ((header->words == 0) != empty && !control)
 		return EK_BAD_LENGTH;
-	raw = header->kind == EK_GRADIENT || header->kind == EK_RESEND || header->kind == EK_BYPASS;
+	raw = header->kind == EK_GRADIENT || header->kind == EK_RESEND;
 	if (raw && !ek_one_bit(header->bitmap))
 		return EK_BAD_BITMAP;
 	if (header->kind == EK_REMINDER && header->bitmap)

@@ -1,0 +1,19 @@
+/* The rule as a library: one table, one step at a time, and many at once for tests that run long. */
+#include "rule.h"
+
+#define EK_EXPORT __attribute__((visibility("default")))
+
+EK_EXPORT int ek_check_packet(const void *packet, uint32_t length)
+{
+	return ek_parse(packet, length);
+}
+
+/* Steps once; `out` has room for a header and rule.words words. Gives to | filled << 8 | counted << 16. */
+EK_EXPORT uint32_t ek_switch_step(struct ek_table *table, const void *packet, uint32_t length, uint32_t sender,
+				  uint64_t now, void *out)
+{
+	struct ek_header *header = out;
+	struct ek_sent sent = ek_step(table, packet, length, sender, now, header, (uint64_t *)(header + 1));
+
+	return sent.to | (uint32_t)sent.filled << 8 | (uint32_t)sent.counted << 16;
+}
