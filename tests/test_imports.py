@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends": {"delays"},
     "backends.worker": {"backends.backend", "delays", "models"},
     "backends.oip": {"backends.backend", "models", "oip"},
-    "reducers": {"coding.wire"},
+    "reducers": {"coding.wire", "switch"},
     "reducers.ranks": {"coding.checks"},
     "serving": {"backends", "coding.code", "coding.answers", "delays", "figures.records", "models"},
     "serving.gateway": {"backends.backend", "coding.code", "coding.answers", "delays.laws"},
@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench.fills": {"backends.worker.model", "coding.code", "coding.answers", "figures", "images", "models"},
     "bench.codes": {"coding.sum_code", "coding.wire", "coding.sums", "figures"},
     "bench.gradients": {"coding.sum_code", "coding.sums", "figures", "images", "lab", "reducers", "training.hook"},
-    "cli": {"backends.worker.main", "bench", "figures", "lab", "serving", "training.plan", "vision.fit"},
+    "cli": {"backends.worker.main", "bench", "figures", "lab", "serving", "switch", "training.plan", "vision.fit"},
     "__main__": {"cli"},
     # On first use only.
     "__init__": {"coding", "reducers", "serving.gateway", "serving.simulate", "training"},

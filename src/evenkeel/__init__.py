@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from evenkeel.reducers.process_group import ProcessGroup as ProcessGroup
     from evenkeel.reducers.sharded import Sharded as Sharded
+    from evenkeel.reducers.switch import SwitchReducer as SwitchReducer
     from evenkeel.serving.gateway.gateway import Gateway as Gateway
     from evenkeel.serving.gateway.policy import Policy as Policy
     from evenkeel.serving.simulate import Fleet as Fleet, simulate as simulate
@@ -118,6 +119,7 @@ _HOMES = {
     ),
     "evenkeel.reducers.process_group": ("ProcessGroup",),
     "evenkeel.reducers.sharded": ("Sharded",),
+    "evenkeel.reducers.switch": ("SwitchReducer",),
     "evenkeel.serving.gateway.gateway": ("Gateway",),
     "evenkeel.serving.gateway.policy": ("Policy",),
     "evenkeel.serving.simulate": (

@@ -24,8 +24,15 @@ from evenkeel.reducers.ranks.local_ranks import local_ranks
 from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded, shares_of
+from evenkeel.reducers.switch import SwitchReducer
+from switch_helpers import server_address, use_server
 
-REDUCERS: list[Callable[[Collectives], Reducer]] = [FakeReducer, ProcessGroup, Sharded]
+
+def switched(ranks: Collectives) -> Reducer:
+    return SwitchReducer(server_address(), ranks, timeout_s=30)
+
+
+REDUCERS: list[Callable[[Collectives], Reducer]] = [FakeReducer, ProcessGroup, Sharded, switched]
 CODES = [
     Plain(),
     FixedPoint(bits=4, block=8),
@@ -205,7 +212,8 @@ def test_the_fake_tells_only_those_who_lost() -> None:
     in_threads(2, check)
 
 
-def on_gloo() -> int:
+def on_gloo(address: str) -> int:
+    use_server(address)
     ranks = GroupCollectives(timeout_s=20)
     for make in REDUCERS:
         for code in CODES:
@@ -215,4 +223,4 @@ def on_gloo() -> int:
 
 
 def test_reducers_between_processes() -> None:
-    assert local_ranks(3, on_gloo) == [0, 1, 2]
+    assert local_ranks(3, on_gloo, server_address()) == [0, 1, 2]

@@ -17,6 +17,7 @@ from evenkeel.cli.fit import fit
 from evenkeel.cli.lab import lab
 from evenkeel.cli.plan_training import training
 from evenkeel.cli.serve import serve
+from evenkeel.cli.switch import switch
 from evenkeel.cli.worker import worker
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.version import __version__
@@ -57,7 +58,7 @@ def bench() -> None:
     """Measure policies, fills, codes and gradients."""
 
 
-for command in (demo, serve, worker, fit, lab):
+for command in (demo, serve, worker, fit, lab, switch):
     main.add_command(command)
 for command in (serving, fills, codes, gradients):
     bench.add_command(command)

@@ -70,11 +70,13 @@ class Wire(ABC):
         granule: lanes that stay together when a message is cut into shards or packets, and that share one count.
         up_width: bits of a lane of a message.
         down_width: bits of a lane of a sum of up to `world` messages.
+        table: numbers that the lanes of a message are places in; None where they are the numbers themselves.
     """
 
     granule: int
     up_width: int
     down_width: int
+    table: tuple[int, ...] | None = None
 
     @abstractmethod
     def unpack(self, message: Tensor, lanes: int) -> Tensor:

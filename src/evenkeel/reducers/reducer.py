@@ -25,9 +25,13 @@ class Reducer(ABC):
 
     Attributes:
         ranks: the group of ranks, for statistics and for what is not coded.
+        waits: whether a round waits for all ranks. If not, nothing else may wait for them either.
+        fell_back: rounds that had to be added in another way, since what adds was away.
     """
 
     ranks: Collectives
+    waits: bool = True
+    fell_back: int = 0
 
     @abstractmethod
     def total(self, wire: Wire, message: Tensor, lanes: int, this_round: Round) -> Total:

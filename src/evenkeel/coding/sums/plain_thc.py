@@ -178,7 +178,7 @@ class TableWire(IntegerWire):
 
     def __init__(self, table: tuple[int, ...], granule: int, world: int) -> None:
         super().__init__(len(table).bit_length() - 1, table[-1], granule, world)
-        self.table = table
+        self.table: tuple[int, ...] = table
 
     def unpack(self, message: Tensor, lanes: int) -> Tensor:
         """Looks the numbers up."""

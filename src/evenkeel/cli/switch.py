@@ -1,0 +1,89 @@
+"""Defines `evenkeel switch`: servers that add packets in user space, and the switch in the kernel."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+__all__ = ["switch"]
+
+_SERVER_OPTIONS = (
+    click.option(
+        "--bind",
+        default="127.0.0.1:9700",
+        show_default=True,
+        metavar="HOST:PORT",
+        help="Address to serve. Whoever reaches it can add: leave it on loopback or a network of your own.",
+    ),
+    click.option("--loss-in", default="0", metavar="SHARE", help="Share of incoming packets to lose on purpose: 1%."),
+    click.option("--loss-out", default="0", metavar="SHARE", help="Share of outgoing sums to lose on purpose: 1%."),
+    click.option("--seed", default=0, show_default=True, help="Seed of the losses."),
+    click.option("--stats", is_flag=True, help="Print what was counted, every second."),
+)
+
+
+@click.group()
+def switch() -> None:
+    """Add gradients in the network."""
+
+
+def _server_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_SERVER_OPTIONS):
+        function = option(function)
+    return function
+
+
+@switch.command(
+    epilog="\b\nExamples:\n"
+    "  evenkeel switch run\n"
+    "  evenkeel switch run --bind 10.0.0.1:9700 --stats\n"
+    "  evenkeel switch run --loss-in 5% --loss-out 5% --seed 1"
+)
+@_server_options
+def run(**options: Any) -> None:
+    """Add packets in user space: the switch that needs no root. Ends on Ctrl-C.
+
+    Ranks use it by evenkeel.SwitchReducer("HOST:PORT"). Memory is not scarce here, so no fragment is ever evicted.
+    """
+    _serve(pack=True, **options)
+
+
+@switch.command(
+    epilog="\b\nExamples:\n  evenkeel switch ps --bind 10.0.0.1:9700\n  evenkeel switch ps --bind 10.0.0.1:9701 --stats"
+)
+@_server_options
+def ps(**options: Any) -> None:
+    """Complete what a switch with little memory passes on: a parameter server. Ends on Ctrl-C.
+
+    Several share the fragments: evenkeel.SwitchReducer(["HOST:PORT", "HOST:PORT"]). It may be killed and started again.
+    """
+    _serve(pack=False, **options)
+
+
+def _serve(*, pack: bool, bind: str, loss_in: str, loss_out: str, seed: int, stats: bool) -> None:
+    from evenkeel.switch.host import resolve
+    from evenkeel.switch.server import SwitchServer
+    from evenkeel.text_values import read_share
+
+    host, port = resolve(bind)
+    server = SwitchServer(
+        host,
+        port,
+        pack=pack,
+        loss_in=read_share(loss_in, "loss-in"),
+        loss_out=read_share(loss_out, "loss-out"),
+        seed=seed,
+    )
+    click.echo("serving at {}:{}".format(*server.address))
+    before: dict[str, int] = {}
+    try:
+        while True:
+            server.serve(1.0)
+            counted = server.counters()
+            if stats and counted != before:
+                click.echo("  ".join(f"{name} {value}" for name, value in counted.items() if value))
+            before = counted
+    except KeyboardInterrupt:
+        click.echo("  ".join(f"{name} {value}" for name, value in server.counters().items() if value) or "no packets")
+    finally:
+        server.close()
