@@ -41,13 +41,14 @@ def inline(work: Callable[[], Any], then: Callable[[Any], object]) -> None:
 class _Backup(Node):
     """Holds one backup and its tasks, which are those of one group."""
 
-    __slots__ = ("busy_since_s", "reserved", "suspected")
+    __slots__ = ("busy_since_s", "group", "reserved", "suspected")
 
     def __init__(self, backend: Backend, limit_s: float) -> None:
         super().__init__(backend, limit_s)
         self.reserved = False  # for a group that is still made ready
         self.busy_since_s = 0.0
         self.suspected = False
+        self.group: Group | None = None  # that it was last given
 
     @property
     def idle(self) -> bool:
@@ -69,6 +70,13 @@ def _prepared(work: Sequence[tuple[Item, BackupCode]]) -> None:
             continue  # found missing, and counted, when its group is sent
         except Exception:  # whatever it is, the backup that waits for its group must go on
             _log.exception("an item could not be prepared for %s", code.name)
+
+
+def _mark_lost(group: Group) -> None:
+    """Notes of a group's items that a worker was lost with them, or fell silent: any of them may be the reason."""
+    for item in group.items:
+        item.lost_a_pass = True
+        item.lost_alone = item.lost_alone or len(group.items) == 1
 
 
 class Backups(Spares):
@@ -199,6 +207,8 @@ class Backups(Spares):
                 _log.warning("%s has been silent for %.3g s", backup.backend.name, now_s - backup.busy_since_s)
                 backup.suspected = True
                 backup.backend.suspect()
+                if backup.group is not None:
+                    _mark_lost(backup.group)
             backup.expire(now_s)
 
     def _prepare(self, items: Sequence[Item], codes: Sequence[BackupCode], then: Callable[[], object]) -> None:
@@ -252,7 +262,7 @@ class Backups(Spares):
         if not tasks:
             self.wake()
             return
-        group = Group(code, items)
+        group = backup.group = Group(code, items)
         if code.uses_primaries:
             for place, item in enumerate(items):
                 item.on_own_reply = partial(self._use_primary, group, place)
@@ -271,12 +281,10 @@ class Backups(Spares):
         group.replied(place, outputs, self._stats, self._on_answer)
 
     def _on_reply(self, group: Group, number: int, attempt: Attempt, reply: Reply) -> None:
-        lost = isinstance(reply.error, BackendLostError) and reply.began
         for item in group.items:
             item.passes -= 1
-            if lost:  # any of them may be what the worker did not survive
-                item.lost_a_pass = True
-                item.lost_alone = item.lost_alone or len(group.items) == 1
+        if isinstance(reply.error, BackendLostError) and reply.began:
+            _mark_lost(group)
         try:
             if reply.outputs is None:
                 self._stats.lost_passes += 1
