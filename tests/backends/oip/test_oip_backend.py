@@ -37,6 +37,7 @@ class JsonServer:
 
     def __init__(self) -> None:
         self.ready = True
+        self.keeps = True  # connections
         self.metadata: dict = {"name": "remote", "platform": "", "inputs": [], "outputs": []}
         self.reply = self.scores
         self.gate = asyncio.Event()
@@ -50,6 +51,7 @@ class JsonServer:
 
     async def start(self) -> None:
         app = web.Application()
+        app.on_response_prepare.append(self.on_prepare)
         app.router.add_get("/v2", self.on_server)
         app.router.add_get("/v2/models/remote", self.on_model)
         app.router.add_get("/v2/models/remote/ready", self.on_ready)
@@ -71,6 +73,11 @@ class JsonServer:
     async def stop(self) -> None:
         if self.runner is not None:
             await self.runner.cleanup()
+
+    async def on_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        if not self.keeps:
+            response.headers["connection"] = "close"
+            response.force_close()
 
     async def json(self, message: object, status: int = 200, **headers: str) -> web.Response:
         return web.Response(body=orjson.dumps(message), status=status, content_type="application/json", headers=headers)
@@ -413,19 +420,106 @@ def test_a_server_that_dies_is_lost_and_found_again():
     asyncio.run(run())
 
 
-def test_a_task_that_ends_the_connection_is_sent_once():
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_task_that_ends_its_connection_is_sent_once_or_where_that_was_a_kept_one_twice(kept):
     async def run():
-        async with connected() as (server, backend):
+        script = JsonServer()
+        script.keeps = kept
+        async with connected(script, poll_s=60) as (server, backend):
 
             async def hang_up(message):
                 for transport in server.transports:
                     transport.abort()
                 return web.Response()
 
-            assert (await ask(backend)[0]).error is None  # over a connection that is then kept
+            assert (await ask(backend)[0]).error is None
+            server.asked = 0
             server.reply = hang_up
             assert isinstance((await ask(backend)[0]).error, BackendLostError)
-            assert server.asked == 2
+            assert server.asked == 1 + kept
+
+    asyncio.run(run())
+
+
+class SnappyServer:
+    """A server that closes each connection after its second reply, without a word; `how` it does so."""
+
+    def __init__(self, how):
+        self.how = how
+        self.replies = 0
+        self.seen = 0  # requests that came over a connection after its end
+
+    async def talk(self, reader, writer):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            for _ in range(2):
+                await self.answer(reader, writer)
+            if self.how == "on the next request":
+                await reader.readuntil(b"\r\n\r\n")
+                self.seen += 1
+            if self.how == "within a reply":
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nconte")
+                await writer.drain()
+        writer.close()
+
+    async def answer(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if b"content-length: " in head:
+            await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+        output = {"name": "scores", "datatype": "FP32", "shape": [3, 3], "data": SCORES}
+        reply = {"model_name": "remote", "outputs": [output]} if head.startswith(b"post") else {"inputs": []}
+        text = orjson.dumps(reply)
+        self.replies += 1
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(text), text))
+        await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def snappy(how, **options):
+    script = SnappyServer(how)
+    server = await asyncio.start_server(script.talk, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    backend = OipBackend("remote-0", url, "remote", CARD, poll_s=60, **options)
+    try:
+        await backend.start()
+        yield script, backend
+    finally:
+        await backend.close()
+        server.close()
+
+
+@pytest.mark.parametrize("how", ["at once", "on the next request"])
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_server_that_closes_kept_connections_unannounced_loses_no_task(how, connections):
+    async def run():
+        async with snappy(how, connections=connections) as (script, backend):
+            replies = await asyncio.gather(*(ask(backend)[0] for _ in range(60)))
+            assert [reply.error for reply in replies] == [None] * 60
+            assert all(reply.outputs.tolist() == SCORES for reply in replies)
+            assert script.seen > 0 or how == "at once"
+            assert backend.ready
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_ends_within_a_reply_is_lost_and_nothing_is_sent_twice():
+    async def run():
+        async with snappy("within a reply", connections=1) as (_, backend):
+            replies = [await ask(backend)[0] for _ in range(4)]
+            lost = [reply for reply in replies if reply.error]
+            assert lost
+            assert all(isinstance(reply.error, BackendLostError) and reply.began for reply in lost)
+
+    asyncio.run(run())
+
+
+def test_a_task_that_no_connection_could_be_made_for_had_not_begun():
+    async def run():
+        async with connected(poll_s=60) as (server, backend):
+            await server.die()
+            reply = await ask(backend)[0]
+            assert isinstance(reply.error, BackendLostError)
+            assert not reply.began
 
     asyncio.run(run())
 

@@ -38,9 +38,26 @@ _MOST_WORD_BYTES = 1 << 20  # of metadata, of readiness
 _READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up everything else
 _MOST_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
 _MOST_DIGITS = 18  # of a length
-# Below the two to five seconds after which common servers close idle connections: what was sent as they did would be
-# lost, and could not be distinguished from a task that ended the server, which must not be sent again.
+# Below the two to five seconds after which common servers close idle connections: what is sent as they do so is lost.
 _IDLE_S = 1.0
+
+
+class _NeverSentError(BackendLostError):
+    """No connection could be made, so that the server cannot have seen the task."""
+
+
+class _Attempt:
+    """Notes whether a request went over a connection that had been used before."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self) -> None:
+        self.kept = False
+
+
+async def _on_kept(session: object, context: Any, parameters: object) -> None:
+    if isinstance(context.trace_request_ctx, _Attempt):
+        context.trace_request_ctx.kept = True
 
 
 class _RemoteTask:
@@ -111,6 +128,7 @@ class OipBackend(Backend):
         self._poll_timeout_s = poll_timeout_s
         self._start_timeout_s = start_timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._fresh: aiohttp.ClientSession | None = None  # each of its requests has a connection of its own
         self._poller: asyncio.Task[None] | None = None
         self._contract: Contract | None = None
         self._ready = False
@@ -132,13 +150,8 @@ class OipBackend(Backend):
         Raises:
             BackendError: it was not within `start_timeout_s`; the backend goes on trying until it is closed.
         """
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-            headers={"accept-encoding": "identity"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # a short reply could become a long one
-        )
+        self._session = self._make_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
+        self._fresh = self._make_session(aiohttp.TCPConnector(limit=0, force_close=True))
         self._poller = asyncio.create_task(self._poll())
         try:
             async with asyncio.timeout(self._start_timeout_s):
@@ -147,6 +160,18 @@ class OipBackend(Backend):
             raise BackendError(
                 f"{self.name}: {self._shown_url} was not ready within {self._start_timeout_s:g} s: {self._why_not}"
             ) from None
+
+    def _make_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_reuseconn.append(_on_kept)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            headers={"accept-encoding": "identity"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,  # a short reply could become a long one
+            trace_configs=[trace],
+        )
 
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
         """Sends one task; its inputs must stay unchanged until the reply."""
@@ -179,7 +204,8 @@ class OipBackend(Backend):
 
     async def close(self) -> None:
         """Closes all connections; open tasks get a BackendLostError."""
-        session, self._session = self._session, None
+        sessions = [session for session in (self._session, self._fresh) if session is not None]
+        self._session = self._fresh = None
         self._why_not = "it was closed"
         waiting, self._waiting = self._waiting, {}
         for call in waiting.values():
@@ -191,12 +217,12 @@ class OipBackend(Backend):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if session is not None:
+        for session in sessions:
             await session.close()
         self._set_ready(False)
 
     def _reply_soon(self, call: _RemoteTask, error: BackendError, cancelled: bool = False) -> None:
-        asyncio.get_running_loop().call_soon(call.on_reply, Reply(error=error, cancelled=cancelled))
+        asyncio.get_running_loop().call_soon(call.on_reply, Reply(error=error, cancelled=cancelled, began=False))
 
     def _send_waiting(self) -> None:
         while self._waiting and len(self._open) < self._connections:
@@ -220,7 +246,7 @@ class OipBackend(Backend):
             if error is None:
                 reply = Reply(outputs=task.result())
             elif isinstance(error, BackendError):
-                reply = Reply(error=error)
+                reply = Reply(error=error, began=not isinstance(error, _NeverSentError))
             else:
                 _log.error("%s: unexpected error", self.name, exc_info=error)
                 reply = Reply(error=BackendError(f"{self.name}: {type(error).__name__}: {error}"))
@@ -244,6 +270,8 @@ class OipBackend(Backend):
             reply, given = await self._request("POST", url, body, headers, most_bytes)
         except TimeoutError:
             raise BackendError(f"{self.name}: no reply within {self._timeout_s:g} s") from None
+        except aiohttp.ClientConnectorError as error:
+            raise _NeverSentError(f"{self.name}: cannot connect: {error}") from error
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
             raise BackendLostError(f"{self.name}: connection lost: {error or type(error).__name__}") from error
         except aiohttp.ClientError as error:
@@ -267,9 +295,7 @@ class OipBackend(Backend):
         most_bytes: int = _MOST_WORD_BYTES,
     ) -> tuple[bytes, str | None]:
         """Sends one request, and gives body and header length of its 200 response."""
-        if self._session is None:
-            raise BackendLostError(f"{self.name} was closed")
-        async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+        async with await self._begin(method, url, body, headers) as response:
             packed = response.headers.get("content-encoding", "identity")
             if packed.lower() != "identity":
                 raise ProtocolError(f"{self.name}: a reply is encoded as {packed[:20]!r}, which was not requested")
@@ -284,6 +310,29 @@ class OipBackend(Backend):
             if response.status != 200:
                 raise _refusal(response, f"{self.name}: {_explain(response, reply)}")
             return reply, response.headers.get(HEADER_LENGTH)
+
+    async def _begin(
+        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> aiohttp.ClientResponse:
+        """Sends one request, and gives its response as soon as its head is there.
+
+        A server may close a connection that it has kept at any moment, and what was sent as it did so is lost. So a
+        request that loses a kept connection before any byte of a reply is sent once more, over a fresh one.
+        """
+        if self._session is None or self._fresh is None:
+            raise BackendLostError(f"{self.name} was closed")
+        attempt = _Attempt()
+        try:
+            return await self._session.request(
+                method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=attempt
+            )
+        except aiohttp.ServerDisconnectedError as error:
+            if not attempt.kept or not isinstance(error.message, str):  # else it is a part of a head
+                raise
+        except aiohttp.ClientOSError as error:
+            if not attempt.kept or isinstance(error, aiohttp.ClientConnectorError):
+                raise
+        return await self._fresh.request(method, url, data=body, headers=headers, allow_redirects=False)
 
     async def _poll(self) -> None:
         while True:
