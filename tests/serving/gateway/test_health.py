@@ -112,3 +112,12 @@ def test_a_probe_that_comes_back_after_the_readmission_changes_nothing():
     health.readmit()
     assert not health.probe_back(100.0, 1.0, 12.0)
     assert not health.ejected
+
+
+@pytest.mark.parametrize(("try_first", "then"), [(True, "untried"), (False, None)])
+def test_silence_is_over_once_the_replica_has_become_ready_anew(try_first, then):
+    health = Health(HealthSettings())
+    health.eject("stalled", 0.0)
+    health.joined(1.0, try_first)
+    assert health.ejected_for == then
+    assert health.wants_probe(1.0) == try_first

@@ -94,13 +94,16 @@ class Health:
         self._probe_at = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, self._settings.max_pause_s)
 
-    def joined(self, now_s: float) -> None:
-        """Notes that its backend has become ready: a probe is due, and it counts as untried without a good one."""
+    def joined(self, now_s: float, try_first: bool) -> None:
+        """Notes that its backend has become ready: whatever was silent is over.
+
+        With `try_first` a probe is due, and it counts as untried without a good one.
+        """
         self._recent.clear()
         self._failures = 0
         if self.stalled or not self.ejected:
             self._probe_at = now_s
-            self.ejected_for = self.ejected_for or "untried"
+            self.ejected_for = "untried" if try_first else None
         else:
             # The pause holds: who is lost at every probe, and comes back at once, is not to be probed all the time.
             self._probe_at = max(self._probe_at, now_s)

@@ -302,8 +302,7 @@ class Replicas:
         for replica in self.all:
             if replica.backend.ready and not replica.was_ready:
                 replica.well_at_s = now_s
-                if try_first:
-                    replica.health.joined(now_s)
+                replica.health.joined(now_s, try_first)
             replica.was_ready = replica.backend.ready
 
     def _may_eject(self) -> bool:

@@ -92,6 +92,8 @@ class Suspects:
         """Gives a replica that has shown since the item's loss that it is well; has one show it if none has."""
         unknown = [replica for replica in self._replicas.all if replica.well_at_s <= item.blamed_at_s]
         replica = self._replicas.choose([*left_out, *unknown])
+        if replica is not None and replica.health.stalled:  # there are no others
+            return None
         if replica is None:
             candidate = self._replicas.choose(left_out)
             if candidate is not None and candidate not in self._checked and not candidate.health.stalled:
