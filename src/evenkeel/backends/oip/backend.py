@@ -46,7 +46,7 @@ class _NeverSentError(BackendLostError):
     """No connection could be made, so that the server cannot have seen the task."""
 
 
-class _Attempt:
+class _RequestTrace:
     """Notes whether a request went over a connection that had been used before."""
 
     __slots__ = ("kept",)
@@ -56,7 +56,7 @@ class _Attempt:
 
 
 async def _on_kept(session: object, context: Any, parameters: object) -> None:
-    if isinstance(context.trace_request_ctx, _Attempt):
+    if isinstance(context.trace_request_ctx, _RequestTrace):
         context.trace_request_ctx.kept = True
 
 
@@ -321,7 +321,7 @@ class OipBackend(Backend):
         """
         if self._session is None or self._fresh is None:
             raise BackendLostError(f"{self.name} was closed")
-        attempt = _Attempt()
+        attempt = _RequestTrace()
         try:
             return await self._session.request(
                 method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=attempt
