@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.figures.estimates import grouped_share, mean, quantile, quantile_ratio, rate, sd, sd_ratio, share
+from evenkeel.figures.estimates import (
+    exact_share,
+    grouped_share,
+    mean,
+    quantile,
+    quantile_ratio,
+    rate,
+    sd,
+    sd_ratio,
+    share,
+)
 
 # Published or exactly computable values.
 
@@ -171,3 +181,20 @@ def test_the_interval_of_a_grouped_share_covers_as_often_as_it_says():
         estimate = grouped_share(random.binomial(counts, chance), counts)
         covered += estimate.low <= 0.8 <= estimate.high
     assert 0.92 <= covered / 400 <= 0.98
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [(5, 10, 0.18709, 0.81291), (0, 10, 0.0, 0.30850), (10, 10, 0.69150, 1.0), (990, 1000, 0.98169, 0.99519)],
+)
+def test_clopper_and_pearsons_interval(hits, count, low, high):
+    """Values of published tables."""
+    found = exact_share(hits, count)
+    assert found.value == hits / count
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-5)
+
+
+def test_an_exact_share_of_nothing_and_of_too_much():
+    assert np.isnan(exact_share(0, 0).value)
+    with pytest.raises(EvenkeelError, match="0 to 3 hits, found 4"):
+        exact_share(4, 3)

@@ -15,6 +15,7 @@ from evenkeel.cli.bench_serving import serving
 from evenkeel.cli.demo import demo
 from evenkeel.cli.fit import fit
 from evenkeel.cli.lab import lab
+from evenkeel.cli.plan_coding import coding
 from evenkeel.cli.plan_training import training
 from evenkeel.cli.serve import serve
 from evenkeel.cli.switch import switch
@@ -63,3 +64,4 @@ for command in (demo, serve, worker, fit, lab, switch):
 for command in (serving, fills, codes, gradients):
     bench.add_command(command)
 plan.add_command(training)
+plan.add_command(coding)

@@ -16,6 +16,7 @@ from evenkeel.errors import EvenkeelError
 
 __all__ = [
     "Estimate",
+    "exact_share",
     "grouped_share",
     "mean",
     "quantile",
@@ -105,6 +106,31 @@ def share(hits: int, count: int) -> Estimate:
     if not 0 <= hits <= count:
         raise EvenkeelError(f"a share needs 0 to {count} hits, found {hits}")
     return _wilson(hits / count, count)
+
+
+def exact_share(hits: int, count: int) -> Estimate:
+    """The share hits / count, with Clopper and Pearson's interval: it never holds less than it says."""
+    if count == 0:
+        return _UNKNOWN
+    if not 0 <= hits <= count:
+        raise EvenkeelError(f"a share needs 0 to {count} hits, found {hits}")
+    numbers = np.arange(1, count + 1, dtype=np.float64)
+    ways = np.concatenate(([0.0], np.cumsum(np.log((count - numbers + 1) / numbers))))  # log of count choose 0, 1, ...
+
+    def at_least(share: float, least: int) -> float:
+        """P(as many hits or more)."""
+        places = np.arange(least, count + 1)
+        return float(np.exp(ways[least:] + places * math.log(share) + (count - places) * math.log1p(-share)).sum())
+
+    def solve(least: int, level: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if at_least(middle, least) < level else (low, middle)
+        return (low + high) / 2
+
+    value = hits / count
+    return Estimate(value, solve(hits, 0.025) if hits else 0.0, solve(hits + 1, 0.975) if hits < count else 1.0)
 
 
 def grouped_share(hits: ArrayLike, counts: ArrayLike) -> Estimate:
