@@ -17,3 +17,12 @@ EK_EXPORT uint32_t ek_switch_step(struct ek_table *table, const void *packet, ui
 
 	return sent.to | (uint32_t)sent.filled << 8 | (uint32_t)sent.counted << 16;
 }
+
+/* Sizes of the structures that Python mirrors. */
+EK_EXPORT uint32_t ek_sizes(uint32_t which)
+{
+	const uint32_t sizes[] = {sizeof(struct ek_job), sizeof(struct ek_slot), sizeof(struct ek_rule),
+				  sizeof(struct ek_table), EK_COUNTERS};
+
+	return sizes[which];
+}
