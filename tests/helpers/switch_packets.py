@@ -32,7 +32,7 @@ RULES = {
     "atp-free": Rule(SlotPolicy.ATP_FREE, sets=4, words=WORDS, stale_ns=5000),
     "switchml": Rule(SlotPolicy.SWITCHML, sets=8, words=WORDS, regions=4),
     "esa": Rule(SlotPolicy.ESA, sets=4, words=WORDS, stale_ns=5000),
-    "assoc": Rule(SlotPolicy.ASSOC, sets=2, ways=2, words=WORDS, age_ns=100, tomb_ns=3000, tombs=8, stale_ns=5000),
+    "assoc": Rule(SlotPolicy.ASSOC, sets=2, ways=2, words=WORDS, tomb_ns=3000, tombs=8, stale_ns=5000),
 }
 
 

@@ -12,9 +12,10 @@ could not. Policies differ in one thing only, who may take which slot:
   that says that all have it; no server. (SwitchML, NSDI'21.)
 - `esa`: as `atp-free`, but a more urgent fragment takes the slot, and the partial sum in it goes to its server; each
   failed try halves the holder's priority. (ESA, ICNP'23, as far as its abstract and common knowledge say.)
-- `assoc`: ours. Slots come in sets of `ways`; the one of least worth is evicted, if the newcomer is worth more. Worth
-  falls with the time without progress, not with failed tries. Tombstones send what belongs to an evicted, resent or
-  bypassed fragment after it, so that none of it takes a slot in which it could never be completed.
+- `assoc`: ours. Slots come in sets of `ways`, and a newcomer always gets one: of a full set, that of least worth, by
+  priority, by the packets that its loss costs the server, and by the time that it has waited without progress. Failed
+  tries do not matter. Tombstones send what belongs to an evicted or resent fragment after it, so that none of it takes
+  a slot in which it could never be completed.
 
 Laws, tested over every policy: a sum holds exactly the workers in its bitmap, each once; nothing is added twice; at
 most one packet leaves for each that comes; a packet that is dropped for a reason of `packet.Reason` changes nothing
@@ -36,7 +37,6 @@ from evenkeel.switch.packet import MOST_JOBS, MOST_WORDS, Kind, LaneType, Packet
 __all__ = ["SERVER", "Event", "Job", "Outgoing", "Rule", "Slot", "SlotPolicy", "SwitchState", "To", "step", "sums_of"]
 
 SERVER = 32  # as the sender of a packet; 0..31 are workers
-_AGED = 16  # points of priority that are a factor of two
 
 
 class SlotPolicy(IntEnum):
@@ -107,7 +107,6 @@ class Rule:
         regions: a power of two: `unlimited` and `switchml` cut the slots evenly among as many jobs.
         stale_ns: after this time without progress whoever comes may take a slot. Less: less memory lost to packets that
             came twice, more partial sums on their way to servers.
-        age_ns: `assoc`: a slot is worth half as much after each such time without progress.
         tomb_ns: `assoc`: how long a tombstone counts if no result clears it.
         tombs: `assoc`: tombstones, a power of two. Fewer: more fragments that bypass the switch for nothing.
 
@@ -121,7 +120,6 @@ class Rule:
     words: int = MOST_WORDS
     regions: int = 1
     stale_ns: int = 1_000_000_000
-    age_ns: int = 1_000_000
     tomb_ns: int = 1_000_000_000
     tombs: int = 0
 
@@ -140,8 +138,8 @@ class Rule:
             raise ConfigurationError("tombs: policy assoc needs tombstones, and no other has them")
         if not 1 <= self.words <= MOST_WORDS:
             raise ConfigurationError(f"words: must be 1 to {MOST_WORDS}, found {self.words}")
-        if min(self.stale_ns, self.age_ns, self.tomb_ns) < 1:
-            raise ConfigurationError("stale_ns, age_ns and tomb_ns: must be at least 1")
+        if min(self.stale_ns, self.tomb_ns) < 1:
+            raise ConfigurationError("stale_ns and tomb_ns: must be at least 1")
 
     @classmethod
     def of(cls, policy: SlotPolicy, slots: int, **settings: int) -> "Rule":
@@ -326,14 +324,12 @@ class _Change:
 
     def place(self, packet: Packet) -> None:
         """Finds a packet's set, its tombstone, and the slot that holds its fragment, if one does."""
-        hashed = _mix(packet.fragment * 0x9E3779B1 ^ packet.job * 0x85EBCA6B)
         if self.rule.policy in (SlotPolicy.UNLIMITED, SlotPolicy.SWITCHML):
             region = self.rule.sets // self.rule.regions
             self.set = packet.job % self.rule.regions * region + packet.fragment % region
         else:
-            self.set = hashed % self.rule.sets
-        if self.rule.tombs:
-            self.tomb = _mix(hashed + 0x9E3779B9) % self.rule.tombs
+            self.set = _hash(packet.job, packet.fragment) % self.rule.sets
+        self.tomb = self._tomb_of(packet.job, packet.fragment)
         mine = (packet.job, packet.token, packet.epoch, packet.fragment)
         for place in self._places():
             slot = self.slots.get(place)
@@ -428,13 +424,14 @@ class _Change:
         if (
             self._waited(slot) >= self.rule.stale_ns
             or (policy == SlotPolicy.UNLIMITED and later)
-            or (policy in (SlotPolicy.ESA, SlotPolicy.ASSOC) and packet.priority > worth)
+            or (policy == SlotPolicy.ESA and packet.priority > worth)
+            or policy == SlotPolicy.ASSOC
         ):
+            self._bury(True, self._tomb_of(slot.job, slot.fragment))
             self._put(chosen, _filled(packet, self.now))
             return self.counted(Event.EVICTED, To.SERVER, _as_packet(slot, Kind.PARTIAL, self.jobs[slot.job]))
         if policy == SlotPolicy.ESA:
             self._put(chosen, replace(slot, priority=slot.priority >> 1))
-        self._bury(True)
         return self.counted(Event.BYPASSED, To.SERVER, packet)
 
     def _install(self, place: tuple[int, int], packet: Packet) -> tuple[SwitchState, tuple[Outgoing, ...]]:
@@ -443,20 +440,15 @@ class _Change:
         return self._state(), ()
 
     def _worth(self, place: tuple[int, int]) -> int:
-        """Says what is lost if a slot is taken, on the scale of priorities; -1 if nothing is: it is empty or outdated.
-
-        For `assoc` a slot that waits loses a factor of two each `age_ns`; one that waits for few may lose one more, as
-        it costs the server few packets.
-        """
+        """Says what is lost if a slot is taken, on the scale of priorities; -1 if it is empty or outdated."""
         slot = self.slots.get(place)
         job = None if slot is None else self.jobs.get(slot.job)
         if slot is None or job is None or (slot.token, slot.epoch) != (job.token, job.epoch):
             return -1
-        waited = self._waited(slot)
-        if self.rule.policy != SlotPolicy.ASSOC or waited < self.rule.age_ns:
+        if self.rule.policy != SlotPolicy.ASSOC:
             return slot.priority
-        aged = _AGED * min(waited // self.rule.age_ns, 16)
-        return max(slot.priority - aged - _AGED * slot.bitmap.bit_count() // job.workers, 0)
+        missing = job.workers - slot.bitmap.bit_count()
+        return 1024 + slot.priority + _log(missing + 1) - _log(self._waited(slot) + 1)
 
     def _waited(self, slot: Slot) -> int:
         return max(self.now - slot.touched_ns, 0)
@@ -470,12 +462,16 @@ class _Change:
     def _free(self, place: tuple[int, int]) -> None:
         self.slots = {other: slot for other, slot in self.slots.items() if other != place}
 
-    def _bury(self, buried: bool) -> None:
-        """Sets or clears the fragment's tombstone."""
+    def _bury(self, buried: bool, tomb: int | None = None) -> None:
+        """Sets or clears a tombstone, the fragment's own by default."""
         if self.rule.tombs:
-            self.tombs = {place: at for place, at in self.tombs.items() if place != self.tomb}
+            tomb = self.tomb if tomb is None else tomb
+            self.tombs = {place: at for place, at in self.tombs.items() if place != tomb}
             if buried:
-                self.tombs[self.tomb] = self.now
+                self.tombs[tomb] = self.now
+
+    def _tomb_of(self, job: int, fragment: int) -> int:
+        return _mix(_hash(job, fragment) + 0x9E3779B9) % self.rule.tombs if self.rule.tombs else 0
 
     def _count(self, what: Reason | Event) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -518,6 +514,16 @@ def _added(sums: bytes, packet: Packet, job: Job) -> bytes:
 def _lanes(payload: bytes, lanes: LaneType) -> NDArray[np.unsignedinteger]:
     kinds = {8: np.uint8, 16: np.uint16, 32: np.uint32}
     return np.frombuffer(payload, kinds[lanes.sum_bits])
+
+
+def _log(number: int) -> int:
+    """Gives 16 * log2 of a number from 1 on, linear between powers of two, rounded down."""
+    power = number.bit_length() - 1
+    return 16 * power + ((number >> power - 4 if power >= 4 else number << 4 - power) & 15)
+
+
+def _hash(job: int, fragment: int) -> int:
+    return _mix((fragment * 0x9E3779B1 & 0xFFFFFFFF) ^ (job * 0x85EBCA6B & 0xFFFFFFFF))
 
 
 def _mix(number: int) -> int:

@@ -55,7 +55,6 @@ class NativeRule(Structure):
         ("regions", c_uint32),
         ("tombs", c_uint32),
         ("stale_ns", c_uint64),
-        ("age_ns", c_uint64),
         ("tomb_ns", c_uint64),
     )
 
@@ -158,7 +157,6 @@ def native_rule(rule: Rule) -> NativeRule:
         rule.regions,
         rule.tombs,
         rule.stale_ns,
-        rule.age_ns,
         rule.tomb_ns,
     )
 

@@ -1,15 +1,13 @@
-/* The rule as a library: one table, one step at a time, and many at once for tests that run long. */
+/* The rule as a library for Python. */
 #include "rule.h"
 
-#define EK_EXPORT __attribute__((visibility("default")))
-
-EK_EXPORT int ek_check_packet(const void *packet, uint32_t length)
+int ek_check_packet(const void *packet, uint32_t length)
 {
 	return ek_parse(packet, length);
 }
 
 /* Steps once; `out` has room for a header and rule.words words. Gives to | filled << 8 | counted << 16. */
-EK_EXPORT uint32_t ek_switch_step(struct ek_table *table, const void *packet, uint32_t length, uint32_t sender,
+uint32_t ek_switch_step(struct ek_table *table, const void *packet, uint32_t length, uint32_t sender,
 				  uint64_t now, void *out)
 {
 	struct ek_header *header = out;
@@ -19,7 +17,7 @@ EK_EXPORT uint32_t ek_switch_step(struct ek_table *table, const void *packet, ui
 }
 
 /* Sizes of the structures that Python mirrors. */
-EK_EXPORT uint32_t ek_sizes(uint32_t which)
+uint32_t ek_sizes(uint32_t which)
 {
 	const uint32_t sizes[] = {sizeof(struct ek_job), sizeof(struct ek_slot), sizeof(struct ek_rule),
 				  sizeof(struct ek_table), EK_COUNTERS};

@@ -70,7 +70,6 @@ struct ek_rule {
 	uint32_t regions; /* a power of two: EK_UNLIMITED and EK_SWITCHML cut the slots evenly among as many jobs */
 	uint32_t tombs;	  /* a power of two, EK_ASSOC only */
 	uint64_t stale_ns; /* after this time without progress whoever comes may take a slot */
-	uint64_t age_ns;   /* EK_ASSOC: after each such time without progress a slot is worth half as much; not 0 */
 	uint64_t tomb_ns;  /* EK_ASSOC: how long a tombstone counts if no result clears it */
 };
 
@@ -290,19 +289,24 @@ EK_INLINE uint64_t ek_waited(const struct ek_slot *slot, uint64_t now)
 	return now > slot->touched ? now - slot->touched : 0;
 }
 
-/* What a slot's memory is worth, on the scale of priorities, where 16 is a factor of two. A slot that waits loses a
- * factor of two each age_ns; one that waits for few may lose one more, as it costs the server few packets. */
-EK_INLINE uint32_t ek_worth(const struct ek_rule *rule, const struct ek_job *jobs, const struct ek_slot *slot,
-			    uint64_t now)
+/* 16 * log2(x) for x >= 1, linear between powers of two, rounded down. */
+EK_INLINE uint32_t ek_log(uint64_t x)
 {
-	uint64_t waited = ek_waited(slot, now);
-	uint32_t workers = jobs[slot->job & (EK_MOST_JOBS - 1)].workers, less;
+	uint32_t power = 0, step;
 
-	if (waited < rule->age_ns)
-		return slot->priority;
-	waited /= rule->age_ns;
-	less = 16 * (waited < 16 ? (uint32_t)waited : 16) + 16 * ek_count(slot->bitmap) / (workers ? workers : 1);
-	return slot->priority > less ? slot->priority - less : 0;
+	for (step = 32; step; step >>= 1)
+		if (x >> power >> step)
+			power += step;
+	return 16 * power + (uint32_t)((power >= 4 ? x >> (power - 4) : x << (4 - power)) & 15);
+}
+
+/* What EK_ASSOC loses by taking a slot, on the scale of priorities, where 16 is a factor of two: more the more urgent it
+ * is and the more packets its loss sends to the server, less the longer it has waited. */
+EK_INLINE uint32_t ek_worth(const struct ek_job *jobs, const struct ek_slot *slot, uint64_t now)
+{
+	uint32_t missing = jobs[slot->job & (EK_MOST_JOBS - 1)].workers - ek_count(slot->bitmap);
+
+	return 1024 + slot->priority + ek_log(missing + 1) - ek_log(ek_waited(slot, now) + 1);
 }
 
 /* ---- the rule ---- */
@@ -348,7 +352,7 @@ EK_INLINE void ek_fill(struct ek_slot *slot, const struct ek_header *header, uin
  * keep their width and all jobs have one length.
  */
 EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_job *jobs, struct ek_slot *set,
-				  uint64_t *sums, uint64_t *tomb, uint64_t *counters, const struct ek_header *header,
+				  uint64_t *sums, uint64_t *tombs, uint64_t *counters, const struct ek_header *header,
 				  const uint64_t *in, uint32_t sender, uint64_t now, struct ek_header *out,
 				  uint64_t *out_words)
 {
@@ -357,7 +361,8 @@ EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_jo
 	const uint32_t policy = rule->policy, all = ek_all(job), words = EK_WORDS_OF(job);
 	const uint8_t lanes = job->lanes;
 	const int echoed = policy == EK_ATP || (job->via_server && policy != EK_SWITCHML);
-	uint32_t way, found = rule->ways, chosen = 0, least = 0x10000;
+	uint32_t way, found = rule->ways, chosen = 0, least = 0xffffffffu;
+	uint64_t *tomb = policy == EK_ASSOC ? ek_tomb_of(rule, tombs, came.job, came.fragment) : 0;
 	struct ek_slot *slot = set, leaving;
 	uint32_t kind = came.kind;
 
@@ -445,7 +450,7 @@ EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_jo
 		uint32_t worth = 0;
 
 		if (ek_live(jobs, set + way))
-			worth = policy == EK_ASSOC ? 1 + ek_worth(rule, jobs, set + way, now) : 1;
+			worth = policy == EK_ASSOC ? ek_worth(jobs, set + way, now) : 1;
 		if (worth < least) {
 			least = worth;
 			chosen = way;
@@ -470,9 +475,11 @@ EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_jo
 	}
 	if (ek_waited(slot, now) >= rule->stale_ns ||
 	    (policy == EK_UNLIMITED && slot->job == came.job && (int32_t)(came.fragment - slot->fragment) > 0) ||
-	    (policy == EK_ESA && came.priority > slot->priority) || (policy == EK_ASSOC && came.priority >= least)) {
+	    (policy == EK_ESA && came.priority > slot->priority) || policy == EK_ASSOC) {
 		const struct ek_job *its = jobs + (slot->job & (EK_MOST_JOBS - 1));
 
+		if (policy == EK_ASSOC)
+			*ek_tomb_of(rule, tombs, slot->job, slot->fragment) = now + 1;
 		leaving = *slot;
 		ek_fill(slot, &came, now);
 		if (EK_WORDS_OF(its) == words) {
@@ -486,8 +493,6 @@ EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_jo
 	}
 	if (policy == EK_ESA)
 		slot->priority >>= 1;
-	if (policy == EK_ASSOC)
-		*tomb = now + 1;
 	return ek_send(counters, EK_BYPASSED, EK_SERVER, 0);
 }
 
@@ -527,8 +532,7 @@ EK_INLINE struct ek_sent ek_step(struct ek_table *table, const struct ek_header 
 	set = ek_set_of(rule, header);
 	return ek_apply(rule, table->jobs, table->slots + set * rule->ways,
 			table->sums + (uint64_t)set * rule->ways * rule->words,
-			rule->tombs ? ek_tomb_of(rule, table->tombs, header->job, header->fragment) : 0,
-			table->counters, header, in, sender, now, out, out_words);
+			table->tombs, table->counters, header, in, sender, now, out, out_words);
 }
 #endif
 
