@@ -228,3 +228,32 @@ def test_of_records_from_one_line_only_some_are_taken_and_the_rest_are_counted()
     log(1, 122.0)
     texts = [record.getMessage().partition("lost")[2] for record in records.queue if record is not None]
     assert texts == [""] * 21 + [" (and 30 more like this)", ""]
+
+
+@pytest.mark.parametrize("of_gateway", ["another", "none"])
+def test_a_worker_with_another_key_is_named_as_the_reason_why_it_is_not_ready(tmp_path: Path, of_gateway: str) -> None:
+    for name in ("worker", "gateway"):
+        (tmp_path / name).write_text(name * 8)
+        (tmp_path / name).chmod(0o600)
+
+    async def run() -> None:
+        worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "evenkeel", "worker", "--model", "cifar10-base", "--listen", "tcp://127.0.0.1:0"),
+            *("--key-file", str(tmp_path / "worker")),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            address = (await worker.stdout.readline()).decode().split()[-1]
+            key = {"worker_key_file": str(tmp_path / "gateway")} if of_gateway == "another" else {}
+            async with serving(tmp_path, replicas=[address], **key) as (process, url):
+                line = (await process.stdout.readline()).decode()
+                assert "NOT READY: no replica has done a pass yet" in line
+                assert ("the keys differ" if key else "asks for a key") in line
+                assert await status(f"{url}/v2/health/ready") == 503
+        finally:
+            worker.terminate()
+            _, said = await worker.communicate()
+        assert (b"a client was refused: the keys differ" in said) == bool(key)
+
+    asyncio.run(run())

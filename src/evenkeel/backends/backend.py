@@ -56,6 +56,11 @@ class Backend(ABC):
     def ready(self) -> bool:
         """True when a task submitted now can be done."""
 
+    @property
+    def why_not(self) -> str:
+        """Says why it is not ready, where it knows."""
+        return ""
+
     @abstractmethod
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
         """Sends one task; returns its ticket.

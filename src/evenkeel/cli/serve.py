@@ -73,8 +73,9 @@ def _run_server(settings: Any) -> None:
 
     log_to_stderr()
 
-    def started(url: str) -> None:
+    def started(url: str, why_not: str) -> None:
         nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
-        click.echo(f"evenkeel: {settings.name or settings.card().name} on {url} ({nodes}, {settings.policy.name})")
+        name, state = settings.name or settings.card().name, f", NOT READY: {why_not}" if why_not else ""
+        click.echo(f"evenkeel: {name} on {url} ({nodes}, {settings.policy.name}){state}")
 
     uvloop.run(run(settings, started))

@@ -6,6 +6,7 @@ different in another). Cards are checked on reading: a wrong one is refused with
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,10 @@ from typing import Any, Literal
 from evenkeel.errors import ConfigurationError
 from evenkeel.text_values import is_text
 
-__all__ = ["FORMAT", "Measured", "ModelCard", "load_card", "save_card"]
+__all__ = ["FORMAT", "Measured", "ModelCard", "class_difference", "load_card", "save_card"]
 
 FORMAT = 1
+_MOST_SHOWN = 40  # characters of a class's name in a message
 Layout = Literal["NHWC", "NCHW"]
 DataType = Literal["UINT8", "FP32"]
 ModelKind = Literal["classifier", "collage", "detector", "parity"]
@@ -141,6 +143,17 @@ def save_card(card: ModelCard, path: str | Path) -> None:
     """Writes `card` as indented JSON."""
     text = json.dumps({"evenkeel_card": FORMAT, **asdict(card)}, indent=2)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def class_difference(one: Sequence[str], other: Sequence[str]) -> str:
+    """Says where two lists of classes first differ; empty where they are the same in the same order."""
+    if len(one) != len(other):
+        return f"they have {len(one)} and {len(other)}"
+    for place, (mine, others) in enumerate(zip(one, other, strict=True)):
+        if mine != others:
+            pair = f"the first that differ, number {place}, are {mine[:_MOST_SHOWN]!r} and {others[:_MOST_SHOWN]!r}"
+            return f"only their order differs: {pair}" if sorted(one) == sorted(other) else pair
+    return ""
 
 
 def _check(card: ModelCard, path: Path) -> None:

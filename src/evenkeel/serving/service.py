@@ -26,7 +26,7 @@ from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.by_name import OwnModel
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
-from evenkeel.models.cards import ModelCard, load_card
+from evenkeel.models.cards import ModelCard, class_difference, load_card
 from evenkeel.models.digest import ModelDigests, card_digest
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
 from evenkeel.serving.gateway.gateway import Gateway
@@ -43,15 +43,17 @@ _log = logging.getLogger(__name__)
 _WARM_UP_PASSES = 4
 _WARM_UP_S = 30.0
 _SWITCH_S = 1e-3
+_MOST_SHOWN = 500  # characters of a reason
 _REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is there
 
 
-async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambda url: None) -> None:
+async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = lambda url, why_not: None) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP, then drain.
 
     Args:
         config: what to serve.
-        on_started: given the URL as soon as every worker started here has loaded its models.
+        on_started: given the URL as soon as every worker started here has loaded its models, and why the server is not
+            ready all the same; empty where it is.
 
     Raises:
         ConfigurationError: a card, a model or an address is wrong, or a worker cannot start with it.
@@ -152,9 +154,10 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
         await asyncio.wait([server, starting], return_when=asyncio.FIRST_COMPLETED)
         if not server.done():
             starting.result()
-            if not gateway.ready:
-                _log.error("no replica has done a pass yet, so this server is not ready")
-            on_started(_url(hosts, uds, bound.result()))
+            why_not = "" if gateway.ready else _why_not_ready(replicas)
+            if why_not:
+                _log.error("this server is not ready: %s", why_not)
+            on_started(_url(hosts, uds, bound.result()), why_not)
         await server
     finally:
         starting.cancel()
@@ -162,6 +165,12 @@ async def serve(config: ServeConfig, on_started: Callable[[str], object] = lambd
         await asyncio.gather(starting, server, return_exceptions=True)
         await asyncio.gather(*(backend.close() for backend in (*replicas, *backups)), return_exceptions=True)
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _why_not_ready(replicas: Sequence[Backend]) -> str:
+    """Says what keeps the first of the replicas from working."""
+    reason = next((f"; {one.name}: {one.why_not}" for one in replicas if one.why_not), "")
+    return f"no replica has done a pass yet{' '.join(reason.split())[:_MOST_SHOWN]}"
 
 
 def _url(hosts: Sequence[str], uds: str | None, port: int) -> str:
@@ -185,8 +194,8 @@ def _code(config: CodeConfig, own: OwnModel, classes: tuple[str, ...], place: in
     coded = None if config.model is None else load_card(config.model)
     if coded is not None and coded.classes != classes:
         raise ConfigurationError(
-            f"codes[{place}].model: {coded.name} and {own.name} must have the same classes; "
-            f"they have {len(coded.classes)} and {len(classes)}"
+            f"codes[{place}].model: {coded.name} and {own.name} must have the same classes in the same order; "
+            f"{class_difference(coded.classes, classes)}"
         )
     try:
         return config.settings.code(own, coded)

@@ -49,7 +49,7 @@ async def test_both_with_the_key_work_together():
 @in_loop
 async def test_a_client_with_another_key_or_none_is_refused():
     async with serving("tcp://127.0.0.1:0", [doubling()], key=KEY) as address:
-        with pytest.raises(BackendError, match="does not hold this side's key"):
+        with pytest.raises(BackendError, match="does not hold the other side's key"):
             async with reached(address, OTHER):
                 pass
         with pytest.raises(ProtocolError, match="asks for a key; give this side the same one"):
@@ -80,7 +80,7 @@ async def test_who_took_a_dead_workers_port_is_refused_before_it_sees_an_image()
 
     server = await asyncio.start_server(impostor, "127.0.0.1", 0)
     address = f"tcp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    with pytest.raises(ProtocolError, match="does not hold this side's key"):
+    with pytest.raises(ProtocolError, match="does not hold the other side's key"):
         async with reached(address, KEY):
             pass
     server.close()

@@ -165,7 +165,7 @@ def test_labels_follow_the_classifiers_order_of_classes(tiny, tmp_path):
         (("--parity-concat", "{0}/base.json"), "base is a classifier; a parity is wanted here"),
         (("--collage", "{0}/none.json"), "cannot be read"),
         (("--collage", "none"), "expected a model card"),
-        (("--collage", NAMES[1]), "must have the same classes; they have 10 and 3"),
+        (("--collage", NAMES[1]), "must have the same classes in the same order; they have 10 and 3"),
         (("--cheap", f"{card_path(NAMES[0])}:9"), "must have the same classes"),
         (("--berrut", "2", "--labels", "none", "--same-class"), "the images have no labels"),
         (("--berrut", "2", "--labels", "none", "--figure", "{0}/a.png"), "needs images with labels"),
@@ -184,7 +184,7 @@ def test_classes_in_another_order_are_told_apart(tiny):
     (tiny / "other.json").write_text(json.dumps(made | {"name": "other", "classes": ["red", "blue", "green"]}))
     result = run(*on(tiny, "--cheap", f"{tiny / 'other.json'}:2"))
     assert result.exit_code == 2
-    assert "they have 3 and 3, of which the first that differ are 'blue' and 'green'" in result.output
+    assert "only their order differs: the first that differ, number 1, are 'blue' and 'green'" in result.output
 
 
 def test_labels_that_the_classifier_does_not_know_are_refused(tiny):

@@ -132,7 +132,7 @@ class OipBackend(Backend):
         self._poller: asyncio.Task[None] | None = None
         self._contract: Contract | None = None
         self._ready = False
-        self._why_not = "it was never reached"
+        self._reason = "it was never reached"
         self._poll_now = asyncio.Event()
         self._became_ready = asyncio.Event()
         self._next_ticket = 0
@@ -143,6 +143,11 @@ class OipBackend(Backend):
     def ready(self) -> bool:
         """True if the last readiness check succeeded, and no connection to the server was lost since."""
         return self._ready
+
+    @property
+    def why_not(self) -> str:
+        """Says why the server is not ready."""
+        return "" if self._ready else self._reason
 
     async def start(self) -> None:
         """Connects to the server and waits until its model is ready.
@@ -158,7 +163,7 @@ class OipBackend(Backend):
                 await self._became_ready.wait()
         except TimeoutError:
             raise BackendError(
-                f"{self.name}: {self._shown_url} was not ready within {self._start_timeout_s:g} s: {self._why_not}"
+                f"{self.name}: {self._shown_url} was not ready within {self._start_timeout_s:g} s: {self._reason}"
             ) from None
 
     def _make_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -181,7 +186,7 @@ class OipBackend(Backend):
         if model != self._card.name:
             self._reply_soon(call, BackendError(f"{self.name} runs {self._card.name!r}, not {model!r}"))
         elif self._session is None or self._contract is None:
-            self._reply_soon(call, BackendLostError(f"{self.name}: not connected: {self._why_not}"))
+            self._reply_soon(call, BackendLostError(f"{self.name}: not connected: {self._reason}"))
         else:
             self._waiting[ticket] = call
             self._send_waiting()
@@ -206,7 +211,7 @@ class OipBackend(Backend):
         """Closes all connections; open tasks get a BackendLostError."""
         sessions = [session for session in (self._session, self._fresh) if session is not None]
         self._session = self._fresh = None
-        self._why_not = "it was closed"
+        self._reason = "it was closed"
         waiting, self._waiting = self._waiting, {}
         for call in waiting.values():
             self._reply_soon(call, BackendLostError(f"{self.name} was closed"))
@@ -251,7 +256,7 @@ class OipBackend(Backend):
                 _log.error("%s: unexpected error", self.name, exc_info=error)
                 reply = Reply(error=BackendError(f"{self.name}: {type(error).__name__}: {error}"))
             if isinstance(error, BackendLostError):
-                self._why_not = str(error)
+                self._reason = str(error)
                 self._set_ready(False)
                 self._poll_now.set()
         if self._session is not None:
@@ -341,18 +346,18 @@ class OipBackend(Backend):
                 async with asyncio.timeout(self._poll_timeout_s):
                     await self._look()
             except BackendError as error:
-                self._why_not = str(error)
+                self._reason = str(error)
                 self._set_ready(False)
             except TimeoutError:
-                self._why_not = f"{self.name}: no answer within {self._poll_timeout_s:g} s"
+                self._reason = f"{self.name}: no answer within {self._poll_timeout_s:g} s"
                 self._set_ready(False)
             except (aiohttp.ClientError, OSError) as error:
-                self._why_not = f"{self.name}: {without_password(str(error)) or type(error).__name__}"
+                self._reason = f"{self.name}: {without_password(str(error)) or type(error).__name__}"
                 self._set_ready(False)
             except Exception as error:
                 # Whatever it is, the server may be well again the next time.
                 _log.exception("%s: unexpected error while asking for readiness", self.name)
-                self._why_not = f"{self.name}: {type(error).__name__}"
+                self._reason = f"{self.name}: {type(error).__name__}"
                 self._set_ready(False)
             else:
                 self._set_ready(True)

@@ -70,14 +70,17 @@ def check_proof(found: object, key: bytes, role: str, of_worker: object, of_clie
     """Accepts the peer's proof, or refuses it; takes as long for a wrong one as for the right one.
 
     Raises:
-        ProtocolError: the peer does not hold the key.
+        ProtocolError: the peer, a "client" or a "worker" by its role, does not hold the key.
     """
     sides = (of_worker, of_client)
     if all(isinstance(side, str) and len(side) == 2 * CHALLENGE_BYTES for side in sides) and isinstance(found, str):
         wanted = proof(key, role, str(of_worker), str(of_client))
         if hmac.compare_digest(wanted.encode(), found.encode()):
             return
-    raise ProtocolError("the peer does not hold this side's key; give both the same key")
+    raise ProtocolError(
+        f"the keys differ: the {role} does not hold the other side's key; give both the same one (--key-file of the "
+        f"worker, worker_key_file of the gateway, or the variable {KEY_VARIABLE} of each)"
+    )
 
 
 def check_open(address: Address, key: bytes, no_key: bool) -> None:

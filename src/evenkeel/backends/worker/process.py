@@ -76,6 +76,11 @@ class ProcessBackend(Backend):
         return self._worker.hello
 
     @property
+    def why_not(self) -> str:
+        """Says why the worker is not ready, if it was ever lost."""
+        return self._worker.why_not
+
+    @property
     def last_error(self) -> EvenkeelError | None:
         """Says why the worker was last lost; None if it never was."""
         return self._worker.last_error

@@ -63,6 +63,11 @@ class WorkerBackend(Backend):
         return self._hello
 
     @property
+    def why_not(self) -> str:
+        """Says why the worker is not ready, if it was ever lost or could not be reached."""
+        return "" if self._ready or self._last_error is None else str(self._last_error)
+
+    @property
     def last_error(self) -> EvenkeelError | None:
         """Says why the worker was last lost or could not be reached; None if it never was."""
         return self._last_error

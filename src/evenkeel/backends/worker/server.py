@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -37,8 +38,11 @@ from evenkeel.version import __version__
 
 __all__ = ["serve"]
 
+_log = logging.getLogger(__name__)
+
 _PROVE_S = 5.0  # for a client to prove that it holds the key
 _UNPROVEN_BYTES = 4096  # the longest payload before that
+_LOG_EVERY_S = 10.0
 _FLUSH_S = 2.0  # for the last replies to leave after the last task
 
 
@@ -111,7 +115,11 @@ class _ConnectedClient:
 
     def _on_frame(self, frame: Frame) -> None:
         if not self._trusted:
-            self._prove(frame)
+            try:
+                self._prove(frame)
+            except ProtocolError as error:
+                self._room.log_stranger(error)
+                raise
         elif frame.kind is FrameKind.TASK:
             if frame.ticket == 0 or frame.ticket in self._open_tickets:
                 raise ProtocolError(f"ticket {frame.ticket} is not free")
@@ -162,6 +170,14 @@ class _SharedState:
     most_clients: int
     max_payload_bytes: int
     clients: set[_ConnectedClient] = field(default_factory=set)
+    next_log_at: float = 0.0
+
+    def log_stranger(self, error: ProtocolError) -> None:
+        """Logs why a client was refused, but not each time: anybody may try as often as he likes."""
+        now = asyncio.get_running_loop().time()
+        if now >= self.next_log_at:
+            self.next_log_at = now + _LOG_EVERY_S
+            _log.warning("a client was refused: %s", error)
 
 
 async def serve(

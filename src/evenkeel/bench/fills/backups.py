@@ -27,7 +27,7 @@ from evenkeel.coding.answers.tiles import Pixels
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
 from evenkeel.models.black_box import BlackBox
-from evenkeel.models.cards import Encoder, Interpolation, ModelCard, load_card, save_card
+from evenkeel.models.cards import Encoder, Interpolation, ModelCard, class_difference, load_card, save_card
 
 __all__ = [
     "UserClassifier",
@@ -190,14 +190,11 @@ def _read_card(spec: str, option: str, kind: str, classifier: UserClassifier | N
     if classifier is not None and (
         len(card.classes) != classifier.form.classes or classifier.classes not in (None, card.classes)
     ):
-        found = f"{len(card.classes)} and {classifier.form.classes}"
-        if len(card.classes) == classifier.form.classes and classifier.classes is not None:
-            own, others = next(
-                pair for pair in zip(card.classes, classifier.classes, strict=True) if pair[0] != pair[1]
-            )
-            found += f", of which the first that differ are {own!r} and {others!r}"
+        found = f"they have {len(card.classes)} and {classifier.form.classes}"
+        if classifier.classes is not None:
+            found = class_difference(card.classes, classifier.classes)
         raise ConfigurationError(
-            f"{option}: {card.name} and {classifier.name} must have the same classes; they have {found}"
+            f"{option}: {card.name} and {classifier.name} must have the same classes in the same order; {found}"
         )
     return path, card
 
