@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "reducers",
         "training.hook",
     },
+    "training.coded": {"backends.worker.address", "backends.worker.key", "coding.answers", "delays", "figures.records"},
     "training": set(),
     "vision": set(),
     "vision.networks": {"images", "models"},

@@ -1,0 +1,1 @@
+"""Trains linear models where the data is: exact gradients although devices leave."""
