@@ -412,10 +412,10 @@ def test_ranks_can_compare_their_settings(case: Case) -> None:
 
 def test_a_world_too_large_for_the_lanes_is_refused(case: Case) -> None:
     code = case.make()
-    if code.most_workers is None:
+    if code.max_workers is None:
         assert lanes_of(code, torch.ones(1), code.measure(torch.ones(1), Round(0, 1)), Round(0, 1)).is_floating_point()
         return
-    this_round = Round(0, code.most_workers + 1)
+    this_round = Round(0, code.max_workers + 1)
     stats = code.measure(torch.ones(9), this_round)
     with pytest.raises(ConfigurationError, match=r"do not fit into 32 bits: use at most \d+ workers"):
         code.encode(torch.ones(9), stats, this_round)

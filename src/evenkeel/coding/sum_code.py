@@ -49,12 +49,12 @@ class SumCode(ABC):
     Attributes:
         name: short name for tables and configuration.
         granule: lanes that share one count; see `Wire`.
-        most_workers: largest world whose sums fit, or None where there is no bound.
+        max_workers: largest world whose sums fit, or None where there is no bound.
     """
 
     name: str
     granule: int
-    most_workers: int | None = None
+    max_workers: int | None = None
 
     @abstractmethod
     def measure(self, vector: Tensor, this_round: Round) -> Tensor:

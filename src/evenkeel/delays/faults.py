@@ -18,7 +18,7 @@ from evenkeel.text_values import read_count, read_duration_s, split_spec, unknow
 __all__ = ["CpuHog", "Fault", "freeze", "kill", "parse_fault", "thaw"]
 
 _LONGEST_S = 3600.0
-_MOST_CORES = 256
+_MAX_CORES = 256
 # A helper ends at its own deadline, or as soon as its parent is gone (then it has another parent).
 _SPIN = """
 import os, sys, time
@@ -61,8 +61,8 @@ class CpuHog:
     """
 
     def __init__(self, cores: int, seconds: float) -> None:
-        if not 1 <= cores <= _MOST_CORES:
-            raise ConfigurationError(f"a CPU hog needs 1 to {_MOST_CORES} cores, found {cores}")
+        if not 1 <= cores <= _MAX_CORES:
+            raise ConfigurationError(f"a CPU hog needs 1 to {_MAX_CORES} cores, found {cores}")
         if not 0 < seconds <= _LONGEST_S:
             raise ConfigurationError(f"a CPU hog lasts up to {_LONGEST_S:.0f} s, found {seconds}")
         self._cores, self._seconds = cores, seconds
@@ -139,8 +139,8 @@ def _read_kill(text: str, given: dict[str, str]) -> Fault:
 def _read_hog(text: str, given: dict[str, str]) -> Fault:
     _refuse_others(text, given, ("cores", "at", "for"))
     cores = read_count(_field(text, given, "cores"), f"fault {text!r}: field 'cores'")
-    if not 1 <= cores <= _MOST_CORES:
-        raise ConfigurationError(f"fault {text!r}: field 'cores' must be from 1 to {_MOST_CORES}, found {cores}")
+    if not 1 <= cores <= _MAX_CORES:
+        raise ConfigurationError(f"fault {text!r}: field 'cores' must be from 1 to {_MAX_CORES}, found {cores}")
     return Fault("hog", "machine", cores, _at_s(text, given), _for_s(text, given))
 
 

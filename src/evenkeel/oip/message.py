@@ -14,15 +14,15 @@ import orjson
 
 from evenkeel.errors import RequestError
 
-__all__ = ["MOST_TENSORS", "LongArray", "read_message"]
+__all__ = ["MAX_TENSORS", "LongArray", "read_message"]
 
-MOST_TENSORS = 64  # in one message
+MAX_TENSORS = 64  # in one message
 
 _SHORT_BYTES = 64 << 10
 _LONG_ARRAY_BYTES = 4 << 10
-_MOST_KEYS = 4 * MOST_TENSORS  # of the name "data" that are looked at
+_MAX_KEYS = 4 * MAX_TENSORS  # of the name "data" that are looked at
 _PIECE_BYTES = 64 << 10  # takes less than a millisecond or two
-_MOST_VALUES = 20_000  # of a long text, outside of long arrays
+_MAX_VALUES = 20_000  # of a long text, outside of long arrays
 _MARK = f"{secrets.token_hex(16)}:"  # stands for an array that was taken out; no sender can know it
 _NO_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
 _BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
@@ -85,9 +85,9 @@ def read_message(text: bytes, binary: bool) -> dict[str, Any]:
     if len(text) > _SHORT_BYTES:
         text = _take_out(text, arrays)
         values = text.count(b",") + text.count(b"[") + text.count(b"{")
-        if values > _MOST_VALUES:
+        if values > _MAX_VALUES:
             raise RequestError(
-                f"the JSON holds some {values} values outside of numeric 'data'; at most {_MOST_VALUES} are taken: "
+                f"the JSON holds some {values} values outside of numeric 'data'; at most {_MAX_VALUES} are taken: "
                 f"send tensors as binary data"
             )
     try:
@@ -114,7 +114,7 @@ def _take_out(text: bytes, arrays: list[LongArray]) -> bytes:
     """`text` with a mark in place of each long array of numbers behind "data"."""
     parts = []
     kept = place = 0
-    for _ in range(_MOST_KEYS):  # each is looked for to the end of the text, at worst
+    for _ in range(_MAX_KEYS):  # each is looked for to the end of the text, at worst
         key = text.find(b'"data"', place)
         if key < 0:
             break
@@ -138,7 +138,7 @@ def _take_out(text: bytes, arrays: list[LongArray]) -> bytes:
 def _put_back(message: dict[str, Any], arrays: list[LongArray]) -> None:
     for key in ("inputs", "outputs"):
         entries = message.get(key)
-        for entry in entries[:MOST_TENSORS] if type(entries) is list else ():
+        for entry in entries[:MAX_TENSORS] if type(entries) is list else ():
             data = entry.get("data") if type(entry) is dict else None
             if type(data) is str and data.startswith(_MARK):
                 entry["data"] = arrays[int(data.removeprefix(_MARK))]

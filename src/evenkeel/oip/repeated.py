@@ -14,8 +14,8 @@ from evenkeel.oip.types import InferRequest, Tensor, numpy_dtype
 
 __all__ = ["RepeatedRequests"]
 
-_MOST_KNOWN = 128
-_MOST_JSON_BYTES = 1024
+_MAX_KNOWN = 128
+_MAX_JSON_BYTES = 1024
 
 
 class RepeatedRequests:
@@ -26,7 +26,7 @@ class RepeatedRequests:
 
     def parse(self, body: bytes, header_length: int | None = None) -> InferRequest:
         """See `parse_request`."""
-        if header_length is None or not 0 < header_length <= _MOST_JSON_BYTES:
+        if header_length is None or not 0 < header_length <= _MAX_JSON_BYTES:
             return parse_request(body, header_length)
         text = body[:header_length]
         known = self._known.get(text)
@@ -49,7 +49,7 @@ class RepeatedRequests:
         count = prod(tensor.shape)
         if not count or "binary_data_size" not in tensor.parameters:
             return
-        if len(self._known) >= _MOST_KNOWN:
+        if len(self._known) >= _MAX_KNOWN:
             del self._known[next(iter(self._known))]
         blank = Tensor(tensor.name, tensor.datatype, tensor.shape, [], tensor.parameters)  # holds no body
         kept = InferRequest([blank], request.outputs, request.id, request.parameters, request.binary_output)

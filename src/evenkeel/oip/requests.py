@@ -6,13 +6,13 @@ from typing import Any
 import orjson
 
 from evenkeel.errors import RequestError, UnsupportedError
-from evenkeel.oip.message import MOST_TENSORS, read_message
+from evenkeel.oip.message import MAX_TENSORS, read_message
 from evenkeel.oip.tensors import BinarySection, json_fields, pack, read_parameters, read_tensor
 from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOutput, Tensor, shown
 
 __all__ = ["check_count", "json_part", "parse_request", "write_request"]
 
-_MOST_ID = 4096  # it is sent back
+_MAX_ID = 4096  # it is sent back
 _NOT_OFFERED = ("shared_memory_region", "classification")
 
 
@@ -35,8 +35,8 @@ def check_count(entries: list[object], what: str) -> None:
     Raises:
         RequestError: it does.
     """
-    if len(entries) > MOST_TENSORS:
-        raise RequestError(f"{what!r} holds {len(entries)} entries; at most {MOST_TENSORS} are taken")
+    if len(entries) > MAX_TENSORS:
+        raise RequestError(f"{what!r} holds {len(entries)} entries; at most {MAX_TENSORS} are taken")
 
 
 def parse_request(body: bytes, header_length: int | None = None) -> InferRequest:
@@ -71,8 +71,8 @@ def parse_request(body: bytes, header_length: int | None = None) -> InferRequest
     identity = message.get("id")
     if identity is not None and type(identity) is not str:
         raise RequestError(f"'id' must be a string, found {shown(identity)}")
-    if identity is not None and len(identity) > _MOST_ID:
-        raise RequestError(f"'id' has {len(identity)} characters; at most {_MOST_ID} are taken")
+    if identity is not None and len(identity) > _MAX_ID:
+        raise RequestError(f"'id' has {len(identity)} characters; at most {_MAX_ID} are taken")
     outputs_given = message.get("outputs")
     outputs = None
     if outputs_given is not None:

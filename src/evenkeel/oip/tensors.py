@@ -19,9 +19,9 @@ from evenkeel.oip.types import Parameter, Parameters, Tensor, kind, kind_name, n
 
 __all__ = ["BinarySection", "aligned", "json_fields", "pack", "read_parameters", "read_tensor"]
 
-_MOST_DIMENSIONS = 16  # far above any model's need, below numpy's own limit
-_MOST_ELEMENTS = 1 << 40  # numpy counts bytes in 63 bits
-_MOST_BYTES_ELEMENTS = 1 << 16
+_MAX_DIMENSIONS = 16  # far above any model's need, below numpy's own limit
+_MAX_ELEMENTS = 1 << 40  # numpy counts bytes in 63 bits
+_MAX_BYTES_ELEMENTS = 1 << 16
 _length = Struct("<I")
 _INTEGER_CODES = {"u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "i1": "b", "<i2": "h", "<i4": "i", "<i8": "q"}
 _codes = {np.dtype(name): code for name, code in _INTEGER_CODES.items()}
@@ -149,13 +149,13 @@ def json_fields(tensor: Tensor, binary_size: int | None) -> dict[str, Any]:
 def _read_shape(value: object, label: str) -> tuple[tuple[int, ...], int]:
     if type(value) is not list:
         raise RequestError(f"tensor {label}: 'shape' must be a list of integers, found {kind(value)}")
-    if len(value) > _MOST_DIMENSIONS:
-        raise RequestError(f"tensor {label}: shape has {len(value)} dimensions; at most {_MOST_DIMENSIONS} are taken")
+    if len(value) > _MAX_DIMENSIONS:
+        raise RequestError(f"tensor {label}: shape has {len(value)} dimensions; at most {_MAX_DIMENSIONS} are taken")
     for size in value:
         if type(size) is not int or size < 0:
             raise RequestError(f"tensor {label}: 'shape' must hold integers >= 0, found {shown(size)}")
     # A side of zero hides the others from the count, but not from numpy.
-    if prod(size or 1 for size in value) > _MOST_ELEMENTS and 0 in value:
+    if prod(size or 1 for size in value) > _MAX_ELEMENTS and 0 in value:
         raise RequestError(f"tensor {label}: no tensor can have the shape {value}")
     return tuple(value), prod(value)
 
@@ -187,9 +187,9 @@ def _read_binary(
 
 
 def _read_elements(body: bytes, position: int, end: int, count: int, label: str) -> list[bytes]:
-    if count > _MOST_BYTES_ELEMENTS:
+    if count > _MAX_BYTES_ELEMENTS:
         raise RequestError(
-            f"tensor {label}: a BYTES tensor of {count} elements; at most {_MOST_BYTES_ELEMENTS} are taken"
+            f"tensor {label}: a BYTES tensor of {count} elements; at most {_MAX_BYTES_ELEMENTS} are taken"
         )
     elements: list[bytes] = []
     while position < end and len(elements) <= count:

@@ -54,7 +54,7 @@ _JSON_NAMES: dict[type, str] = {
     list: "a list",
     str: "a string",
 }
-_MOST_SHOWN = 60  # characters of what a sender wrote
+_MAX_SHOWN = 60  # characters of what a sender wrote
 
 
 def kind(value: object) -> str:
@@ -70,8 +70,8 @@ def kind_name(wanted: type) -> str:
 def shown(value: object) -> str:
     """A parsed JSON value for a message: texts are cut, and of lists and objects only the kind is said."""
     if isinstance(value, str):
-        return repr(value) if len(value) <= _MOST_SHOWN else f"{value[:_MOST_SHOWN]!r}..."
-    return kind(value) if value is None or isinstance(value, list | dict) else repr(value)[:_MOST_SHOWN]
+        return repr(value) if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]!r}..."
+    return kind(value) if value is None or isinstance(value, list | dict) else repr(value)[:_MAX_SHOWN]
 
 
 def numpy_dtype(datatype: str) -> np.dtype[Any]:

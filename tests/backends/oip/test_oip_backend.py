@@ -43,7 +43,7 @@ class JsonServer:
         self.gate = asyncio.Event()
         self.gate.set()
         self.working = 0
-        self.most_working = 0
+        self.max_working = 0
         self.asked = 0
         self.transports: set = set()
         self.runner: web.AppRunner | None = None
@@ -95,7 +95,7 @@ class JsonServer:
         self.asked += 1
         self.transports.add(request.transport)
         self.working += 1
-        self.most_working = max(self.most_working, self.working)
+        self.max_working = max(self.max_working, self.working)
         try:
             assert "Inference-Header-Content-Length" not in request.headers
             message = orjson.loads(await request.read())
@@ -344,7 +344,7 @@ def test_no_more_requests_are_open_than_connections():
             server.gate.set()
             replies = await asyncio.gather(*futures)
             assert all(reply.error is None for reply in replies)
-            assert server.most_working == 3
+            assert server.max_working == 3
 
     asyncio.run(run())
 

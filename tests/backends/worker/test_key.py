@@ -135,7 +135,7 @@ async def test_a_proof_heard_elsewhere_is_worth_nothing():
 @in_loop
 async def test_clients_beyond_the_most_are_told_so_and_the_others_go_on():
     async with (
-        serving("tcp://127.0.0.1:0", [doubling()], most_clients=2) as address,
+        serving("tcp://127.0.0.1:0", [doubling()], max_clients=2) as address,
         reached(address, b"") as backend,
         stranger(address) as second,
     ):
@@ -149,7 +149,7 @@ async def test_clients_beyond_the_most_are_told_so_and_the_others_go_on():
 @in_loop
 async def test_a_task_of_more_rows_than_allowed_is_refused():
     model = doubling(input_shape=(3,), dtype="float32")
-    async with serving("tcp://127.0.0.1:0", [model], most_rows=4) as address, stranger(address) as peer:
+    async with serving("tcp://127.0.0.1:0", [model], max_rows=4) as address, stranger(address) as peer:
         await peer.receive()
         peer.send(b"".join(encode_tensor(FrameKind.TASK, 1, np.repeat(ROW, 4, 0))))
         assert (await peer.receive()).kind is FrameKind.REPLY

@@ -92,7 +92,7 @@ async def test_a_raising_model_is_an_error_reply_and_the_worker_lives_on():
 async def test_a_full_queue_is_no_failure_and_no_sign_that_the_task_began(tmp_path):
     listen = f"unix:{tmp_path / 'w.sock'}"
     delay = ScriptedDelay()
-    async with serving(listen, [doubling()], most_queued=2, delay=delay), started(listen) as backend:
+    async with serving(listen, [doubling()], max_queued=2, delay=delay), started(listen) as backend:
         send(backend, ROW, key=FOR_EVER)
         await until(lambda: delay.drawn)
         tickets = [send(backend, ROW) for _ in range(3)]

@@ -135,7 +135,7 @@ def test_what_waits_for_an_owner_that_went_away_is_dropped(clock, owner):
 
 
 def test_the_queue_is_bounded(clock, owner):
-    runner = TaskRunner([doubling()], clock, most_queued=2, delay=ScriptedDelay({0: 1.0}))
+    runner = TaskRunner([doubling()], clock, max_queued=2, delay=ScriptedDelay({0: 1.0}))
     runner.submit(owner, 1, 0, 0, ROWS)
     clock.run(100.5)  # it runs; two more may wait
     for ticket in (2, 3, 4):

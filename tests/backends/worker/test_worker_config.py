@@ -11,7 +11,7 @@ from evenkeel.errors import ConfigurationError
     [
         WorkerConfig(models=("a.json",), listen="tcp://:0"),
         WorkerConfig(
-            models=("base.json", "n=python:m:f"), listen="unix:/tmp/a b.sock", threads=2, most_queued=5,
+            models=("base.json", "n=python:m:f"), listen="unix:/tmp/a b.sock", threads=2, max_queued=5,
             delay="two-mode:scale=0.3,seed=7", delay_cost=0.6, delay_epoch_s=-1.25e-3, worker_number=8, drain_s=0.5,
             parent_pid=77,
         ),
@@ -28,7 +28,7 @@ def test_a_configuration_comes_back_from_its_command_line(config):
         ({"listen": "nowhere"}, "address 'nowhere'"),
         ({"delay": "nevermore"}, "nevermore"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"most_queued": 0}, "most_queued must be at least 1"),
+        ({"max_queued": 0}, "max_queued must be at least 1"),
         ({"worker_number": -1}, "worker_number"),
         ({"delay_cost": 0.0}, "delay_cost must be above 0"),
         ({"delay_cost": float("nan")}, "delay_cost"),
@@ -56,3 +56,13 @@ def test_help_is_of_the_command_and_hides_what_only_a_gateway_says(capsys):
     assert "\n    evenkeel worker --model cifar10-base --listen tcp://" in said
     for internal in ("--delay-epoch", "--delay-cost", "--worker-number", "--parent-pid"):
         assert internal not in said
+
+
+def test_the_older_names_of_limits_are_taken_and_hidden(capsys):
+    least = ["--model", "a.json", "--listen", "tcp://:0"]
+    config = config_from([*least, "--most-queued", "5", "--most-clients=6", "--most-rows", "7"], "worker")
+    assert (config.max_queued, config.max_clients, config.max_rows) == (5, 6, 7)
+    assert config_from(least, "worker") == WorkerConfig(models=("a.json",), listen="tcp://:0")
+    with pytest.raises(SystemExit):
+        config_from(["--help"], "worker")
+    assert "most-" not in capsys.readouterr().out

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from evenkeel.coding.sums.integer_lanes import IntegerWire, most_workers, pack_bits, unpack_bits
+from evenkeel.coding.sums.integer_lanes import IntegerWire, max_workers, pack_bits, unpack_bits
 from evenkeel.errors import CodeError, ConfigurationError
 
 
@@ -37,10 +37,10 @@ def test_wrong_widths_and_lengths_are_refused() -> None:
 
 
 def test_lanes_grow_before_they_overflow() -> None:
-    wires = {world: IntegerWire(4, 17, 8, world) for world in (1, 4, 8, 15, 16, most_workers(17))}
+    wires = {world: IntegerWire(4, 17, 8, world) for world in (1, 4, 8, 15, 16, max_workers(17))}
     assert {wires[world].lane_type for world in (1, 4, 8, 15)} == {torch.uint8}
-    assert {wires[world].lane_type for world in (16, most_workers(17))} == {torch.int32}
+    assert {wires[world].lane_type for world in (16, max_workers(17))} == {torch.int32}
     assert [wires[world].down_width for world in (1, 4, 8, 15, 16)] == [5, 7, 8, 8, 9]
-    assert 17 * most_workers(17) <= 2**31 - 1 < 17 * (most_workers(17) + 1)
+    assert 17 * max_workers(17) <= 2**31 - 1 < 17 * (max_workers(17) + 1)
     with pytest.raises(ConfigurationError, match="do not fit into 32 bits"):
-        IntegerWire(4, 17, 8, most_workers(17) + 1)
+        IntegerWire(4, 17, 8, max_workers(17) + 1)

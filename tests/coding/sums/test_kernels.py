@@ -19,7 +19,7 @@ from evenkeel.coding.sums import kernels
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.integer_lanes import pack_bits, unpack_bits
-from evenkeel.coding.sums.kernels import MOST_WORKERS, cpu, fast, threads, twins_only
+from evenkeel.coding.sums.kernels import MAX_WORKERS, cpu, fast, threads, twins_only
 from evenkeel.coding.sums.rounding import Rounding
 from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.wire import Round, Total
@@ -60,7 +60,7 @@ def rounds(draw: st.DrawFn, tables: list[tuple[int, int]] = TABLES) -> Case:
     bits, granularity = draw(st.sampled_from(tables))
     block = 2 ** draw(st.sampled_from([3, 4, 5, 6, 9, 10, 12]))
     rounding: Rounding = draw(st.sampled_from(["correlated", "correlated", "stochastic", "nearest"]))
-    world = draw(st.sampled_from([1, 2, 3, 4, 8, 15, 16, 100, MOST_WORKERS]))
+    world = draw(st.sampled_from([1, 2, 3, 4, 8, 15, 16, 100, MAX_WORKERS]))
     return Case(
         code=THC(bits, granularity, None, rounding, block, seed=draw(st.integers(0, 2**40))),
         this_round=Round(
@@ -248,7 +248,7 @@ def test_what_the_kernels_cannot_read_takes_the_twin_and_gives_the_same(used: li
     assert_same(code.decode(Total(message.repeat_interleave(2)[::2], 1), stats, 300, this_round), mean)
     assert_same(lanes_of(code, vector, stats.double(), this_round), message)
     assert_same(lanes_of(code, vector[:0], stats[:0], this_round), message[:0])
-    crowd = Round(0, MOST_WORKERS + 1)
+    crowd = Round(0, MAX_WORKERS + 1)
     code.encode(vector, stats, crowd)
     with twins_only():
         one_round(code, vector, this_round)

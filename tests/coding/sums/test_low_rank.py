@@ -150,7 +150,7 @@ def test_with_feedback_the_sums_miss_nothing(inner: SumCode | None) -> None:
 def test_coefficients_travel_through_another_code() -> None:
     code = arranged(LowRank(2, THC(4, block=64)))
     this_round = Round(0, 4)
-    assert (code.granule, code.wire(this_round.world).up_width, code.most_workers) == (64, 4, THC(4).most_workers)
+    assert (code.granule, code.wire(this_round.world).up_width, code.max_workers) == (64, 4, THC(4).max_workers)
     assert code.lanes(LENGTH, this_round) == 72  # 71 numbers, in a block of 64 and one of 8
     exact, vector = arranged(LowRank(2)), torch.randn(LENGTH, generator=chance(6))
 

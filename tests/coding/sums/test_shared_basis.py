@@ -17,8 +17,8 @@ def moments_of(learnt: Tensor, held_out: Tensor) -> Moments:
     return moments
 
 
-def learn_one(moments: Moments, loss: float, most: int) -> tuple[Tensor, float]:
-    bases, lost = learn(moments, loss, most)
+def learn_one(moments: Moments, loss: float, limit: int) -> tuple[Tensor, float]:
+    bases, lost = learn(moments, loss, limit)
     return bases[0], float(lost[0])
 
 
@@ -30,7 +30,7 @@ def low_rank(count: int, size: int, rank: int, noise: float, seed: int) -> Tenso
 
 
 def test_as_many_directions_as_the_vectors_have() -> None:
-    basis, lost = learn_one(moments_of(low_rank(100, 32, 3, 0.01, 0), low_rank(50, 32, 3, 0.01, 1)), 0.01, most=16)
+    basis, lost = learn_one(moments_of(low_rank(100, 32, 3, 0.01, 0), low_rank(50, 32, 3, 0.01, 1)), 0.01, limit=16)
     assert basis.shape == (32, 3)
     assert 0 < lost < 0.01
     torch.testing.assert_close(basis.T @ basis, torch.eye(3), atol=1e-5, rtol=0)
@@ -40,22 +40,22 @@ def test_as_many_directions_as_the_vectors_have() -> None:
 
 def test_few_samples_of_noise_do_not_pass_for_structure() -> None:
     noise = torch.randn(2, 10, 64, generator=torch.Generator().manual_seed(3))
-    basis, lost = learn_one(moments_of(noise[0], noise[1]), 0.01, most=20)
+    basis, lost = learn_one(moments_of(noise[0], noise[1]), 0.01, limit=20)
     assert basis.shape[1] == 20  # 10 would keep all energy of the samples themselves
     assert lost > 0.5
 
 
 def test_the_loss_is_that_of_the_held_out_vectors() -> None:
     held_out = low_rank(40, 32, 6, 0.1, 5)
-    basis, lost = learn_one(moments_of(low_rank(200, 32, 6, 0.1, 4), held_out), 0.001, most=4)
+    basis, lost = learn_one(moments_of(low_rank(200, 32, 6, 0.1, 4), held_out), 0.001, limit=4)
     outside = held_out - held_out @ basis @ basis.T
     assert lost == pytest.approx(float(outside.square().sum() / held_out.square().sum()), rel=1e-3)
 
 
 def test_nothing_held_out_tells_nothing() -> None:
-    assert learn_one(moments_of(torch.randn(5, 8), torch.zeros(1, 8)), 0.01, most=2)[1] == 1
+    assert learn_one(moments_of(torch.randn(5, 8), torch.zeros(1, 8)), 0.01, limit=2)[1] == 1
     with pytest.raises(CodeError, match="1 to 8 directions, found 9"):
-        learn(Moments.none(1, 8, torch.device("cpu")), 0.01, most=9)
+        learn(Moments.none(1, 8, torch.device("cpu")), 0.01, limit=9)
 
 
 def test_layers_have_their_own_directions_as_many_as_one_of_them_needs() -> None:
@@ -63,11 +63,11 @@ def test_layers_have_their_own_directions_as_many_as_one_of_them_needs() -> None
     moments = Moments.none(3, 32, torch.device("cpu"))
     moments.add(learnt, hold_out=False)
     moments.add(learnt[:, :30], hold_out=True)
-    bases, lost = learn(moments, 0.01, most=16)
+    bases, lost = learn(moments, 0.01, limit=16)
     assert bases.shape == (3, 32, 5)
     assert bool((lost[:2] < 0.01).all())
     assert float(lost[2]) == 1
     for layer, alone in enumerate(learnt[:2]):
-        basis, _ = learn_one(moments_of(alone, alone[:30]), 0.01, most=16)
+        basis, _ = learn_one(moments_of(alone, alone[:30]), 0.01, limit=16)
         together = bases[layer] @ bases[layer].mT @ basis
         torch.testing.assert_close(together, basis, atol=1e-3, rtol=0)

@@ -258,7 +258,7 @@ def refusals() -> None:
         evenkeel.HookState(evenkeel.THC(bits=4), start_step=2 + rank), "differ in start_step: 2 on", static_graph=True
     )
     narrow = evenkeel.FixedPoint(bits=4)
-    narrow.most_workers = 1
+    narrow.max_workers = 1
     refused(evenkeel.PipeSGD(evenkeel.HookState(narrow)), "at most 1 ranks")
 
     plain = evenkeel.HookState(evenkeel.THC(bits=4))

@@ -505,7 +505,7 @@ def test_another_model_is_noticed_by_its_weights() -> None:
 def test_more_ranks_than_the_lanes_hold_are_refused_on_every_rank() -> None:
     def work(ranks: Collectives) -> None:
         code = FixedPoint(bits=4)
-        code.most_workers = 1
+        code.max_workers = 1
         run(sharded(ranks, code), Model(SHAPES), ranks.rank, range(1))
 
     for error in errors_of(2, work):

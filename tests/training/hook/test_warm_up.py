@@ -93,5 +93,5 @@ def test_nothing_is_said_where_nothing_is_compiled(caplog: pytest.LogCaptureFixt
 
 def test_a_world_that_is_too_large_is_left_to_the_first_step_to_refuse() -> None:
     code = evenkeel.FixedPoint(bits=4)
-    code.most_workers = 1
+    code.max_workers = 1
     evenkeel.HookState(code, reducer=evenkeel.Sharded(thread_collectives(2)[0])).close()

@@ -34,10 +34,10 @@ __all__ = ["OipBackend"]
 
 _log = logging.getLogger(__name__)
 
-_MOST_WORD_BYTES = 1 << 20  # of metadata, of readiness
+_MAX_WORD_BYTES = 1 << 20  # of metadata, of readiness
 _READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up everything else
-_MOST_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
-_MOST_DIGITS = 18  # of a length
+_MAX_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
+_MAX_DIGITS = 18  # of a length
 # Below the two to five seconds after which common servers close idle connections: what is sent as they do so is lost.
 _IDLE_S = 1.0
 
@@ -267,12 +267,12 @@ class OipBackend(Backend):
         contract = self._contract
         assert contract is not None
         body, header_length = contract.write(inputs)
-        url, most_bytes = self._model_url + "/infer", contract.most_reply_bytes(len(inputs))
+        url, max_bytes = self._model_url + "/infer", contract.max_reply_bytes(len(inputs))
         headers = {"content-type": "application/json"}
         if header_length is not None:
             headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
         try:
-            reply, given = await self._request("POST", url, body, headers, most_bytes)
+            reply, given = await self._request("POST", url, body, headers, max_bytes)
         except TimeoutError:
             raise BackendError(f"{self.name}: no reply within {self._timeout_s:g} s") from None
         except aiohttp.ClientConnectorError as error:
@@ -282,7 +282,7 @@ class OipBackend(Backend):
         except aiohttp.ClientError as error:
             raise ProtocolError(f"{self.name}: {without_password(str(error))}") from error
         try:
-            if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MOST_DIGITS):
+            if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MAX_DIGITS):
                 raise ProtocolError(f"{HEADER_LENGTH} is {shown(given)}")
             read = partial(contract.read, reply, None if given is None else int(given), len(inputs))
             if len(reply) < _READ_ASIDE_FROM_BYTES:
@@ -297,7 +297,7 @@ class OipBackend(Backend):
         url: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        most_bytes: int = _MOST_WORD_BYTES,
+        max_bytes: int = _MAX_WORD_BYTES,
     ) -> tuple[bytes, str | None]:
         """Sends one request, and gives body and header length of its 200 response."""
         async with await self._begin(method, url, body, headers) as response:
@@ -308,8 +308,8 @@ class OipBackend(Backend):
             size = 0
             async for part in response.content.iter_any():
                 size += len(part)
-                if size > most_bytes:
-                    raise ProtocolError(f"{self.name}: a reply has more than {most_bytes} bytes")
+                if size > max_bytes:
+                    raise ProtocolError(f"{self.name}: a reply has more than {max_bytes} bytes")
                 parts.append(part)
             reply = b"".join(parts)
             if response.status != 200:
@@ -413,7 +413,7 @@ def _refusal(response: aiohttp.ClientResponse, message: str) -> BackendError:
 
 def _retry_after_s(text: str) -> float | None:
     """Reads the seconds of a `Retry-After` header, a number or a date; None where it is neither."""
-    if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS:
+    if text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS:
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text[:40]).timestamp() - time.time())
@@ -424,7 +424,7 @@ def _retry_after_s(text: str) -> float | None:
 def _explain(response: aiohttp.ClientResponse, body: bytes) -> str:
     text = body[:300].decode("utf-8", "replace")
     with suppress(orjson.JSONDecodeError):
-        message = orjson.loads(body) if len(body) <= _MOST_ERROR_BYTES else None
+        message = orjson.loads(body) if len(body) <= _MAX_ERROR_BYTES else None
         if isinstance(message, dict):
             said = [message.get(key) for key in ("error", "detail")]
             text = next((word[:300] for word in said if isinstance(word, str) and word), text)

@@ -14,8 +14,8 @@ from evenkeel.oip import RequestedOutput, Tensor, parse_response, shown, write_r
 
 __all__ = ["Contract", "agree"]
 
-_MOST_NAMES = 5  # in a message
-_MOST_REPLY_BYTES = 16 << 20  # where the card does not say how many values there are
+_MAX_NAMES = 5  # in a message
+_MAX_REPLY_BYTES = 16 << 20  # where the card does not say how many values there are
 _OTHER_BYTES = 1 << 20  # of a reply, besides the requested values
 _VALUE_BYTES = 64  # of one value as JSON, with room for blanks
 
@@ -43,10 +43,10 @@ class Contract:
         output = RequestedOutput(self.output_name, True if self.binary else None)
         return write_request([tensor], [output], binary=self.binary)
 
-    def most_reply_bytes(self, rows: int) -> int:
+    def max_reply_bytes(self, rows: int) -> int:
         """Gives the size beyond which a reply to `rows` items is not read."""
         row = self.card.output_shape
-        return _MOST_REPLY_BYTES if row is None else _OTHER_BYTES + rows * prod(row) * _VALUE_BYTES
+        return _MAX_REPLY_BYTES if row is None else _OTHER_BYTES + rows * prod(row) * _VALUE_BYTES
 
     def read(self, body: bytes, header_length: int | None, rows: int) -> Array:
         """Reads the outputs `[rows, ...]`, float32, of a 200 response.
@@ -59,7 +59,7 @@ class Contract:
             self.check_version(response.model_version)
         tensor = next((output for output in response.outputs if output.name == self.output_name), None)
         if tensor is None:
-            names = ", ".join(shown(output.name) for output in response.outputs[:_MOST_NAMES])
+            names = ", ".join(shown(output.name) for output in response.outputs[:_MAX_NAMES])
             raise ProtocolError(f"expected output {self.output_name!r}, found {names or 'none'}")
         data, row = tensor.data, self.card.output_shape
         if row is not None and tensor.shape != (rows, *row):
@@ -123,7 +123,7 @@ def _pick(model: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
         return {"name": name}
     found = entries[0] if len(entries) == 1 else next((entry for entry in entries if entry["name"] == name), None)
     if found is None:
-        names = ", ".join(shown(entry["name"]) for entry in entries[:_MOST_NAMES])
+        names = ", ".join(shown(entry["name"]) for entry in entries[:_MAX_NAMES])
         raise BackendError(f"the model has {key} {names}, but none is called {name!r} as the model card says")
     return found
 

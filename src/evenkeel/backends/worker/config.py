@@ -25,15 +25,15 @@ class WorkerConfig:
         models: specs as `load_model` takes them.
         listen: `unix:/path`, `tcp://host:port`, or `fd:N`: one connection already open, whose end ends the worker.
         threads: that one pass may use.
-        most_queued: more waiting tasks are refused; higher hides overload longer.
+        max_queued: more waiting tasks are refused; higher hides overload longer.
         delay: an injected law of task times as `evenkeel.delays.laws.parse_delay` takes it, or "".
         delay_cost: multiplies every draw; None: each model's own `relative_cost`, as its card says, does.
         delay_epoch_s: when the experiment began, by `time.monotonic()`; None: when the worker did.
         worker_number: given to the delay, so that some workers can be the slow ones.
         key_file: holds the key that clients on TCP must have; "": of the variable EVENKEEL_WORKER_KEY, or none.
         no_key: take tasks from anybody who can reach a TCP address beyond this machine.
-        most_clients: connections at once.
-        most_rows: of one task.
+        max_clients: connections at once.
+        max_rows: of one task.
         drain_s: how long, after a stop signal, the worker may go on with what is queued.
         parent_pid: dies with that process, however it ends; 0: stands alone.
     """
@@ -41,15 +41,15 @@ class WorkerConfig:
     models: tuple[str, ...]
     listen: str
     threads: int = 1
-    most_queued: int = 1024
+    max_queued: int = 1024
     delay: str = ""
     delay_cost: float | None = None
     delay_epoch_s: float | None = None
     worker_number: int = 0
     key_file: str = ""
     no_key: bool = False
-    most_clients: int = 64
-    most_rows: int = 1024
+    max_clients: int = 64
+    max_rows: int = 1024
     drain_s: float = 10.0
     parent_pid: int = 0
 
@@ -60,9 +60,9 @@ class WorkerConfig:
         parse_delay(self.delay or "none")
         for name, least in (
             ("threads", 1),
-            ("most_queued", 1),
-            ("most_clients", 1),
-            ("most_rows", 1),
+            ("max_queued", 1),
+            ("max_clients", 1),
+            ("max_rows", 1),
             ("worker_number", 0),
             ("parent_pid", 0),
         ):
@@ -87,13 +87,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--listen", required=True, metavar="ADDRESS", help="Address to listen on: unix:/path or tcp://host:port.")
     add("--threads", type=int, default=1, help="Number of threads that one pass may use.")
-    add("--most-queued", type=int, default=1024, help="Largest number of waiting tasks; more are refused.")
+    add("--max-queued", type=int, default=1024, help="Largest number of waiting tasks; more are refused.")
     add("--key-file", default="", metavar="FILE", help="File with the key that clients on TCP share.")
     add("--no-key", action="store_true", help="Take tasks from anybody who can reach a TCP address, without a key.")
-    add("--most-clients", type=int, default=64, help="Largest number of connections; more are refused.")
-    add("--most-rows", type=int, default=1024, help="Largest number of rows in one task.")
+    add("--max-clients", type=int, default=64, help="Largest number of connections; more are refused.")
+    add("--max-rows", type=int, default=1024, help="Largest number of rows in one task.")
     add("--delay", default="", metavar="LAW", help="Delay to inject, for experiments: two-mode:scale=0.3,seed=7.")
     add("--drain", type=float, default=10.0, dest="drain_s", help="Seconds to finish the queue after SIGTERM.")
+    for name in ("queued", "clients", "rows"):  # the older names of these options
+        add(f"--most-{name}", type=int, default=argparse.SUPPRESS, dest=f"max_{name}", help=argparse.SUPPRESS)
     # Set by a gateway or an experiment for the workers that it starts.
     add("--delay-cost", type=float, default=None, help=argparse.SUPPRESS)
     add("--delay-epoch", type=float, default=None, dest="delay_epoch_s", help=argparse.SUPPRESS)
@@ -123,9 +125,9 @@ def to_arguments(config: WorkerConfig) -> list[str]:
     values = {
         "--listen": config.listen,
         "--threads": config.threads,
-        "--most-queued": config.most_queued,
-        "--most-clients": config.most_clients,
-        "--most-rows": config.most_rows,
+        "--max-queued": config.max_queued,
+        "--max-clients": config.max_clients,
+        "--max-rows": config.max_rows,
         "--key-file": config.key_file,
         "--delay": config.delay,
         "--worker-number": config.worker_number,

@@ -41,7 +41,7 @@ VERSION = 1
 MAX_PAYLOAD_BYTES = 256 << 20  # of a tensor; a peer that announces more is cut off before anything is allocated
 MAX_TEXT_BYTES = 1 << 20  # of a frame that carries text or JSON
 MAX_AXES = 6
-_MOST_ERROR_BYTES = 4096
+_MAX_ERROR_BYTES = 4096
 NO_SLOT = 0xFFFFFFFF
 
 _MAGIC = b"EK"
@@ -243,9 +243,9 @@ class FrameReader:
             return frame, size_bytes if slot == NO_SLOT else 0
         if code or axes or any(dims) or slot != NO_SLOT:
             raise ProtocolError(f"a {kind.name} frame that announces a tensor")
-        most_bytes = min(MAX_TEXT_BYTES, self.max_payload_bytes) if kind in _WITH_TEXT else 0
-        if size_bytes > most_bytes:
-            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; at most {most_bytes} are allowed")
+        max_bytes = min(MAX_TEXT_BYTES, self.max_payload_bytes) if kind in _WITH_TEXT else 0
+        if size_bytes > max_bytes:
+            raise ProtocolError(f"a {kind.name} frame of {size_bytes} bytes; at most {max_bytes} are allowed")
         return Frame(kind, ticket, key, service_s, model, None, (), slot, size_bytes), size_bytes
 
     def _check_tensor(
@@ -276,7 +276,7 @@ def encode(kind: FrameKind, ticket: int = 0, payload: bytes = b"") -> bytes:
 
 def encode_error(ticket: int, message: str, reason: ErrorReason = ErrorReason.FAILED) -> bytes:
     """Encodes an ERROR frame."""
-    payload = message.encode("utf-8", "replace")[:_MOST_ERROR_BYTES]
+    payload = message.encode("utf-8", "replace")[:_MAX_ERROR_BYTES]
     return _header(FrameKind.ERROR, ticket, model=reason, size_bytes=len(payload)) + payload
 
 

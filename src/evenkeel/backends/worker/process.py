@@ -31,7 +31,7 @@ __all__ = ["ProcessBackend"]
 _log = logging.getLogger(__name__)
 _EXIT_S = 1.0  # for a worker whose connection ended to end by itself
 _TAIL_BYTES = 4096
-_MOST_SAID = 16 << 10  # bytes of a worker's words that are logged in `_SAID_S`
+_MAX_SAID = 16 << 10  # bytes of a worker's words that are logged in `_SAID_S`
 _SAID_S = 10.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -112,7 +112,7 @@ class _Tail(asyncio.Protocol):
     def __init__(self, name: str) -> None:
         self._name = name
         self._chunks: deque[bytes] = deque()
-        self._room = _MOST_SAID
+        self._room = _MAX_SAID
         self._renew: asyncio.TimerHandle | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -122,7 +122,7 @@ class _Tail(asyncio.Protocol):
             _log.warning("worker %s says: %s", self._name, data.decode("utf-8", "replace").strip())
         elif self._renew is None:
             _log.warning(
-                "worker %s says more than %d bytes in %g s; the rest is left out", self._name, _MOST_SAID, _SAID_S
+                "worker %s says more than %d bytes in %g s; the rest is left out", self._name, _MAX_SAID, _SAID_S
             )
             self._renew = asyncio.get_running_loop().call_later(_SAID_S, self._listen)
         self._chunks.append(data)
@@ -130,7 +130,7 @@ class _Tail(asyncio.Protocol):
             self._chunks.popleft()
 
     def _listen(self) -> None:
-        self._room, self._renew = _MOST_SAID, None
+        self._room, self._renew = _MAX_SAID, None
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._renew is not None:

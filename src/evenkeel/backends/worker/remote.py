@@ -170,7 +170,7 @@ class WorkerBackend(Backend):
                 if self._link.ours:
                     return  # started again with the same arguments it would fail in the same way
             lived_s = 0.0 if greeted_s is None else time.monotonic() - greeted_s
-            failures = 0 if lived_s > self._options.most_pause_s else failures + 1
+            failures = 0 if lived_s > self._options.max_pause_s else failures + 1
             pause_s = self._pause_s(failures)
             _log.warning("backend %s: %s; trying again in %.1f s", self.name, error, pause_s)
             await asyncio.sleep(pause_s)
@@ -179,7 +179,7 @@ class WorkerBackend(Backend):
         # The first loss after a good while is mended at once; only what fails again and again has to wait.
         if failures == 0:
             return 0.0
-        return min(self._options.first_pause_s * 2.0 ** min(failures - 1, 30), self._options.most_pause_s)
+        return min(self._options.first_pause_s * 2.0 ** min(failures - 1, 30), self._options.max_pause_s)
 
     def _checked(self, hello: WorkerHello) -> WorkerHello:
         missing = [name for name in self._wanted if name not in hello.models]

@@ -84,8 +84,8 @@ class _ConnectedClient:
 
     def _on_open(self) -> None:
         room = self._room
-        if len(room.clients) >= room.most_clients:
-            self.connection.send([encode_error(0, f"{room.most_clients} clients are connected; no more are taken")])
+        if len(room.clients) >= room.max_clients:
+            self.connection.send([encode_error(0, f"{room.max_clients} clients are connected; no more are taken")])
             self.connection.close()
             return
         room.clients.add(self)
@@ -167,7 +167,7 @@ class _SharedState:
     hello: bytes
     shares: bool
     key: bytes
-    most_clients: int
+    max_clients: int
     max_payload_bytes: int
     clients: set[_ConnectedClient] = field(default_factory=set)
     next_log_at: float = 0.0
@@ -188,11 +188,11 @@ async def serve(
     delay_cost: float | None = None,
     delay_epoch_s: float | None = None,
     worker_number: int = 0,
-    most_queued: int = 1024,
+    max_queued: int = 1024,
     drain_s: float = 10.0,
     key: bytes = b"",
-    most_clients: int = 64,
-    most_rows: int = 1024,
+    max_clients: int = 64,
+    max_rows: int = 1024,
     stop: asyncio.Event | None = None,
     on_listening: Callable[[str], object] = lambda address: None,
 ) -> None:
@@ -205,11 +205,11 @@ async def serve(
         delay_cost: multiplies its draws; None: each model's own `relative_cost` does.
         delay_epoch_s: when the experiment began, by `time.monotonic()`; None: now.
         worker_number: given to the delay.
-        most_queued: more waiting tasks are refused.
+        max_queued: more waiting tasks are refused.
         drain_s: how long finishing may take.
         key: that clients on TCP must hold; empty: none. On the other addresses only this user's processes can connect.
-        most_clients: connections at once; further ones get an error and are closed.
-        most_rows: of one task; of the models' rows, where these are of known shape, follows the longest payload.
+        max_clients: connections at once; further ones get an error and are closed.
+        max_rows: of one task; of the models' rows, where these are of known shape, follows the longest payload.
         stop: set it to end.
         on_listening: called with the address once tasks can be sent; a tcp port of 0 is replaced by the real one.
 
@@ -221,7 +221,7 @@ async def serve(
     runner = TaskRunner(
         models,
         LoopClock(loop),
-        most_queued=most_queued,
+        max_queued=max_queued,
         delay=delay,
         delay_cost=delay_cost,
         worker=worker_number,
@@ -233,8 +233,8 @@ async def serve(
         hello,
         shares=address.kind != "tcp",
         key=key if address.kind == "tcp" else b"",
-        most_clients=most_clients,
-        max_payload_bytes=_longest_payload(models, most_rows),
+        max_clients=max_clients,
+        max_payload_bytes=_longest_payload(models, max_rows),
     )
 
     def accept() -> Connection:
@@ -332,13 +332,13 @@ def _remove_stale(path: str) -> None:
         os.unlink(path)
 
 
-def _longest_payload(models: Sequence[Model], most_rows: int) -> int:
+def _longest_payload(models: Sequence[Model], max_rows: int) -> int:
     """Computes the bytes of the longest task that any of the models may be sent."""
     longest = 0
     for model in models:
         if model.input_shape is None or model.dtype is None:
             return MAX_PAYLOAD_BYTES
-        longest = max(longest, most_rows * math.prod(model.input_shape) * np.dtype(model.dtype).itemsize)
+        longest = max(longest, max_rows * math.prod(model.input_shape) * np.dtype(model.dtype).itemsize)
     return min(longest, MAX_PAYLOAD_BYTES)
 
 

@@ -41,7 +41,7 @@ class ClientOptions:
             its models, because a worker that computes does not answer; 0 waits for ever.
         frozen_if_suspected_s: the same, while the gateway suspects the worker. Lower restarts a frozen worker sooner.
         first_pause_s: before the second attempt to connect; doubles with each failure.
-        most_pause_s: between two attempts.
+        max_pause_s: between two attempts.
         share_from_bytes: tensors of at least that size go through shared memory, where the worker can open it.
         share_slots: how many of them may be on their way at once, others take the socket; 0 shares nothing.
         share_slot_bytes: the largest tensor that fits.
@@ -53,7 +53,7 @@ class ClientOptions:
     frozen_after_s: float = 10.0
     frozen_if_suspected_s: float = 3.0
     first_pause_s: float = 0.1
-    most_pause_s: float = 5.0
+    max_pause_s: float = 5.0
     share_from_bytes: int = 8 << 10
     share_slots: int = 16
     share_slot_bytes: int = 4 << 20

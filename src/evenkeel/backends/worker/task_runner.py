@@ -12,9 +12,9 @@ from evenkeel.clock import Clock
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError
 
-__all__ = ["MOST_QUEUED_BYTES", "TaskOwner", "TaskRunner"]
+__all__ = ["MAX_QUEUED_BYTES", "TaskOwner", "TaskRunner"]
 
-MOST_QUEUED_BYTES = 1 << 30
+MAX_QUEUED_BYTES = 1 << 30
 _LOG_EVERY_S = 10.0
 _log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class TaskRunner:
     the longer of the model's own time and the drawn time has passed since it began.
 
     Args:
-        most_queued: a task beyond that many waiting ones is refused.
-        most_queued_bytes: a task whose inputs would make the waiting ones hold more than that is refused.
+        max_queued: a task beyond that many waiting ones is refused.
+        max_queued_bytes: a task whose inputs would make the waiting ones hold more than that is refused.
         worker: this worker's number, given to the delay.
         delay_epoch_s: when the experiment began on the clock; draws depend on the time since then.
         delay_cost: multiplies every draw; None: each model's own `relative_cost` does.
@@ -66,15 +66,15 @@ class TaskRunner:
         models: Sequence[Model],
         clock: Clock,
         *,
-        most_queued: int = 1024,
-        most_queued_bytes: int = MOST_QUEUED_BYTES,
+        max_queued: int = 1024,
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
         delay: Delay | None = None,
         delay_cost: float | None = None,
         worker: int = 0,
         delay_epoch_s: float | None = None,
     ) -> None:
-        self._models, self._clock, self._most_queued = list(models), clock, most_queued
-        self._most_queued_bytes, self._queued_bytes = most_queued_bytes, 0
+        self._models, self._clock, self._max_queued = list(models), clock, max_queued
+        self._max_queued_bytes, self._queued_bytes = max_queued_bytes, 0
         self._delay, self._delay_cost, self._worker = delay, delay_cost, worker
         self._delay_epoch_s = clock.time() if delay_epoch_s is None else delay_epoch_s
         # An OrderedDict, not a dict: taking the first of a dict again and again costs more each time.
@@ -97,9 +97,9 @@ class TaskRunner:
             owner.failed(ticket, f"no model number {model}; the worker holds {len(self._models)}")
         elif complaint := _complaint(self._models[model], inputs):
             owner.failed(ticket, complaint)
-        elif len(self._waiting) >= self._most_queued:
-            owner.refused(ticket, f"queue full: {self._most_queued} tasks wait; send the task elsewhere")
-        elif self._waiting and self._queued_bytes + inputs.nbytes > self._most_queued_bytes:
+        elif len(self._waiting) >= self._max_queued:
+            owner.refused(ticket, f"queue full: {self._max_queued} tasks wait; send the task elsewhere")
+        elif self._waiting and self._queued_bytes + inputs.nbytes > self._max_queued_bytes:
             owner.refused(ticket, f"queue full: waiting tasks hold {self._queued_bytes} bytes; send the task elsewhere")
         else:
             self._queued_bytes += inputs.nbytes

@@ -35,10 +35,10 @@ __all__ = [
     "settings_of",
 ]
 
-_MOST_CHARACTERS = 200  # of a text
-_MOST_ITEMS = 1024
-_MOST_GRID = 32
-_MOST_SPARES = 64
+_MAX_CHARACTERS = 200  # of a text
+_MAX_ITEMS = 1024
+_MAX_GRID = 32
+_MAX_SPARES = 64
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class ReplicateSettings(CodeSettings):
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        whole("k", self.k, 1, _MOST_ITEMS)
-        whole("copies", self.copies, 1, _MOST_SPARES)
+        whole("k", self.k, 1, _MAX_ITEMS)
+        whole("copies", self.copies, 1, _MAX_SPARES)
 
     def code(self, own: OwnModel, card: ModelCard | None = None) -> BackupCode:
         """Makes the code."""
@@ -131,7 +131,7 @@ class CheapSettings(CodeSettings):
 
     def __post_init__(self) -> None:
         """Checks the range."""
-        whole("k", self.k, 1, _MOST_ITEMS)
+        whole("k", self.k, 1, _MAX_ITEMS)
 
     def code(self, own: OwnModel, card: ModelCard | None = None) -> BackupCode:
         """Makes the code."""
@@ -150,7 +150,7 @@ class CollageSettings(CodeSettings):
     def __post_init__(self) -> None:
         """Checks the range."""
         if self.grid is not None:
-            whole("grid", self.grid, 1, _MOST_GRID)
+            whole("grid", self.grid, 1, _MAX_GRID)
 
     def code(self, own: OwnModel, card: ModelCard | None = None) -> BackupCode:
         """Makes the code."""
@@ -173,7 +173,7 @@ class ParitySettings(CodeSettings):
         if self.form not in (None, *get_args(Encoder)):
             raise unknown("form", str(self.form), get_args(Encoder))
         if self.k is not None:
-            whole("k", self.k, 1, _MOST_ITEMS)
+            whole("k", self.k, 1, _MAX_ITEMS)
 
     def code(self, own: OwnModel, card: ModelCard | None = None) -> BackupCode:
         """Makes the code."""
@@ -202,8 +202,8 @@ class BerrutSettings(CodeSettings):
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        whole("k", self.k, 1, _MOST_ITEMS)
-        whole("spares", self.spares, 1, _MOST_SPARES)
+        whole("k", self.k, 1, _MAX_ITEMS)
+        whole("spares", self.spares, 1, _MAX_SPARES)
 
     def code(self, own: OwnModel, card: ModelCard | None = None) -> BackupCode:
         """Makes the code."""
@@ -222,9 +222,9 @@ def settings_of(text: str) -> CodeSettings:
     Raises:
         ConfigurationError: there is no such code or setting, a value that it cannot have, or the text is too long.
     """
-    if len(text) > _MOST_CHARACTERS:
+    if len(text) > _MAX_CHARACTERS:
         raise ConfigurationError(
-            f"code {text[:20] + '...'!r}: a name has at most {_MOST_CHARACTERS} characters, found {len(text)}"
+            f"code {text[:20] + '...'!r}: a name has at most {_MAX_CHARACTERS} characters, found {len(text)}"
         )
     name, given = split_spec(text, "code")
     if name not in CODES:

@@ -37,7 +37,7 @@ class ErrorFeedback(SumCode):
             raise ConfigurationError(f"code: must be a sum code such as THC(bits=4), found {code!r}")
         self.inner = code
         self.granule = code.granule
-        self.most_workers = code.most_workers
+        self.max_workers = code.max_workers
         self._memory: dict[int, Tensor] = {}
         self._sent: dict[int, _Sent] = {}
 

@@ -12,7 +12,7 @@ from evenkeel.coding.sums.integer_lanes import (
     block_count,
     check_scales,
     inverse,
-    most_workers,
+    max_workers,
     pack_bits,
     spread,
     usable,
@@ -45,7 +45,7 @@ class FixedPoint(SumCode):
         if self.granule < 8 or self.granule % 8:
             raise ConfigurationError(f"block: must be a multiple of 8, found {block}")
         self._top = (1 << (self.bits - 1)) - 1
-        self.most_workers = most_workers(2 * self._top)
+        self.max_workers = max_workers(2 * self._top)
 
     def __repr__(self) -> str:
         return f"FixedPoint(bits={self.bits}, block={self.granule})"

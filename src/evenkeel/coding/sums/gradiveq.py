@@ -162,8 +162,8 @@ class GradiVeQ(Projected):
         learnt: list[tuple[Basis, Tensor]] = []
         for moments in bucket.moments or []:
             layers, size, _ = moments.learnt.shape
-            most = int(size * (1 / self.ratio - 1 / self.turns) / (1 - 1 / self.turns))
-            basis, lost = learn(moments, self.loss, most) if most else (None, torch.zeros(layers, dtype=torch.float32))
+            top = int(size * (1 / self.ratio - 1 / self.turns) / (1 - 1 / self.turns))
+            basis, lost = learn(moments, self.loss, top) if top else (None, torch.zeros(layers, dtype=torch.float32))
             # Layers that had no gradient give no directions, and with as many as there are values nothing is saved.
             saves = basis is not None and bool((lost < 1).any()) and basis.shape[2] < size
             learnt.append((basis, lost) if saves else (None, torch.zeros(layers, dtype=torch.float32)))

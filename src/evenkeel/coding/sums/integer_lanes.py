@@ -19,7 +19,7 @@ __all__ = [
     "block_count",
     "check_scales",
     "inverse",
-    "most_workers",
+    "max_workers",
     "pack_bits",
     "spread",
     "unpack_bits",
@@ -108,7 +108,7 @@ def unpack_bits(packed: Tensor, width: int, length: int) -> Tensor:
     return numbers.view(-1)[:length].to(torch.uint8 if width <= 8 else torch.int32)
 
 
-def most_workers(largest: int) -> int:
+def max_workers(largest: int) -> int:
     """Gives the largest world whose sums of lanes from 0 to `largest` fit into 32 bits."""
     return ((1 << _WIDEST) - 1) // largest
 
@@ -130,10 +130,10 @@ class IntegerWire(Wire):
     """
 
     def __init__(self, bits: int, largest: int, granule: int, world: int) -> None:
-        if world > most_workers(largest):
+        if world > max_workers(largest):
             raise ConfigurationError(
                 f"sums over {world} workers of lanes up to {largest} do not fit into 32 bits: "
-                f"use at most {most_workers(largest)} workers, or fewer bits or a smaller granularity"
+                f"use at most {max_workers(largest)} workers, or fewer bits or a smaller granularity"
             )
         self.granule = granule
         self.up_width = bits

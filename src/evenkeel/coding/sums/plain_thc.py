@@ -24,7 +24,7 @@ from evenkeel.coding.sums.integer_lanes import (
     block_count,
     check_scales,
     inverse,
-    most_workers,
+    max_workers,
     pack_bits,
     spread,
     unpack_bits,
@@ -98,7 +98,7 @@ class PlainTHC(SumCode):
         self.seed = whole("seed", seed)
         self.table = thc_table.table(self.bits, self.granularity, self.p)
         self._clip = thc_table.clip(self.p)
-        self.most_workers = most_workers(self.granularity)
+        self.max_workers = max_workers(self.granularity)
 
     def __repr__(self) -> str:
         # The table is computed by each rank for itself, so ranks compare it too.

@@ -68,7 +68,7 @@ class Projected(SumCode):
             raise ConfigurationError(f"inner: must be a sum code such as THC(bits=4), or None, found {inner!r}")
         self.inner = Plain() if inner is None else inner
         self.granule = self.inner.granule
-        self.most_workers = self.inner.most_workers
+        self.max_workers = self.inner.max_workers
         self._measured: dict[int, _MeasuredVector] = {}
 
     @abstractmethod

@@ -35,8 +35,8 @@ class Moments:
             self.learnt = self.learnt.to(vectors.device).baddbmm_(vectors.mT, vectors)
 
 
-def learn(moments: Moments, loss: float, most: int) -> tuple[Tensor, Tensor]:
-    """For each layer the smallest basis that keeps a share 1 - loss of the *held-out* energy, of at most `most`
+def learn(moments: Moments, loss: float, limit: int) -> tuple[Tensor, Tensor]:
+    """For each layer the smallest basis that keeps a share 1 - loss of the *held-out* energy, of at most `limit`
     directions; all have as many as the layer that needs most.
 
     Held out, because a basis keeps the energy of the samples that it was learnt from whatever they are: 100 samples
@@ -47,14 +47,14 @@ def learn(moments: Moments, loss: float, most: int) -> tuple[Tensor, Tensor]:
         that they lose (1 where there was no energy to judge by).
     """
     size = moments.learnt.shape[-1]
-    if not 1 <= most <= size:
-        raise CodeError(f"a basis of vectors of {size} numbers has 1 to {size} directions, found {most}")
+    if not 1 <= limit <= size:
+        raise CodeError(f"a basis of vectors of {size} numbers has 1 to {size} directions, found {limit}")
     _, vectors = torch.linalg.eigh(moments.learnt)  # weakest first
-    strongest = vectors[:, :, size - most :].flip(2)
+    strongest = vectors[:, :, size - limit :].flip(2)
     energy = (strongest * (moments.held_out.to(strongest.device) @ strongest)).sum(dim=1)
     total = moments.held_out.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
     kept = torch.where(total > 0, energy.cumsum(1) / total, 0.0)
     needed = torch.where(total > 0, (kept < 1 - loss).sum(1, keepdim=True) + 1, 0)
     # Layers without energy ask for nothing.
-    directions = min(most, int(needed.max())) or most
+    directions = min(limit, int(needed.max())) or limit
     return strongest[:, :, :directions].contiguous(), (1 - kept[:, directions - 1]).clamp(min=0.0)

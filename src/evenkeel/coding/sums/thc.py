@@ -8,7 +8,7 @@ from torch import Tensor
 
 from evenkeel.coding.sum_code import count_per_granule, flat
 from evenkeel.coding.sums.integer_lanes import block_count, check_scales, inverse, usable
-from evenkeel.coding.sums.kernels import MOST_WORKERS, Kernels, fast
+from evenkeel.coding.sums.kernels import MAX_WORKERS, Kernels, fast
 from evenkeel.coding.sums.kernels.coder import Coder, coder_of
 from evenkeel.coding.sums.plain_thc import PlainTHC, TableWire
 from evenkeel.coding.sums.rotation import signs_key
@@ -92,7 +92,7 @@ class THC(PlainTHC):
 
     def _kernels(self, this_round: Round, *tensors: Tensor) -> Kernels | None:
         kernels = fast(*tensors)
-        fits = kernels is not None and self.granule <= kernels.LARGEST_BLOCK and this_round.world <= MOST_WORKERS
+        fits = kernels is not None and self.granule <= kernels.LARGEST_BLOCK and this_round.world <= MAX_WORKERS
         return kernels if fits else None
 
     def _coder(self, this_round: Round) -> Coder:

@@ -411,10 +411,10 @@ class HookState:
             raise ConfigurationError("the state that was loaded belongs to another model: load the one of this model")
 
     def _check_world(self) -> None:
-        world, most = self._reducer.ranks.world, None if self._code is None else self._code.most_workers
-        if most is not None and world > most:
+        world, top = self._reducer.ranks.world, None if self._code is None else self._code.max_workers
+        if top is not None and world > top:
             raise ConfigurationError(
-                f"{self._code!r} can add the messages of at most {most} ranks without overflow, but there are {world}: "
+                f"{self._code!r} can add the messages of at most {top} ranks without overflow, but there are {world}: "
                 "choose fewer bits or a smaller granularity"
             )
 

@@ -33,7 +33,7 @@ def warm_up(code: SumCode, ranks: Collectives) -> None:
     if fast(torch.zeros(1, dtype=torch.float32, device=device)) is not None:
         _announce()
     for world in _worlds(ranks):
-        code.prepare(world if code.most_workers is None else min(world, code.most_workers), device)
+        code.prepare(world if code.max_workers is None else min(world, code.max_workers), device)
     _log.debug("%r was ready after %.1f s", code, time.perf_counter() - begin)
 
 

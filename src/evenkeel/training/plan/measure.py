@@ -28,7 +28,7 @@ __all__ = [
 
 _SMALL_REPEATS = 20
 _REPEATS = 3
-_FIRST_BYTES, _MOST_BYTES = 2**16, 2**28
+_FIRST_BYTES, _MAX_BYTES = 2**16, 2**28
 _FEWEST_SIZES = 3
 _ADDED_BYTES = 2**22  # beyond most caches, as gradients are
 _TIMEOUT_S = 120.0  # for a peer to come or to answer
@@ -137,7 +137,7 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
         points.append((size, statistics.median(all_reduce_s(values) for _ in range(_REPEATS))))
         size *= 4
         left_s = budget_s - (time.perf_counter() - began)
-        go_on = size <= _MOST_BYTES and (len(points) < _FEWEST_SIZES or 4 * _REPEATS * points[-1][1] < left_s)
+        go_on = size <= _MAX_BYTES and (len(points) < _FEWEST_SIZES or 4 * _REPEATS * points[-1][1] < left_s)
         # Clocks differ: rank 0 decides for all.
         if not shared(float(go_on)):
             break

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from evenkeel.coding.sums.kernels.coder import Coder
 
-__all__ = ["MOST_WORKERS", "Kernels", "fast", "twins_only"]
+__all__ = ["MAX_WORKERS", "Kernels", "fast", "twins_only"]
 
-MOST_WORKERS = 1 << 15  # up to which all sums of THC's numbers, and what is computed with them, stay in 32 bits
+MAX_WORKERS = 1 << 15  # up to which all sums of THC's numbers, and what is computed with them, stay in 32 bits
 _MODULES = {
     "cpu": ("numba", "evenkeel.coding.sums.kernels.cpu"),
     "cuda": ("triton", "evenkeel.coding.sums.kernels.gpu"),
