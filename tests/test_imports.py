@@ -58,7 +58,17 @@ ALLOWED: dict[str, set[str]] = {
     "bench.fills": {"backends.worker.model", "coding.code", "coding.answers", "figures", "images", "models"},
     "bench.codes": {"coding.sum_code", "coding.wire", "coding.sums", "figures"},
     "bench.gradients": {"coding.sum_code", "coding.sums", "figures", "images", "lab", "reducers", "training.hook"},
-    "cli": {"backends.worker.main", "bench", "figures", "lab", "serving", "switch", "training.plan", "vision.fit"},
+    "cli": {
+        "backends.worker.main",
+        "bench",
+        "figures",
+        "lab",
+        "serving",
+        "switch",
+        "training.coded",
+        "training.plan",
+        "vision.fit",
+    },
     "__main__": {"cli"},
     # On first use only.
     "__init__": {"coding", "reducers", "serving.gateway", "serving.simulate", "training"},

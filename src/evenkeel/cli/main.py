@@ -13,6 +13,7 @@ from evenkeel.cli.bench_fills import fills
 from evenkeel.cli.bench_gradients import gradients
 from evenkeel.cli.bench_serving import serving
 from evenkeel.cli.demo import demo
+from evenkeel.cli.device import device
 from evenkeel.cli.fit import fit
 from evenkeel.cli.lab import lab
 from evenkeel.cli.plan_coding import coding
@@ -59,7 +60,7 @@ def bench() -> None:
     """Measure policies, fills, codes and gradients."""
 
 
-for command in (demo, serve, worker, fit, lab, switch):
+for command in (demo, serve, worker, device, fit, lab, switch):
     main.add_command(command)
 for command in (serving, fills, codes, gradients):
     bench.add_command(command)

@@ -26,8 +26,8 @@ _MIN_KEY_BYTES = 16
 _MAX_KEY_BYTES = 4096
 
 
-def read_key(file: str | Path = "") -> bytes:
-    """Reads the shared key: the content of `file`, else of the variable `EVENKEEL_WORKER_KEY`, else nothing.
+def read_key(file: str | Path = "", variable: str = KEY_VARIABLE) -> bytes:
+    """Reads the shared key: the content of `file`, else of the environment variable, else nothing.
 
     White space around it does not count. A file that others on the machine may read is used with a warning.
 
@@ -44,8 +44,8 @@ def read_key(file: str | Path = "") -> bytes:
         except OSError as error:
             raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}") from error
     else:
-        where = f"variable {KEY_VARIABLE}"
-        key = os.environb.get(KEY_VARIABLE.encode(), b"").strip()
+        where = f"variable {variable}"
+        key = os.environb.get(variable.encode(), b"").strip()
         if not key:
             return b""
     if not _MIN_KEY_BYTES <= len(key) <= _MAX_KEY_BYTES:
