@@ -8,16 +8,18 @@ from typing import Any
 from evenkeel.switch.server import SwitchServer
 
 _address: str | None = None
+_lock = threading.Lock()
 
 
 def server_address() -> str:
     """The address of a server that lives as long as this process."""
     global _address
-    if _address is None:
-        server = SwitchServer()
-        threading.Thread(target=server.run, args=(threading.Event(),), daemon=True).start()
-        _address = "{}:{}".format(*server.address)
-    return _address
+    with _lock:  # ranks are threads
+        if _address is None:
+            server = SwitchServer()
+            threading.Thread(target=server.run, args=(threading.Event(),), daemon=True).start()
+            _address = "{}:{}".format(*server.address)
+        return _address
 
 
 def use_server(address: str) -> None:

@@ -214,7 +214,7 @@ class HookState:
 
     def stats(self) -> HookStats:
         """Gives what compression has cost and saved on this rank so far."""
-        return self._meter.stats(self._step, self._compressed_steps)
+        return self._meter.stats(self._step, self._compressed_steps, self._reducer.fell_back)
 
     def close(self) -> None:
         """Ends the communication thread and its connections. The state cannot be used any more."""

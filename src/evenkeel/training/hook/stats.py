@@ -32,6 +32,7 @@ class HookStats:
         plain_bps: the best rate of a bucket that was averaged uncompressed, before compression started: a lower bound
             for the link's bandwidth. 0 where there was none.
         achieved_bps: rate at which compressed exchanges went, waiting for slower ranks included.
+        fell_back: sums that had to be made in another way, since the reducer's switch was away.
     """
 
     steps: int
@@ -47,6 +48,7 @@ class HookStats:
     break_even_bps: float
     plain_bps: float
     achieved_bps: float
+    fell_back: int = 0
 
 
 @dataclass(slots=True)
@@ -90,7 +92,7 @@ class Meter:
             if name != "plain_bps":
                 setattr(self, name, getattr(self, name) + getattr(other, name))
 
-    def stats(self, steps: int, compressed_steps: int) -> HookStats:
+    def stats(self, steps: int, compressed_steps: int, fell_back: int = 0) -> HookStats:
         """Gives the figures so far."""
         saved = self.uncompressed_bytes - self.sent_bytes
         work_s = self.encode_s + self.add_s + self.decode_s
@@ -110,6 +112,7 @@ class Meter:
             break_even_bps=break_even_bps(saved, work_s),
             plain_bps=self.plain_bps,
             achieved_bps=8 * self.sent_bytes / self.communicate_s if self.communicate_s > 0 else 0.0,
+            fell_back=fell_back,
         )
 
 
