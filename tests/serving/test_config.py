@@ -1,4 +1,4 @@
-"""What `evenkeel serve` is told, and how it is refused."""
+"""What `evenkeel serve` reads, and how it is refused."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ import yaml
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
 from evenkeel.serving.config import NodesConfig, ServeConfig, load_raw, read_config
+from evenkeel.serving.gateway.health import HealthSettings
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
 
@@ -76,6 +77,11 @@ def test_each_model_may_be_replaced_by_a_callable() -> None:
 def test_codes_are_named_as_everywhere_and_as_before(entry: object, text: str, card: Path | None) -> None:
     (code,) = read_config({"codes": [entry]}, Path("at")).codes
     assert (str(code.settings), code.model) == (text, card)
+
+
+@pytest.mark.parametrize("name", ["max_failures", "most_failures"])  # most_failures is the older name
+def test_the_limit_of_failures_has_an_older_name_too(name: str) -> None:
+    assert read_config({"health": {name: 3, "probes": 4}}).health == HealthSettings(max_failures=3, probes=4)
 
 
 def test_nodes_are_counted_or_reached() -> None:

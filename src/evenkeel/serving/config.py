@@ -249,6 +249,8 @@ def _policy(raw: Any) -> Policy:
 
 
 def _health(raw: Any) -> HealthSettings:
+    if isinstance(raw, Mapping) and "most_failures" in raw:  # the older name
+        raw = {"max_failures" if name == "most_failures" else name: value for name, value in raw.items()}
     fields = _Fields(raw, "health")
     changes: dict[str, Any] = {}
     for name in ("pause", "max_pause", "min_stall"):
@@ -261,7 +263,7 @@ def _health(raw: Any) -> HealthSettings:
                 raise ConfigurationError(
                     f"health.{name}: must be a number from {low:g} to {high:g}, found {changes[name]:g}"
                 )
-    for name in ("window", "probes", "most_failures"):
+    for name in ("window", "probes", "max_failures"):
         if name in fields:
             changes[name] = fields.whole(name, 1, 10_000)
     fields.finish()

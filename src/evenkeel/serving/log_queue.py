@@ -11,8 +11,8 @@ from threading import Thread
 
 __all__ = ["FewAlike", "log_to_stderr"]
 
-_MOST_RECORDS = 10_000
-_MOST_ALIKE = 20  # from one line of the program ...
+_MAX_RECORDS = 10_000
+_MAX_ALIKE = 20  # from one line of the program ...
 _ALIKE_S = 10.0  # ... in this time
 _FLUSH_S = 1.0  # for the last records when the program ends
 
@@ -31,11 +31,11 @@ class FewAlike(QueueHandler):
         place = record.pathname, record.lineno
         since_s, count = self._seen.get(place, (record.created, 0))
         if record.created - since_s >= _ALIKE_S:
-            if count > _MOST_ALIKE:
-                record.msg += f" (and {count - _MOST_ALIKE:,} more like this)"
+            if count > _MAX_ALIKE:
+                record.msg += f" (and {count - _MAX_ALIKE:,} more like this)"
             since_s, count = record.created, 0
         self._seen[place] = since_s, count + 1
-        if count >= _MOST_ALIKE:
+        if count >= _MAX_ALIKE:
             return
         try:
             self.queue.put_nowait(record)
@@ -45,7 +45,7 @@ class FewAlike(QueueHandler):
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
     """Has the root logger write to stderr from a thread; records beyond 10,000 that wait are counted and dropped."""
-    records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_RECORDS)
+    records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MAX_RECORDS)
     handler = FewAlike(records)
 
     def write() -> None:

@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 _WARM_UP_PASSES = 4
 _WARM_UP_S = 30.0
 _SWITCH_S = 1e-3
-_MOST_SHOWN = 500  # characters of a reason
+_MAX_SHOWN = 500  # characters of a reason
 _REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is there
 
 
@@ -170,7 +170,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
 def _why_not_ready(replicas: Sequence[Backend]) -> str:
     """Says what keeps the first of the replicas from working."""
     reason = next((f"; {one.name}: {one.why_not}" for one in replicas if one.why_not), "")
-    return f"no replica has done a pass yet{' '.join(reason.split())[:_MOST_SHOWN]}"
+    return f"no replica has done a pass yet{' '.join(reason.split())[:_MAX_SHOWN]}"
 
 
 def _url(hosts: Sequence[str], uds: str | None, port: int) -> str:

@@ -204,7 +204,7 @@ def test_too_many_pixels_are_refused_before_decoding():
 
 def test_files_that_would_wait_too_long_are_shed():
     async def run():
-        decoder = ImageDecoder(make_card(), processes=1, most_waiting=2)
+        decoder = ImageDecoder(make_card(), processes=1, max_waiting=2)
         first = asyncio.ensure_future(decoder.decode_all([file_of(RANDOM)] * 3))  # alone it may exceed the bound
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError, match="3 images wait to be decoded"):

@@ -72,7 +72,7 @@ def test_a_process_that_hangs_is_killed_at_the_deadline_and_replaced() -> None:
 
 
 def test_an_image_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_process, "_MOST_S", 0.05)
+    monkeypatch.setattr(image_process, "_MAX_S", 0.05)
 
     async def use(process: ImageProcess) -> None:
         await process.start()
@@ -167,7 +167,7 @@ def test_closing_ends_processes_at_work_and_idle_ones() -> None:
 
 def test_a_client_that_leaves_neither_kills_a_process_nor_frees_its_memory_too_early() -> None:
     async def used() -> None:
-        decoder = ImageDecoder(make_card(), processes=1, most_bytes=20_000)
+        decoder = ImageDecoder(make_card(), processes=1, max_bytes=20_000)
         await decoder.decode_all([FILE])
         process = decoder._idle.get_nowait()
         first = pid(process)

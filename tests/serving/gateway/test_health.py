@@ -46,7 +46,7 @@ def test_healthy_replicas_are_not_ejected_however_heavy_the_tail_of_their_times(
 
 
 def test_only_errors_in_a_row_are_a_failing_replica():
-    health = Health(HealthSettings(most_failures=3))
+    health = Health(HealthSettings(max_failures=3))
     assert [health.failed(), health.failed()] == [False, False]
     health.replied(1.0)
     assert [health.failed(), health.failed(), health.failed()] == [False, False, True]

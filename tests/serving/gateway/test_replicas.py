@@ -133,14 +133,14 @@ def test_a_slow_replica_is_ejected_but_never_most_of_the_fleet():
 
 
 def test_a_failing_replica_is_ejected():
-    replicas = fleet(4, most_failures=3)
+    replicas = fleet(4, max_failures=3)
     for _ in range(3):
         work(replicas.all[1], 0.0, 0.1, FAILED)
     assert replicas.all[1].health.ejected_for == "failing"
 
 
 def test_a_replica_that_died_is_not_called_failing():
-    replicas = fleet(4, most_failures=1)
+    replicas = fleet(4, max_failures=1)
     replicas.all[1].backend.kill()
     work(replicas.all[1], 0.0, 0.1, FAILED)
     assert not replicas.all[1].health.ejected

@@ -16,8 +16,8 @@ __all__ = ["OUTPUTS", "AnswerWriter"]
 # name -> datatype; `scores` has one column for each class, the others are one value for each item.
 OUTPUTS = {"scores": "FP32", "label": "BYTES", "source": "BYTES", "confidence": "FP32", "latency_ms": "FP32"}
 
-_MOST_HEADS = 1024
-_MOST_FP32 = float(np.finfo(np.float32).max)
+_MAX_HEADS = 1024
+_MAX_FP32 = float(np.finfo(np.float32).max)
 
 
 class AnswerWriter:
@@ -90,7 +90,7 @@ class AnswerWriter:
         """
         for outcome in outcomes:
             answer = outcome.answer
-            if answer is not None and answer.value.dtype != np.float32 and np.abs(answer.value).max() > _MOST_FP32:
+            if answer is not None and answer.value.dtype != np.float32 and np.abs(answer.value).max() > _MAX_FP32:
                 raise ProtocolError(f"a score of {np.abs(answer.value).max():.6g}, which FP32 cannot hold")
         if len(outcomes) == 1 and request_id is None and all(binary):
             return self._write_one(outcomes, tuple(names))
@@ -113,7 +113,7 @@ class AnswerWriter:
         head = self._heads.get(key)
         if head is None:
             body, head_bytes = self.write_any(outcomes, names, [True] * len(names), None)
-            if len(self._heads) < _MOST_HEADS:
+            if len(self._heads) < _MAX_HEADS:
                 self._heads[key] = body[:head_bytes]
             return body, head_bytes
         return b"".join([head, *parts]), len(head)

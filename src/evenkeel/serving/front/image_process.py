@@ -25,11 +25,11 @@ _LENGTH = struct.Struct("<Q")
 _REPLY = struct.Struct("<?Q")  # whether it is pixels, and how many bytes follow
 _START_S = 30.0  # for a process to be ready, on a machine that is busy
 # One image: the largest that are taken need a second or two.
-_MOST_S = 10.0
+_MAX_S = 10.0
 # A process is not killed sooner: starting another takes longer than most images do.
 _LEAST_S = 0.25
 # Address space. Our limits on sizes keep well below; this one is for what they do not foresee.
-_MOST_MEMORY = 3 << 30
+_MAX_MEMORY = 3 << 30
 
 
 class ImageProcess:
@@ -106,14 +106,14 @@ class ImageProcess:
         if begin_s > until_s:
             raise TimeoutError
         try:
-            async with asyncio.timeout_at(min(begin_s + _MOST_S, max(until_s, begin_s + _LEAST_S))):
+            async with asyncio.timeout_at(min(begin_s + _MAX_S, max(until_s, begin_s + _LEAST_S))):
                 await loop.sock_sendall(link, _LENGTH.pack(len(data)))
                 await loop.sock_sendall(link, data)
                 good, content = await _received(link)
         except BaseException as error:
             self.kill()
             if isinstance(error, TimeoutError) and loop.time() < until_s:
-                raise UnreadableImageError(f"it takes more than {_MOST_S:g} s to decode") from None
+                raise UnreadableImageError(f"it takes more than {_MAX_S:g} s to decode") from None
             if isinstance(error, OSError) and not isinstance(error, TimeoutError):
                 raise UnreadableImageError("the process that decoded it ended") from error
             raise
@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> None:
     """Decodes files until the connection ends; see `ImageProcess.start` for the arguments."""
     number, parent, height, width, interpolation = arguments
     end_with_parent(int(parent))
-    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     # The gateway may end at any time.
     with suppress(ConnectionError), socket.socket(fileno=int(number)) as link, link.makefile("rb") as file:
         _reply(link, True, b"")

@@ -43,9 +43,9 @@ class ImageDecoder:
         card: of the model.
         processes: images that are decoded at once. Large ones may take all but one of them, so that a small one never
             waits for a large one.
-        most_bytes: files, and what decoding them takes, of all requests together; more are shed.
+        max_bytes: files, and what decoding them takes, of all requests together; more are shed.
         max_pixels: a request whose files have more in all is refused before any is decoded.
-        most_waiting: files that may wait to be decoded; more are shed, so that the wait stays short.
+        max_waiting: files that may wait to be decoded; more are shed, so that the wait stays short.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class ImageDecoder:
         card: ModelCard,
         *,
         processes: int = 2,
-        most_bytes: int = 1 << 30,
+        max_bytes: int = 1 << 30,
         max_pixels: int = MAX_PIXELS,
-        most_waiting: int = 256,
+        max_waiting: int = 256,
     ) -> None:
         self._card = card
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._max_pixels = max_pixels
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._waiting = self._bytes = 0
         self._side = max(card.height, card.width)
         self._idle: asyncio.LifoQueue[ImageProcess] = asyncio.LifoQueue()
@@ -94,9 +94,9 @@ class ImageDecoder:
             )
         costs = [len(data) + header.decoding_bytes(self._side) for data, header in zip(files, headers, strict=True)]
         # A single big request on an idle decoder may exceed the bounds: it would otherwise never be served.
-        if self._waiting and self._waiting + len(files) > self._most_waiting:
+        if self._waiting and self._waiting + len(files) > self._max_waiting:
             raise OverloadedError(f"{self._waiting} images wait to be decoded; try again soon")
-        if self._waiting and self._bytes + sum(costs) > self._most_bytes:
+        if self._waiting and self._bytes + sum(costs) > self._max_bytes:
             raise OverloadedError(
                 f"the images that wait to be decoded take {self._bytes / 1e6:,.0f} MB already; try again soon"
             )

@@ -22,8 +22,8 @@ __all__ = ["ItemReader", "read_key", "read_options"]
 
 _NO_OPTIONS = Options()
 _KEY = "evenkeel_key"
-_MOST_NAMES = 5  # in a message
-_MOST_SCALED = 2.0
+_MAX_NAMES = 5  # in a message
+_MAX_SCALED = 2.0
 _BASE64_PIECE = 1 << 20  # a multiple of four characters
 
 
@@ -49,7 +49,7 @@ class ItemReader:
             return 1
         tensor = request.inputs[0]
         if len(request.inputs) != 1 or tensor.name != self._card.input_name:
-            names = ", ".join(shown(tensor.name) for tensor in request.inputs[:_MOST_NAMES])
+            names = ", ".join(shown(tensor.name) for tensor in request.inputs[:_MAX_NAMES])
             raise RequestError(f"expected exactly one input, {self._card.input_name!r}; found {names}")
         if tensor.datatype == "BYTES":
             if not tensor.data or tensor.shape not in ((len(tensor.data),), (len(tensor.data), 1)):
@@ -152,7 +152,7 @@ def _check_range(data: Array, name: str) -> None:
     items = data.reshape(len(data), -1)
     low, high = float(items.min()), float(items.max())
     if low >= 0 and high <= 255:
-        dark = items[items.max(axis=1) <= _MOST_SCALED]
+        dark = items[items.max(axis=1) <= _MAX_SCALED]
         if not dark.size or bool((dark == np.floor(dark)).all()):
             return
         top = float(dark.max())

@@ -16,7 +16,7 @@ __all__ = ["Client", "FairShares"]
 _OPEN_SHARE = 0.75  # of the places, for everyone
 _TURNS_SHARE = 0.125  # as much again for those who waited long enough
 _HEEDED_SHARE = 0.125  # and again for those who wait as long as Retry-After says
-_MOST_TURNS = 2.0  # more count as this many
+_MAX_TURNS = 2.0  # more count as this many
 _HEEDS_FROM_S = 0.9  # after a refusal; Retry-After is never less than a second
 _FORGIVEN_S = 10.0  # after having come back too soon
 _CALM_S = 2.0  # without a refusal, after which everyone may have every place again
@@ -35,7 +35,7 @@ class _Had:
 
     def turns(self, taken: int, others: int) -> float:
         """Counts the turns since then, when `taken` items have been taken in all and so many ask."""
-        return min((taken - self.taken) / (self.count * others), _MOST_TURNS) if self.count else _MOST_TURNS
+        return min((taken - self.taken) / (self.count * others), _MAX_TURNS) if self.count else _MAX_TURNS
 
 
 class Client:
@@ -45,12 +45,12 @@ class Client:
         address: of the peer; several clients may have the same.
     """
 
-    __slots__ = ("address", "had", "hasty_until_s", "told_until_s")
+    __slots__ = ("address", "had", "hasty_until_s", "wait_until_s")
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.had = _Had()
-        self.told_until_s = 0.0  # to wait
+        self.wait_until_s = 0.0  # as Retry-After said
         self.hasty_until_s = 0.0  # because it did not
 
 
@@ -90,7 +90,7 @@ class FairShares:
             self._places *= _GROWTH
             self._clients = set(), self._clients[0]
             self._addresses = {}, self._addresses[0]
-        if now < client.told_until_s:
+        if now < client.wait_until_s:
             client.hasty_until_s = now + _FORGIVEN_S
         turns = client.had.turns(self._taken, self._count(self._clients))
         heeds = now >= client.hasty_until_s
@@ -100,10 +100,10 @@ class FairShares:
         if self._count(self._addresses) > 1:
             of_address = address.turns(self._taken, self._count(self._addresses))
             turns = max(turns, of_address)
-            heeds = heeds or of_address >= _MOST_TURNS
-        share = _OPEN_SHARE + _TURNS_SHARE * turns / _MOST_TURNS + _HEEDED_SHARE * heeds
+            heeds = heeds or of_address >= _MAX_TURNS
+        share = _OPEN_SHARE + _TURNS_SHARE * turns / _MAX_TURNS + _HEEDED_SHARE * heeds
         if share < 1 and self._in_flight() + count > share * self._places:
-            self._told(client, now)
+            self._must_wait(client, now)
             raise OverloadedError("all queues are nearly full, and others waited longer; try again later")
 
     def took(self, client: Client, count: int) -> None:
@@ -121,12 +121,12 @@ class FairShares:
         if self._places is None:
             self._next_period_s = now + _PERIOD_S
         self._places = max(1.0, float(self._in_flight() + count - 1))
-        self._told(client, now)
+        self._must_wait(client, now)
 
-    def _told(self, client: Client, now: float) -> None:
-        client.told_until_s = now + _HEEDS_FROM_S
+    def _must_wait(self, client: Client, now: float) -> None:
+        client.wait_until_s = now + _HEEDS_FROM_S
         self._calm_at_s = now + _CALM_S
 
     @staticmethod
-    def _count(asked: "tuple[set[Client], set[Client]] | tuple[dict[str, _Had], dict[str, _Had]]") -> int:
-        return max(len(asked[0]), len(asked[1]), 1)
+    def _count(recent: "tuple[set[Client], set[Client]] | tuple[dict[str, _Had], dict[str, _Had]]") -> int:
+        return max(len(recent[0]), len(recent[1]), 1)

@@ -159,11 +159,11 @@ class Backups(Spares):
         waits = item.number in self._alone or item in self._waiting
         return waits and any(backup.backend.ready for backup in self._backups)
 
-    def room(self, most: int) -> int:
-        """Counts the items that the backups can take in the replicas' place until `most` wait for each."""
+    def room(self, limit: int) -> int:
+        """Counts the items that the backups can take in the replicas' place until `limit` wait for each."""
         if self._exact is None:
             return 0
-        return max(0, most * sum(backup.backend.ready for backup in self._backups) - len(self._alone))
+        return max(0, limit * sum(backup.backend.ready for backup in self._backups) - len(self._alone))
 
     def stand_in(self, item: Item) -> None:
         """Has a backup do the replicas' own pass, which is exact; not for items that may have broken a worker."""

@@ -88,7 +88,7 @@ class CodedFleet(Spares):
         """Says no: the gateway asks only about items that were given up here."""
         return False
 
-    def room(self, most: int) -> int:
+    def room(self, limit: int) -> int:
         """Gives 0: there are no workers but the replicas."""
         return 0
 
@@ -145,11 +145,11 @@ class CodedFleet(Spares):
         elif not reply.cancelled:
             self._stats.lost_attempts += 1
             if isinstance(reply.error, TaskRefusedError):
-                task.failures = _MOST_FAILURES
+                task.failures = _MAX_FAILURES
             elif reply.began or not isinstance(reply.error, BackendLostError):
                 task.failures += 1
             task.losses += 1
-            if task.failures < _MOST_FAILURES and task.losses < _MOST_LOSSES:
+            if task.failures < _MAX_FAILURES and task.losses < _MAX_LOSSES:
                 self._send(task)
                 return
             for item in task.group.items:
@@ -161,8 +161,8 @@ class CodedFleet(Spares):
                     self._on_pass_over(item)
 
 
-_MOST_FAILURES = 2  # passes on one task
-_MOST_LOSSES = 20  # of one task, also where it only waited
+_MAX_FAILURES = 2  # passes on one task
+_MAX_LOSSES = 20  # of one task, also where it only waited
 
 
 class _CodedTask:

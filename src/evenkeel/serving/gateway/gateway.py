@@ -56,10 +56,10 @@ __all__ = ["Gateway", "Options", "Outcome"]
 _PROBE_ATTEMPT = 1 << 16
 # Passes that may fail on one item. With the second, something is wrong with the item or with the whole fleet, and more
 # attempts would only spread it.
-_MOST_FAILURES = 2
-_MOST_ATTEMPTS = 20  # on one item, whatever became of them
+_MAX_FAILURES = 2
+_MAX_ATTEMPTS = 20  # on one item, whatever became of them
 _NEVER = float("inf")
-_MOST_SCORE = float(np.finfo(np.float32).max)  # answers are FP32
+_MAX_SCORE = float(np.finfo(np.float32).max)  # answers are FP32
 _log = logging.getLogger(__name__)
 # The longest wait that a refused client is given before it tries again.
 _LONGEST_RETRY_AFTER_S = 30.0
@@ -175,9 +175,9 @@ class Gateway:
         copies = min(self.policy.copies, len(replicas.all))
         # The last item is taken where there is room for its first copy.
         tasks = (count - 1) * copies + 1
-        most = limit * len(replicas.all)
-        if tasks > most:
-            raise TooLargeError(f"a request may hold at most {(most - 1) // copies + 1} items, found {count}")
+        places = limit * len(replicas.all)
+        if tasks > places:
+            raise TooLargeError(f"a request may hold at most {(places - 1) // copies + 1} items, found {count}")
         if tasks <= (replicas.room(limit) if replicas.any_usable else self._spares.room(limit)):
             return
         if not replicas.any_usable:
@@ -221,7 +221,7 @@ class Gateway:
             item.hedge_at = now + self.service_times.after(policy.hedge_after)
         if self._poison.holds(array, now):
             item.suspect = item.tried_again = True
-            item.failures = _MOST_FAILURES
+            item.failures = _MAX_FAILURES
             self._clock.call_soon(self._rescue, item, now)
         elif replica is None:
             self._spares.stand_in(item)
@@ -348,7 +348,7 @@ class Gateway:
             and shape[1] == self._scores.classes
             and outputs.dtype.kind in "fiu"
             and bool(np.isfinite(outputs).all())
-            and (outputs.dtype.itemsize <= 4 or bool(np.abs(outputs).max() <= _MOST_SCORE))
+            and (outputs.dtype.itemsize <= 4 or bool(np.abs(outputs).max() <= _MAX_SCORE))
         )
 
     def _on_loss(self, item: Item, attempt: Attempt, reply: Reply, now: float) -> None:
@@ -385,7 +385,7 @@ class Gateway:
         if item.open_attempts:
             return
         replica = self.replicas.choose(item.tried, well=True)
-        if item.failures < _MOST_FAILURES and replica is None:
+        if item.failures < _MAX_FAILURES and replica is None:
             replica = self.replicas.choose(item.tried) or self.replicas.choose()
             if replica is None and not isinstance(item.error, BackendBusyError):
                 self._rescue(item, now)  # waits for a replica to be back
@@ -393,10 +393,10 @@ class Gateway:
             if replica is not None and not self._budget.spend():
                 self.stats.budget_exhausted += 1
                 replica = None
-        if item.failures >= _MOST_FAILURES or replica is None:
-            if item.failures < _MOST_FAILURES:
+        if item.failures >= _MAX_FAILURES or replica is None:
+            if item.failures < _MAX_FAILURES:
                 self._spares.stand_in(item)
-            item.failures = _MOST_FAILURES
+            item.failures = _MAX_FAILURES
             self._give_up(item, now)
         elif not self._use_fill(item, now):
             self._send_again(item, replica, now)
@@ -430,24 +430,24 @@ class Gateway:
             return
         if self._use_fill(item, now) or item.cross_check_open:
             return
-        if item.suspect and not item.tried_again and item.failures + item.lost_a_pass >= _MOST_FAILURES:
+        if item.suspect and not item.tried_again and item.failures + item.lost_a_pass >= _MAX_FAILURES:
             self._cross_check(item, now)
             return
-        if item.failures >= _MOST_FAILURES or item.attempts >= _MOST_ATTEMPTS:
+        if item.failures >= _MAX_FAILURES or item.attempts >= _MAX_ATTEMPTS:
             self._give_up(item, now)
             return
         if item.suspect:
             self._suspects.add(item, now)
             return
-        asked = [attempt.node for attempt in item.open_attempts]
-        replica = self.replicas.choose(item.tried) or self.replicas.choose(asked)
+        busy = [attempt.node for attempt in item.open_attempts]
+        replica = self.replicas.choose(item.tried) or self.replicas.choose(busy)
         if replica is None:
             if not item.open_attempts:
                 self._spares.stand_in(item)
             return
         # From a stalled replica only to one that shows life: when all fall silent, the fleet is slow, and copies of
         # everything would make it slower.
-        if not (asked and replica.silent_s(now) > self.replicas.stall_after_s / 2):
+        if not (busy and replica.silent_s(now) > self.replicas.stall_after_s / 2):
             self._send_again(item, replica, now)
 
     def _cross_check(self, item: Item, now: float) -> None:
@@ -470,7 +470,7 @@ class Gateway:
             return
         now = self._clock.time()
         if fleet_is_well:
-            item.failures = _MOST_FAILURES
+            item.failures = _MAX_FAILURES
             item.tried_again = True
             self._give_up(item, now)
         else:

@@ -26,7 +26,7 @@ class HealthSettings:
 
     window: int = 8  # last replies that are looked at; up: slower to eject, fewer false alarms
     slow_factor: float = 3.0  # slow is a reply that took this many times the fleet's median
-    most_failures: int = 5  # errors in a row, beyond which it is ejected
+    max_failures: int = 5  # errors in a row, beyond which it is ejected
     stall_factor: float = 8.0  # stalled when silent for this many times the fleet's p95
     min_stall_s: float = 1.0  # never called stalled sooner than this
     max_slow_share: float = 0.34  # of the fleet that may be out, for whatever reason, when one more is ejected as slow
@@ -61,7 +61,7 @@ class Health:
     @property
     def broken(self) -> bool:
         """Tells whether its passes keep failing, or none has succeeded yet."""
-        return self.ejected_for in ("failing", "untried") or self._failures >= self._settings.most_failures
+        return self.ejected_for in ("failing", "untried") or self._failures >= self._settings.max_failures
 
     def replied(self, service_s: float) -> bool:
         """Notes an ordinary reply; True if the replica counted as broken until now."""
@@ -73,9 +73,9 @@ class Health:
     def failed(self, now_s: float = 0.0) -> bool:
         """Notes a task that ended in an error; True if there were too many in a row."""
         self._failures += 1
-        if self._failures == self._settings.most_failures:
+        if self._failures == self._settings.max_failures:
             self._probe_at = now_s + self._pause_s
-        return self._failures >= self._settings.most_failures
+        return self._failures >= self._settings.max_failures
 
     def is_slow(self, fleet_median_s: float | None) -> bool:
         """Tells whether all but one of the last replies were far slower than the fleet's."""

@@ -7,7 +7,7 @@ from evenkeel.arrays import Array
 __all__ = ["PoisonMemory"]
 
 _KEPT_S = 60.0
-_MOST_KEPT = 256
+_MAX_KEPT = 256
 
 
 class PoisonMemory:
@@ -21,7 +21,7 @@ class PoisonMemory:
         digest = _digest(item)
         self._until_s.pop(digest, None)
         self._until_s[digest] = now_s + _KEPT_S
-        if len(self._until_s) > _MOST_KEPT:
+        if len(self._until_s) > _MAX_KEPT:
             del self._until_s[next(iter(self._until_s))]
 
     def holds(self, item: Array, now_s: float) -> bool:

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 # A replica that has no room and does not say until when rests for this long, twice as long each time in a row.
 _FIRST_REST_S = 0.1
-_MOST_REST_S = 60.0  # whatever it says
+_MAX_REST_S = 60.0  # whatever it says
 
 
 def described(error: BaseException | None) -> str:
@@ -111,7 +111,7 @@ class Replica(Node):
         rest_s = error.retry_after_s
         if rest_s is None:
             rest_s = min(_FIRST_REST_S * 2.0 ** min(self._rests - 1, 30), self._fleet.settings.pause_s)
-        until_s = now_s + min(rest_s, _MOST_REST_S)
+        until_s = now_s + min(rest_s, _MAX_REST_S)
         if until_s > self.rests_until_s:
             self.rests_until_s = until_s
             self._fleet.rest(self, now_s)
@@ -216,9 +216,9 @@ class Replicas:
                 best, least = replica, tasks
         return best
 
-    def room(self, most: int) -> int:
-        """Counts the tasks that the usable replicas can take until each has `most`."""
-        return sum(max(0, most - len(replica.open)) for replica in self._usable)
+    def room(self, limit: int) -> int:
+        """Counts the tasks that the usable replicas can take until each has `limit`."""
+        return sum(max(0, limit - len(replica.open)) for replica in self._usable)
 
     def learn(self, replica: Replica, service_s: float, now_s: float) -> None:
         """Notes how long an ordinary reply took, and ejects the replica if it stays slow."""

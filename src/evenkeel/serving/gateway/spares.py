@@ -42,8 +42,8 @@ class Spares(ABC):
         """Tells whether a spare is at work on the item, or will be as soon as it is idle."""
 
     @abstractmethod
-    def room(self, most: int) -> int:
-        """Counts the items that spares could answer exactly without replicas, if each worker may hold `most`."""
+    def room(self, limit: int) -> int:
+        """Counts the items that spares could answer exactly without replicas, if each worker may hold `limit`."""
 
     @abstractmethod
     def stand_in(self, item: Item) -> None:
@@ -88,7 +88,7 @@ class NoSpares(Spares):
         """Gives False: it never answers."""
         return False
 
-    def room(self, most: int) -> int:
+    def room(self, limit: int) -> int:
         """Gives 0."""
         return 0
 

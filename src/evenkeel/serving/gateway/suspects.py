@@ -74,15 +74,15 @@ class Suspects:
             if item.passes and now < item.patient_until_s:
                 continue
             at_risk = [attempt.node for attempt in self._trials if not attempt.node.health.stalled]
-            asked = [attempt.node for attempt in item.open_attempts]
-            replica = self._well(item, [*item.tried, *at_risk]) or self._well(item, [*asked, *at_risk])
+            busy = [attempt.node for attempt in item.open_attempts]
+            replica = self._well(item, [*item.tried, *at_risk]) or self._well(item, [*busy, *at_risk])
             if replica is None:
                 continue
             alone = len(self._replicas.all) == 1 or now >= item.patient_until_s
             if self._replicas.healthy < len(at_risk) + 2 and (at_risk or not alone):
                 continue
             # When all fall silent the fleet is slow, and copies would make it slower.
-            if asked and replica.silent_s(now) > self._replicas.stall_after_s / 2:
+            if busy and replica.silent_s(now) > self._replicas.stall_after_s / 2:
                 continue
             del self._waiting[item.number]
             item.tried_again = True

@@ -68,7 +68,7 @@ _ASIDE_THREADS = 2
 _LARGE_BYTES = 4 << 20
 _PARSE_ASIDE_FROM_BYTES = 256 << 10  # parsing this much JSON would hold up all other requests
 _READ_ASIDE_FROM_BYTES = 4 << 20  # checking and converting that many pixels would
-_MOST_SHOWN = 500  # characters of an error
+_MAX_SHOWN = 500  # characters of an error
 
 # The words for clients about a model that could not answer.
 _REASONS: dict[type[BackendError], str] = {
@@ -139,7 +139,7 @@ class App:
         self._executor = ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="evenkeel-aside")
         # Large bodies take seconds, one behind the other; those of ordinary size need not wait for them.
         self._large_executor = ThreadPoolExecutor(1, thread_name_prefix="evenkeel-large")
-        self._decoder = ImageDecoder(card, processes=decode_processes, most_bytes=decode_bytes)
+        self._decoder = ImageDecoder(card, processes=decode_processes, max_bytes=decode_bytes)
         self._items = ItemReader(card)
         self._shares = FairShares(lambda: gateway.in_flight, time.monotonic)
         self._requests = RepeatedRequests()
@@ -210,7 +210,7 @@ class App:
     def _fail(self, exchange: Exchange, error: Exception) -> None:
         if isinstance(error, BackendError):
             # What a model or a server said of itself is for those who run it.
-            _log.warning("a request failed: %s", " ".join(str(error).split())[:_MOST_SHOWN])
+            _log.warning("a request failed: %s", " ".join(str(error).split())[:_MAX_SHOWN])
             error = _for_the_client(error)
         if isinstance(error, EvenkeelError):
             self._reply(exchange, *_from_error(error))
@@ -321,8 +321,8 @@ class App:
         return await asyncio.get_running_loop().run_in_executor(executor, partial(work, *args))
 
     async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
-        packed, most_bytes = exchange.request.body, self.limits.sizes.body_bytes
-        body = await self._run(len(packed), decompress, packed, encoding, most_bytes)
+        packed, max_bytes = exchange.request.body, self.limits.sizes.body_bytes
+        body = await self._run(len(packed), decompress, packed, encoding, max_bytes)
         exchange.hold(len(body))
         await self._parse(exchange, body, json_bytes)
 
@@ -453,7 +453,7 @@ def _json(status: int, message: dict[str, Any]) -> _Response:
 
 def _error(status: int, message: str) -> _Response:
     # Paths and names may come from the client with characters that JSON text cannot hold.
-    return _json(status, {"error": message[:_MOST_SHOWN].encode("utf-8", "replace").decode()})
+    return _json(status, {"error": message[:_MAX_SHOWN].encode("utf-8", "replace").decode()})
 
 
 def _for_the_client(error: BackendError) -> BackendError:

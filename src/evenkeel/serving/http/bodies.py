@@ -6,15 +6,15 @@ from evenkeel.errors import RequestError, TooLargeError, UnsupportedError
 
 __all__ = ["compress", "decompress", "pick_encoding"]
 
-_MOST_RATIO = 100  # of the decompressed body to the body, where that is more than ...
+_MAX_RATIO = 100  # of the decompressed body to the body, where that is more than ...
 _FREE_BYTES = 1 << 20
-_MOST_MEMBERS = 4096
-_MOST_ACCEPT = 1000  # characters of an Accept-Encoding that are read
+_MAX_MEMBERS = 4096
+_MAX_ACCEPT = 1000  # characters of an Accept-Encoding that are read
 _WINDOW_BYTES = 64 << 10  # what is copied at the end of a member is no more than that
 _GZIP, _ZLIB = 31, 15  # window bits by which zlib knows the two formats
 
 
-def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
+def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     """Decompresses `body`; gzip may come in several members, one behind the other.
 
     Raises:
@@ -26,7 +26,7 @@ def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
     bits = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}.get(encoding)
     if bits is None:
         raise UnsupportedError(f"Content-Encoding {encoding[:20]!r} is not offered; send gzip, deflate or none")
-    allowed = min(most_bytes, max(_MOST_RATIO * len(body), _FREE_BYTES))
+    allowed = min(max_bytes, max(_MAX_RATIO * len(body), _FREE_BYTES))
     view = memoryview(body)
     parts = []
     place = size = members = 0
@@ -39,14 +39,14 @@ def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
             raise RequestError(f"the body is not {encoding} as its Content-Encoding says: {error}") from None
         size += len(part)
         if size > allowed:
-            raise _too_large(allowed, most_bytes)
+            raise _too_large(allowed, max_bytes)
         parts.append(part)
         place += len(window) - len(inflater.unused_data)
         if inflater.eof and place < len(body):
             if not body[place] and body.count(b"\0", place) == len(body) - place:
                 break  # padding, which gzip's own tools ignore
             members += 1
-            if bits != _GZIP or members >= _MOST_MEMBERS:
+            if bits != _GZIP or members >= _MAX_MEMBERS:
                 raise RequestError(f"{len(body) - place} bytes follow the end of the {encoding} body; expected none")
             inflater = zlib.decompressobj(bits)
     if not inflater.eof:
@@ -54,11 +54,11 @@ def decompress(body: bytes, encoding: str, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(allowed: int, most_bytes: int) -> TooLargeError:
-    if allowed == most_bytes:
-        return TooLargeError(f"the decompressed body has more than {most_bytes} bytes, which is the limit")
+def _too_large(allowed: int, max_bytes: int) -> TooLargeError:
+    if allowed == max_bytes:
+        return TooLargeError(f"the decompressed body has more than {max_bytes} bytes, which is the limit")
     return TooLargeError(
-        f"the decompressed body has more than {allowed} bytes, {_MOST_RATIO} times what was sent; send it as it is"
+        f"the decompressed body has more than {allowed} bytes, {_MAX_RATIO} times what was sent; send it as it is"
     )
 
 
@@ -70,8 +70,8 @@ def compress(body: bytes, encoding: str) -> bytes:
 
 def pick_encoding(accept: str) -> str | None:
     """Picks the encoding, gzip or deflate, that an Accept-Encoding header prefers; None when it accepts neither."""
-    best, most = None, 0.0
-    for entry in accept[:_MOST_ACCEPT].lower().split(","):
+    best, heaviest = None, 0.0
+    for entry in accept[:_MAX_ACCEPT].lower().split(","):
         name, _, rest = entry.partition(";")
         name = name.strip()
         if name not in ("gzip", "deflate"):
@@ -83,6 +83,6 @@ def pick_encoding(accept: str) -> str | None:
                 weight = float(value)
             except ValueError:
                 continue
-        if weight > most:
-            best, most = name, weight
+        if weight > heaviest:
+            best, heaviest = name, weight
     return best

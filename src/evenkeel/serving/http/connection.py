@@ -33,10 +33,10 @@ _FULL = "the bodies of all requests take up as much memory as they may; try agai
 _FREE_BYTES = 64 << 10  # a body up to that is never refused for what others take up
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _JOIN_UP_TO_BYTES = 1 << 16  # a body beyond is handed to the transport beside its head, not copied behind it
-_MOST_AHEAD = 16  # requests that a client may send before the answer to an earlier one; beyond, reading stops
-_MOST_AHEAD_BYTES = 1 << 18
-_MOST_SENT_AWAY = 32  # clients beyond the limit of connections that get their 503 in peace
-_MOST_AT_ONCE = 16  # requests of one connection that are answered before other connections get their turn
+_MAX_AHEAD = 16  # requests that a client may send before the answer to an earlier one; beyond, reading stops
+_MAX_AHEAD_BYTES = 1 << 18
+_MAX_SENT_AWAY = 32  # clients beyond the limit of connections that get their 503 in peace
+_MAX_AT_ONCE = 16  # requests of one connection that are answered before other connections get their turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +218,7 @@ class HttpConnection(asyncio.Protocol):
         if others >= server.limits.connections:
             self._reader.stop()
             self._refuse(Refusal(503, "too many connections are open; try again later"))
-            if others >= server.limits.connections + _MOST_SENT_AWAY:
+            if others >= server.limits.connections + _MAX_SENT_AWAY:
                 self._end()  # without a wait for what it still sends
         elif server.closing:
             self._watch_new()
@@ -364,7 +364,7 @@ class HttpConnection(asyncio.Protocol):
             if isinstance(event, Request):
                 self._waiting_bytes += len(event.body)
         self._recount()
-        full = len(self._waiting) > _MOST_AHEAD or self._waiting_bytes > _MOST_AHEAD_BYTES
+        full = len(self._waiting) > _MAX_AHEAD or self._waiting_bytes > _MAX_AHEAD_BYTES
         if full and not self._read_paused and self._reader.state != "over":
             self._read_paused = True
             self._transport.pause_reading()
@@ -389,7 +389,7 @@ class HttpConnection(asyncio.Protocol):
         if self._running or self._ending:
             return
         self._running = True
-        for _ in range(_MOST_AT_ONCE):
+        for _ in range(_MAX_AT_ONCE):
             if not self._waiting or self._current is not None or self._write_paused or self._ending:
                 break
             event = self._waiting.popleft()

@@ -42,7 +42,7 @@ _HOST = re.compile(
     rb"(?::[0-9]{0,5})?"
 )
 _HEADER_FRAMING_BYTES = 4  # a colon, a blank and a line end
-_MOST_PARTS = 256  # of a body before they are put together: each costs some fifty bytes of its own
+_MAX_PARTS = 256  # of a body before they are put together: each costs some fifty bytes of its own
 _FRAMING_SHARE = 16  # bytes on the wire for one byte of a body; chunks of a single byte take six
 
 
@@ -112,7 +112,7 @@ class RequestReader:
         "_host",
         "_joined",
         "_limits",
-        "_most_head_bytes",
+        "_max_head_bytes",
         "_parser",
         "_parts",
         "_reads_on",
@@ -127,7 +127,7 @@ class RequestReader:
         self.state: State = "idle"
         self.wants_continue = False
         self._limits = limits
-        self._most_head_bytes = limits.head_bytes
+        self._max_head_bytes = limits.head_bytes
         self._wanted = _FRAMING.union(headers)
         self._parser = httptools.HttpRequestParser(self)
         self._reads_on = False  # the parser is fed a head that it need not report
@@ -218,7 +218,7 @@ class RequestReader:
         if self.state != "head":
             return
         self._head_bytes = head_bytes = self._head_bytes + len(name) + len(value) + _HEADER_FRAMING_BYTES
-        if head_bytes > self._most_head_bytes:
+        if head_bytes > self._max_head_bytes:
             self._refuse_head()
             return
         name = name.lower()
@@ -269,7 +269,7 @@ class RequestReader:
                 parts.append(request.body)
                 request.body = b""
             parts.append(part)
-            if len(parts) > _MOST_PARTS:
+            if len(parts) > _MAX_PARTS:
                 self._joined += b"".join(parts)
                 parts.clear()
 
