@@ -365,7 +365,9 @@ static void settle(struct server *s, struct job *job, uint32_t at, uint64_t now)
 			return;
 		if (missing & ~job->late && now - e->first_ns < job->terms.deadline_ns)
 			return;
-		job->late |= missing;
+		for (int i = 0; i < MOST_JOBS; i++) /* who is late in one of a training's jobs is so in all */
+			if (s->jobs[i].used && s->jobs[i].token == job->token)
+				s->jobs[i].late |= missing;
 		s->counters[LEFT_OUT] += __builtin_popcount(missing);
 	}
 	finish(s, job, at);

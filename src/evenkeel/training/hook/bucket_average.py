@@ -15,6 +15,7 @@ from evenkeel.coding.wire import Round, Total
 from evenkeel.reducers.ranks.collectives import Collectives, ring_bytes
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.training.hook.stats import Meter, Stopwatch
+from evenkeel.training.hook.unwaited import Unwaited
 from evenkeel.training.hook.zero_lines import Aside, ZeroLines, zero_on_all
 
 __all__ = ["BucketPlan", "Unit", "average_bucket"]
@@ -43,6 +44,7 @@ class BucketPlan:
         units: to be coded.
         plain: views to be averaged as they are.
         metered: false before compression starts.
+        plain_number: names these views in all steps.
     """
 
     step: int
@@ -50,10 +52,26 @@ class BucketPlan:
     units: list[Unit]
     plain: list[Tensor]
     metered: bool
+    plain_number: int = 0
 
 
-def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reducer: Reducer, meter: Meter) -> Tensor:
+def average_bucket(
+    buffer: Tensor,
+    plan: BucketPlan,
+    code: SumCode | None,
+    reducer: Reducer,
+    meter: Meter,
+    unwaited: Unwaited | None = None,
+) -> Tensor:
     """Overwrites `buffer` with the average over all ranks, and gives it.
+
+    Args:
+        buffer: of the bucket.
+        plan: what to do with it.
+        code: of what is coded.
+        reducer: who adds.
+        meter: what it cost is entered here.
+        unwaited: takes the place of the exchanges between ranks where the reducer does not wait for all.
 
     Raises:
         ReducerError: a peer is gone or silent.
@@ -61,6 +79,14 @@ def average_bucket(buffer: Tensor, plan: BucketPlan, code: SumCode | None, reduc
     ranks, tally = reducer.ranks, Meter()
     sent_before = ranks.sent_bytes
     watch = Stopwatch(buffer.device, lambda: ranks.exchanged_s)
+    if unwaited is not None and not reducer.waits and plan.metered and code is not None:
+        with torch.no_grad():
+            _average_unwaited(plan, code, reducer, unwaited, tally)
+        tally.add_up(watch.lap())
+        tally.sent_bytes = ranks.sent_bytes - sent_before
+        tally.uncompressed_bytes = ring_bytes(buffer, ranks.world)
+        meter.include(tally)
+        return buffer
     with torch.no_grad():
         coded = [_Coded.of(unit, plan, code, ranks) for unit in plan.units if code is not None]
         # Divided before they are added, as DDP does: the sum of large numbers might not fit their type.
@@ -157,6 +183,20 @@ def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stop
     _write(each.views, mean * plan.loss_scale if plan.loss_scale != 1 else mean)
     tally.coordinates += vector.numel()
     tally.decode(watch.lap())
+
+
+def _average_unwaited(plan: BucketPlan, code: SumCode, reducer: Reducer, unwaited: Unwaited, tally: Meter) -> None:
+    ranks, scale = reducer.ranks, plan.loss_scale
+    for unit in plan.units:
+        this_round = Round(ranks.rank, ranks.world, plan.step, unit.number)
+        mean = unwaited.average(_joined(unit.views).to(torch.float32) / scale, code, this_round, reducer)
+        code.observe(mean, this_round, ranks.broadcast)
+        _write(unit.views, mean * scale)
+        tally.coordinates += mean.numel()
+    if plan.plain:
+        this_round = Round(ranks.rank, ranks.world, plan.step, plan.plain_number)
+        mean = unwaited.average_plain(_joined(plan.plain).to(torch.float32) / scale, this_round, reducer)
+        _write(plan.plain, mean * scale)
 
 
 def _sample_error(code: SumCode, vector: Tensor, decoded: Tensor, this_round: Round, tally: Meter) -> None:

@@ -33,6 +33,7 @@ from evenkeel.training.hook.parameter_book import ParameterBook, Units
 from evenkeel.training.hook.same_weights import check_same_weights, digest, digests
 from evenkeel.training.hook.skipping import Listed, Skip, few_dimensions, skip_rule
 from evenkeel.training.hook.stats import HookStats, Meter
+from evenkeel.training.hook.unwaited import Unwaited
 from evenkeel.training.hook.warm_up import warm_up
 from evenkeel.training.hook.zero_lines import scattered_zeros
 from evenkeel.version import __version__
@@ -139,6 +140,7 @@ class HookState:
         self._book = ParameterBook()
         self._units = Units()
         self._meter = Meter()
+        self._unwaited = Unwaited()
         self._step = 0
         self._steps_here = 0
         self._compressed_steps = 0
@@ -328,7 +330,7 @@ class HookState:
             self._check_world()
         if comparison is not None:
             comparison()
-        return average_bucket(buffer, plan, self._code, self._reducer, self._meter)
+        return average_bucket(buffer, plan, self._code, self._reducer, self._meter, self._unwaited)
 
     def _plan(self, buffer: Tensor, members: Sequence[int], views: Sequence[Tensor]) -> BucketPlan:
         if not buffer.numel():
@@ -345,6 +347,7 @@ class HookState:
             covering, given_up = self._units.covering(coded)
             if given_up:
                 warnings.warn("DDP has rebuilt its buckets: what the code remembers of them starts anew", stacklevel=2)
+                self._unwaited.forget()
             if isinstance(code, ErrorFeedback):
                 for number in given_up:
                     code.reset(number)
@@ -353,8 +356,10 @@ class HookState:
                 units.append(Unit(number, [by_number[member] for member in unit]))
         if self._compressed_steps == 0:
             self._hint_at_masks([by_number[number] for number in coded])
-        plain = [view for number, view in by_number.items() if self._is_skipped(number)]
-        return BucketPlan(self._step, self._scale, units, plain, metered=True)
+        skipped = [number for number in by_number if self._is_skipped(number)]
+        plain = [by_number[number] for number in skipped]
+        named = min(skipped, default=0)
+        return BucketPlan(self._step, self._scale, units, plain, metered=True, plain_number=named)
 
     def _hint_at_masks(self, gradients: Sequence[Tensor]) -> None:
         """Says in the first compressed step where single weights may be masked, which no code that mixes them keeps."""
