@@ -170,6 +170,7 @@ def test_items_at_work_in_a_frozen_fleet_are_answered_when_it_is_started_again()
     scene.run()
     scene.assert_everything_answered()
     scene.assert_nothing_left()
+    assert scene.stats.readmissions == 3
 
 
 def offer(scene, sheds):

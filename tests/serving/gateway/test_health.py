@@ -114,10 +114,10 @@ def test_a_probe_that_comes_back_after_the_readmission_changes_nothing():
     assert not health.ejected
 
 
-@pytest.mark.parametrize(("try_first", "then"), [(True, "untried"), (False, None)])
-def test_silence_is_over_once_the_replica_has_become_ready_anew(try_first, then):
+def test_silence_is_over_once_the_replica_has_become_ready_anew():
     health = Health(HealthSettings())
     health.eject("stalled", 0.0)
-    health.joined(1.0, try_first)
-    assert health.ejected_for == then
-    assert health.wants_probe(1.0) == try_first
+    assert health.joined(1.0, try_first=False)
+    assert not health.joined(1.0, try_first=True)
+    assert health.ejected_for == "untried"
+    assert health.wants_probe(1.0)

@@ -45,6 +45,7 @@ class Health:
         self._good_probes = 0
         self._failures = 0
         self.ejected_for: str | None = None  # "slow", "failing", "stalled" or "untried"
+        self.was_stalled = False  # before it became untried
         self._probe_at = 0.0
         self._probing = False
 
@@ -94,8 +95,8 @@ class Health:
         self._probe_at = now_s + self._pause_s
         self._pause_s = min(2 * self._pause_s, self._settings.max_pause_s)
 
-    def joined(self, now_s: float, try_first: bool) -> None:
-        """Notes that its backend has become ready: whatever was silent is over.
+    def joined(self, now_s: float, try_first: bool) -> bool:
+        """Notes that its backend has become ready, so that its silence is over; True if it is back with that.
 
         With `try_first` a probe is due, and it counts as untried without a good one.
         """
@@ -103,10 +104,14 @@ class Health:
         self._failures = 0
         if self.stalled or not self.ejected:
             self._probe_at = now_s
-            self.ejected_for = "untried" if try_first else None
+            if not try_first:
+                return self.stalled
+            self.was_stalled = self.stalled
+            self.ejected_for = "untried"
         else:
             # The pause holds: who is lost at every probe, and comes back at once, is not to be probed all the time.
             self._probe_at = max(self._probe_at, now_s)
+        return False
 
     @property
     def next_probe_at(self) -> float:
@@ -142,4 +147,5 @@ class Health:
     def readmit(self) -> None:
         """Puts it back to work, with a clean record."""
         self.ejected_for = None
+        self.was_stalled = False
         self._pause_s = self._settings.pause_s

@@ -302,7 +302,8 @@ class Replicas:
         for replica in self.all:
             if replica.backend.ready and not replica.was_ready:
                 replica.well_at_s = now_s
-                replica.health.joined(now_s, try_first)
+                if replica.health.joined(now_s, try_first):
+                    self._readmit(replica, now_s)
             replica.was_ready = replica.backend.ready
 
     def _may_eject(self) -> bool:
@@ -310,8 +311,10 @@ class Replicas:
         return out + 1 <= self.settings.max_slow_share * len(self.all)
 
     def _readmit(self, replica: Replica, now_s: float) -> None:
-        if replica.health.ejected_for != "untried":
-            _log.warning("%s gets work again; it was %s", replica.backend.name, replica.health.ejected_for)
+        health = replica.health
+        if health.ejected_for != "untried" or health.was_stalled:
+            reason = "stalled" if health.was_stalled else health.ejected_for
+            _log.warning("%s gets work again; it was %s", replica.backend.name, reason)
             self._stats.readmissions += 1
         replica.health.readmit()
         self.refresh(now_s)
