@@ -50,6 +50,7 @@ class FakeGateway:
     draining: bool = False
     hold: bool = False
     deadline_s: float = 30.0
+    max_items: int = 1 << 20
     no_room: EvenkeelError | None = None  # for more than one item
     refuse: Callable[[int], EvenkeelError | None] = lambda number: None
     errors: dict[int, EvenkeelError] = field(default_factory=dict)

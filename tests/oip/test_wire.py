@@ -418,3 +418,24 @@ def test_a_long_text_takes_little_more_memory_than_its_tensor():
         assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
     finally:
         tracemalloc.stop()
+
+
+def test_a_tensor_may_be_refused_before_a_long_array_of_its_values_is_read():
+    entry = {"name": "x", "datatype": "FP32", "shape": [100_000], "data": [1.5] * 100_000}
+    heads = []
+
+    def refuse(head):
+        heads.append((head.name, head.datatype, head.shape))
+        raise RequestError("too many")
+
+    wrong_values = orjson.dumps({"inputs": [entry]}).replace(b"1.5,1.5,", b"true,,", 1)
+    with pytest.raises(RequestError, match="too many"):
+        parse_request(wrong_values, None, refuse)
+    assert heads == [("x", "FP32", (100_000,))]
+
+
+def test_a_long_array_of_blanks_is_refused_since_it_would_be_read_in_one_step():
+    body = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2],"data":[1,%b2]}]}'
+    assert parse_request(body % (b" " * (1 << 19))).inputs[0].data.tolist() == [1, 2]
+    with pytest.raises(RequestError, match="1048576 characters without a comma"):
+        parse_request(body % (b" " * (3 << 20)))

@@ -22,6 +22,7 @@ _SHORT_BYTES = 64 << 10
 _LONG_ARRAY_BYTES = 4 << 10
 _MAX_KEYS = 4 * MAX_TENSORS  # of the name "data" that are looked at
 _PIECE_BYTES = 64 << 10  # takes less than a millisecond or two
+_MAX_VALUE_BYTES = 1 << 20  # of one value and the blanks around it
 _MAX_VALUES = 20_000  # of a long text, outside of long arrays
 _MARK = f"{secrets.token_hex(16)}:"  # stands for an array that was taken out; no sender can know it
 _NO_STRUCTURE = bytes(set(range(256)) - set(b"[],"))
@@ -29,12 +30,12 @@ _BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
 
 
 class LongArray:
-    """The text of a long JSON array, flat or nested, of numbers or bools."""
+    """The place of a long JSON array, flat or nested, of numbers or bools; no step of its reading takes long."""
 
-    __slots__ = ("_text",)
+    __slots__ = ("_end", "_start", "_text")
 
-    def __init__(self, text: bytes) -> None:
-        self._text = text
+    def __init__(self, text: bytes, start: int, end: int) -> None:
+        self._text, self._start, self._end = text, start, end
 
     def pieces(self, shape: tuple[int, ...], count: int, label: str) -> Iterator[list[Any]]:
         """The values, row-major, as many at a time as stand in one piece of the text.
@@ -42,7 +43,7 @@ class LongArray:
         Raises:
             RequestError: they are not JSON, or neither flat nor nested as `shape` of `count` values says.
         """
-        commas = self._text.count(b",")
+        commas = sum(piece.count(b",") for piece in self._cut())
         if commas + 1 != count:
             raise RequestError(
                 f"tensor {label}: shape {list(shape)} has {count} elements, but 'data' holds {commas + 1}"
@@ -61,14 +62,18 @@ class LongArray:
 
     def _cut(self) -> Iterator[bytes]:
         """Pieces that end behind a comma, but for the last one."""
-        text, start = self._text, 0
-        while len(text) - start > _PIECE_BYTES:
+        text, start = self._text, self._start
+        while self._end - start > _PIECE_BYTES:
             end = text.rfind(b",", start, start + _PIECE_BYTES) + 1
-            if not end:
-                break  # blanks, or a number without an end
+            if not end:  # blanks, or a number without an end: read in one step, if that is not too long
+                end = text.find(b",", start, min(start + _MAX_VALUE_BYTES, self._end)) + 1
+                if not end and self._end - start > _MAX_VALUE_BYTES:
+                    raise RequestError(f"'data' holds more than {_MAX_VALUE_BYTES} characters without a comma")
+                if not end:
+                    break
             yield text[start:end]
             start = end
-        yield text[start:]
+        yield text[start : self._end]
 
 
 def read_message(text: bytes, binary: bool) -> dict[str, Any]:
@@ -129,7 +134,7 @@ def _take_out(text: bytes, arrays: list[LongArray]) -> bytes:
         if end - start < _LONG_ARRAY_BYTES:
             continue
         parts.append(b'%b"%b%d"' % (text[kept:start], _MARK.encode(), len(arrays)))
-        arrays.append(LongArray(text[start:end]))
+        arrays.append(LongArray(text, start, end))
         kept = place = end
     parts.append(text[kept:])
     return b"".join(parts)

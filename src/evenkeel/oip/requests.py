@@ -1,6 +1,6 @@
 """Inference requests on the wire: what a server reads, what a client writes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -8,7 +8,7 @@ import orjson
 from evenkeel.errors import RequestError, UnsupportedError
 from evenkeel.oip.message import MAX_TENSORS, read_message
 from evenkeel.oip.tensors import BinarySection, json_fields, pack, read_parameters, read_tensor
-from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOutput, Tensor, shown
+from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOutput, Tensor, TensorHead, shown
 
 __all__ = ["check_count", "json_part", "parse_request", "write_request"]
 
@@ -39,13 +39,16 @@ def check_count(entries: list[object], what: str) -> None:
         raise RequestError(f"{what!r} holds {len(entries)} entries; at most {MAX_TENSORS} are taken")
 
 
-def parse_request(body: bytes, header_length: int | None = None) -> InferRequest:
+def parse_request(
+    body: bytes, header_length: int | None = None, check: Callable[[TensorHead], object] = lambda head: None
+) -> InferRequest:
     """The request in `body`, checked.
 
     Args:
         body: the whole body, decompressed.
         header_length: value of the Inference-Header-Content-Length header; None when absent; 0 means that the whole
             body is one raw tensor.
+        check: is given each input before a long array of its values is read, and may refuse it by an error.
 
     Raises:
         RequestError: anything malformed; the message names the tensor and says what is expected.
@@ -58,7 +61,7 @@ def parse_request(body: bytes, header_length: int | None = None) -> InferRequest
     if type(inputs_given) is not list or not inputs_given:
         raise RequestError("'inputs' must be a list with at least one tensor")
     check_count(inputs_given, "inputs")
-    inputs = [read_tensor(entry, f"input {number}", section) for number, entry in enumerate(inputs_given)]
+    inputs = [read_tensor(entry, f"input {number}", section, check) for number, entry in enumerate(inputs_given)]
     if section is not None:
         section.finish()
     if len(inputs) > 1:

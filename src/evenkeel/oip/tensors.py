@@ -5,6 +5,7 @@ consistent: `data` has exactly `shape` and `datatype`.
 """
 
 from array import array
+from collections.abc import Callable
 from itertools import chain
 from math import prod
 from struct import Struct
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import RequestError
 from evenkeel.oip.message import LongArray
-from evenkeel.oip.types import Parameter, Parameters, Tensor, kind, kind_name, numpy_dtype, shown
+from evenkeel.oip.types import Parameter, Parameters, Tensor, TensorHead, kind, kind_name, numpy_dtype, shown
 
 __all__ = ["BinarySection", "aligned", "json_fields", "pack", "read_parameters", "read_tensor"]
 
@@ -77,13 +78,19 @@ def read_parameters(value: object, where: str) -> Parameters:
     return {key: entry for key, entry in value.items() if entry is not None} if absent else value
 
 
-def read_tensor(raw: object, where: str, section: BinarySection | None) -> Tensor:
+def read_tensor(
+    raw: object,
+    where: str,
+    section: BinarySection | None,
+    check: Callable[[TensorHead], object] = lambda head: None,
+) -> Tensor:
     """One entry of `inputs` or `outputs`.
 
     Args:
         raw: the parsed JSON entry.
         where: what to call it in messages until its name is known.
         section: the binary data behind the JSON; None when the body holds JSON only.
+        check: is given the tensor before a long array of values is read, and may refuse it by an error.
 
     Raises:
         RequestError: a field is missing or wrong, or data and shape do not agree.
@@ -106,6 +113,8 @@ def read_tensor(raw: object, where: str, section: BinarySection | None) -> Tenso
     if size is None:
         if raw.get("data") is None:
             raise RequestError(f"tensor {label}: expected 'data', or 'binary_data_size' among its parameters")
+        if isinstance(raw["data"], LongArray):
+            check(TensorHead(name, datatype, shape))
         data = _read_json(raw["data"], datatype, shape, count, label)
     else:
         if raw.get("data") is not None:

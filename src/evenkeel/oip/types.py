@@ -16,6 +16,7 @@ __all__ = [
     "Parameters",
     "RequestedOutput",
     "Tensor",
+    "TensorHead",
     "kind",
     "kind_name",
     "numpy_dtype",
@@ -102,21 +103,30 @@ def oip_datatype(dtype: np.dtype[Any]) -> str:
 
 
 @dataclass(slots=True)
-class Tensor:
-    """One named tensor.
+class TensorHead:
+    """What is known of a tensor before its data is read.
 
     Attributes:
         name: as the model calls it.
         datatype: OIP name, e.g. UINT8 or BYTES.
         shape: row-major.
-        data: of that shape for numeric datatypes (parsed from a binary section it is read-only, and a view of the body
-            where that is aligned); for BYTES a flat list, row-major.
-        parameters: what the sender said about it.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Tensor(TensorHead):
+    """One named tensor.
+
+    Attributes:
+        data: of that shape for numeric datatypes (parsed from a binary section it is read-only, and a view of the body
+            where that is aligned); for BYTES a flat list, row-major.
+        parameters: what the sender said about it.
+    """
+
     data: NDArray[Any] | list[bytes]
     parameters: Parameters = field(default_factory=dict)
 

@@ -762,12 +762,33 @@ def test_a_body_in_many_parts_is_put_together():
     assert infer([JSON_BODY[:5], b"", JSON_BODY[5:100], JSON_BODY[100:]]).status == 200
 
 
+@pytest.mark.parametrize("encoding", [None, "gzip"])
+@pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_a_long_body_is_the_same_however_it_comes(size, encoding):
+    body = JSON_BODY[:-1] + np.random.default_rng(1).choice([9, 10, 32], size).astype(np.uint8).tobytes() + b"}"
+    headers = {} if encoding is None else {"content-encoding": encoding}
+    sent = body if encoding is None else gzip.compress(body, 0)
+    for step in (len(sent), 70_000, 1_001):
+        found = infer([sent[at : at + step] for at in range(0, len(sent), step)], headers=headers)
+        assert found.status == 200
+
+
 @pytest.mark.parametrize("parts", [[b"x" * 1001], [b"x" * 600] * 2, [b"x" * 600] * 100])
 def test_a_body_over_the_limit_is_refused_while_it_comes(parts):
     found = infer(parts, max_body_bytes=1000)
     assert found.status == 413
     assert "more than 1000 bytes" in found.error
     assert found.headers["connection"] == "close"
+
+
+def test_a_long_json_body_of_more_items_than_are_ever_taken_is_refused_before_its_values_are_read():
+    values = b",".join([b"1"] * (4 * 5 * 3 * 9_000))
+    body = b'{"inputs":[{"name":"images","datatype":"UINT8","shape":[9000,4,5,3],"data":[%b]}]}'
+    assert len(values) > 1 << 20
+    for data in (values, values + b",no number"):
+        found = infer(body % data, gateway=FakeGateway(max_items=64))
+        assert (found.status, found.error) == (413, "a request may hold at most 64 items, found 9000")
+    assert infer(body % values, gateway=FakeGateway()).status == 200
 
 
 def test_a_long_json_body_is_parsed_aside():

@@ -27,6 +27,10 @@ class Submits(Protocol):
         """Counts the items that have no answer yet."""
 
     @property
+    def max_items(self) -> int:
+        """Gives the number of items that may ever be taken at once."""
+
+    @property
     def deadline_s(self) -> float:
         """Gives the seconds that a request may take in all."""
 

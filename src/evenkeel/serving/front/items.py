@@ -7,6 +7,7 @@ or its length is no item's.
 
 import base64
 import binascii
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from evenkeel.arrays import Array
 from evenkeel.errors import RequestError
 from evenkeel.images.header import FORMATS, is_image_file
 from evenkeel.models.cards import ModelCard
-from evenkeel.oip import InferRequest, Tensor, shown
+from evenkeel.oip import InferRequest, Tensor, TensorHead, shown
 from evenkeel.oip.types import Parameters
 from evenkeel.serving.gateway.gateway import Options
 
@@ -48,9 +49,9 @@ class ItemReader:
         if request.raw is not None:
             return 1
         tensor = request.inputs[0]
-        if len(request.inputs) != 1 or tensor.name != self._card.input_name:
-            names = ", ".join(shown(tensor.name) for tensor in request.inputs[:_MAX_NAMES])
-            raise RequestError(f"expected exactly one input, {self._card.input_name!r}; found {names}")
+        if len(request.inputs) != 1:
+            raise self._wrong_inputs(request.inputs)
+        self.check_head(tensor)
         if tensor.datatype == "BYTES":
             if not tensor.data or tensor.shape not in ((len(tensor.data),), (len(tensor.data), 1)):
                 raise RequestError(
@@ -58,8 +59,23 @@ class ItemReader:
                     f"[n], n >= 1"
                 )
             return len(tensor.data)
-        self._check_pixels(tensor)
         return tensor.shape[0]
+
+    def check_head(self, tensor: TensorHead) -> int:
+        """Counts the items of a tensor by its shape, before its data is read.
+
+        Raises:
+            RequestError: wrong name, datatype or shape.
+        """
+        if tensor.name != self._card.input_name:
+            raise self._wrong_inputs([tensor])
+        if tensor.datatype != "BYTES":
+            self._check_pixels(tensor)
+        return tensor.shape[0] if tensor.shape else 0
+
+    def _wrong_inputs(self, found: Sequence[TensorHead]) -> RequestError:
+        names = ", ".join(shown(tensor.name) for tensor in found[:_MAX_NAMES])
+        return RequestError(f"expected exactly one input, {self._card.input_name!r}; found {names}")
 
     def read(self, request: InferRequest) -> Array | list[bytes]:
         """Reads the items `[n, ...]`, a view of the body where nothing had to be converted; or n image files.
@@ -75,7 +91,7 @@ class ItemReader:
         tensor = request.inputs[0]
         return self._files(tensor) if tensor.datatype == "BYTES" else self._read_pixels(tensor)
 
-    def _check_pixels(self, tensor: Tensor) -> None:
+    def _check_pixels(self, tensor: TensorHead) -> None:
         card, row = self._card, tensor.shape[1:]
         if tensor.datatype != card.datatype and (card.datatype != "FP32" or tensor.datatype != "UINT8"):
             expected = "UINT8" if card.datatype == "UINT8" else "FP32 or UINT8"

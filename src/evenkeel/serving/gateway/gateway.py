@@ -164,6 +164,13 @@ class Gateway:
         """Gives the seconds that an item may take in all."""
         return self.policy.deadline_s
 
+    @property
+    def max_items(self) -> int:
+        """Gives the number of items beyond which a request is more than the whole fleet may ever hold."""
+        replicas = len(self.replicas.all)
+        # The last item is taken where there is room for its first copy.
+        return (self._max_outstanding * replicas - 1) // min(self.policy.copies, replicas) + 1
+
     def check_room(self, count: int) -> None:
         """Raises an error unless `count` items submitted now would all be taken; not needed for one alone.
 
@@ -172,12 +179,9 @@ class Gateway:
             OverloadedError: more than there is room for now.
         """
         replicas, limit = self.replicas, self._max_outstanding
-        copies = min(self.policy.copies, len(replicas.all))
-        # The last item is taken where there is room for its first copy.
-        tasks = (count - 1) * copies + 1
-        places = limit * len(replicas.all)
-        if tasks > places:
-            raise TooLargeError(f"a request may hold at most {(places - 1) // copies + 1} items, found {count}")
+        if count > self.max_items:
+            raise TooLargeError(f"a request may hold at most {self.max_items} items, found {count}")
+        tasks = (count - 1) * min(self.policy.copies, len(replicas.all)) + 1
         if tasks <= (replicas.room(limit) if replicas.any_usable else self._spares.room(limit)):
             return
         if not replicas.any_usable:

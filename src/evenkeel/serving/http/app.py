@@ -37,10 +37,11 @@ from evenkeel.errors import (
     ProtocolError,
     RequestError,
     TaskRefusedError,
+    TooLargeError,
     UnknownModelError,
 )
 from evenkeel.models.cards import ModelCard
-from evenkeel.oip import InferRequest, RepeatedRequests, parse_request, shown
+from evenkeel.oip import InferRequest, RepeatedRequests, TensorHead, parse_request, shown
 from evenkeel.serving.front.answers import OUTPUTS, AnswerWriter
 from evenkeel.serving.front.flight import Flight, Submits
 from evenkeel.serving.front.images import ImageDecoder
@@ -222,7 +223,7 @@ class App:
 
     def _infer(self, exchange: Exchange) -> None:
         headers, body = exchange.request.headers, exchange.request.body
-        json_bytes = None
+        json_bytes: int | None = None
         if _JSON_BYTES in headers:
             json_bytes = _whole_number(_JSON_BYTES, headers[_JSON_BYTES])
         elif headers.get(b"content-type", b"")[:6].lower() == b"image/":
@@ -232,12 +233,12 @@ class App:
             encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
         if encoding not in ("", "identity"):
             self._aside(exchange, self._unpack, encoding, json_bytes)
-        elif _is_quick(body, json_bytes):
+        elif not exchange.request.parts and _is_quick(body, json_bytes):
             request = self._requests.parse(body, json_bytes)
             wanted = self._check(exchange, request)
             self._serve(exchange, request, wanted, self._items.read(request))
         else:
-            self._aside(exchange, self._parse, body, json_bytes)
+            self._aside(exchange, self._join_and_parse, json_bytes)
 
     def _check(self, exchange: Exchange, request: InferRequest) -> _Wanted:
         """Finds the wanted outputs and makes sure that there is room for the items, before anything is converted."""
@@ -253,6 +254,12 @@ class App:
                 self._shares.refused(exchange.client, count)
                 raise
         return wanted
+
+    def _check_tensor(self, tensor: TensorHead) -> None:
+        """Refuses a tensor before its values are read: one of a wrong kind, or of more items than are ever taken."""
+        count, limit = self._items.check_head(tensor), self._gateway.max_items
+        if count > limit:
+            raise TooLargeError(f"a request may hold at most {limit} items, found {count}")
 
     def _serve(self, exchange: Exchange, request: InferRequest, wanted: _Wanted, items: Array | list[bytes]) -> None:
         parameters = request.parameters
@@ -320,8 +327,15 @@ class App:
         executor = self._executor if size < _LARGE_BYTES else self._large_executor
         return await asyncio.get_running_loop().run_in_executor(executor, partial(work, *args))
 
+    async def _whole_body(self, exchange: Exchange) -> bytes:
+        request = exchange.request
+        return await self._run(request.body_bytes, request.whole_body) if request.parts else request.body
+
+    async def _join_and_parse(self, exchange: Exchange, json_bytes: int | None) -> None:
+        await self._parse(exchange, await self._whole_body(exchange), json_bytes)
+
     async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
-        packed, max_bytes = exchange.request.body, self.limits.sizes.body_bytes
+        packed, max_bytes = await self._whole_body(exchange), self.limits.sizes.body_bytes
         body = await self._run(len(packed), decompress, packed, encoding, max_bytes)
         exchange.hold(len(body))
         await self._parse(exchange, body, json_bytes)
@@ -332,7 +346,7 @@ class App:
             wanted = self._check(exchange, request)
             items = self._items.read(request)
         else:
-            request = await self._run(len(body), parse_request, body, json_bytes)
+            request = await self._run(len(body), parse_request, body, json_bytes, self._check_tensor)
             wanted = self._check(exchange, request)
             items = await self._run(len(body), self._items.read, request)
         self._serve(exchange, request, wanted, items)

@@ -362,7 +362,7 @@ class HttpConnection(asyncio.Protocol):
         for event in events:
             self._waiting.append(event)
             if isinstance(event, Request):
-                self._waiting_bytes += len(event.body)
+                self._waiting_bytes += event.body_bytes
         self._recount()
         full = len(self._waiting) > _MAX_AHEAD or self._waiting_bytes > _MAX_AHEAD_BYTES
         if full and not self._read_paused and self._reader.state != "over":
@@ -373,7 +373,7 @@ class HttpConnection(asyncio.Protocol):
     def _hand_over(self, event: Request | Refusal) -> None:
         if isinstance(event, Request):
             exchange = self._current = Exchange(self, event)
-            size = len(event.body)
+            size = event.body_bytes
             if size > _FREE_BYTES:
                 self._current_bytes = size
                 self._recount()
@@ -394,7 +394,7 @@ class HttpConnection(asyncio.Protocol):
                 break
             event = self._waiting.popleft()
             if isinstance(event, Request):
-                self._waiting_bytes -= len(event.body)
+                self._waiting_bytes -= event.body_bytes
             self._hand_over(event)
         self._running = False
         if self._waiting:

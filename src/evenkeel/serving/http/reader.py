@@ -43,6 +43,7 @@ _HOST = re.compile(
 )
 _HEADER_FRAMING_BYTES = 4  # a colon, a blank and a line end
 _MAX_PARTS = 256  # of a body before they are put together: each costs some fifty bytes of its own
+_MAX_JOINED_BYTES = 1 << 20  # a longer body is put together by who wants it, since that takes a while
 _FRAMING_SHARE = 16  # bytes on the wire for one byte of a body; chunks of a single byte take six
 
 
@@ -62,18 +63,29 @@ class Request:
         method: as sent, e.g. b"POST".
         target: as sent, e.g. b"/v2?x=1".
         headers: those that the reader keeps, by lower-case name; one given again is joined by ", ".
-        body: whole.
+        body: whole, or empty where the body is long and `parts` hold it.
+        parts: of a long body.
+        body_bytes: of the body.
         keep: the client lets the connection be kept; when it does not, this is the last request.
     """
 
-    __slots__ = ("body", "headers", "keep", "method", "target")
+    __slots__ = ("body", "body_bytes", "headers", "keep", "method", "parts", "target")
 
     def __init__(self) -> None:
         self.method = b""
         self.target = b""
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
+        self.parts: list[bytes] = []
+        self.body_bytes = 0
         self.keep = True
+
+    def whole_body(self) -> bytes:
+        """Puts a long body together, and lets go of its parts; from a thread that holds up nobody for it."""
+        if self.parts:
+            # Of bytes alone, `join` lets other threads run meanwhile.
+            self.body, self.parts = b"".join(self.parts), []
+        return self.body
 
 
 _NO_REQUEST = Request()  # while none is being read
@@ -139,7 +151,7 @@ class RequestReader:
         self._body_bytes = 0
         self._seen_bytes = 0  # of its body, when its pieces were counted last
         self._parts: list[bytes] = []  # of its body, when there is more than one
-        self._joined = bytearray()  # the parts before those
+        self._joined: list[bytes] = []  # the parts before those, put together some at a time
 
     def feed(self, data: bytes) -> list[Request | Refusal]:
         """Gives the requests, or the refusal, that `data` completes."""
@@ -270,7 +282,7 @@ class RequestReader:
                 request.body = b""
             parts.append(part)
             if len(parts) > _MAX_PARTS:
-                self._joined += b"".join(parts)
+                self._joined.append(b"".join(parts))
                 parts.clear()
 
     def on_message_complete(self) -> None:
@@ -288,8 +300,13 @@ class RequestReader:
             self._refuse(505, "this version of HTTP is not offered; use HTTP/1.1")
             return
         self.wants_continue = False
+        request.body_bytes = self._body_bytes
         if not request.body and self._body_bytes:
-            request.body = b"".join((self._joined, *self._parts))
+            parts = [*self._joined, *self._parts]
+            if self._body_bytes <= _MAX_JOINED_BYTES:
+                request.body = b"".join(parts)
+            else:
+                request.parts = parts
             self._forget_parts()
         if keep:
             self.state = _IN_BODY["whole"]
@@ -356,7 +373,7 @@ class RequestReader:
 
     def _forget_parts(self) -> None:
         self._parts.clear()
-        self._joined = bytearray()
+        self._joined.clear()
 
     def _refuse_target(self) -> None:
         self._refuse(414, f"the URL has more than {self._limits.target_bytes} bytes, which is the limit")
