@@ -111,7 +111,7 @@ def test_a_subset_is_matched_by_the_answers_and_else_left_aside() -> None:
     assert unsure.numbered(np.array([0, 1])) is None
     assert unsure.class_names == tuple(map(str, range(10)))
     assert not unsure.trusted
-    assert "left aside" in unsure.told()[0]
+    assert "left aside" in unsure.lines()[0]
 
 
 def test_other_images_of_the_same_names_are_matched_alike() -> None:
@@ -177,7 +177,7 @@ def test_a_classifier_at_chance_is_noticed() -> None:
         assert found.skill is not None
         assert found.skill.near_chance is near
         assert found.trusted is not near
-        assert any("near chance" in line for line in found.told()) is near
+        assert any("near chance" in line for line in found.lines()) is near
     labels = np.array([0] * 390 + [1] * 10)  # 97.5 % right by always saying the same
     always = number_labels(labels, None, None, 2, np.zeros(400, np.int64))
     assert always.skill is not None

@@ -37,7 +37,7 @@ _CLEAR = 3.1  # standard deviations; by chance once in a thousand
 _NAMED = 1.4  # standard deviations against each single swap, once the order as a whole is clear
 _LEAST_SKILL = 0.1  # of the way from chance to always right; below it the classifier is near chance
 _ASKED = 500  # images that show which label is which class
-_MOST_BYTES = 16 << 20  # of a file of class names
+_MAX_BYTES = 16 << 20  # of a file of class names
 _SHOWN = 5
 
 
@@ -57,12 +57,12 @@ class Skill:
 
     @property
     def right(self) -> Estimate:
-        """The share of hits."""
+        """Estimates the share of hits."""
         return share(self.hits, self.count)
 
     @property
     def near_chance(self) -> bool:
-        """True when the answers have little to do with the labels."""
+        """True if the answers have little to do with the labels."""
         above = self.hits / max(1, self.count) - self.chance
         spread = math.sqrt(self.chance * (1 - self.chance) / max(1, self.count))
         return above <= max(_CLEAR * spread, _LEAST_SKILL * (1 - self.chance))
@@ -88,10 +88,10 @@ class Numbering:
 
     @property
     def trusted(self) -> bool:
-        """True when the labels are good enough to calibrate with."""
+        """True if the labels are good enough to calibrate with."""
         return self.skill is not None and not self.skill.near_chance and not self.misplaced
 
-    def told(self) -> list[str]:
+    def lines(self) -> list[str]:
         """Says what a user should know of it, line by line."""
         if self.skill is None:
             return [
@@ -118,7 +118,7 @@ class Numbering:
         return lines
 
     def numbered(self, labels: IntegerArray | None) -> IntegerArray | None:
-        """`labels` as class numbers; None where they cannot be used."""
+        """Turns `labels` into class numbers; None where they cannot be used."""
         if labels is None or self.numbers is None:
             return None
         return np.array(self.numbers, np.int64)[labels]
@@ -242,7 +242,7 @@ def sample_by_label(labels: IntegerArray, chosen: IntegerArray, least: int = 10)
 
 
 def read_class_names(path: str | Path, classes: int) -> tuple[str, ...]:
-    """The names of a classifier's classes, from a text file with one a line, or a JSON list or object by number.
+    """Reads the names of a classifier's classes from a text file with one a line, or a JSON list or object by number.
 
     Raises:
         ConfigurationError: not readable, not UTF-8, or another number of names than `classes`.
@@ -250,11 +250,11 @@ def read_class_names(path: str | Path, classes: int) -> tuple[str, ...]:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"classes {path} cannot be read: {error.strerror or error}") from error
-    if len(content) > _MOST_BYTES:
-        raise ConfigurationError(f"classes {path} has more than {_MOST_BYTES:,} bytes; it is no list of class names")
+    if len(content) > _MAX_BYTES:
+        raise ConfigurationError(f"classes {path} has more than {_MAX_BYTES:,} bytes; it is no list of class names")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -298,7 +298,7 @@ def _names_of_json(text: str, path: Path) -> list[str]:
 
 
 def _by_name(names: Sequence[str], class_names: Sequence[str] | None) -> list[int] | None:
-    """The class of each name, -1 where it is none of the classifier's; None where no name is."""
+    """Finds the class of each name, -1 where it is none of the classifier's; None where no name is."""
     if class_names is None:
         return None
     if tuple(names) == tuple(class_names):  # a name may be there twice, as in ImageNet; then only the number tells
@@ -316,7 +316,7 @@ def _by_name(names: Sequence[str], class_names: Sequence[str] | None) -> list[in
 
 
 def _by_number(names: Sequence[str], classes: int) -> list[int] | None:
-    """The classes that names such as "0", "1", "10" number; None where they are no such names."""
+    """Gives the classes that names such as "0", "1", "10" number; None where they are no such names."""
     if not all(re.fullmatch(r"[0-9]{1,9}", name.strip()) for name in names):
         return None
     numbers = [int(name) for name in names]
@@ -325,20 +325,20 @@ def _by_number(names: Sequence[str], classes: int) -> list[int] | None:
 
 
 def _key(name: str) -> str:
-    """A name without what people write differently: case, spaces, underscores, accents' form, zeros before a number."""
+    """Drops from a name what people write differently: case, spaces, underscores, form of accents, leading zeros."""
     plain = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
     return str(int(plain)) if re.fullmatch(r"[0-9]{1,9}", plain) else plain
 
 
 def _parts(name: str) -> set[str]:
-    """A name's synonyms, as in `tench, Tinca tinca`, and its WordNet number, as in `n01440764 tench`."""
+    """Gives a name's synonyms, as in `tench, Tinca tinca`, and its WordNet number, as in `n01440764 tench`."""
     parts = {_key(part) for part in name.split(",")} | {_key(name)}
     number = re.match(r"(n\d{8})\b", name.strip())
     return parts | ({number[1]} if number else set())
 
 
 def _unique(keys: Sequence[set[str]]) -> dict[str, int]:
-    """The place of each key that stands in one place only."""
+    """Gives the place of each key that stands in one place only."""
     found: dict[str, int] = {}
     twice = set()
     for place, own in enumerate(keys):
@@ -357,7 +357,7 @@ def _by_proof(
     answers: IntegerArray,
     classes: int,
 ) -> Numbering:
-    """Numbers by the classifier's answers: an order that people use, if it fits, or what each label's answers say."""
+    """Numbers labels by the classifier's answers: in an order that people use, if one fits, or label by label."""
     there = np.flatnonzero(counts.any(axis=1)).tolist()
     if len(names) == classes:
         for order in _usual_orders(names):
@@ -405,7 +405,7 @@ def _fits(counts: IntegerArray, order: Sequence[int]) -> bool:
 
 
 def _misplaced(counts: IntegerArray, order: Sequence[int], clear: float = _CLEAR) -> list[tuple[int, int]]:
-    """Labels, each with a class that its images are clearly given instead, though no other label claims that class.
+    """Finds labels, each with a class that its images are clearly given instead and that no other label claims.
 
     A label whose images go to a class that has images of its own is a mistake of the classifier's, not of the order.
     """
@@ -435,7 +435,7 @@ def _swappable(counts: IntegerArray, order: Sequence[int]) -> set[int]:
 
 
 def _names_in(order: Sequence[int], names: Sequence[str], counts: IntegerArray, classes: int) -> tuple[str, ...]:
-    """The names in an order that fits; a number for each class that its own images do not bear out.
+    """Gives the names in an order that fits; a number for each class that its own images do not bear out.
 
     Two labels in each other's place leave the order as a whole as clear as it was, so each pair must show that it is
     not swapped: more of its images are given their own class than the other's.
@@ -451,13 +451,13 @@ def _names_in(order: Sequence[int], names: Sequence[str], counts: IntegerArray, 
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:
-    """Names, of which those that stand in for a number of another class say that they are numbers."""
+    """Gives names, of which those that stand in for a number of another class say that they are numbers."""
     taken = [name for place, name in enumerate(names) if name != str(place)]
     return tuple(f"class {name}" if name == str(place) and name in taken else name for place, name in enumerate(names))
 
 
 def _proven(counts: IntegerArray, labels: Sequence[int], taken: set[int]) -> dict[int, int] | None:
-    """The class of each of `labels` if most of its images are given that class, and no other label's are."""
+    """Gives the class of each of `labels` if most of its images are given it, and no other label's are."""
     found: dict[int, int] = {}
     for label in labels:
         number = int(counts[label].argmax())

@@ -149,7 +149,7 @@ def _images(
     numbering = number_by_asking(
         classifier.run, found.pixels, found.labels, found.class_names, classifier.classes, classifier.form.classes
     )
-    for line in numbering.told():
+    for line in numbering.lines():
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return found.pixels, numbering.numbered(found.labels)
 

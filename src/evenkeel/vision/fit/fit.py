@@ -135,7 +135,7 @@ class _FitRun:
         labels = trusted = numbering = None
         if held.labels is not None and images.labels is not None:
             numbering = self._numbering(images, held, answers)
-            for line in numbering.told():
+            for line in numbering.lines():
                 say(line)
             with self.watcher.stage("feeding the classifier in other ways", count_ways(classifier)) as done:
                 better = better_fed(classifier, held.pixels, held.labels, held.class_names, done)
@@ -182,7 +182,7 @@ class _FitRun:
         if labels is not None:
             alike = None if known is None else number_alike(known, known_names, labels, names, answers)
             numbering = alike or number_labels(labels, names, class_names, classes, answers)
-            for line in numbering.told():
+            for line in numbering.lines():
                 self.watcher.say(f"test images: {line}")
             labels = numbering.numbered(labels)
         return AnsweredImages(replace(test, labels=labels), answers, "test")
