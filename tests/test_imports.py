@@ -57,6 +57,15 @@ ALLOWED: dict[str, set[str]] = {
     "bench.serving": {"coding.code", "delays", "figures", "models", "oip", "serving"},
     "bench.fills": {"backends.worker.model", "coding.code", "coding.answers", "figures", "images", "models"},
     "bench.codes": {"coding.sum_code", "coding.wire", "coding.sums", "figures"},
+    "bench.coded": {
+        "coding.answers",
+        "delays",
+        "figures",
+        "images",
+        "training.coded.data_files",
+        "training.coded.losses",
+        "training.coded.matrix",
+    },
     "bench.gradients": {"coding.sum_code", "coding.sums", "figures", "images", "lab", "reducers", "training.hook"},
     "cli": {
         "backends.worker.main",

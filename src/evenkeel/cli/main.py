@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from evenkeel.cli.bench_coded import coded
 from evenkeel.cli.bench_codes import codes
 from evenkeel.cli.bench_fills import fills
 from evenkeel.cli.bench_gradients import gradients
@@ -57,12 +58,12 @@ def plan() -> None:
 
 @main.group()
 def bench() -> None:
-    """Measure policies, fills, codes and gradients."""
+    """Measure policies, fills, codes, gradients and coded training."""
 
 
 for command in (demo, serve, worker, device, fit, lab, switch):
     main.add_command(command)
-for command in (serving, fills, codes, gradients):
+for command in (serving, fills, codes, gradients, coded):
     bench.add_command(command)
 plan.add_command(training)
 plan.add_command(coding)

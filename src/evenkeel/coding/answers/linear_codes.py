@@ -262,7 +262,8 @@ def _spread(holders: Sequence[int], weights: FloatArray, copies: int, random: np
 def _groups(devices: int, groups: int, name: str) -> list[list[int]]:
     whole(f"{name}: devices", devices, 1, _MOST_DEVICES)
     whole(f"{name}: groups", groups, 1, devices)
-    return [some.tolist() for some in np.array_split(np.arange(devices), groups)]
+    # Neighbours are apart: they may have more in common, such as a class that they alone have.
+    return [list(range(first, devices, groups)) for first in range(groups)]
 
 
 def _best(draw: Callable[[np.random.Generator], AnyLinear], seed: int, losses: int, larger: int = 0) -> AnyLinear:
