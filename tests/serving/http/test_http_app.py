@@ -264,6 +264,13 @@ def floats(*values: float) -> Tensor:
         ([1, 0, 0.999], "an item has fractions and nothing above 1; if it was scaled to 0..1, multiply it by 255"),
         ([1.02, 0, 0.5], "an item has fractions and nothing above 1.02"),  # by a resampling
         ([2, 0, 0.5], "an item has fractions and nothing above 2"),
+        (
+            [2.5],
+            "an item has fractions and nothing above 2.5; if it was scaled, say to what by the tensor's parameter 'max",
+        ),
+        ([0, 15.9375], "an item has fractions and nothing above 15.9375"),  # pixels / 16
+        ([0, 16, 7], "an item has nothing above 16; if it was scaled, say to what"),  # scikit-learn's digits
+        ([0, 3], "an item has nothing above 3"),
         ([255.0001], "the highest is 255.0001"),
         ([255] * 60 + [0.5], "an item has fractions and nothing above 0.5"),  # the second item of the batch
     ],
@@ -282,11 +289,62 @@ def test_floats_that_cannot_be_pixels_are_refused_in_words(values, message, bina
     assert gateway.submitted == []
 
 
-@pytest.mark.parametrize("values", [[], [1], [1, 0, 1], [255], [-0.0], [2.5], [0.25, 3], [2, 1], [254.99]])
+@pytest.mark.parametrize("values", [[], [1], [1, 0, 1], [255], [-0.0], [16.5], [0.25, 30], [2, 1], [254.99]])
 def test_dark_images_and_fractions_are_pixels(values):
     gateway = FakeGateway()
     assert ask(floats(*values), gateway, make_card(datatype="FP32")).status == 200
     assert np.array_equal(gateway.submitted[0].item.reshape(-1)[: len(values)], np.float32(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "maximum", "pixels"),
+    [
+        ([0, 16, 8], 16, [0, 255, 127.5]),
+        ([0, 1, 0.5], 1, [0, 255, 127.5]),
+        ([0, 1, 0.5], 1.0, [0, 255, 127.5]),
+        ([0, 3, 1], 255, [0, 3, 1]),  # nearly black
+        ([0.5, 3.25], 255, [0.5, 3.25]),
+        ([65535, 0], 65535, [255, 0]),
+    ],
+)
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_tensor_may_say_its_range(values, maximum, pixels, binary):
+    gateway = FakeGateway()
+    tensor = floats(*values)
+    tensor.parameters["maximum"] = maximum
+    body, length = write_request([tensor], binary=binary)
+    headers = {} if length is None else {"inference-header-content-length": str(length)}
+    assert infer(body, headers, gateway, make_card(datatype="FP32")).status == 200
+    item = gateway.submitted[0].item
+    assert item.dtype == np.float32
+    assert item.reshape(-1)[: len(values)].tolist() == pytest.approx(pixels)
+
+
+def test_a_tensor_of_bytes_may_say_its_range_too():
+    gateway = FakeGateway()
+    tensor = tensor_of(images(value=8))
+    tensor.parameters["maximum"] = 16
+    assert ask(tensor, gateway).status == 200
+    assert np.array_equal(gateway.submitted[0].item, images(value=128)[0])
+
+
+@pytest.mark.parametrize(
+    ("maximum", "message"),
+    [
+        (0, "must be a number above 0 and up to 65535, found 0"),
+        (-1, "must be a number"),
+        (True, "must be a number"),
+        ("16", "must be a number"),
+        (1e9, "must be a number"),
+        (15, "its parameter says values 0..15; found 0 and 16"),
+    ],
+)
+def test_a_range_that_is_none_or_does_not_hold_is_refused(maximum, message):
+    tensor = floats(0, 16)
+    tensor.parameters["maximum"] = maximum
+    found = ask(tensor, card=make_card(datatype="FP32"))
+    assert found.status == 400
+    assert message in found.error
 
 
 def test_a_raw_body_of_floats_has_the_same_range():

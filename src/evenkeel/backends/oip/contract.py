@@ -11,6 +11,7 @@ from evenkeel.arrays import Array
 from evenkeel.errors import BackendError, ProtocolError
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import RequestedOutput, Tensor, parse_response, shown, write_request
+from evenkeel.oip.types import Parameters
 
 __all__ = ["Contract", "agree"]
 
@@ -36,10 +37,13 @@ class Contract:
     binary: bool
     gives_up: bool
     check_version: Callable[[str], object] = str
+    says_range: bool = False  # its metadata says that pixels are 0..255, so that it understands who says the same
 
     def write(self, inputs: Array) -> tuple[bytes, int | None]:
         """Writes the request for a task: its body and header length."""
-        tensor = Tensor(self.input_name, self.card.datatype, inputs.shape, inputs)
+        # Of an image that is nearly black one cannot see which range it has.
+        said: Parameters = {"maximum": 255} if self.says_range else {}
+        tensor = Tensor(self.input_name, self.card.datatype, inputs.shape, inputs, said)
         output = RequestedOutput(self.output_name, True if self.binary else None)
         return write_request([tensor], [output], binary=self.binary)
 
@@ -113,6 +117,7 @@ def agree(
         "binary_tensor_data" in extensions,
         "cancel_on_disconnect" in extensions,
         check_version,
+        isinstance(limits := wanted.get("parameters"), dict) and limits.get("maximum") == 255,
     )
 
 

@@ -1,8 +1,8 @@
 """Reads a request into its items, its options, and the outputs it wants.
 
 An item is one row of pixel values 0..255 in the model card's layout and datatype. Tensors may come in either layout,
-and as UINT8 for a model that takes FP32; image files come as BYTES. A raw body is a file where its content type says so
-or its length is no item's.
+as UINT8 for a model that takes FP32, and in another range that their parameter `maximum` says; image files come as
+BYTES. A raw body is a file where its content type says so or its length is no item's.
 """
 
 import base64
@@ -24,7 +24,9 @@ __all__ = ["ItemReader", "read_key", "read_options"]
 _NO_OPTIONS = Options()
 _KEY = "evenkeel_key"
 _MAX_NAMES = 5  # in a message
-_MAX_SCALED = 2.0
+_MAX_SCALED = 16.0
+_MAX_BLACK = 2.0  # of a black item with a little noise, in whole numbers
+_MAX_MAXIMUM = 65535
 _BASE64_PIECE = 1 << 20  # a multiple of four characters
 
 
@@ -111,7 +113,9 @@ class ItemReader:
     def _read_pixels(self, tensor: Tensor) -> Array:
         data = tensor.data
         assert isinstance(data, np.ndarray)
-        if tensor.datatype == "FP32":
+        if "maximum" in tensor.parameters:
+            data = _scaled(data, tensor)
+        elif tensor.datatype == "FP32":
             _check_range(data, tensor.name)
         if tensor.shape[1:] != self._own:
             data = data.transpose(self._to_own)
@@ -159,20 +163,32 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def _check_range(data: Array, name: str) -> None:
-    """Refuses floats that cannot be pixel values 0..255, item by item.
+    """Refuses floats that cannot be pixel values 0..255, or may as well be something else, item by item.
 
-    Floats in another range would be answered with scores that mean nothing. An image may be as dark as all zeros, ones
-    and twos, and hold fractions between 0 and 255; but an item of fractions of which none is above 2 is scaled: to
-    0..1, with what a resampling adds to it, or to 0..2.
+    Floats in another range would be answered with scores that mean nothing. An item of which nothing is above 16 is
+    scaled (to 0..1, with what a resampling adds to it, to 0..2, by 16, to 0..16) or nearly black, and nobody can tell:
+    its sender says which by the parameter `maximum`. Zeros, ones and twos alone are taken for black.
     """
     items = data.reshape(len(data), -1)
-    low, high = float(items.min()), float(items.max())
+    tops = items.max(axis=1)
+    low, high = float(items.min()), float(tops.max())
     if low >= 0 and high <= 255:
-        dark = items[items.max(axis=1) <= _MAX_SCALED]
-        if not dark.size or bool((dark == np.floor(dark)).all()):
+        if tops.min() > _MAX_SCALED:
             return
-        top = float(dark.max())
-        found = f"an item has fractions and nothing above {top:.6g}; if it was scaled to 0..1, multiply it by 255"
+        dim = items[tops <= _MAX_SCALED]
+        whole = (dim == np.floor(dim)).all(axis=1)
+        black = whole & (dim.max(axis=1) <= _MAX_BLACK)
+        if black.all():
+            return
+        first = int(np.argmin(black))
+        top, scaled = float(dim[first].max()), "scaled to 0..1, multiply it by 255"
+        if top > _MAX_BLACK:
+            scaled = "scaled, say to what by the tensor's parameter 'maximum' (16, say, for 0..16)"
+        nothing = "nothing" if whole[first] else "fractions and nothing"
+        found = (
+            f"an item has {nothing} above {top:.6g}; if it was {scaled}; "
+            "if it is as dark as that, say so by the tensor's parameter 'maximum': 255"
+        )
     elif not np.isfinite(items).all():
         found = "some are not finite (NaN or infinity)"
     elif low < 0:
@@ -180,6 +196,25 @@ def _check_range(data: Array, name: str) -> None:
     else:
         found = f"the highest is {high:.7g}"
     raise RequestError(f"input {name!r}: expected pixel values 0..255; {found}")
+
+
+def _scaled(data: Array, tensor: Tensor) -> Array:
+    """Gives pixel values 0..255 of a tensor whose sender says that its values are 0..`maximum`."""
+    top = tensor.parameters["maximum"]
+    if isinstance(top, bool) or not isinstance(top, int | float) or not 0 < top <= _MAX_MAXIMUM:
+        raise RequestError(
+            f"input {tensor.name!r}: parameter 'maximum' must be a number above 0 and up to {_MAX_MAXIMUM}, "
+            f"found {shown(top)}"
+        )
+    low, high = float(data.min()), float(data.max())
+    if not (low >= 0 and high <= top):
+        raise RequestError(
+            f"input {tensor.name!r}: its parameter says values 0..{top:g}; found {low:.7g} and {high:.7g}"
+        )
+    if top == 255:
+        return data
+    pixels = data * np.float32(255 / top)
+    return np.rint(pixels).astype(np.uint8) if data.dtype == np.uint8 else pixels
 
 
 def read_options(parameters: Parameters) -> Options:
