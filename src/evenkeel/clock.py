@@ -1,7 +1,7 @@
-"""Time as the gateway sees it: an asyncio loop in production, a virtual clock in the simulator and in tests.
+"""Gives time as the gateway sees it: by an asyncio loop in production, virtual in the simulator and in tests.
 
 Both have the same three methods, so the gateway is the same code under both. On the virtual clock nothing waits:
-`run` jumps from event to event, and equal times run in the order in which they were asked for.
+`run` jumps from event to event, and equal times run in the order in which they were scheduled.
 """
 
 import asyncio
@@ -14,43 +14,43 @@ __all__ = ["Clock", "LoopClock", "Timer", "VirtualClock"]
 
 
 class Timer(Protocol):
-    """A call that was asked for and may still be cancelled."""
+    """Holds a scheduled call, which may still be cancelled."""
 
     def cancel(self) -> None:
-        """Do not call, if it was not called yet."""
+        """Prevents the call, if it was not made yet."""
 
 
 class Clock(Protocol):
     """Tells the time and calls back later."""
 
     def time(self) -> float:
-        """Seconds since some fixed moment; never goes back."""
+        """Gives seconds since some fixed moment; never goes back."""
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call `callback(*args)` at `when` (soon, if that is past)."""
+        """Calls `callback(*args)` at `when` (soon, if that is past)."""
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call `callback(*args)` now, but not from inside this call."""
+        """Calls `callback(*args)` now, but not from inside this call."""
 
 
 class LoopClock:
-    """An event loop's timers with a finer clock: uvloop's own counts whole milliseconds."""
+    """Uses an event loop's timers with a finer clock: uvloop's own counts whole milliseconds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._call_later = loop.call_later
         self.call_soon = loop.call_soon
 
     def time(self) -> float:
-        """Monotonic seconds."""
+        """Gives monotonic seconds."""
         return time.monotonic()
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call `callback(*args)` at `when`, within the loop's own resolution."""
+        """Calls `callback(*args)` at `when`, within the loop's own resolution."""
         return self._call_later(max(0.0, when - time.monotonic()), callback, *args)
 
 
 class _ScheduledCall:
-    """One entry of the virtual clock's queue."""
+    """Holds one entry of the virtual clock's queue."""
 
     __slots__ = ("args", "callback", "cancelled", "number", "when")
 
@@ -66,7 +66,7 @@ class _ScheduledCall:
 
 
 class VirtualClock:
-    """A clock that jumps to the next event. Not thread-safe, and need not be."""
+    """Jumps to the next event. Not thread-safe, and need not be."""
 
     def __init__(self, start_s: float = 0.0) -> None:
         self._now = start_s
@@ -74,22 +74,22 @@ class VirtualClock:
         self._number = 0
 
     def time(self) -> float:
-        """Virtual seconds."""
+        """Gives virtual seconds."""
         return self._now
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call `callback(*args)` when the clock reaches `when`."""
+        """Calls `callback(*args)` when the clock reaches `when`."""
         self._number += 1
         call = _ScheduledCall(max(when, self._now), self._number, callback, args)
         heapq.heappush(self._queue, call)
         return call
 
     def call_soon(self, callback: Callable[..., object], *args: Any) -> Timer:
-        """Call `callback(*args)` before time moves on."""
+        """Calls `callback(*args)` before time moves on."""
         return self.call_at(self._now, callback, *args)
 
     def run(self, until_s: float = float("inf")) -> None:
-        """Run every call due up to `until_s`; ends early when nothing is left to do."""
+        """Runs every call due up to `until_s`; ends early when nothing is left to do."""
         while self._queue and self._queue[0].when <= until_s:
             call = heapq.heappop(self._queue)
             if not call.cancelled:

@@ -1,10 +1,10 @@
-"""The error tree.
+"""Defines the error tree.
 
     EvenkeelError
     ├── ConfigurationError     the command line, a configuration file or a model card is wrong (exit code 2)
     ├── MissingExtraError      an optional part is not installed; the message is the install line
     ├── CodeError              items or replies do not fit the code
-    │   └── UndecodableError   too few replies to tell everything; names what is missing
+    │   └── UndecodableError   too few replies to decode everything; names what is missing
     ├── UnreadableImageError   one image among many cannot be read; who reads them counts it and goes on
     ├── RequestError           a request is wrong; carries the HTTP status to answer with
     │   ├── UnknownModelError  no such model or version (404)
@@ -55,7 +55,7 @@ __all__ = [
 
 
 class EvenkeelError(Exception):
-    """Root of all errors that evenkeel raises on purpose."""
+    """Is the root of all errors that evenkeel raises on purpose."""
 
     http_status = 500
 
@@ -76,7 +76,7 @@ class CodeError(EvenkeelError):
 
 
 class UndecodableError(CodeError):
-    """Too few replies to tell everything; `missing` names what cannot be told."""
+    """Replies are too few to decode everything; `missing` names what cannot be decoded."""
 
     def __init__(self, message: str, missing: tuple[int, ...]) -> None:
         super().__init__(message)
@@ -94,7 +94,7 @@ class RequestError(EvenkeelError):
 
 
 class UnknownModelError(RequestError):
-    """No such model or version."""
+    """There is no such model or version."""
 
     http_status = 404
 
@@ -106,13 +106,13 @@ class SlowRequestError(RequestError):
 
 
 class TooLargeError(RequestError):
-    """Over a size limit."""
+    """Something is over a size limit."""
 
     http_status = 413
 
 
 class UnsupportedError(RequestError):
-    """Understood, but not offered."""
+    """A request is understood, but what it wants is not offered."""
 
     http_status = 501
 
@@ -148,7 +148,7 @@ class BackendLostError(BackendError):
 
 
 class BackendBusyError(BackendError):
-    """The backend has no room for the task now. `retry_after_s` says when to ask again; None: it did not say."""
+    """The backend has no room for the task now. `retry_after_s` says when to try again; None: it did not say."""
 
     http_status = 503
 

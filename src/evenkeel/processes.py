@@ -12,19 +12,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends and even if this one is frozen then."""
+    """Makes the kernel kill this process when its parent ends, however it ends and even if this one is frozen then."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it ended before we asked
+    if os.getppid() != parent_pid:  # it ended before the line above
         raise SystemExit(1)
 
 
 def heeded(number: signal.Signals) -> bool:
-    """False for a signal that whoever started this process has it ignore, as `nohup` does with SIGHUP."""
+    """True unless whoever started this process has it ignore the signal, as `nohup` does with SIGHUP."""
     return signal.getsignal(number) is not signal.SIG_IGN
 
 
 def end_by_signal() -> None:
-    """Have SIGTERM, SIGINT and SIGHUP end this process with exit code 0 until something else heeds them.
+    """Makes SIGTERM, SIGINT and SIGHUP end this process with exit code 0 until something else heeds them.
 
     Call it first: the first process of a container ignores signals that it does not handle.
     """

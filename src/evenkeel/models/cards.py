@@ -17,7 +17,7 @@ from evenkeel.text_values import is_text
 __all__ = ["FORMAT", "Measured", "ModelCard", "class_difference", "load_card", "save_card"]
 
 FORMAT = 1
-_MOST_SHOWN = 40  # characters of a class's name in a message
+_MAX_SHOWN = 40  # characters of a class's name in a message
 Layout = Literal["NHWC", "NCHW"]
 DataType = Literal["UINT8", "FP32"]
 ModelKind = Literal["classifier", "collage", "detector", "parity"]
@@ -151,7 +151,7 @@ def class_difference(one: Sequence[str], other: Sequence[str]) -> str:
         return f"they have {len(one)} and {len(other)}"
     for place, (mine, others) in enumerate(zip(one, other, strict=True)):
         if mine != others:
-            pair = f"the first that differ, number {place}, are {mine[:_MOST_SHOWN]!r} and {others[:_MOST_SHOWN]!r}"
+            pair = f"the first that differ, number {place}, are {mine[:_MAX_SHOWN]!r} and {others[:_MAX_SHOWN]!r}"
             return f"only their order differs: {pair}" if sorted(one) == sorted(other) else pair
     return ""
 

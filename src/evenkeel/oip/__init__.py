@@ -1,4 +1,4 @@
-"""Open Inference Protocol (KServe v2): types and REST wire forms, shared by the gateway and by backends.
+"""Speaks the Open Inference Protocol (KServe v2): types and REST wire forms, for the gateway and for backends.
 
 Both directions stand here: a server parses requests and writes responses, a client writes requests and parses
 responses. Source: the open-inference-protocol specification (inference_rest.md) and Triton's binary tensor data

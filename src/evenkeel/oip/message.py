@@ -30,7 +30,7 @@ _BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
 
 
 class LongArray:
-    """The place of a long JSON array, flat or nested, of numbers or bools; no step of its reading takes long."""
+    """Marks the place of a long JSON array, flat or nested, of numbers or bools; no step of its reading takes long."""
 
     __slots__ = ("_end", "_start", "_text")
 
@@ -38,7 +38,7 @@ class LongArray:
         self._text, self._start, self._end = text, start, end
 
     def pieces(self, shape: tuple[int, ...], count: int, label: str) -> Iterator[list[Any]]:
-        """The values, row-major, as many at a time as stand in one piece of the text.
+        """Gives the values, row-major, as many at a time as stand in one piece of the text.
 
         Raises:
             RequestError: they are not JSON, or neither flat nor nested as `shape` of `count` values says.
@@ -77,7 +77,7 @@ class LongArray:
 
 
 def read_message(text: bytes, binary: bool) -> dict[str, Any]:
-    """The JSON object in `text`; a long "data" array of an input or output is a `LongArray`.
+    """Reads the JSON object in `text`; a long "data" array of an input or output is a `LongArray`.
 
     Args:
         text: UTF-8.
@@ -116,7 +116,7 @@ def _what(error: orjson.JSONDecodeError) -> str:
 
 
 def _take_out(text: bytes, arrays: list[LongArray]) -> bytes:
-    """`text` with a mark in place of each long array of numbers behind "data"."""
+    """Gives `text` with a mark in place of each long array of numbers behind "data"."""
     parts = []
     kept = place = 0
     for _ in range(_MAX_KEYS):  # each is looked for to the end of the text, at worst

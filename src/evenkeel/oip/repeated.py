@@ -1,4 +1,4 @@
-"""Requests that differ from an earlier one in nothing but their pixels, read without reading their JSON again.
+"""Reads requests that differ from an earlier one in nothing but their pixels, without reading their JSON again.
 
 Clients send the same JSON over and over when tensors travel as binary. The plain twin is `parse_request`: for every
 body both give equal requests, or raise the same error.
@@ -19,13 +19,13 @@ _MAX_JSON_BYTES = 1024
 
 
 class RepeatedRequests:
-    """`parse_request` with a memory of the JSON it has seen. What it returns must not be changed: it is shared."""
+    """Remembers the JSON that `parse_request` has seen. What it returns must not be changed: it is shared."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[InferRequest, np.dtype[np.generic], int]] = {}
 
     def parse(self, body: bytes, header_length: int | None = None) -> InferRequest:
-        """See `parse_request`."""
+        """Parses as `parse_request` does."""
         if header_length is None or not 0 < header_length <= _MAX_JSON_BYTES:
             return parse_request(body, header_length)
         text = body[:header_length]

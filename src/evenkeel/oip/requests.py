@@ -1,4 +1,4 @@
-"""Inference requests on the wire: what a server reads, what a client writes."""
+"""Reads and writes inference requests: what a server reads, what a client writes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _NOT_OFFERED = ("shared_memory_region", "classification")
 
 
 def json_part(body: bytes, header_length: int | None) -> tuple[dict[str, Any], BinarySection | None]:
-    """The JSON object a message begins with, and the binary data behind it (None when there is no such header).
+    """Reads the JSON object a message begins with; gives it and the binary data behind it (None without such a header).
 
     Raises:
         RequestError: the header does not fit the body, or its part is not a JSON object that can be taken.
@@ -30,7 +30,7 @@ def json_part(body: bytes, header_length: int | None) -> tuple[dict[str, Any], B
 
 
 def check_count(entries: list[object], what: str) -> None:
-    """See that a message does not hold too many tensors.
+    """Refuses a message that holds too many tensors.
 
     Raises:
         RequestError: it does.
@@ -42,7 +42,7 @@ def check_count(entries: list[object], what: str) -> None:
 def parse_request(
     body: bytes, header_length: int | None = None, check: Callable[[TensorHead], object] = lambda head: None
 ) -> InferRequest:
-    """The request in `body`, checked.
+    """Reads the request in `body`, and checks it.
 
     Args:
         body: the whole body, decompressed.
@@ -97,7 +97,7 @@ def write_request(
     request_id: str | None = None,
     parameters: Parameters | None = None,
 ) -> tuple[bytes, int | None]:
-    """Body and Inference-Header-Content-Length (None: do not send one) of a request.
+    """Writes body and Inference-Header-Content-Length (None: do not send one) of a request.
 
     Args:
         inputs: at least one tensor.

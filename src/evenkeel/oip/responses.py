@@ -1,4 +1,4 @@
-"""Inference responses on the wire: what a server writes, what a client reads."""
+"""Reads and writes inference responses: what a server writes, what a client reads."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ __all__ = ["parse_response", "write_response"]
 
 
 def write_response(response: InferResponse, binary: Sequence[bool]) -> tuple[bytes, int | None]:
-    """Body and Inference-Header-Content-Length (None: do not send one) of a response.
+    """Writes body and Inference-Header-Content-Length (None: do not send one) of a response.
 
     Args:
         response: what to say.
@@ -48,7 +48,7 @@ def write_response(response: InferResponse, binary: Sequence[bool]) -> tuple[byt
 
 
 def parse_response(body: bytes, header_length: int | None = None) -> InferResponse:
-    """The response in `body`, checked.
+    """Reads the response in `body`, and checks it.
 
     Args:
         body: the whole body, decompressed.

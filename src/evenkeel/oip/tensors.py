@@ -1,4 +1,4 @@
-"""Tensor data and its two wire forms: JSON `data`, and a section of raw little-endian bytes behind the JSON.
+"""Reads and writes tensor data in two wire forms: JSON `data`, and raw little-endian bytes behind the JSON.
 
 Readers raise RequestError with the tensor's name in the message; they check everything, so that what they return is
 consistent: `data` has exactly `shape` and `datatype`.
@@ -49,14 +49,14 @@ class BinarySection:
         return start
 
     def finish(self) -> None:
-        """Check that nothing is left over."""
+        """Refuses what is left over."""
         left = len(self.body) - self.position
         if left:
             raise RequestError(f"{left} bytes of binary data follow the last tensor; expected none")
 
 
 def aligned(body: bytes, dtype: np.dtype[Any], count: int, start: int) -> NDArray[Any]:
-    """`count` > 0 values from `start` on, read-only: a view of `body`, or a copy where the view would be unaligned."""
+    """Gives `count` > 0 values from `start`, read-only: a view of `body`, or a copy where that would be unaligned."""
     if start % dtype.itemsize:
         # Plain bytes are copied several times faster than values that do not lie on their own boundaries.
         return np.frombuffer(body[start : start + count * dtype.itemsize], dtype)
@@ -64,7 +64,7 @@ def aligned(body: bytes, dtype: np.dtype[Any], count: int, start: int) -> NDArra
 
 
 def read_parameters(value: object, where: str) -> Parameters:
-    """The `parameters` object of a request, tensor or response; empty when absent."""
+    """Reads the `parameters` object of a request, tensor or response; empty when absent."""
     if value is None:
         return {}
     if type(value) is not dict:
@@ -84,7 +84,7 @@ def read_tensor(
     section: BinarySection | None,
     check: Callable[[TensorHead], object] = lambda head: None,
 ) -> Tensor:
-    """One entry of `inputs` or `outputs`.
+    """Reads one entry of `inputs` or `outputs`.
 
     Args:
         raw: the parsed JSON entry.
@@ -124,7 +124,7 @@ def read_tensor(
 
 
 def pack(tensor: Tensor) -> bytes:
-    """The binary form of a tensor's data."""
+    """Gives the binary form of a tensor's data."""
     data = tensor.data
     if isinstance(data, list):
         return b"".join([part for element in data for part in (_length.pack(len(element)), element)])
@@ -132,7 +132,7 @@ def pack(tensor: Tensor) -> bytes:
 
 
 def json_fields(tensor: Tensor, binary_size: int | None) -> dict[str, Any]:
-    """The JSON entry of a tensor: with `data`, or with `binary_data_size` when its data travels as binary.
+    """Gives the JSON entry of a tensor: with `data`, or with `binary_data_size` when its data travels as binary.
 
     Raises:
         RequestError: a BYTES element that is not UTF-8, which JSON cannot hold.
@@ -266,7 +266,7 @@ def _convert(flat: list[Any], datatype: str, dtype: np.dtype[Any], label: str) -
 
 
 def _flatten(data: object, shape: tuple[int, ...], count: int, label: str) -> list[Any]:
-    """Row-major elements of `data`, which is flat already or nested exactly as `shape` says."""
+    """Gives the elements of `data` row-major; it is flat already or nested exactly as `shape` says."""
     if type(data) is not list:
         if not shape and type(data) is not dict:
             return [data]  # a scalar, written without brackets

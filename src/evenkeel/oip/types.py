@@ -69,14 +69,14 @@ def kind_name(wanted: type) -> str:
 
 
 def shown(value: object) -> str:
-    """A parsed JSON value for a message: texts are cut, and of lists and objects only the kind is said."""
+    """Shows a parsed JSON value in a message: texts are cut, and of lists and objects only the kind is shown."""
     if isinstance(value, str):
         return repr(value) if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]!r}..."
     return kind(value) if value is None or isinstance(value, list | dict) else repr(value)[:_MAX_SHOWN]
 
 
 def numpy_dtype(datatype: str) -> np.dtype[Any]:
-    """The little-endian numpy dtype of a numeric OIP datatype.
+    """Gives the little-endian numpy dtype of a numeric OIP datatype.
 
     Raises:
         UnsupportedError: BF16, which numpy does not have.
@@ -91,7 +91,7 @@ def numpy_dtype(datatype: str) -> np.dtype[Any]:
 
 
 def oip_datatype(dtype: np.dtype[Any]) -> str:
-    """The OIP name of a numeric numpy dtype.
+    """Gives the OIP name of a numeric numpy dtype.
 
     Raises:
         UnsupportedError: the protocol has no such datatype.
@@ -104,7 +104,7 @@ def oip_datatype(dtype: np.dtype[Any]) -> str:
 
 @dataclass(slots=True)
 class TensorHead:
-    """What is known of a tensor before its data is read.
+    """Describes a tensor before its data is read.
 
     Attributes:
         name: as the model calls it.
@@ -119,7 +119,7 @@ class TensorHead:
 
 @dataclass(slots=True)
 class Tensor(TensorHead):
-    """One named tensor.
+    """Holds one named tensor.
 
     Attributes:
         data: of that shape for numeric datatypes (parsed from a binary section it is read-only, and a view of the body
@@ -133,7 +133,7 @@ class Tensor(TensorHead):
 
 @dataclass(slots=True)
 class RequestedOutput:
-    """An output that the request names. `binary` is None where the request leaves the form to its own default."""
+    """Names an output that the request wants. `binary` is None where the request leaves the form to its own default."""
 
     name: str
     binary: bool | None = None
@@ -142,7 +142,7 @@ class RequestedOutput:
 
 @dataclass(slots=True)
 class InferRequest:
-    """One inference request.
+    """Holds one inference request.
 
     Attributes:
         inputs: at least one tensor, or none when `raw` is set.
@@ -165,7 +165,7 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """One inference response."""
+    """Holds one inference response."""
 
     model_name: str
     outputs: list[Tensor]

@@ -1,1 +1,1 @@
-"""Training over slow networks: what wraps DDP, and what predicts its gain."""
+"""Trains over slow networks: wraps DDP, and predicts what that gains."""

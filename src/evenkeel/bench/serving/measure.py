@@ -200,7 +200,7 @@ def server_config(experiment: Experiment, contender: Contender) -> dict[str, Any
         "codes": ["replicate" if grid == 1 else f"cifar10-collage-{grid}x{grid}" for grid in experiment.grids],
         "policy": {**fields, **experiment.policy_fields},
         "delay": experiment.delay,
-        # An open loop that asks too much should be seen as latency, as in the simulations it is compared with.
+        # An open loop that sends too much should be seen as latency, as in the simulations it is compared with.
         "max_outstanding": 4096,
     }
 

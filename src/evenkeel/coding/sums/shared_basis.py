@@ -11,7 +11,7 @@ __all__ = ["Moments", "learn"]
 
 
 class Moments:
-    """Second moments `[layers, size, size]` of vectors of `size` numbers: of those to learn from, and of those held out
+    """Holds second moments `[layers, size, size]` of vectors of `size` numbers: those to learn from, those held out
     to judge by.
 
     They are kept instead of the vectors, so the memory does not grow with the number of samples. Uncentred: the mean of
@@ -36,7 +36,7 @@ class Moments:
 
 
 def learn(moments: Moments, loss: float, limit: int) -> tuple[Tensor, Tensor]:
-    """For each layer the smallest basis that keeps a share 1 - loss of the *held-out* energy, of at most `limit`
+    """Finds for each layer the smallest basis that keeps a share 1 - loss of the *held-out* energy, of at most `limit`
     directions; all have as many as the layer that needs most.
 
     Held out, because a basis keeps the energy of the samples that it was learnt from whatever they are: 100 samples

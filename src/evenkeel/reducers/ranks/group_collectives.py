@@ -173,7 +173,7 @@ def collectives_over(over: Collectives | dist.ProcessGroup | None, timeout_s: fl
 
 
 def _timeout_of(group: Any) -> float:
-    """Seconds that a group waits for a peer, of its backend for CPU tensors where it has several."""
+    """Gives the seconds that a group waits for a peer, of its backend for CPU tensors where it has several."""
     backends = [group._get_backend(device) for device in sorted(group._device_types, key=str)]
     waits = [backend.options._timeout for backend in backends if hasattr(backend, "options")]
     return min(_LONGEST_S, float((waits[0] if waits else dist.default_pg_timeout).total_seconds()))

@@ -56,12 +56,12 @@ def _title(row: Prediction) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds or milliseconds, with three digits."""
+    """Writes seconds or milliseconds, with three digits."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def rate_text(bps: float) -> str:
-    """Bits a second, with three digits."""
+    """Writes bits a second, with three digits."""
     for unit, size in (("Tbit/s", 1e12), ("Gbit/s", 1e9), ("Mbit/s", 1e6)):
         if bps >= size:
             return f"{bps / size:.3g} {unit}"

@@ -75,7 +75,7 @@ def low_rank(
     encode_ns: float | None = None,
     decode_ns: float | None = None,
 ) -> CodeCost:
-    """Rank (m + k) / 2 numbers, on average of two steps, for each m x k matrix that this makes at least twice smaller.
+    """Estimates rank (m + k) / 2 numbers, on average of two steps, for each m x k matrix that this at least halves.
 
     Those numbers and all others travel through THC in blocks of 512. Times are nanoseconds a parameter.
     """
@@ -102,7 +102,7 @@ def power_sgd(
     encode_ns: float | None = None,
     decode_ns: float | None = None,
 ) -> CodeCost:
-    """Rank (m + k) numbers for each m x k matrix that this makes at least twice smaller, plain numbers for the rest.
+    """Estimates rank (m + k) numbers for each m x k matrix that this at least halves, plain numbers for the rest.
 
     Two sums, the second only after the first. Times are nanoseconds a parameter in a compressed matrix.
     """

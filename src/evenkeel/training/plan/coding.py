@@ -218,7 +218,7 @@ def _check(inputs: CodingInputs) -> None:
 
 
 def _uncoded(inputs: CodingInputs) -> CodingOption:
-    """Costs of sending plain gradients and waiting for everybody."""
+    """Gives the costs of sending plain gradients and waiting for everybody."""
     everybody = (1 - inputs.absence) ** inputs.devices
     chance = Estimate(everybody, everybody, everybody)
     each = inputs.features * _NUMBER_BYTES
@@ -240,7 +240,7 @@ def _uncoded(inputs: CodingInputs) -> CodingOption:
 
 
 def _option(family: str, text: str, code: LinearCode, found: Decodability, inputs: CodingInputs) -> CodingOption:
-    """Costs of a code."""
+    """Gives the costs of a code."""
     devices, rows, features = inputs.devices, inputs.rows, inputs.features
     partition_bytes = inputs.partition_bytes(inputs.density)
     weights = (code.rows != 0).sum(axis=1)

@@ -131,7 +131,7 @@ def _about(plan: Plan) -> list[str]:
 
 
 def _lines(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """A line for each code: the step under each schedule, and what else depends on the code alone."""
+    """Gives a line for each code: the step under each schedule, and what else depends on the code alone."""
     lines = []
     for code in dict.fromkeys(row.code for row in predictions):
         by = {row.schedule: row for row in predictions if row.code == code}

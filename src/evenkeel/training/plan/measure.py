@@ -1,4 +1,4 @@
-"""The constants of the timing model, measured on the group that will train and on its own step.
+"""Measures the constants of the timing model, on the group that will train and on its own step.
 
 All ranks call the same function at the same time, and all get the same answer.
 """
@@ -46,7 +46,7 @@ class MeasuredLink:
 def fit_link(
     message_s: float, small_s: float, points: Sequence[tuple[float, float]], gamma_s_per_byte: float, workers: int
 ) -> NetworkLink:
-    """The constants that explain what was measured.
+    """Finds the constants that explain what was measured.
 
     `message_s` is alpha; a sum of nearly nothing takes 2(p-1) alpha + S, which gives S; and the slope of sums over
     their size (least squares) is 2(p-1)/p beta + (p-1)/p gamma, which gives beta.
@@ -108,7 +108,7 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
         return time.perf_counter() - start
 
     def bounce_s() -> float:
-        """Half a round trip between the first rank and the last, the likeliest to be on different machines."""
+        """Times half a round trip between the first rank and the last, the likeliest to be on different machines."""
         start = time.perf_counter()
         if rank == 0:
             dist.send(one, last, group=group)
@@ -120,7 +120,7 @@ def measure_link(group: "ProcessGroup | None" = None, device: Any = "cpu", budge
         return (time.perf_counter() - start) / 2
 
     def shared(number: float) -> float:
-        """Rank 0's number, on all ranks; as two halves, since not every backend carries double precision."""
+        """Gives rank 0's number to all ranks; as two halves, since not every backend carries double precision."""
         halves = torch.tensor([number], dtype=torch.float64).view(torch.int32).to(device)
         dist.broadcast(halves, first, group=group)
         return float(halves.cpu().view(torch.float64)[0])
@@ -159,7 +159,7 @@ def measure_step(
     repeats: int = 10,
     settle: Callable[[], object] = lambda: None,
 ) -> Step:
-    """One worker's own step, timed without any communication: medians, after one run that is not counted.
+    """Times one worker's own step without any communication: medians, after one run that is not counted.
 
     Start it on all ranks at the same time where they share a machine, since they will do so in training.
 
@@ -190,7 +190,7 @@ def measure_step(
 
 @contextmanager
 def group_from_environment(backend: str) -> Iterator[int]:
-    """A process group as torchrun's variables say, and this process's rank in it; ends with the context.
+    """Makes a process group as torchrun's variables say; gives this process's rank in it, and ends with the context.
 
     Raises:
         ConfigurationError: a variable is missing or wrong, or the backend is.

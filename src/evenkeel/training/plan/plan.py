@@ -32,7 +32,7 @@ class PlanInputs:
 
 @dataclass(frozen=True)
 class Plan:
-    """All predictions for one link, and what to do."""
+    """Holds all predictions for one link, and what to do."""
 
     link: NetworkLink
     workers: int
@@ -68,7 +68,7 @@ def make_plan(link: NetworkLink, workers: int, wanted: PlanInputs, *, measured: 
 
 
 def on_a_group(wanted: PlanInputs, backend: str, budget_s: float) -> Plan | None:
-    """The plan for the group that torchrun's variables name, measured now; None on all ranks but the first."""
+    """Makes the plan for the group that torchrun's variables name, measured now; None on all ranks but the first."""
     with group_from_environment(backend) as rank:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if backend == "nccl" else "cpu"
         found = measure_link(device=device, budget_s=budget_s)
@@ -84,7 +84,7 @@ def on_a_group(wanted: PlanInputs, backend: str, budget_s: float) -> Plan | None
 
 
 def read_matrix(text: str) -> list[tuple[int, int]]:
-    """`512x4608`, or `4*512x4608` for four of them."""
+    """Reads `512x4608`, or `4*512x4608` for four of them."""
     found = _MATRIX.fullmatch(text.strip())
     if not found or not int(found[2]) or not int(found[3]):
         raise ConfigurationError(f"matrix must be of the form 512x4608 or 4*512x4608, found {text!r}")
@@ -92,7 +92,7 @@ def read_matrix(text: str) -> list[tuple[int, int]]:
 
 
 def read_code_times(text: str) -> tuple[str, tuple[float, float]]:
-    """`thc=6,5`: nanoseconds a parameter to encode and to decode."""
+    """Reads `thc=6,5`: nanoseconds a parameter to encode and to decode."""
     name, equals, rest = text.partition("=")
     parts = rest.split(",")
     if not equals or len(parts) != 2:

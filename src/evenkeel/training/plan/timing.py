@@ -71,13 +71,13 @@ class NetworkLink:
 
     @property
     def rate_bps(self) -> float:
-        """Bits a second, one way; infinite where a byte costs nothing."""
+        """Gives bits a second, one way; infinite where a byte costs nothing."""
         return 8 / self.beta_s_per_byte if self.beta_s_per_byte else math.inf
 
 
 @dataclass(frozen=True)
 class Step:
-    """One worker's own work in a step, and how many numbers it has to share."""
+    """Describes one worker's own work in a step, and how many numbers it has to share."""
 
     forward_s: float  # l_for
     backward_s: float  # l_back
@@ -95,7 +95,7 @@ class Step:
 
     @property
     def compute_s(self) -> float:
-        """The step with a network that costs nothing: no code and no schedule can be faster."""
+        """Gives the step with a network that costs nothing: no code and no schedule can be faster."""
         return self.update_s + self.forward_s + self.backward_s
 
 
@@ -121,7 +121,7 @@ class CodeCost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One code under one schedule."""
+    """Holds what was predicted for one code under one schedule."""
 
     code: str
     schedule: Schedule
@@ -143,7 +143,7 @@ class Prediction:
 
 
 def fp32(parameters: int) -> CodeCost:
-    """Plain numbers."""
+    """Estimates plain numbers."""
     size = 4.0 * parameters
     return CodeCost("fp32", size, size, size)
 
@@ -155,7 +155,7 @@ def ddp_segments(parameters: int) -> int:
 
 
 def comm_s(link: NetworkLink, workers: int, cost: CodeCost, segments: int = 1) -> float:
-    """A whole gradient's communication by ring or sharded, in `segments` pieces one after another."""
+    """Gives seconds of a gradient's communication by ring or sharded, in `segments` pieces one after another."""
     meetings = segments * cost.collectives * (2 * (workers - 1) * link.alpha_s + link.sync_s)
     share = (workers - 1) / workers
     added_s = share * cost.added_bytes * link.gamma_s_per_byte
@@ -163,7 +163,7 @@ def comm_s(link: NetworkLink, workers: int, cost: CodeCost, segments: int = 1) -
 
 
 def server_comm_s(link: NetworkLink, workers: int, cost: CodeCost) -> float:
-    """A whole gradient's communication through one server, whose own link carries what all the workers send."""
+    """Gives seconds of a gradient's communication through one server, whose link carries what all workers send."""
     meetings = cost.collectives * (2 * link.alpha_s + link.sync_s)
     carried = workers * (cost.up_bytes + cost.down_bytes)
     added_s = (workers - 1) * cost.added_bytes * link.gamma_s_per_byte
@@ -171,7 +171,7 @@ def server_comm_s(link: NetworkLink, workers: int, cost: CodeCost) -> float:
 
 
 def step_s(link: NetworkLink, workers: int, step: Step, cost: CodeCost, schedule: Schedule) -> float:
-    """Seconds of one step; the formulas stand in the module's text."""
+    """Gives seconds of one step; the formulas stand in the module's text."""
     compute_s = step.compute_s + cost.encode_s + cost.decode_s
     if schedule == "parameter server":
         return compute_s + server_comm_s(link, workers, cost)
@@ -192,7 +192,7 @@ def predict(
     step: Step,
     codes: Sequence[CodeCost],
 ) -> list[Prediction]:
-    """Every code under every schedule, each beside plain DDP.
+    """Predicts every code under every schedule, each beside plain DDP.
 
     Args:
         link: what the network costs.
@@ -240,7 +240,7 @@ def _prediction(
 def _break_even_of_schedule(
     link: NetworkLink, workers: int, step: Step, cost: CodeCost, schedule: Schedule, plain: CodeCost
 ) -> float:
-    """The rate up to which this is at least as fast as plain DDP at every slower rate too."""
+    """Finds the rate up to which this is at least as fast as plain DDP at every slower rate too."""
 
     def gains(rate_bps: float) -> bool:
         there = replace(link, beta_s_per_byte=8 / rate_bps)
@@ -263,6 +263,6 @@ def _break_even_of_schedule(
 
 
 def require_time(name: str, value: float) -> None:
-    """Refuse a time that is none."""
+    """Refuses a time that is none."""
     if not 0 <= value < math.inf:
         raise ConfigurationError(f"{name}: must be a finite time of 0 or more, found {value:g}")

@@ -22,7 +22,7 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any
 
 
 def _butterfly_across(radix: int) -> Any:
-    """`log2(radix)` stages at once, for eight neighbours: of lanes i, i + distance, ..., i + (radix - 1) distance."""
+    """Does `log2(radix)` stages at once, for eight neighbours: lanes i, i + distance, ..., i + (radix - 1) distance."""
 
     @_intrinsic
     def butterfly(typing_context: Any, lanes: Any, index: Any, distance: Any) -> Any:
