@@ -35,7 +35,7 @@ class _Learner:
         self.penalty = 1 / int(self.real.sum())
         self.sums: Array = np.empty((0, self.most, self.columns), np.float32)
         if isinstance(self.code, PartitionCode) and not scheme.name.startswith("replication"):
-            self.sums = np.asarray(np.tensordot(self.code.parity, parts.rows, axes=1), np.float32)
+            self.sums = np.asarray(np.tensordot(self.code.parity.astype(np.float32), parts.rows, axes=1))
         self.decoding_s: list[float] = []
 
     def slopes(self, products: FloatArray) -> FloatArray:
