@@ -32,7 +32,7 @@ RULES = {
     "atp-free": Rule(SlotPolicy.ATP_FREE, sets=4, words=WORDS, stale_ns=5000),
     "switchml": Rule(SlotPolicy.SWITCHML, sets=8, words=WORDS, regions=4),
     "esa": Rule(SlotPolicy.ESA, sets=4, words=WORDS, stale_ns=5000),
-    "assoc": Rule(SlotPolicy.ASSOC, sets=2, ways=2, words=WORDS, tomb_ns=3000, tombs=8, stale_ns=5000),
+    "assoc": Rule(SlotPolicy.ASSOC, sets=2, ways=2, words=WORDS, tomb_ns=6000, tombs=8, stale_ns=9000),
 }
 
 
@@ -141,7 +141,7 @@ def arrivals(draw, hostile: bool, most: int = 60) -> list[Arrival]:
     """What comes to a switch, in order; hostile: some of it broken, forged, or from strangers."""
     now, found = 0, []
     for packet in draw(st.lists(honest(), min_size=1, max_size=most)):
-        now += draw(st.sampled_from([0, 1, 50, 150, 2000]))
+        now += draw(st.sampled_from([0, 1, 50, 700, 2000]))
         data = bytearray(write(packet))
         sender = SERVER
         if packet.kind in (Kind.GRADIENT, Kind.RESEND):

@@ -34,7 +34,20 @@ from numpy.typing import NDArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.switch.packet import MOST_JOBS, MOST_WORDS, Kind, LaneType, Packet, Reason, check_bound
 
-__all__ = ["SERVER", "Event", "Job", "Outgoing", "Rule", "Slot", "SlotPolicy", "SwitchState", "To", "step", "sums_of"]
+__all__ = [
+    "SERVER",
+    "Event",
+    "Job",
+    "Outgoing",
+    "Rule",
+    "Slot",
+    "SlotPolicy",
+    "SwitchState",
+    "To",
+    "Tomb",
+    "step",
+    "sums_of",
+]
 
 SERVER = 32  # as the sender of a packet; 0..31 are workers
 
@@ -225,15 +238,22 @@ class SwitchState:
         rule: its settings.
         jobs: by number.
         slots: those that are not empty, by (set, way).
-        tombs: when each tombstone was set, by place.
+        tombs: when each tombstone was set, in units of 1,024 ns, and for which fragments, by place.
         counts: packets by `packet.Reason` and `Event`.
     """
 
     rule: Rule
     jobs: Mapping[int, Job]
     slots: Mapping[tuple[int, int], Slot] = field(default_factory=lambda: MappingProxyType({}))
-    tombs: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    tombs: Mapping[int, "Tomb"] = field(default_factory=lambda: MappingProxyType({}))
     counts: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Tomb(NamedTuple):
+    """Says since when a fragment goes straight to the server; one that shares place and tag does so for nothing."""
+
+    since: int
+    tag: int
 
 
 class Outgoing(NamedTuple):
@@ -319,17 +339,16 @@ class _Change:
         self.rule, self.now = before.rule, now_ns
         self.jobs, self.slots, self.tombs = before.jobs, before.slots, before.tombs
         self.counts = dict(before.counts)
-        self.set = self.tomb = 0
+        self.set = 0
         self.found: tuple[int, int] | None = None
 
     def place(self, packet: Packet) -> None:
-        """Finds a packet's set, its tombstone, and the slot that holds its fragment, if one does."""
+        """Finds a packet's set, and the slot that holds its fragment, if one does."""
         if self.rule.policy in (SlotPolicy.UNLIMITED, SlotPolicy.SWITCHML):
             region = self.rule.sets // self.rule.regions
             self.set = packet.job % self.rule.regions * region + packet.fragment % region
         else:
             self.set = _hash(packet.job, packet.fragment) % self.rule.sets
-        self.tomb = self._tomb_of(packet.job, packet.fragment)
         mine = (packet.job, packet.token, packet.epoch, packet.fragment)
         for place in self._places():
             slot = self.slots.get(place)
@@ -353,7 +372,10 @@ class _Change:
         if self.found is not None:
             self._free(self.found)
             self._count(Event.RELEASED)
-        self._bury(packet.bitmap != job.everyone)  # who was left out comes too late: straight to the server
+        if packet.bitmap == job.everyone:
+            self._dig_up(packet.job, packet.fragment)
+        else:  # who was left out comes too late: straight to the server
+            self._bury(packet.job, packet.fragment)
         return self.counted(Event.FORWARDED, To.WORKERS, packet)
 
     def flush(self, packet: Packet, job: Job) -> tuple[SwitchState, tuple[Outgoing, ...]]:
@@ -362,7 +384,7 @@ class _Change:
         Both leave as one packet, since neither a switch pipeline nor XDP makes two packets of one. A sum that overlaps
         with what the server has is refused there, and then each worker is asked by itself: their resends find no slot.
         """
-        self._bury(True)
+        self._bury(packet.job, packet.fragment)
         if self.found is None:
             return self.counted(Event.BOUNCED if packet.kind == Kind.REMINDER else Event.RESENT, To.SERVER, packet)
         slot = self.slots[self.found]
@@ -407,8 +429,7 @@ class _Change:
     def _newcomer(self, packet: Packet) -> tuple[SwitchState, tuple[Outgoing, ...]]:
         """Decides about the first packet of a fragment, or the first that is not on its way to the server already."""
         policy = self.rule.policy
-        set_at = self.tombs.get(self.tomb)
-        if policy == SlotPolicy.ASSOC and set_at is not None and 0 <= self.now - set_at < self.rule.tomb_ns:
+        if policy == SlotPolicy.ASSOC and self._buried(packet):
             self._count(Event.ENTOMBED)
             return self.counted(Event.BYPASSED, To.SERVER, packet)
         worth, chosen = min((self._worth(place), place) for place in self._places())
@@ -427,7 +448,7 @@ class _Change:
             or (policy == SlotPolicy.ESA and packet.priority > worth)
             or policy == SlotPolicy.ASSOC
         ):
-            self._bury(True, self._tomb_of(slot.job, slot.fragment))
+            self._bury(slot.job, slot.fragment)
             self._put(chosen, _filled(packet, self.now))
             return self.counted(Event.EVICTED, To.SERVER, _as_packet(slot, Kind.PARTIAL, self.jobs[slot.job]))
         if policy == SlotPolicy.ESA:
@@ -462,16 +483,25 @@ class _Change:
     def _free(self, place: tuple[int, int]) -> None:
         self.slots = {other: slot for other, slot in self.slots.items() if other != place}
 
-    def _bury(self, buried: bool, tomb: int | None = None) -> None:
-        """Sets or clears a tombstone, the fragment's own by default."""
+    def _bury(self, job: int, fragment: int) -> None:
+        """Sets a fragment's tombstone."""
         if self.rule.tombs:
-            tomb = self.tomb if tomb is None else tomb
-            self.tombs = {place: at for place, at in self.tombs.items() if place != tomb}
-            if buried:
-                self.tombs[tomb] = self.now
+            self.tombs = {**self.tombs, self._tomb_place(job, fragment): Tomb(self.now >> 10, _tag(job, fragment))}
 
-    def _tomb_of(self, job: int, fragment: int) -> int:
-        return _mix(_hash(job, fragment) + 0x9E3779B9) % self.rule.tombs if self.rule.tombs else 0
+    def _dig_up(self, job: int, fragment: int) -> None:
+        """Removes a fragment's tombstone, if it lies there."""
+        if self.rule.tombs:
+            mine = (self._tomb_place(job, fragment), _tag(job, fragment))
+            self.tombs = {place: tomb for place, tomb in self.tombs.items() if (place, tomb.tag) != mine}
+
+    def _buried(self, packet: Packet) -> bool:
+        tomb = self.tombs.get(self._tomb_place(packet.job, packet.fragment))
+        if tomb is None or tomb.tag != _tag(packet.job, packet.fragment):
+            return False
+        return 0 <= (self.now >> 10) - tomb.since < self.rule.tomb_ns >> 10
+
+    def _tomb_place(self, job: int, fragment: int) -> int:
+        return _mix(_hash(job, fragment) + 0x9E3779B9) % self.rule.tombs
 
     def _count(self, what: Reason | Event) -> None:
         self.counts[what] = self.counts.get(what, 0) + 1
@@ -520,6 +550,10 @@ def _log(number: int) -> int:
     """Gives 16 * log2 of a number from 1 on, linear between powers of two, rounded down."""
     power = number.bit_length() - 1
     return 16 * power + ((number >> power - 4 if power >= 4 else number << 4 - power) & 15)
+
+
+def _tag(job: int, fragment: int) -> int:
+    return _mix(_hash(job, fragment) + 0x3C6EF372) >> 16
 
 
 def _hash(job: int, fragment: int) -> int:

@@ -1,14 +1,25 @@
 """Runs the C rule from Python: a switch in memory, for tests and long runs."""
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import POINTER, Structure, byref, c_uint8, c_uint16, c_uint32, c_uint64
 from typing import Any
 
-from evenkeel.switch.aggregator import Event, Job, Rule, Slot, To
+from evenkeel.switch.aggregator import Event, Job, Rule, Slot, To, Tomb
 from evenkeel.switch.build import load
 from evenkeel.switch.packet import HEADER_BYTES, MOST_JOBS, Reason
 
-__all__ = ["COUNTERS", "NativeJob", "NativeRule", "NativeSlot", "Table", "native_job", "native_rule", "slot_of"]
+__all__ = [
+    "COUNTERS",
+    "NativeJob",
+    "NativeRule",
+    "NativeSlot",
+    "Table",
+    "native_job",
+    "native_rule",
+    "slot_of",
+    "tombs_of",
+]
 
 COUNTERS = 28
 
@@ -24,7 +35,8 @@ class NativeJob(Structure):
         ("workers", c_uint8),
         ("lanes", c_uint8),
         ("via_server", c_uint8),
-        ("unused", c_uint8 * 3),
+        ("zero", c_uint8),
+        ("unused", c_uint8 * 2),
     )
 
 
@@ -132,9 +144,9 @@ class Table:
         return found
 
     @property
-    def tombs(self) -> dict[int, int]:
+    def tombs(self) -> dict[int, Tomb]:
         """Gives when each tombstone was set, by place."""
-        return {place: at - 1 for place, at in enumerate(self._tombs) if at}
+        return tombs_of(self._tombs)
 
     @property
     def epochs(self) -> dict[int, int]:
@@ -159,6 +171,11 @@ def native_rule(rule: Rule) -> NativeRule:
         rule.stale_ns,
         rule.tomb_ns,
     )
+
+
+def tombs_of(written: Iterable[int]) -> dict[int, Tomb]:
+    """Reads the tombstones that C wrote, by place."""
+    return {place: Tomb((tomb >> 16) - 1, tomb & 0xFFFF) for place, tomb in enumerate(written) if tomb}
 
 
 def slot_of(slot: NativeSlot, sums: bytes) -> Slot:

@@ -47,7 +47,8 @@ struct ek_job {
 	uint8_t workers;
 	uint8_t lanes;
 	uint8_t via_server; /* finished sums go to the server only, which alone says what the result is */
-	uint8_t unused[3];
+	uint8_t zero; /* always 0, which BPF's verifier does not know */
+	uint8_t unused[2];
 };
 
 struct ek_slot {
@@ -78,6 +79,13 @@ struct ek_rule {
 #define EK_WORDS_OF(job) ((uint32_t)EK_WORDS)
 #else
 #define EK_WORDS_OF(job) ((uint32_t)(job)->words)
+#endif
+
+/* BPF's verifier goes through all that follows once for each value that it knows `way` to have; now it knows but the range. */
+#ifdef __bpf__
+#define EK_BLURRED(way, job) (((way) + (job)->zero) & (EK_WAYS - 1))
+#else
+#define EK_BLURRED(way, job) (way)
 #endif
 
 struct ek_sent {
@@ -119,12 +127,11 @@ EK_INLINE uint64_t ek_spread(uint64_t x)
 	return (x | x << 4) & 0x0f0f0f0f0f0f0f0full;
 }
 
-/* THC's table of granularity 17: k, one more if k > 0, one more if k = 15. */
-EK_INLINE uint64_t ek_table17(uint64_t x)
+/* THC's table of granularity 17 where `ones` has a 1 in each byte: k, one more if k > 0, one more if k = 15. Where it has
+ * none: k. */
+EK_INLINE uint64_t ek_look_up(uint64_t k, uint64_t ones)
 {
-	const uint64_t ones = 0x0101010101010101ull;
-
-	return x + ((x + 0x7f * ones) >> 7 & ones) + ((x + 0x71 * ones) >> 7 & ones);
+	return k + ((k + 0x7f7f7f7f7f7f7f7full) >> 7 & ones) + ((k + 0x7171717171717171ull) >> 7 & ones);
 }
 
 /* What to do with a slot's words and a packet's. */
@@ -151,24 +158,19 @@ EK_INLINE void ek_word(const int what, uint64_t *slot, uint64_t x, uint64_t *out
 	}
 }
 
-/* `out` may be `in` where lanes keep their width. */
-EK_INLINE void ek_lanes(const int what, uint8_t lanes, uint32_t words, uint64_t *slot, const uint64_t *in, uint64_t *out)
+/* `doubles`: raw lanes have half the width of sums. Otherwise `out` may be `in`. */
+EK_INLINE void ek_lanes(const int what, const int doubles, uint8_t lanes, uint32_t words, uint64_t *slot,
+			const uint64_t *in, uint64_t *out)
 {
+	uint64_t ones = lanes == EK_THC ? 0x0101010101010101ull : 0;
 	uint32_t i;
 
-	if (lanes == EK_THC) {
+	if (doubles) {
 		for (i = 0; i < words / 2; i++) {
 			uint64_t x = ek_load(in + i);
 
-			ek_word(what, slot + 2 * i, ek_table17(ek_spread(x & 0xffffffffu)), out + 2 * i);
-			ek_word(what, slot + 2 * i + 1, ek_table17(ek_spread(x >> 32)), out + 2 * i + 1);
-		}
-	} else if (lanes == EK_NIBBLES) {
-		for (i = 0; i < words / 2; i++) {
-			uint64_t x = ek_load(in + i);
-
-			ek_word(what, slot + 2 * i, ek_spread(x & 0xffffffffu), out + 2 * i);
-			ek_word(what, slot + 2 * i + 1, ek_spread(x >> 32), out + 2 * i + 1);
+			ek_word(what, slot + 2 * i, ek_look_up(ek_spread(x & 0xffffffffu), ones), out + 2 * i);
+			ek_word(what, slot + 2 * i + 1, ek_look_up(ek_spread(x >> 32), ones), out + 2 * i + 1);
 		}
 	} else {
 		for (i = 0; i < words; i++)
@@ -272,9 +274,21 @@ EK_INLINE uint32_t ek_set_of(const struct ek_rule *rule, const struct ek_header 
 	return ek_hash(header->job, header->fragment) & (rule->sets - 1);
 }
 
+/* Tombstones: what lies at a fragment's place is the fragment's own if its tag is, and old after rule->tomb_ns. */
 EK_INLINE uint64_t *ek_tomb_of(const struct ek_rule *rule, uint64_t *tombs, uint32_t job, uint32_t fragment)
 {
 	return tombs + (ek_mix(ek_hash(job, fragment) + 0x9e3779b9u) & (rule->tombs - 1));
+}
+
+/* In units of 1,024 ns, from 1 on, above 16 bits of tag. */
+EK_INLINE uint64_t ek_tomb(uint32_t job, uint32_t fragment, uint64_t now)
+{
+	return ((now >> 10) + 1) << 16 | ek_mix(ek_hash(job, fragment) + 0x3c6ef372u) >> 16;
+}
+
+EK_INLINE int ek_buried(const struct ek_rule *rule, uint64_t there, uint64_t mine)
+{
+	return there && (there & 0xffff) == (mine & 0xffff) && (mine >> 16) - (there >> 16) < rule->tomb_ns >> 10;
 }
 
 EK_INLINE int ek_live(const struct ek_job *jobs, const struct ek_slot *slot)
@@ -289,15 +303,20 @@ EK_INLINE uint64_t ek_waited(const struct ek_slot *slot, uint64_t now)
 	return now > slot->touched ? now - slot->touched : 0;
 }
 
-/* 16 * log2(x) for x >= 1, linear between powers of two, rounded down. */
+/* 16 * log2(x) for x >= 1, linear between powers of two, rounded down. Without branches, which BPF's verifier would have to
+ * go through one by one. */
 EK_INLINE uint32_t ek_log(uint64_t x)
 {
-	uint32_t power = 0, step;
+	uint64_t below = x | x >> 1;
+	uint32_t power;
 
-	for (step = 32; step; step >>= 1)
-		if (x >> power >> step)
-			power += step;
-	return 16 * power + (uint32_t)((power >= 4 ? x >> (power - 4) : x << (4 - power)) & 15);
+	below |= below >> 2;
+	below |= below >> 4;
+	below |= below >> 8;
+	below |= below >> 16;
+	below |= below >> 32;
+	power = ek_count((uint32_t)below) + ek_count((uint32_t)(below >> 32)) - 1;
+	return 16 * power + (uint32_t)(x << (63 - power) >> 59 & 15);
 }
 
 /* What EK_ASSOC loses by taking a slot, on the scale of priorities, where 16 is a factor of two: more the more urgent it
@@ -346,103 +365,132 @@ EK_INLINE void ek_fill(struct ek_slot *slot, const struct ek_header *header, uin
 	slot->done = 0;
 }
 
-/* Does to its set what an admitted packet does whose lanes are in bound and whose epoch is its job's.
- *
- * `out` and `out_words` get what leaves, if it is not the packet itself. They may be `header` and `in`, if the lanes
- * keep their width and all jobs have one length.
- */
-EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_job *jobs, struct ek_slot *set,
-				  uint64_t *sums, uint64_t *tombs, uint64_t *counters, const struct ek_header *header,
-				  const uint64_t *in, uint32_t sender, uint64_t now, struct ek_header *out,
-				  uint64_t *out_words)
+/* The way of the set that holds this fragment, or rule->ways. */
+EK_INLINE uint32_t ek_find(const struct ek_rule *rule, const struct ek_slot *set, const struct ek_header *header)
 {
-	const struct ek_job *job = jobs + (header->job & (EK_MOST_JOBS - 1));
-	const struct ek_header came = *header; /* as `out` may be `header` */
-	const uint32_t policy = rule->policy, all = ek_all(job), words = EK_WORDS_OF(job);
-	const uint8_t lanes = job->lanes;
-	const int echoed = policy == EK_ATP || (job->via_server && policy != EK_SWITCHML);
-	uint32_t way, found = rule->ways, chosen = 0, least = 0xffffffffu;
-	uint64_t *tomb = policy == EK_ASSOC ? ek_tomb_of(rule, tombs, came.job, came.fragment) : 0;
-	struct ek_slot *slot = set, leaving;
-	uint32_t kind = came.kind;
+	uint32_t way, found = rule->ways;
 
-	if (policy == EK_SWITCHML && kind == EK_RESEND)
-		kind = EK_GRADIENT;
 	for (way = 0; way < rule->ways; way++)
-		if (set[way].bitmap && set[way].token == came.token && set[way].job == came.job &&
-		    set[way].fragment == came.fragment && set[way].epoch == came.epoch)
+		if (set[way].bitmap && set[way].token == header->token && set[way].job == header->job &&
+		    set[way].fragment == header->fragment && set[way].epoch == header->epoch)
 			found = way;
-	if (found < rule->ways) {
+	return found;
+}
+
+/* What an admitted packet without raw lanes does to its set: a reminder, a NACK, a result. `out` and `out_words` get what
+ * leaves, if it is not the packet itself. */
+EK_INLINE struct ek_sent ek_signal(const struct ek_rule *rule, const struct ek_job *jobs, struct ek_slot *set,
+				   uint64_t *sums, uint64_t *tombs, uint64_t *counters, const struct ek_header *came,
+				   uint32_t sender, uint64_t now, struct ek_header *out, uint64_t *out_words)
+{
+	const struct ek_job *job = jobs + (came->job & (EK_MOST_JOBS - 1));
+	uint32_t found = ek_find(rule, set, came), here = found < rule->ways;
+
+	if (came->kind == EK_RESULT && sender != EK_SERVER_ID) /* a worker answers the server */
+		return ek_send(counters, EK_FORWARDED, EK_SERVER, 0);
+	if (came->kind == EK_NACK)
+		return ek_send(counters, EK_FORWARDED, EK_WORKERS, 0);
+	if (rule->policy == EK_ASSOC) {
+		uint64_t *tomb = ek_tomb_of(rule, tombs, came->job, came->fragment);
+		uint64_t mine = ek_tomb(came->job, came->fragment, now);
+
+		/* Who was left out of a result comes too late: straight to the server. */
+		if (came->kind != EK_RESULT || came->bitmap != ek_all(job))
+			*tomb = mine;
+		else if ((*tomb & 0xffff) == (mine & 0xffff))
+			*tomb = 0;
+	}
+	if (came->kind == EK_RESULT) {
+		if (here) {
+			found = EK_BLURRED(found, job);
+			set[found].bitmap = 0;
+			counters[EK_RELEASED]++;
+		}
+		return ek_send(counters, EK_FORWARDED, EK_WORKERS, 0);
+	}
+	if (!here)
+		return ek_send(counters, EK_BOUNCED, EK_SERVER, 0);
+	found = EK_BLURRED(found, job);
+	ek_take(EK_WORDS_OF(job), sums + found * rule->words, out_words);
+	ek_write(out, set + found, job, EK_PARTIAL);
+	set[found].bitmap = 0;
+	return ek_send(counters, EK_FLUSHED, EK_SERVER, 1);
+}
+
+/* What an admitted gradient or resend does to its set, whose lanes are in bound and whose epoch is its job's.
+ *
+ * `out` and `out_words` get what leaves, if it is not the packet itself. `out_words` may be `in` unless `doubles`, if all
+ * jobs have one length.
+ */
+EK_INLINE struct ek_sent ek_gradient(const struct ek_rule *rule, const struct ek_job *jobs, struct ek_slot *set,
+				     uint64_t *sums, uint64_t *tombs, uint64_t *counters, const struct ek_header *came,
+				     const uint64_t *in, const int doubles, uint64_t now, struct ek_header *out,
+				     uint64_t *out_words)
+{
+	const struct ek_job *job = jobs + (came->job & (EK_MOST_JOBS - 1));
+	const uint32_t policy = rule->policy, all = ek_all(job), words = EK_WORDS_OF(job);
+	const int echoed = policy == EK_ATP || (job->via_server && policy != EK_SWITCHML);
+	const uint8_t lanes = job->lanes;
+	uint32_t way, found = ek_find(rule, set, came), here = found < rule->ways, chosen = 0, least = 0xffffffffu;
+	uint64_t *tomb = policy == EK_ASSOC ? ek_tomb_of(rule, tombs, came->job, came->fragment) : 0;
+	struct ek_slot *slot = set, leaving;
+	const struct ek_job *its;
+
+	if (here) {
+		found = EK_BLURRED(found, job);
 		slot = set + found;
 		sums += found * rule->words;
 	}
-
-	if (kind == EK_RESULT && sender != EK_SERVER_ID) /* a worker answers the server */
-		return ek_send(counters, EK_FORWARDED, EK_SERVER, 0);
-	if (kind == EK_NACK)
-		return ek_send(counters, EK_FORWARDED, EK_WORKERS, 0);
-	if (kind == EK_RESULT) {
-		if (found < rule->ways) {
-			slot->bitmap = 0;
-			counters[EK_RELEASED]++;
-		}
-		if (policy == EK_ASSOC) /* who was left out comes too late: straight to the server */
-			*tomb = came.bitmap == all ? 0 : now + 1;
-		return ek_send(counters, EK_FORWARDED, EK_WORKERS, 0);
-	}
-	if (kind == EK_REMINDER || kind == EK_RESEND) {
+	if (came->kind == EK_RESEND && policy != EK_SWITCHML) {
 		if (policy == EK_ASSOC)
-			*tomb = now + 1;
-		if (found >= rule->ways)
-			return ek_send(counters, kind == EK_REMINDER ? EK_BOUNCED : EK_RESENT, EK_SERVER, 0);
-		if (kind == EK_RESEND && !(slot->bitmap & came.bitmap)) {
-			slot->bitmap |= came.bitmap;
-			ek_lanes(EK_DO_FINISH, lanes, words, sums, in, out_words);
-		} else {
+			*tomb = ek_tomb(came->job, came->fragment, now);
+		if (!here)
+			return ek_send(counters, EK_RESENT, EK_SERVER, 0);
+		if (slot->bitmap & came->bitmap) {
 			ek_take(words, sums, out_words);
+		} else {
+			slot->bitmap |= came->bitmap;
+			ek_lanes(EK_DO_FINISH, doubles, lanes, words, sums, in, out_words);
 		}
 		ek_write(out, slot, job, EK_PARTIAL);
 		slot->bitmap = 0;
 		return ek_send(counters, EK_FLUSHED, EK_SERVER, 1);
 	}
-
-	/* A gradient. */
-	if (came.bitmap == all) { /* of a job with one worker */
-		ek_lanes(EK_DO_PASS, lanes, words, sums, in, out_words);
-		ek_fill(&leaving, &came, now);
+	if (came->bitmap == all) { /* of a job with one worker */
+		ek_lanes(EK_DO_PASS, doubles, lanes, words, sums, in, out_words);
+		ek_fill(&leaving, came, now);
 		ek_write(out, &leaving, job, echoed ? EK_PARTIAL : EK_RESULT);
-		return ek_send(counters, EK_COMPLETED, out->kind == EK_PARTIAL ? EK_SERVER : EK_ALL, 1);
+		return ek_send(counters, EK_COMPLETED, echoed ? EK_SERVER : EK_ALL, 1);
 	}
-	if (found < rule->ways && slot->bitmap & came.bitmap) {
+	if (here && slot->bitmap & came->bitmap) {
 		if (policy != EK_SWITCHML || !slot->done)
 			return ek_send(counters, EK_DUPLICATE, EK_NOBODY, 0);
 		ek_take(words, sums, out_words);
 		ek_write(out, slot, job, EK_RESULT);
 		return ek_send(counters, EK_ANSWERED, EK_SENDER, 1);
 	}
-	if (found < rule->ways) {
-		if (slot->priority < came.priority)
-			slot->priority = came.priority;
+	if (here) {
+		if (slot->priority < came->priority)
+			slot->priority = came->priority;
 		slot->touched = now;
-		slot->bitmap |= came.bitmap;
+		slot->bitmap |= came->bitmap;
 		if (slot->bitmap != all) {
-			ek_lanes(EK_DO_ADD, lanes, words, sums, in, out_words);
+			ek_lanes(EK_DO_ADD, doubles, lanes, words, sums, in, out_words);
 			return ek_send(counters, EK_ADDED, EK_NOBODY, 0);
 		}
+		ek_write(out, slot, job, echoed ? EK_PARTIAL : EK_RESULT);
 		if (policy == EK_ATP || policy == EK_SWITCHML) {
-			ek_lanes(EK_DO_HOLD, lanes, words, sums, in, out_words);
-			ek_write(out, slot, job, echoed ? EK_PARTIAL : EK_RESULT);
+			ek_lanes(EK_DO_HOLD, doubles, lanes, words, sums, in, out_words);
 			slot->done = 1;
 		} else {
-			ek_lanes(EK_DO_FINISH, lanes, words, sums, in, out_words);
-			ek_write(out, slot, job, echoed ? EK_PARTIAL : EK_RESULT);
+			ek_lanes(EK_DO_FINISH, doubles, lanes, words, sums, in, out_words);
 			slot->bitmap = 0;
 		}
-		return ek_send(counters, EK_COMPLETED, out->kind == EK_PARTIAL ? EK_SERVER : EK_ALL, 1);
+		return ek_send(counters, EK_COMPLETED, echoed ? EK_SERVER : EK_ALL, 1);
 	}
 
 	/* No slot holds its fragment. Which one would it take? */
-	if (policy == EK_ASSOC && *tomb && now - (*tomb - 1) < rule->tomb_ns) {
+	if (policy == EK_ASSOC && ek_buried(rule, *tomb, ek_tomb(came->job, came->fragment, now))) {
 		counters[EK_ENTOMBED]++;
 		return ek_send(counters, EK_BYPASSED, EK_SERVER, 0);
 	}
@@ -456,44 +504,56 @@ EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_jo
 			chosen = way;
 		}
 	}
+	chosen = EK_BLURRED(chosen, job);
 	slot = set + chosen;
 	sums += chosen * rule->words;
 	if (!least) {
 		if (slot->bitmap)
 			counters[EK_RECLAIMED]++;
-		ek_lanes(EK_DO_INSTALL, lanes, words, sums, in, out_words);
-		ek_fill(slot, &came, now);
+		ek_lanes(EK_DO_INSTALL, doubles, lanes, words, sums, in, out_words);
+		ek_fill(slot, came, now);
 		return ek_send(counters, EK_INSTALLED, EK_NOBODY, 0);
 	}
 	if (policy == EK_SWITCHML) {
 		/* Who sends f has the result of f - region, so all have that of what is here: it may go. */
-		if (slot->job != came.job || (int32_t)(came.fragment - slot->fragment) < 0)
+		if (slot->job != came->job || (int32_t)(came->fragment - slot->fragment) < 0)
 			return ek_send(counters, EK_STALE, EK_NOBODY, 0);
-		ek_lanes(EK_DO_INSTALL, lanes, words, sums, in, out_words);
-		ek_fill(slot, &came, now);
+		ek_lanes(EK_DO_INSTALL, doubles, lanes, words, sums, in, out_words);
+		ek_fill(slot, came, now);
 		return ek_send(counters, EK_INSTALLED, EK_NOBODY, 0);
 	}
-	if (ek_waited(slot, now) >= rule->stale_ns ||
-	    (policy == EK_UNLIMITED && slot->job == came.job && (int32_t)(came.fragment - slot->fragment) > 0) ||
-	    (policy == EK_ESA && came.priority > slot->priority) || policy == EK_ASSOC) {
-		const struct ek_job *its = jobs + (slot->job & (EK_MOST_JOBS - 1));
-
-		if (policy == EK_ASSOC)
-			*ek_tomb_of(rule, tombs, slot->job, slot->fragment) = now + 1;
-		leaving = *slot;
-		ek_fill(slot, &came, now);
-		if (EK_WORDS_OF(its) == words) {
-			ek_lanes(EK_DO_SWAP, lanes, words, sums, in, out_words);
-		} else {
-			ek_take(EK_WORDS_OF(its), sums, out_words);
-			ek_lanes(EK_DO_INSTALL, lanes, words, sums, in, out_words);
-		}
-		ek_write(out, &leaving, its, EK_PARTIAL);
-		return ek_send(counters, EK_EVICTED, EK_SERVER, 1);
+	if (!(ek_waited(slot, now) >= rule->stale_ns || policy == EK_ASSOC ||
+	      (policy == EK_UNLIMITED && slot->job == came->job && (int32_t)(came->fragment - slot->fragment) > 0) ||
+	      (policy == EK_ESA && came->priority > slot->priority))) {
+		if (policy == EK_ESA)
+			slot->priority >>= 1;
+		return ek_send(counters, EK_BYPASSED, EK_SERVER, 0);
 	}
-	if (policy == EK_ESA)
-		slot->priority >>= 1;
-	return ek_send(counters, EK_BYPASSED, EK_SERVER, 0);
+	its = jobs + (slot->job & (EK_MOST_JOBS - 1));
+	if (policy == EK_ASSOC)
+		*ek_tomb_of(rule, tombs, slot->job, slot->fragment) = ek_tomb(slot->job, slot->fragment, now);
+	ek_write(out, slot, its, EK_PARTIAL);
+	ek_fill(slot, came, now);
+	if (EK_WORDS_OF(its) == words) {
+		ek_lanes(EK_DO_SWAP, doubles, lanes, words, sums, in, out_words);
+	} else {
+		ek_take(EK_WORDS_OF(its), sums, out_words);
+		ek_lanes(EK_DO_INSTALL, doubles, lanes, words, sums, in, out_words);
+	}
+	return ek_send(counters, EK_EVICTED, EK_SERVER, 1);
+}
+
+/* Either of them, for an admitted packet. `out` and `out_words` are memory of their own. */
+EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_job *jobs, struct ek_slot *set,
+				  uint64_t *sums, uint64_t *tombs, uint64_t *counters, const struct ek_header *came,
+				  const uint64_t *in, uint32_t sender, uint64_t now, struct ek_header *out,
+				  uint64_t *out_words)
+{
+	if (came->kind != EK_GRADIENT && came->kind != EK_RESEND)
+		return ek_signal(rule, jobs, set, sums, tombs, counters, came, sender, now, out, out_words);
+	if (ek_doubles(came->lanes))
+		return ek_gradient(rule, jobs, set, sums, tombs, counters, came, in, 1, now, out, out_words);
+	return ek_gradient(rule, jobs, set, sums, tombs, counters, came, in, 0, now, out, out_words);
 }
 
 #ifndef __bpf__
