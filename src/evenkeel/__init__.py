@@ -61,6 +61,12 @@ if TYPE_CHECKING:
     from evenkeel.serving.gateway.gateway import Gateway as Gateway
     from evenkeel.serving.gateway.policy import Policy as Policy
     from evenkeel.serving.simulate import Fleet as Fleet, simulate as simulate
+    from evenkeel.training.coded.estimators import (
+        CodedLinearSVC as CodedLinearSVC,
+        CodedLogisticRegression as CodedLogisticRegression,
+        CodedRidge as CodedRidge,
+    )
+    from evenkeel.training.coded.tcp_link import TcpDevices as TcpDevices
     from evenkeel.training.hook.ddp_hook import comm_hook as comm_hook
     from evenkeel.training.hook.hook_state import HookState as HookState
     from evenkeel.training.hook.pipe_sgd import PipeSGD as PipeSGD
@@ -126,6 +132,12 @@ _HOMES = {
         "Fleet",
         "simulate",
     ),
+    "evenkeel.training.coded.estimators": (
+        "CodedLinearSVC",
+        "CodedLogisticRegression",
+        "CodedRidge",
+    ),
+    "evenkeel.training.coded.tcp_link": ("TcpDevices",),
     "evenkeel.training.hook.ddp_hook": ("comm_hook",),
     "evenkeel.training.hook.hook_state": ("HookState",),
     "evenkeel.training.hook.pipe_sgd": ("PipeSGD",),

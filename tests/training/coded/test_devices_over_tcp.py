@@ -1,5 +1,6 @@
 """Devices as real processes: they leave, come back and join, the coordinator too, and the gradient stays exact."""
 
+import json
 import os
 import socket
 import subprocess
@@ -239,3 +240,20 @@ def test_a_training_over_tcp_is_the_training_in_this_process(tmp_path: Path) -> 
         link.close()
     near = train(local_coordinator(data, "mds:own=2")[1], plan)
     assert (far.weights == near.weights).all()
+
+
+def test_a_training_with_killed_devices_and_a_killed_coordinator_ends_where_it_should(tmp_path: Path) -> None:
+    script = Path(__file__).parents[3] / "benchmarks" / "coded_churn.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), "--rounds", "40", "--pace", "0.1", "--json", str(tmp_path / "facts.json")],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    # So short a training has not come to its end when a device joins with new data: it ends near, and 200 rounds there.
+    assert facts["apart"] < 1e-6, ran.stderr
+    assert facts["coordinator_killed"] == 2
+    assert facts["killed"] > 2
+    assert facts["decoded_rounds"] > 2
+    assert facts["repair_bytes"] > 0

@@ -342,7 +342,13 @@ class Coordinator:
             parts.append(
                 ["" if holder == name else self._known[holder].address, source, layout.versions[source], factor]
             )
-        fields = {"training": self._training, "block": block, "version": layout.versions[block], "parts": parts}
+        fields = {
+            "training": self._training,
+            "block": block,
+            "version": layout.versions[block],
+            "rows": layout.rows_of(block),
+            "parts": parts,
+        }
         arrays: dict[str, Array] = {"labels": self._labels[block]} if block in self._labels else {}
         return name, DeviceMessage("build", fields, arrays)
 

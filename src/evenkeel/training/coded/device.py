@@ -227,10 +227,12 @@ class Device:
         if len({matrix.shape[1] for _, matrix in parts}) > 1:
             raise EvenkeelError(f"block {name} is to be made of blocks with different numbers of columns")
         matrix = combine(parts)
+        rows = request.whole("rows", 1)
+        if matrix.shape[0] != rows:  # the blocks it was solved for from may be longer, with nothing in these rows
+            matrix = matrix.picked(np.arange(rows))
         labels = request.arrays.get("labels")
         if labels is not None:
-            matrix = matrix.picked(np.arange(len(labels)))
-            labels = as_labels(labels, len(labels))
+            labels = as_labels(labels, rows)
         self._store.put(name, HeldBlock(version, matrix, labels))
         return DeviceMessage(
             "built", {"received_bytes": received, "rows": matrix.shape[0], "nonzeros": matrix.nonzeros}

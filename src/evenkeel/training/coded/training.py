@@ -105,7 +105,7 @@ def train(
     start = np.zeros(coordinator.columns)
     objective = _Objective(coordinator, plan)
     saved = None if file is None or not file.exists() else _read(file, plan)
-    done, value = 0, np.inf
+    done, value, examples = 0, np.inf, coordinator.examples
     if saved is None:
         rate = plan.learning_rate
         if plan.solver == "gd" and rate is None:
@@ -117,15 +117,21 @@ def train(
     )
     if saved is not None:
         optimizer.restore({name.removeprefix("of_"): each for name, each in saved.items() if name.startswith("of_")})
-        done, coordinator.rounds, value = int(saved["rounds"][0]), int(saved["rounds"][1]), float(saved["value"][0])
+        done, coordinator.rounds, examples = map(int, saved["rounds"])
+        value = float(saved["value"][0])
     while done < plan.rounds and not (done and plan.batch is None and optimizer.done(plan.tolerance)):
         point = optimizer.point
         value, gradient, evaluation = objective(point, done)
-        optimizer.take(value, gradient)
+        if isinstance(optimizer, LBFGS) and coordinator.examples != examples:
+            # A device joined with new data: what was learned of the old function is of no use for the new one.
+            optimizer = LBFGS(optimizer.weights)
+        else:
+            optimizer.take(value, gradient)
+        examples = coordinator.examples
         done += 1
         if file is not None:
             numbers = {
-                "rounds": np.array([done, coordinator.rounds]),
+                "rounds": np.array([done, coordinator.rounds, examples]),
                 "rate": np.array([rate or 0.0]),
                 "value": np.array([value]),
             }
