@@ -25,7 +25,7 @@ __all__ = ["gradients"]
 @click.option(
     "--methods",
     metavar="METHOD,METHOD",
-    help="Methods to compare: fp32, bf16, powersgd:rank=4, thc, lowrank:rank=16+thc:block=512, pipe, pipe+thc, ...",
+    help="Methods to compare: fp32, bf16, powersgd:rank=4, thc, lowrank:rank=16+thc:block=512, thc@switch, ...",
 )
 @click.option(
     "--rates",
@@ -76,6 +76,13 @@ __all__ = ["gradients"]
     default=900,
     show_default=True,
     help="Longest time for one training, in seconds.",
+)
+@click.option("--loss", default="0", metavar="SHARE", help="Share of packets that each link loses, such as 1%.")
+@click.option(
+    "--slow",
+    default="",
+    metavar="FACTOR:SHARE[:all]",
+    help="The last worker, or each one, computes so many times as slowly in a share of the steps: 5:0.1.",
 )
 @click.option(
     "--records",

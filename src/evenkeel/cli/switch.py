@@ -19,6 +19,7 @@ _SERVER_OPTIONS = (
     click.option("--loss-out", default="0", metavar="SHARE", help="Share of outgoing sums to lose on purpose: 1%."),
     click.option("--seed", default=0, show_default=True, help="Seed of the losses."),
     click.option("--stats", is_flag=True, help="Print what was counted, every second."),
+    click.option("--quiet", is_flag=True, help="Print nothing but errors."),
 )
 
 
@@ -60,7 +61,7 @@ def ps(**options: Any) -> None:
     _serve(pack=False, **options)
 
 
-def _serve(*, pack: bool, bind: str, loss_in: str, loss_out: str, seed: int, stats: bool) -> None:
+def _serve(*, pack: bool, bind: str, loss_in: str, loss_out: str, seed: int, stats: bool, quiet: bool) -> None:
     from evenkeel.switch.host import resolve
     from evenkeel.switch.server import SwitchServer
     from evenkeel.text_values import read_share
@@ -74,7 +75,8 @@ def _serve(*, pack: bool, bind: str, loss_in: str, loss_out: str, seed: int, sta
         loss_out=read_share(loss_out, "loss-out"),
         seed=seed,
     )
-    click.echo("serving at {}:{}".format(*server.address))
+    if not quiet:
+        click.echo("serving at {}:{}".format(*server.address))
     before: dict[str, int] = {}
     try:
         while True:
@@ -84,6 +86,8 @@ def _serve(*, pack: bool, bind: str, loss_in: str, loss_out: str, seed: int, sta
                 click.echo("  ".join(f"{name} {value}" for name, value in counted.items() if value))
             before = counted
     except KeyboardInterrupt:
+        if quiet:
+            return
         click.echo("  ".join(f"{name} {value}" for name, value in server.counters().items() if value) or "no packets")
     finally:
         server.close()

@@ -3,16 +3,20 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from evenkeel.errors import ConfigurationError, LabError
 from evenkeel.lab import shell
 from evenkeel.lab.environment import MASTER_PORT, deal_cpus, environment
+from evenkeel.lab.loss import lose_packets
 from evenkeel.lab.owner import new_label, owner_of
 from evenkeel.lab.processes import HostExit, Launch, run_all
 from evenkeel.lab.rate_check import RateCheck, check_rate
 from evenkeel.lab.topology import Command, Topology
+from evenkeel.processes import end_with_parent
 
 __all__ = ["Lab", "check_program", "clean"]
 
@@ -56,6 +60,28 @@ class Lab:
         if self.topology.hosts < 2:
             return None
         return check_rate(self.topology, (self._inside(0), self._inside(1)))
+
+    def lose(self, share: float, seed: int = 0) -> None:
+        """Has every link lose a share of the packets on their way from a host, the same in each run with this seed.
+
+        Raises:
+            ConfigurationError: this kernel does not let it.
+        """
+        lose_packets(self.topology, self._label, share, seed)
+
+    @contextmanager
+    def beside(self, command: Sequence[str]) -> Iterator[None]:
+        """Runs a command in the middle of the switch, at `topology.switch_address`, and ends it on leaving."""
+        parent = os.getpid()
+        inside = ("ip", "netns", "exec", self.topology.namespaces(self._label)[0])
+        process = subprocess.Popen(
+            (*inside, *command), stdin=subprocess.DEVNULL, preexec_fn=lambda: end_with_parent(parent)
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
 
     def run(
         self,

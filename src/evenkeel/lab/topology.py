@@ -55,6 +55,11 @@ class Topology:
         """Gives the IPv4 address of a host."""
         return f"{_NETWORK}.{rank + 1}"
 
+    @property
+    def switch_address(self) -> str:
+        """IPv4 address of the switch, for what runs in its middle."""
+        return f"{_NETWORK}.{_MAX_HOSTS + 4}"
+
     def namespaces(self, label: str) -> tuple[str, ...]:
         """Names all network namespaces, the bridge's first; `label` sets one lab apart from another."""
         return (f"{label}-switch", *(self.namespace(label, rank) for rank in range(self.hosts)))
@@ -69,6 +74,7 @@ class Topology:
         commands: list[Command] = [
             ("ip", "netns", "add", switch),
             ("ip", "-n", switch, "link", "add", _BRIDGE, "type", "bridge"),
+            ("ip", "-n", switch, "address", "add", f"{self.switch_address}/24", "dev", _BRIDGE),
             ("ip", "-n", switch, "link", "set", _BRIDGE, "up"),
         ]
         for rank in range(self.hosts):

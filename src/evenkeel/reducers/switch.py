@@ -91,6 +91,10 @@ class SwitchReducer(Reducer):
         window: most fragments under way.
         mtu: most bytes of an IP packet on the way.
 
+    Attributes:
+        exchange_s: time that rounds through the switch have taken so far.
+        exchange_bytes: lanes that went the busier way in them, without headers.
+
     Raises:
         ConfigurationError: a setting out of range, or an address that there is not.
     """
@@ -138,6 +142,7 @@ class SwitchReducer(Reducer):
         self._down = False
         self._down_rounds = 0
         self._epoch = 0
+        self.exchange_s, self.exchange_bytes = 0.0, 0
         self._tally = dict.fromkeys(("through_switch", "falls", "returns", "from_peers", "left_out"), 0)
 
     def __repr__(self) -> str:
@@ -308,7 +313,10 @@ class SwitchReducer(Reducer):
                     "for the other ranks' parts of a sum in the switch; see their output for the first failure"
                 )
         peer.finish(first, totals, bitmaps)
-        self.ranks.exchanged_s += time.perf_counter() - begin
+        took_s = time.perf_counter() - begin
+        self.ranks.exchanged_s += took_s
+        self.exchange_s += took_s
+        self.exchange_bytes += max(rows.nbytes, totals.nbytes)
         self.ranks.sent_bytes += host.counters().sent_bytes - before
         return True
 

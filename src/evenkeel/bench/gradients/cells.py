@@ -4,12 +4,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
+from evenkeel.text_values import read_count, read_duration_s, read_number, read_share, split_spec
 
 __all__ = [
     "BASELINE",
@@ -22,6 +23,7 @@ __all__ = [
     "TaskSettings",
     "Training",
     "read_method",
+    "read_slow",
 ]
 
 BASELINE = "fp32"
@@ -92,6 +94,8 @@ class Training:
         workers: how many train.
         evaluations: how often the test accuracy is taken, the last time after the last step.
         data: which data: where from, and a checksum.
+        loss: share of packets that each link loses.
+        slow: `FACTOR:SHARE[:all]`: the last worker, or each, is so many times as slow in a share of the steps.
     """
 
     steps: int
@@ -99,6 +103,8 @@ class Training:
     workers: int
     evaluations: int
     data: str
+    loss: float = 0.0
+    slow: str = ""
 
 
 class Records:
@@ -144,7 +150,8 @@ class Records:
         return record
 
     def _path(self, cell: Cell, training: Training) -> Path:
-        settings = crc32(json.dumps(asdict(training), sort_keys=True).encode())
+        said = {name: value for name, value in asdict(training).items() if value not in (0.0, "")}
+        settings = crc32(json.dumps(said, sort_keys=True).encode())
         method = cell.method.replace("/", "%")  # of a fraction
         return self._folder / f"{cell.task}-{method}-{cell.rate}-seed{cell.seed}-{settings:08x}.json"
 
@@ -157,11 +164,13 @@ class Method:
         schedule: `pipe`, `pipe-ahead`, or none.
         code: `fp32`, `bf16`, `powersgd:rank=4`, or a sum code as `coding/sums/by_name.py` names it.
         error_feedback: whether what a sum code loses is kept.
+        switch: settings of the SwitchReducer that adds, as keywords; None: shares.
     """
 
     schedule: str
     code: str
     error_feedback: bool
+    switch: dict[str, float] | None = None
 
     @property
     def is_sum_code(self) -> bool:
@@ -170,12 +179,18 @@ class Method:
 
 
 def read_method(name: str) -> Method:
-    """Reads a method's name: `[pipe+|pipe-ahead+][no-ef+]code`, or a schedule alone.
+    """Reads a method's name: `[pipe+|pipe-ahead+][no-ef+]code[@switch[:settings]]`, or a schedule alone.
 
     Raises:
         ConfigurationError: there is no such method.
         MissingExtraError: there is no torch, so no sum codes.
     """
+    plain, at, adder = name.partition("@")
+    if at:
+        method = read_method(plain)
+        if not method.is_sum_code:
+            raise _unknown(name, f"a switch adds the messages of sum codes, and {method.code} is none")
+        return replace(method, switch=_switch_settings(adder, name))
     if name in _SCHEDULES:
         return Method(name, BASELINE, error_feedback=False)
     head, plus, rest = name.partition("+")
@@ -187,6 +202,40 @@ def read_method(name: str) -> Method:
     elif (schedule and method.code == BASELINE) or not feedback:
         raise _unknown(name, f"{method.code} has no error feedback, and pipe alone is fp32")
     return method
+
+
+def _switch_settings(text: str, name: str) -> dict[str, float]:
+    """Reads `switch:deadline=50ms,recode=5`."""
+    kind, settings = split_spec(text, "method")
+    if kind != "switch":
+        raise _unknown(name, f"only switch stands behind @, found {kind!r}")
+    found: dict[str, float] = {}
+    for key, value in settings.items():
+        if key == "deadline":
+            found[key] = read_duration_s(value, f"methods: {name}: deadline")
+        elif key in ("at_least", "recode", "window"):
+            found[key] = read_count(value, f"methods: {name}: {key}")
+        else:
+            raise _unknown(name, f"a switch has deadline=, at_least=, recode= and window=, found {key!r}")
+    return found
+
+
+def read_slow(text: str) -> tuple[float, float, bool]:
+    """Reads `5:0.1` or `5:0.1:all`: so many times as slow, in a share of the steps, all workers or the last one.
+
+    Raises:
+        ConfigurationError: it is not of that form.
+    """
+    if not text:
+        return 1.0, 0.0, False
+    factor, _, rest = text.partition(":")
+    share, _, who = rest.partition(":")
+    if who not in ("", "all") or not rest:
+        raise ConfigurationError(f"slow: must be FACTOR:SHARE or FACTOR:SHARE:all, such as 5:0.1, found {text!r}")
+    times = read_number(factor, "slow")
+    if times < 1:
+        raise ConfigurationError(f"slow: the factor must be at least 1, found {factor}")
+    return times, read_share(share, "slow"), who == "all"
 
 
 def _new_spelling(code: str, name: str) -> str:
@@ -224,6 +273,6 @@ def _check_sum_code(code: str, name: str) -> None:
 def _unknown(name: str, why: str) -> ConfigurationError:
     return ConfigurationError(
         f"methods: there is no {name!r}; there are fp32, bf16, powersgd:rank=1, sum codes such as thc:bits=2 and "
-        "lowrank:rank=16+thc:block=512, no-ef+ before a sum code (without error feedback), pipe, pipe-ahead, and pipe+ "
-        f"or pipe-ahead+ before any of them but fp32 ({why})"
+        "lowrank:rank=16+thc:block=512, no-ef+ before a sum code (without error feedback), @switch behind one, pipe, "
+        f"pipe-ahead, and pipe+ or pipe-ahead+ before any of them but fp32 ({why})"
     )

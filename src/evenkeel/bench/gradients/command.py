@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from evenkeel.bench.gradients.cells import BASELINE, TASKS, Cell, Records, Training, read_method
+from evenkeel.bench.gradients.cells import BASELINE, TASKS, Cell, Records, Training, read_method, read_slow
 from evenkeel.bench.gradients.data import TaskData, read_data
 from evenkeel.bench.gradients.figure import gradients as gradients_figure
 from evenkeel.bench.gradients.measure import UNLIMITED, Work, lab_missing, train_cells
@@ -18,7 +18,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
-from evenkeel.text_values import read_rate_bps
+from evenkeel.text_values import read_rate_bps, read_share
 
 __all__ = ["GradientsArguments", "run_gradients"]
 
@@ -44,6 +44,8 @@ class GradientsArguments:
     cifar: Path | None
     text: Path | None
     timeout: int
+    loss: str
+    slow: str
     records: Path | None
     outputs: Outputs
 
@@ -149,7 +151,11 @@ def _training(arguments: GradientsArguments, task: str, data: TaskData) -> Train
         raise ConfigurationError(
             f"batch: {workers} workers with {batch} each need more than {task}'s {examples} examples"
         )
-    return Training(steps, batch, workers, arguments.evaluations, data.identity)
+    loss = read_share(arguments.loss, "loss")
+    if loss and lab_missing():
+        raise ConfigurationError(f"loss: links that lose packets need the lab; {lab_missing()}")
+    read_slow(arguments.slow)
+    return Training(steps, batch, workers, arguments.evaluations, data.identity, loss, arguments.slow)
 
 
 def _listed(text: str, between: str = ",") -> list[str]:

@@ -2,17 +2,19 @@
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from evenkeel.bench.gradients.cells import PROGRESS, Cell, Records, Training
+from evenkeel.bench.gradients.cells import PROGRESS, Cell, Records, Training, read_method
 from evenkeel.bench.gradients.data import TaskData
 from evenkeel.errors import ConfigurationError, EvenkeelError, MissingExtraError
 from evenkeel.lab import shell
@@ -26,6 +28,9 @@ __all__ = ["UNLIMITED", "Work", "lab_missing", "train_cells"]
 UNLIMITED = "unlimited"
 _WORKER = "evenkeel.bench.gradients.worker"
 _LAST_LINES = 40
+_PORT = 9700
+_SWITCH = (sys.executable, "-m", "evenkeel", "switch", "run", "--quiet")
+_OF_SWITCHES = ("through_switch", "fell_back", "left_out", "resent_packets", "exchange_s", "exchange_bytes")
 
 Work = Sequence[tuple[Cell, Training]]
 Write = Callable[[str, str, bool], None]
@@ -85,20 +90,27 @@ class _RateRun:
         self._work, self._records, self._folder, self._progress = work, records, folder, progress
         self._data = data
         self._world = work[0][1].workers
+        self._loss = work[0][1].loss
+        self._need_switch = any(read_method(cell.method).switch is not None for cell, _ in work)
         self._link: dict[str, Any] = {}
         self._kept = 0
         self._said: deque[str] = deque(maxlen=_LAST_LINES)
 
     def run(self, rate: str, timeout_s: int, tell: Callable[[str], object]) -> None:
-        plan = self._plan(timeout_s)
+        lab_here = rate != UNLIMITED or not lab_missing()
+        host = Topology(self._world).switch_address if lab_here else "127.0.0.1"
+        plan = self._plan(timeout_s, f"{host}:{_PORT}")
         command = [sys.executable, "-m", _WORKER, str(plan)]
         # A core is shared by several workers already.
         inherited = {**os.environ, "OMP_NUM_THREADS": "1"}
         if rate == UNLIMITED and lab_missing():
-            exits = self._on_loopback(command, inherited)
+            with self._own_switch():
+                exits = self._on_loopback(command, inherited)
         else:
-            with Lab(Topology(self._world, rate_bps=read_rate_bps(rate, "rates"))) as lab:
+            with Lab(Topology(self._world, rate_bps=read_rate_bps(rate, "rates"))) as lab, self._switch_in(lab):
                 checked = lab.check_rate()
+                if self._loss:
+                    lab.lose(self._loss)
                 if checked is not None:
                     self._link = {"there_bps": checked.there_bps, "back_bps": checked.back_bps}
                     tell(checked.text())
@@ -110,7 +122,27 @@ class _RateRun:
         if failed or self._kept < len(self._work):
             raise EvenkeelError(self._failure(failed))
 
-    def _plan(self, timeout_s: int) -> Path:
+    def _switch_in(self, lab: Lab) -> AbstractContextManager[None]:
+        """Runs a switch in the middle of the lab, where a method needs one; what comes down it loses itself."""
+        if not self._need_switch:
+            return nullcontext()
+        bind = f"{lab.topology.switch_address}:{_PORT}"
+        return lab.beside((*_SWITCH, "--bind", bind, "--loss-out", str(self._loss)))
+
+    @contextmanager
+    def _own_switch(self) -> Iterator[None]:
+        """Runs a switch on this machine, where a method needs one."""
+        if not self._need_switch:
+            yield
+            return
+        process = subprocess.Popen((*_SWITCH, "--bind", f"127.0.0.1:{_PORT}", "--loss-out", str(self._loss)))
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+    def _plan(self, timeout_s: int, switch: str) -> Path:
         cells = []
         for number, (cell, training) in enumerate(self._work):
             stored = self._folder / cell.task
@@ -118,7 +150,8 @@ class _RateRun:
                 stored.mkdir()
                 self._data[cell.task].save(stored)
             classes = self._data[cell.task].classes
-            cells.append({"number": number, "classes": classes, **asdict(cell), **asdict(training)})
+            own = {"number": number, "classes": classes, "switch": switch}
+            cells.append({**own, **asdict(cell), **asdict(training)})
         path = self._folder / "plan.json"
         path.write_text(json.dumps({"folder": str(self._folder), "timeout_s": timeout_s, "cells": cells}))
         return path
@@ -191,6 +224,7 @@ def _together(cell: Cell, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "counted_bytes": _mean(parts, "counted_bytes"),
         "local_nmse": _mean(parts, "local_nmse"),
         "peak_bytes": max(part["peak_bytes"] for part in parts),
+        **{name: _mean(parts, name) for name in _OF_SWITCHES if name in parts[0]},
     }
 
 

@@ -14,6 +14,7 @@ from torch.futures import Future
 from evenkeel.bench.gradients.cells import Method, read_method
 from evenkeel.coding.sums.by_name import code_of
 from evenkeel.reducers.ranks.ordered_thread import OrderedThread
+from evenkeel.reducers.switch import SwitchReducer
 from evenkeel.training.hook.buckets import Bucket
 from evenkeel.training.hook.ddp_hook import comm_hook
 from evenkeel.training.hook.hook_state import HookState
@@ -26,6 +27,7 @@ else:
 
 __all__ = ["Averaging", "average_nothing"]
 
+_TIMEOUT_S = 120.0
 _START_STEP = 2  # the first step that a hook may compress, since DDP rebuilds its buckets after the first
 
 
@@ -37,9 +39,14 @@ class Averaging:
         ddp: whose gradients are averaged.
         optimizer: of the model.
         unpiped_steps: that Pipe-SGD begins with.
+        switch: address of the switch, for methods that use one.
     """
 
-    def __init__(self, name: str, ddp: Any, optimizer: torch.optim.Optimizer, unpiped_steps: int = 0) -> None:
+    def __init__(
+        self, name: str, ddp: Any, optimizer: torch.optim.Optimizer, unpiped_steps: int = 0, switch: str = ""
+    ) -> None:
+        self._switch = switch
+        self._over_switch: SwitchReducer | None = None
         self._pipe: PipeSGD | None = None
         self._casts: _Casts | None = None
         self._state: HookState | None = None
@@ -77,6 +84,24 @@ class Averaging:
             return {"encode_s": self._casts.encode_s, "add_s": 0.0, "decode_s": self._casts.decode_s}
         return dict.fromkeys(("encode_s", "add_s", "decode_s"), None if self._thread is not None else 0.0)
 
+    def datagram_bytes(self) -> int:
+        """Counts what this rank has sent to a switch."""
+        return 0 if self._over_switch is None else self._over_switch.stats().transport.sent_bytes
+
+    def switch_costs(self) -> dict[str, Any]:
+        """Says what became of the rounds over a switch; nothing for other methods."""
+        if self._over_switch is None:
+            return {}
+        stats = self._over_switch.stats()
+        return {
+            "through_switch": stats.through_switch,
+            "fell_back": stats.over_shares,
+            "left_out": stats.left_out,
+            "resent_packets": stats.transport.resent,
+            "exchange_s": self._over_switch.exchange_s,
+            "exchange_bytes": self._over_switch.exchange_bytes,
+        }
+
     def close(self) -> None:
         """Waits for what still travels, and ends the threads."""
         if self._state is not None:
@@ -88,7 +113,14 @@ class Averaging:
     def _hook(self, method: Method) -> tuple[Any, Any]:
         """Makes a state and its hook; no state for what DDP does by itself."""
         if method.is_sum_code:
-            self._state = HookState(code_of(method.code), error_feedback=method.error_feedback, start_step=_START_STEP)
+            if method.switch is not None:
+                self._over_switch = SwitchReducer(self._switch, timeout_s=_TIMEOUT_S, **method.switch)  # type: ignore[arg-type]
+            self._state = HookState(
+                code_of(method.code),
+                error_feedback=method.error_feedback,
+                start_step=_START_STEP,
+                reducer=self._over_switch,
+            )
             return self._state, comm_hook
         if method.code == "fp32":
             return None, None

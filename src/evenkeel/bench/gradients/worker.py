@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from evenkeel.bench.gradients.cells import PIPE_WARM_SHARE, PROGRESS
+from evenkeel.bench.gradients.cells import PIPE_WARM_SHARE, PROGRESS, read_slow
 from evenkeel.bench.gradients.methods import Averaging, average_nothing
 from evenkeel.bench.gradients.socket_bytes import socket_bytes
 from evenkeel.bench.gradients.tasks import TrainingTask, open_task
@@ -91,6 +91,7 @@ def _run(plan: dict[str, Any], cell: dict[str, Any], rank: int, world: int) -> N
     trainee = _Trainee(task, cell, rank, world)
     compute_s = trainee.compute_s()
     trainee.warm_up()
+    trainee.slow_down(compute_s)
     figures = trainee.train(folder / f"cell-{number}")
     figures |= {"compute_s": compute_s}
     half = folder / f"cell-{number}-rank-{rank}.part"
@@ -103,6 +104,7 @@ class _Trainee:
 
     def __init__(self, task: TrainingTask, cell: dict[str, Any], rank: int, world: int) -> None:
         self._task, self._cell, self._rank, self._world = task, cell, rank, world
+        self._late_s = np.zeros(0)
 
     def compute_s(self) -> float:
         """Measures the mean time of a step without communication, while the other ranks compute as well."""
@@ -115,10 +117,17 @@ class _Trainee:
             self._step(ddp, optimizer, step)
         return (time.perf_counter() - begin) / (_COMPUTE_STEPS - _FIRST_STEPS)
 
+    def slow_down(self, compute_s: float) -> None:
+        """Makes this worker late in some steps of the training, as the cell says."""
+        factor, share, everyone = read_slow(self._cell["slow"])
+        if everyone or self._rank == self._world - 1:
+            chosen = np.random.default_rng((self._cell["seed"], self._rank, 5)).random(self._cell["steps"]) < share
+            self._late_s = np.where(chosen, (factor - 1) * compute_s, 0.0)
+
     def warm_up(self) -> None:
         """Takes a few steps with the method, so that nothing is loaded or compiled on the clock."""
         ddp, optimizer = self._new()
-        averaging = Averaging(self._cell["method"], ddp, optimizer)
+        averaging = Averaging(self._cell["method"], ddp, optimizer, switch=self._cell["switch"])
         for step in range(_WARM_STEPS):
             self._step(ddp, optimizer, step)
         averaging.flush()
@@ -133,7 +142,8 @@ class _Trainee:
         """
         steps, rank = self._cell["steps"], self._rank
         ddp, optimizer = self._new()
-        averaging = Averaging(self._cell["method"], ddp, optimizer, round(steps * PIPE_WARM_SHARE))
+        unpiped = round(steps * PIPE_WARM_SHARE)
+        averaging = Averaging(self._cell["method"], ddp, optimizer, unpiped, self._cell["switch"])
         evaluations = min(steps, self._cell["evaluations"])
         kept = {round(steps * turn / evaluations): turn for turn in range(1, 1 + evaluations)}
         losses, times_s, sent = [], [], []
@@ -147,7 +157,7 @@ class _Trainee:
                 optimizer.step()
             times_s.append(time.perf_counter())
             losses.append(float(loss))
-            sent.append(socket_bytes().sent - before.sent)
+            sent.append(socket_bytes().sent - before.sent + averaging.datagram_bytes())
             scheduler.step()
             if step in kept and kept[step] % self._world == rank:
                 _weights(ddp.module).tofile(f"{stem}-{step}")
@@ -156,7 +166,7 @@ class _Trainee:
                 print(PROGRESS, self._cell["number"], step, flush=True)
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         resent_bytes = socket_bytes().resent - before.resent
-        costs = averaging.costs()
+        costs = averaging.costs() | averaging.switch_costs()
         dist.barrier()  # before connections are closed
         averaging.close()
         return {
@@ -184,6 +194,8 @@ class _Trainee:
         cell = self._cell
         optimizer.zero_grad()
         loss = self._task.loss(ddp, cell["seed"], step, self._rank, self._world, cell["batch"])
+        if step < len(self._late_s) and self._late_s[step]:
+            time.sleep(self._late_s[step])
         torch.autograd.backward(loss)
         optimizer.step()
         return loss.detach()
