@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="with labels: folder, Parquet, npz or IDX")
     parser.add_argument("--split", help="of a Parquet file with a column `split`")
-    parser.add_argument("--test-split", help="of the same file; every tenth image if unsaid")
+    parser.add_argument("--test-split", help="of the same file; default: every tenth image")
     parser.add_argument("--side", type=int, default=64, help="of the images, pixels")
     parser.add_argument("--epochs", type=float, default=10.0)
     parser.add_argument("--rate", type=float, default=0.2, help="of learning, the highest")

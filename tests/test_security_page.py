@@ -36,7 +36,7 @@ KIB, MIB = 1 << 10, 1 << 20
         ("input shown", "500 of an error", app._MAX_SHOWN == 500),
         ("connections", "10,000", ServeConfig().max_connections == 10_000),
         ("connections", "less 128", server._RESERVE == 128),
-        ("connections told so", "32", connection._MAX_SENT_AWAY == 32),
+        ("further connections that get", "32", connection._MAX_SENT_AWAY == 32),
         ("bodies that are here", "256 MiB", ServeConfig().max_bodies_bytes == 256 * MIB),
         ("bodies that are here", "up to 64 KiB", connection._FREE_BYTES == 64 * KIB),
         ("image files that wait", "1 GiB", ServeConfig().decode_memory_bytes == 1 << 30),
