@@ -3,12 +3,14 @@
 import ctypes
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from evenkeel.errors import PacketError
+from evenkeel.switch.aggregator import Event, Job
 from evenkeel.switch.build import load
-from evenkeel.switch.packet import Kind, LaneType, Packet, parse, write
+from evenkeel.switch.packet import Kind, LaneType, Packet, Reason, parse, write
 from evenkeel.switch.table import COUNTERS, NativeJob, NativeRule, NativeSlot, Table, _NativeTable
 from switch_packets import JOBS, RULES, PlainTable, arrivals, filled, honest
 
@@ -69,3 +71,23 @@ def test_jobs_of_different_lengths_share_a_table():
         assert sent == plain.step(data, 0, 0)
         assert table.slots == plain.slots
     assert parse(sent[1]).payload == bytes([2] * 48)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lanes=st.sampled_from([LaneType.BYTES, LaneType.SHORTS, LaneType.INTS]),
+    words=st.integers(1, 5),
+    place=st.integers(0, 100),
+    off=st.integers(-2, 2),
+    data=st.data(),
+)
+def test_a_lane_beyond_the_bound_is_found_wherever_it_is(lanes, words, place, off, data):
+    largest = data.draw(st.integers(1, (1 << lanes.sum_bits) - 1))
+    table = Table(replace(RULES["esa"], words=words))
+    table.register(0, Job(7, 1, lanes, words, largest))
+    kind = {8: np.uint8, 16: np.uint16, 32: np.uint32}[lanes.sum_bits]
+    values = np.full(8 * words // kind().itemsize, largest, kind)
+    values[place % len(values)] = max(0, min(largest + off, (1 << lanes.sum_bits) - 1))
+    too_large = int(values.max()) > largest
+    table.step(write(Packet(Kind.GRADIENT, lanes, 0, 7, 0, 1, payload=values.tobytes())), 0, 0)
+    assert table.counts == {Reason.BOUND if too_large else Event.COMPLETED: 1}

@@ -313,13 +313,14 @@ class Loaded:
         return int(libbpf().bpf_program__fd(c_void_p(program)))
 
 
-def load_program(rule: Rule, udp: int, *, test_clock: bool = False) -> Loaded:
+def load_program(rule: Rule, udp: int, *, test_clock: bool = False, adds_again: bool = False) -> Loaded:
     """Compiles the switch for a rule and loads it.
 
     Args:
         rule: its settings.
         udp: port of the servers, by which the switch knows its packets.
         test_clock: the time is what `Maps.set_clock` says.
+        adds_again: what comes twice is added twice, which is wrong, but can be timed.
 
     Raises:
         ConfigurationError: no root, no clang, no libbpf, or a rule that the kernel's switch does not have.
@@ -342,7 +343,8 @@ def load_program(rule: Rule, udp: int, *, test_clock: bool = False) -> Loaded:
         "TOMB_NS": f"{rule.tomb_ns}ull",
         "PORT": udp,
     }
-    defines = [f"EK_{name}={value}" for name, value in settings.items()] + ["EK_TEST_CLOCK=1"] * test_clock
+    defines = [f"EK_{name}={value}" for name, value in settings.items()]
+    defines += ["EK_TEST_CLOCK=1"] * test_clock + ["EK_ADDS_AGAIN=1"] * adds_again
     return Loaded(rule, bpf_object("switch", tuple(defines)))
 
 

@@ -94,6 +94,13 @@ struct ek_sent {
 	uint8_t counted; /* reason or event */
 };
 
+/* BPF's compiler unrolls little of itself. */
+#ifdef __bpf__
+#define EK_UNROLLED _Pragma("clang loop unroll_count(10)")
+#else
+#define EK_UNROLLED
+#endif
+
 /* ---- lanes: words of eight bytes that are added as a whole, since no lane can carry ---- */
 
 EK_INLINE int ek_doubles(uint8_t lanes)
@@ -166,6 +173,7 @@ EK_INLINE void ek_lanes(const int what, const int doubles, uint8_t lanes, uint32
 	uint32_t i;
 
 	if (doubles) {
+		EK_UNROLLED
 		for (i = 0; i < words / 2; i++) {
 			uint64_t x = ek_load(in + i);
 
@@ -173,6 +181,7 @@ EK_INLINE void ek_lanes(const int what, const int doubles, uint8_t lanes, uint32
 			ek_word(what, slot + 2 * i + 1, ek_look_up(ek_spread(x >> 32), ones), out + 2 * i + 1);
 		}
 	} else {
+		EK_UNROLLED
 		for (i = 0; i < words; i++)
 			ek_word(what, slot + i, ek_load(in + i), out + i);
 	}
@@ -182,12 +191,14 @@ EK_INLINE void ek_take(uint32_t words, const uint64_t *slot, uint64_t *out)
 {
 	uint32_t i;
 
+	EK_UNROLLED
 	for (i = 0; i < words; i++)
 		ek_store(out + i, slot[i]);
 }
 
-/* Is every raw lane at most the job's largest? All lanes of a word at once: one is too large if adding what is missing
- * to half its range carries into its top bit, or if that is set already. */
+/* Is every raw lane at most the job's largest? All lanes of a word at once: one is too large if its top bit is set, or if
+ * adding what the largest lacks to half the range sets it; where the largest has the top bit itself, if both. A carry into
+ * the next lane needs a top bit, and is an alarm of its own in the first case; in the second it is cut off before. */
 EK_INLINE int ek_in_bound(uint8_t lanes, uint32_t largest, uint32_t words, const uint64_t *in)
 {
 	uint64_t top = lanes == EK_BYTES ? 0x8080808080808080ull : lanes == EK_SHORTS ? 0x8000800080008000ull
@@ -195,25 +206,35 @@ EK_INLINE int ek_in_bound(uint8_t lanes, uint32_t largest, uint32_t words, const
 	uint64_t ones = lanes == EK_BYTES ? 0x0101010101010101ull : lanes == EK_SHORTS ? 0x0001000100010001ull
 										       : 0x0000000100000001ull;
 	uint64_t half = lanes == EK_BYTES ? 0x80 : lanes == EK_SHORTS ? 0x8000 : 0x80000000u;
-	uint64_t missing = (half - 1 - (largest & (half - 1))) * ones, bad = 0;
+	uint64_t missing = (half - 1 - (largest & (half - 1))) * ones;
+	uint64_t bad = 0, other = 0, more = 0, others = 0; /* several, so that no word waits for the one before */
 	uint32_t i;
 
 	if (ek_doubles(lanes))
 		return 1;
-	if (largest < half) {
-		for (i = 0; i < words; i++) {
-			uint64_t x = ek_load(in + i);
-
-			bad |= x | ((x & ~top) + missing);
-		}
-	} else {
+	if (largest >= half) {
+		EK_UNROLLED
 		for (i = 0; i < words; i++) {
 			uint64_t x = ek_load(in + i);
 
 			bad |= x & ((x & ~top) + missing);
 		}
+		return !(bad & top);
 	}
-	return !(bad & top);
+	EK_UNROLLED
+	for (i = 0; i < words / 2; i++) {
+		uint64_t x = ek_load(in + 2 * i), y = ek_load(in + 2 * i + 1);
+
+		bad |= x;
+		more |= x + missing;
+		other |= y;
+		others |= y + missing;
+	}
+	if (words & 1) {
+		bad |= ek_load(in + words - 1);
+		more |= ek_load(in + words - 1) + missing;
+	}
+	return !((bad | other | more | others) & top);
 }
 
 /* ---- which packets may come, and where they belong ---- */
@@ -462,6 +483,10 @@ EK_INLINE struct ek_sent ek_gradient(const struct ek_rule *rule, const struct ek
 		ek_write(out, &leaving, job, echoed ? EK_PARTIAL : EK_RESULT);
 		return ek_send(counters, EK_COMPLETED, echoed ? EK_SERVER : EK_ALL, 1);
 	}
+#ifdef EK_ADDS_AGAIN /* to time adding by one packet that comes many times */
+	if (here)
+		slot->bitmap &= ~came->bitmap;
+#endif
 	if (here && slot->bitmap & came->bitmap) {
 		if (policy != EK_SWITCHML || !slot->done)
 			return ek_send(counters, EK_DUPLICATE, EK_NOBODY, 0);
