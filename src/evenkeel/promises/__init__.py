@@ -1,0 +1,1 @@
+"""Keeps promises of accuracy: thresholds with a guarantee, their certificate, the audit."""
