@@ -109,7 +109,7 @@ def share(hits: int, count: int) -> Estimate:
 
 
 def exact_share(hits: int, count: int) -> Estimate:
-    """The share hits / count, with Clopper and Pearson's interval: it never holds less than it says."""
+    """Estimates the share hits / count, with Clopper and Pearson's interval: it never holds less than it says."""
     if count == 0:
         return _UNKNOWN
     if not 0 <= hits <= count:
@@ -118,7 +118,7 @@ def exact_share(hits: int, count: int) -> Estimate:
     ways = np.concatenate(([0.0], np.cumsum(np.log((count - numbers + 1) / numbers))))  # log of count choose 0, 1, ...
 
     def at_least(share: float, least: int) -> float:
-        """P(as many hits or more)."""
+        """Gives P(as many hits or more)."""
         places = np.arange(least, count + 1)
         return float(np.exp(ways[least:] + places * math.log(share) + (count - places) * math.log1p(-share)).sum())
 

@@ -57,7 +57,7 @@ class Topology:
 
     @property
     def switch_address(self) -> str:
-        """IPv4 address of the switch, for what runs in its middle."""
+        """Gives the IPv4 address of the switch, for what runs in its middle."""
         return f"{_NETWORK}.{_MAX_HOSTS + 4}"
 
     def namespaces(self, label: str) -> tuple[str, ...]:

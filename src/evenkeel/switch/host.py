@@ -1,4 +1,4 @@
-"""A worker's side of the transport: joins a job, and exchanges fragments for their sums. No torch here."""
+"""Runs a worker's side of the transport: joins a job, and exchanges fragments for their sums. No torch here."""
 
 import contextlib
 import ctypes
@@ -58,7 +58,7 @@ class _CTerms(ctypes.Structure):
 
 
 class SwitchHost:
-    """One worker of one job. All its methods but `get` are for one thread.
+    """Speaks for one worker of one job. All its methods but `get` are for one thread.
 
     Args:
         servers: addresses of those who add, IPv4 and port; fragment f goes to server f % len(servers).

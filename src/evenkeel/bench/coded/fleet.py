@@ -17,7 +17,7 @@ Slowness = Literal["persistent", "per-task"]
 BIASES: tuple[Bias, ...] = ("random", "biased", "permanent")
 SLOWNESS: tuple[Slowness, ...] = ("persistent", "per-task")
 
-_MOST_DEVICES = 4096  # extra ones included; a number for each in every round
+_MAX_DEVICES = 4096  # extra ones included; a number for each in every round
 _BIASED = 0.8  # share of the rounds in which devices of one class are away, where absence is biased
 _LEAVE = (0.1, 0.2, 0.3)  # of all rounds: when one device each leaves for good
 _STREAMS = 1 << 32
@@ -89,7 +89,7 @@ class DeviceFleet:
         chances = np.full(devices, self.settings.absence)
         if self.settings.bias == "biased":
             chances[list(self.one_class)] = _BIASED
-        draws = np.random.default_rng([self.seed, number]).random(_MOST_DEVICES)[:devices]
+        draws = np.random.default_rng([self.seed, number]).random(_MAX_DEVICES)[:devices]
         away: Array = draws < chances
         away[list(self.leaving(number))] = True  # who is to take their places comes in the next round
         return away
@@ -104,6 +104,6 @@ class DeviceFleet:
         """
         part = attempt if self.settings.slowness == "per-task" else 0
         law, seed = self.settings.law, self.seed * _STREAMS
-        keys = [seed + number * _MOST_DEVICES + device for device in range(devices)]
+        keys = [seed + number * _MAX_DEVICES + device for device in range(devices)]
         drawn = np.array([law.draw(attempt_key(key, part), place, float(number)) for place, key in enumerate(keys)])
         return np.where(self.away(number, devices), self.settings.away, np.maximum(drawn, 0.0) / self._usual)

@@ -30,9 +30,9 @@ from evenkeel.errors import CodeError, ConfigurationError, UndecodableError
 
 __all__ = ["GradientCode", "LinearCode", "LinearDecoder", "PartitionCode", "Transfer"]
 
-_MOST_CACHED = 4096  # decoders; each holds partitions x blocks numbers
+_MAX_CACHED = 4096  # decoders; each holds partitions x blocks numbers
 _TOLD = 1e-8  # how much of a partition may lie in what the blocks do not tell: rounding alone is far below it
-_MOST_CELLS = 1 << 22  # numbers at a time, where many sets of devices are looked at
+_MAX_CELLS = 1 << 22  # numbers at a time, where many sets of devices are looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class LinearCode(Code):
         if found is None:
             check_numbers(key, self.blocks)
             found = self._solve(key)
-            if len(self._solved) >= _MOST_CACHED:
+            if len(self._solved) >= _MAX_CACHED:
                 del self._solved[next(iter(self._solved))]
             self._solved[key] = found
         if found.missing and not partial:
@@ -308,7 +308,7 @@ class PartitionCode(LinearCode):
         result: FloatArray = np.where(whole, 1.0, np.inf)
         open_sets = np.flatnonzero(~whole & (there.sum(axis=1) >= self.partitions))
         squares = (self.rows[:, :, None] * self.rows[:, None, :]).reshape(self.blocks, -1)
-        step = max(1, _MOST_CELLS // self.partitions**2)
+        step = max(1, _MAX_CELLS // self.partitions**2)
         for first in range(0, len(open_sets), step):
             some = open_sets[first : first + step]
             grams = (there[some].astype(np.float64) @ squares).reshape(-1, self.partitions, self.partitions)
@@ -401,7 +401,7 @@ class GradientCode(LinearCode):
         """Gives the condition for each of many sets of devices `[sets, devices]`."""
         there = self._alive_blocks(alive).astype(np.float64)
         squares = (self.rows[:, :, None] * self.rows[:, None, :]).reshape(self.blocks, -1)
-        step = max(1, _MOST_CELLS // self.partitions**2)
+        step = max(1, _MAX_CELLS // self.partitions**2)
         result: FloatArray = np.full(len(there), np.inf)
         for first in range(0, len(there), step):
             grams = (there[first : first + step] @ squares).reshape(-1, self.partitions, self.partitions)

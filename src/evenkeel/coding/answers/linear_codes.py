@@ -28,8 +28,8 @@ AnyLinear = TypeVar("AnyLinear", bound=LinearCode)
 
 _GOOD_CONDITION = 30.0  # the best of small losses that is looked for: then another draw hardly gains a digit
 _DRAWS = 8  # of a random design, of which the best is kept
-_MOST_DEVICES = 1000
-_MOST_PATTERNS = 20_000  # sets of devices that are looked at
+_MAX_DEVICES = 1000
+_MAX_PATTERNS = 20_000  # sets of devices that are looked at
 _PATTERN_WORK = 2e8  # partitions^3 for each pattern that is looked at: about a second
 
 
@@ -97,8 +97,8 @@ def balanced(
     """
     sums = extra or devices
     holders = range(devices, devices + extra) if extra else range(devices)
-    whole("balanced: devices", devices, 1 if extra else 2, _MOST_DEVICES)
-    whole("balanced: extra", extra, 0, _MOST_DEVICES)
+    whole("balanced: devices", devices, 1 if extra else 2, _MAX_DEVICES)
+    whole("balanced: extra", extra, 0, _MAX_DEVICES)
     whole("balanced: copies", copies, 1, sums if extra else sums - 1)
     weights = _sizes(sizes, devices)
     name = f"balanced:copies={copies}{f',extra={extra}' if extra else ''}"
@@ -135,7 +135,7 @@ def replication(
                   for partition in members for holder in members if partition != holder]  # fmt: skip
         name = f"replication:groups={groups}"
     else:
-        whole("replication: devices", devices, 2, _MOST_DEVICES)
+        whole("replication: devices", devices, 2, _MAX_DEVICES)
         whole("replication: copies", copies, 1, devices - 1)
         targets = _spread(range(devices), _sizes(sizes, devices), copies, np.random.default_rng(seed))
         placed = [(partition, holder) for partition, some in enumerate(targets) for holder in some]
@@ -160,7 +160,7 @@ def gradient(devices: int, *, losses: int = 0, groups: int = 0, seed: int = 0) -
         for members in _groups(devices, groups, "gradient"):
             rows[np.ix_(members, members)] = 1.0
         return GradientCode(rows, name=f"gradient:groups={groups}")
-    whole("gradient: devices", devices, 2, _MOST_DEVICES)
+    whole("gradient: devices", devices, 2, _MAX_DEVICES)
     whole("gradient: losses", losses, 1, devices - 1)
 
     def draw(random: np.random.Generator) -> GradientCode:
@@ -223,8 +223,8 @@ def linear_code(text: str, devices: int, *, sizes: ArrayLike | None = None) -> L
 
 def _holders(devices: int, extra: int, own: int, name: str) -> list[int]:
     """Gives who keeps the further blocks: some of the devices, spread evenly, and then the extra ones."""
-    whole(f"{name}: devices", devices, 1, _MOST_DEVICES)
-    whole(f"{name}: extra", extra, 0, _MOST_DEVICES)
+    whole(f"{name}: devices", devices, 1, _MAX_DEVICES)
+    whole(f"{name}: extra", extra, 0, _MAX_DEVICES)
     whole(f"{name}: own", own, 0, devices)
     if not extra + own:
         raise ConfigurationError(f"{name}: say on how many devices further blocks are, with extra or own")
@@ -260,7 +260,7 @@ def _spread(holders: Sequence[int], weights: FloatArray, copies: int, random: np
 
 
 def _groups(devices: int, groups: int, name: str) -> list[list[int]]:
-    whole(f"{name}: devices", devices, 1, _MOST_DEVICES)
+    whole(f"{name}: devices", devices, 1, _MAX_DEVICES)
     whole(f"{name}: groups", groups, 1, devices)
     # Neighbours are apart: they may have more in common, such as a class that they alone have.
     return [list(range(first, devices, groups)) for first in range(groups)]
@@ -311,7 +311,7 @@ def small_losses(devices: int, losses: int, partitions: int) -> Array:
 
 def _budget(partitions: int) -> int:
     """Gives how many sets of devices may be looked at."""
-    return min(max(200, int(_PATTERN_WORK / partitions**3)), _MOST_PATTERNS)
+    return min(max(200, int(_PATTERN_WORK / partitions**3)), _MAX_PATTERNS)
 
 
 def _some_losses(devices: int, size: int, count: int) -> Array:

@@ -283,7 +283,7 @@ class HttpConnection(asyncio.Protocol):
     # ---- the handler's side ----
 
     def answer(self, exchange: Exchange, status: int, headers: bytes, body: bytes) -> None:
-        """See `Exchange.respond`."""
+        """Does what `Exchange.respond` says."""
         if self._current is not exchange:
             return
         self._current = None
@@ -308,7 +308,7 @@ class HttpConnection(asyncio.Protocol):
             self._rest()
 
     def hold(self, exchange: Exchange, size: int) -> None:
-        """See `Exchange.hold`."""
+        """Does what `Exchange.hold` says."""
         if self._current is exchange:
             self._current_bytes += size
             self._recount()

@@ -38,7 +38,7 @@ from evenkeel.training.coded.store import BlockStore
 __all__ = ["main", "run_device"]
 
 _log = logging.getLogger(__name__)
-_MOST_PEERS = 64
+_MAX_PEERS = 64
 _PEER_SILENCE_S = 30.0
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 2.0
 _EXAMPLES = """\
@@ -54,7 +54,7 @@ class _PeerServer:
     def __init__(self, device: Device, address: Address, key: bytes) -> None:
         self._device, self._key = device, key
         self._server, self.address = listen(address)
-        self._places = threading.BoundedSemaphore(_MOST_PEERS)
+        self._places = threading.BoundedSemaphore(_MAX_PEERS)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:

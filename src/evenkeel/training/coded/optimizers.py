@@ -15,7 +15,7 @@ from evenkeel.errors import ConfigurationError
 __all__ = ["LBFGS", "GradientDescent", "Optimizer"]
 
 _ARMIJO, _WOLFE = 1e-4, 0.9
-_MOST_HALVINGS = 40
+_MAX_HALVINGS = 40
 
 
 class Optimizer(ABC):
@@ -155,7 +155,7 @@ class LBFGS(Optimizer):
         else:
             self._accept(value, gradient)
             return
-        if self._tries >= _MOST_HALVINGS:
+        if self._tries >= _MAX_HALVINGS:
             self._stuck = True
             return
         self._length = 2 * self._low if np.isinf(self._high) else (self._low + self._high) / 2

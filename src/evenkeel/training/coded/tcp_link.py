@@ -14,7 +14,7 @@ from evenkeel.training.coded.sockets import UNPROVEN_BYTES, Listener, listen, pr
 __all__ = ["TcpDevices"]
 
 _PROVE_S = 10.0  # for a connection to prove the key and introduce itself
-_MOST_UNSENT_BYTES = 512 << 20  # for a device that does not read
+_MAX_UNSENT_BYTES = 512 << 20  # for a device that does not read
 
 
 class _DeviceConnection:
@@ -38,7 +38,7 @@ class TcpDevices(DeviceLink):
         key: shared with all devices; empty: none, on this machine alone.
         no_key: listen beyond this machine without a key.
         max_array_bytes: longest message from a device.
-        most_devices: connections at once.
+        max_devices: connections at once.
 
     Attributes:
         address: with its real port.
@@ -54,9 +54,9 @@ class TcpDevices(DeviceLink):
         *,
         no_key: bool = False,
         max_array_bytes: int = 256 << 20,
-        most_devices: int = 1024,
+        max_devices: int = 1024,
     ) -> None:
-        self._key, self._max_array_bytes, self._most = key, max_array_bytes, most_devices
+        self._key, self._max_array_bytes, self._max_devices = key, max_array_bytes, max_devices
         self._server, found = listen(tcp_address(address, key, no_key))
         self.address = str(found)
         self._server.setblocking(False)
@@ -115,7 +115,7 @@ class TcpDevices(DeviceLink):
             plain, _ = self._server.accept()
         except OSError:  # it is gone again
             return
-        if len(self._connections) >= self._most:
+        if len(self._connections) >= self._max_devices:
             plain.close()
             return
         plain.setblocking(False)
@@ -134,7 +134,7 @@ class TcpDevices(DeviceLink):
         self._flush(connection)
         if connection.unsent:
             connection.unsent = deque(memoryview(bytes(piece)) for piece in connection.unsent)
-        if connection.unsent_bytes > _MOST_UNSENT_BYTES:
+        if connection.unsent_bytes > _MAX_UNSENT_BYTES:
             self._lose(connection, "it does not read what it is sent")
 
     def _flush(self, connection: _DeviceConnection) -> None:
