@@ -1,4 +1,4 @@
-"""What each host's process is told, and its processors."""
+"""The variables of each host's process, and its processors."""
 
 import pytest
 from hypothesis import given, strategies as st

@@ -1,4 +1,4 @@
-"""Worker processes for real: killed, frozen, told to stop, orphaned."""
+"""Worker processes for real: killed, frozen, stopped, orphaned."""
 
 import asyncio
 import contextlib

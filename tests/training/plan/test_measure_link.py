@@ -1,4 +1,4 @@
-"""The model's constants: told from figures that the model itself gives, and measured on a real group of two."""
+"""The model's constants: found from figures that the model itself gives, and measured on a real group of two."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_one_size_is_not_enough():
 
 
 class Clock:
-    """Time that passes only when told to."""
+    """Time that passes only when a test says so."""
 
     now_s = 0.0
 
