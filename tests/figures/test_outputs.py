@@ -65,5 +65,5 @@ def test_a_document_holds_paths_as_strings_and_no_number_as_null(tmp_path: Path)
 
 
 def test_a_full_disk_is_told_with_the_files_name() -> None:
-    with pytest.raises(EvenkeelError, match=r"^/dev/full cannot be written: No space left on device$"):
+    with pytest.raises(EvenkeelError, match=r"^/dev/full cannot be written: No space left on device; free some space"):
         write(Path("/dev/full"), b"x")

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.files import why_unwritten, write_whole
 
 __all__ = ["Outputs", "arguments_of", "check_outputs", "write", "write_json"]
 
@@ -67,11 +68,11 @@ def arguments_of(arguments: Any) -> dict[str, Any]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file; an error names it."""
+    """Writes a file, whole or not at all; an error names it."""
     try:
-        path.write_bytes(content)
+        write_whole(path, content)
     except OSError as error:
-        raise EvenkeelError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise EvenkeelError(f"{path} cannot be written: {why_unwritten(error)}") from error
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

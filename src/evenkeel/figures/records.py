@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.files import why_unwritten
 from evenkeel.version import __version__
 
 __all__ = [
@@ -120,7 +121,7 @@ class RecordWriter:
 
     def _unwritten(self, error: OSError) -> EvenkeelError:
         return EvenkeelError(
-            f"records could not be written to {self._path}: {error.strerror or error}; "
+            f"records could not be written to {self._path}: {why_unwritten(error)}; "
             "what was written so far may end in the middle of a line"
         )
 

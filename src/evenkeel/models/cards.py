@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.files import write_whole
 from evenkeel.text_values import is_text
 
 __all__ = ["FORMAT", "Measured", "ModelCard", "class_difference", "load_card", "save_card"]
@@ -140,9 +141,9 @@ def load_card(path: str | Path) -> ModelCard:
 
 
 def save_card(card: ModelCard, path: str | Path) -> None:
-    """Writes `card` as indented JSON."""
+    """Writes `card` as indented JSON, whole or not at all."""
     text = json.dumps({"evenkeel_card": FORMAT, **asdict(card)}, indent=2)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    write_whole(path, f"{text}\n".encode())
 
 
 def class_difference(one: Sequence[str], other: Sequence[str]) -> str:

@@ -673,3 +673,21 @@ def test_another_model_is_refused():
 def test_a_url_without_a_scheme_is_a_configuration_error():
     with pytest.raises(ConfigurationError, match="must begin with http"):
         OipBackend("remote-0", "localhost:8000", "remote", CARD)
+
+
+def test_a_server_that_says_its_range_hears_that_dark_pixels_are_dark():
+    async def run():
+        server = JsonServer()
+        server.metadata["inputs"] = [{"name": "images", "parameters": {"minimum": 0, "maximum": 255}}]
+        heard = []
+
+        async def scores(message):
+            heard.append(message["inputs"][0].get("parameters"))
+            return await server.scores(message)
+
+        server.reply = scores
+        async with connected(server) as (_, backend):
+            assert (await ask(backend)[0]).error is None
+        assert heard == [{"maximum": 255}]
+
+    asyncio.run(run())

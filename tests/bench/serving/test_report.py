@@ -140,5 +140,5 @@ def test_one_row_is_a_report_too(tmp_path, latencies):
 
 
 def test_a_report_that_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(ConfigurationError, match="cannot be written: No such file or directory; choose another file"):
+    with pytest.raises(ConfigurationError, match="cannot be written: No such file or directory; or choose another"):
         write(tmp_path / "none", [measured("none", [1.0])], {"none": [1.0]}, command="x")

@@ -10,6 +10,7 @@ from evenkeel.bench.serving.rows import measured, name, settings
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.drawing import svg
 from evenkeel.figures.tables import Row, interval_text, value_text
+from evenkeel.files import why_unwritten, write_whole
 
 __all__ = ["headline", "write_report"]
 
@@ -89,10 +90,10 @@ def write_report(
     """
     page = _page(rows, latencies_by_policy, arguments, machine, command, sources_by_policy)
     try:
-        Path(path).write_text(page, encoding="utf-8")
+        write_whole(path, page.encode())
     except OSError as error:
         raise ConfigurationError(
-            f"report {path} cannot be written: {error.strerror or error}; choose another file"
+            f"report {path} cannot be written: {why_unwritten(error)}; or choose another file"
         ) from error
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from evenkeel.errors import EvenkeelError
+from evenkeel.files import write_whole
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.classifier_form import GREY_WEIGHTS
 
@@ -66,7 +67,7 @@ def write_plain_graph(classifier: BlackBox, path: Path) -> tuple[str, str]:
     added = [] if model.ir_version >= 4 else [*front.constants, *behind.constants]
     graph.input.extend(helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in added)
     graph.output.append(helper.make_tensor_value_info(scores, TensorProto.FLOAT, [rows, classifier.classes]))
-    onnx.save(model, str(path), save_as_external_data=False)
+    write_whole(path, model.SerializeToString())
     _compare(classifier, path)
     return pixels, scores
 

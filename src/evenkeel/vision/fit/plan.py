@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.files import why_unwritten, write_whole
 from evenkeel.images.image_set import ImageSet
 from evenkeel.models.black_box import BlackBox
 from evenkeel.vision.fit.options import FitOptions
@@ -64,12 +65,10 @@ class FitPlan:
         path = self.folder / PLAN
         sizes = {str(grid): asdict(size) for grid, size in self.sizes.items()}
         text = json.dumps({"identity": self.identity, "sizes": sizes, "epochs": self.epochs}, indent=2)
-        unfinished = path.with_suffix(".part")
         try:
-            unfinished.write_text(text + "\n", encoding="utf-8")
-            unfinished.replace(path)
+            write_whole(path, f"{text}\n".encode())
         except OSError as error:
-            raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise ConfigurationError(f"{path} cannot be written: {why_unwritten(error)}") from error
 
 
 def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, options: FitOptions) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.files import why_unwritten, write_whole
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard, save_card
 from evenkeel.vision.fit.plain_graph import write_plain_graph
@@ -43,9 +44,9 @@ def write_serving(
         lines += [f"  - {_quoted(f'{card.name}.json')}" for card in sorted(cards, key=lambda card: card.grid)]
         lines += ["replicas: 2", "backups: 1"]
         path = out / "serve.yaml"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_whole(path, ("\n".join(lines) + "\n").encode())
     except OSError as error:
-        raise ConfigurationError(f"{out} cannot be written: {error.strerror or error}") from error
+        raise ConfigurationError(f"{out} cannot be written: {why_unwritten(error)}") from error
     return path
 
 
@@ -102,6 +103,6 @@ def _copy(classifier: BlackBox, path: Path) -> None:
     model = onnx.load(str(classifier.path), load_external_data=False)
     if any(uses_external_data(tensor) for tensor in model.graph.initializer):
         # A worker reads one file, so the weights move into it.
-        onnx.save(onnx.load(str(classifier.path)), str(path), save_as_external_data=False)
+        write_whole(path, onnx.load(str(classifier.path)).SerializeToString())
     else:
-        path.write_bytes(classifier.path.read_bytes())
+        write_whole(path, classifier.path.read_bytes())

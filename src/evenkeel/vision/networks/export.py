@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from evenkeel.arrays import PixelArray
+from evenkeel.files import write_whole
 from evenkeel.models.cards import ModelCard, save_card
 from evenkeel.models.measure import ModelSession, fit_temperature, interleaved_latencies_ms, wilson
 from evenkeel.vision.networks.architecture import Served, count_macs, count_parameters
@@ -154,7 +155,7 @@ def _halve(path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, str(path))
+    write_whole(path, model.SerializeToString())
 
 
 def export_classifier(
