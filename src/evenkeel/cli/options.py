@@ -20,15 +20,18 @@ _NODE_OPTIONS = (
         help="What to do about late replicas: none, replicate, replicate-all, hedge, collage or collage+hedge.",
     ),
     click.option(
-        "--fill-after", metavar="WHEN", help="Time after which a fill may answer: p95 (a live quantile) or 25ms."
+        "--fill-after",
+        metavar="WHEN",
+        help="Time after which a fill may answer: auto (learned), p95 (a live quantile) or 25ms.",
     ),
     click.option(
         "--hedge-after",
         metavar="WHEN",
-        help="Time after which the item goes to another replica as well: p95 (a live quantile) or 25ms.",
+        help="Time after which the item goes to another replica as well: auto (learned), p95 or 25ms.",
     ),
     click.option("--min-confidence", type=float, help="Lowest confidence (0..1) at which a fill is used."),
     click.option("--max-extra-load", type=float, help="Largest number of hedges, as a share of all items."),
+    click.option("--max-approximate", type=float, help="Largest number of approximate answers, as a share of all items."),
     click.option(
         "--group-wait", metavar="TIME", help="Time that an idle backup waits for more items before it starts."
     ),

@@ -12,7 +12,15 @@ from evenkeel.processes import end_by_signal, end_with_parent
 __all__ = ["serve"]
 
 
-_POLICY_FLAGS = ("fill_after", "hedge_after", "min_confidence", "max_extra_load", "group_wait", "deadline")
+_POLICY_FLAGS = (
+    "fill_after",
+    "hedge_after",
+    "min_confidence",
+    "max_extra_load",
+    "max_approximate",
+    "group_wait",
+    "deadline",
+)
 
 
 @click.command(

@@ -227,14 +227,14 @@ def _policy(raw: Any) -> Policy:
             changes[name] = None
             continue
         inner = _Fields(value if isinstance(value, Mapping) else {"at": value}, f"policy.{name}")
-        trigger = parse_trigger(inner.take("at") if "at" in inner else "p95", f"policy.{name}")
+        trigger = parse_trigger(inner.take("at") if "at" in inner else "auto", f"policy.{name}")
         limits = {f"{limit}_s": inner.seconds(limit) for limit in ("floor", "ceiling", "initial") if limit in inner}
         inner.finish()
         changes[name] = replace(trigger, **limits)
     for name in ("group_wait", "deadline"):
         if name in fields:
             changes[f"{name}_s"] = fields.seconds(name)
-    for name in ("min_confidence", "max_extra_load"):
+    for name in ("min_confidence", "max_extra_load", "max_approximate"):
         if name in fields:
             changes[name] = fields.number(name)
     for name, low, high in (("copies", 1, 5), ("max_attempts", 1, 5), ("default_label", 0, 1 << 30)):

@@ -45,6 +45,7 @@ class _GatewayCollector(Collector):
             ("retries", stats.retries, "Attempts that replaced lost or stalled ones."),
             ("lost_backup_passes", stats.lost_passes, "Backup tasks that ended in an error."),
             ("unsure_fills", stats.unsure_fills, "Fills not used because of low confidence."),
+            ("fills_over_budget", stats.fills_over_budget, "Fills that waited because of max_approximate."),
             ("fills_compared", stats.fills_compared, "Approximate fills whose exact reply came later."),
             ("fills_agreed", stats.fills_agreed, "Those of them with the same label."),
             ("bad_replies", stats.bad_replies, "Replies of a wrong shape, or not finite."),

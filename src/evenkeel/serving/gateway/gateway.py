@@ -38,12 +38,12 @@ from evenkeel.errors import (
     TooLargeError,
 )
 from evenkeel.serving.gateway.backups import Offload, inline
-from evenkeel.serving.gateway.budget import Budget
+from evenkeel.serving.gateway.budget import Budget, Rationed
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
 from evenkeel.serving.gateway.node import Attempt
 from evenkeel.serving.gateway.poison import PoisonMemory
-from evenkeel.serving.gateway.policy import Policy
+from evenkeel.serving.gateway.policy import AUTO_FILL, Policy
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replica, Replicas, described
 from evenkeel.serving.gateway.spare_kinds import make_spares
@@ -117,6 +117,10 @@ class Gateway:
                 f"policy.default_label: the model has {scores.classes} classes, found {policy.default_label}"
             )
         self._budget = Budget(policy.max_extra_load)
+        self._hedges = Rationed(self._budget, self._hedge_in_turn)
+        # With one token an item, all of those in flight may be answered so at once.
+        share = policy.max_approximate if policy.max_approximate < 1 else _NEVER
+        self._approximate = Rationed(Budget(share), self._fill_in_turn)
         self._items: dict[int, Item] = {}
         self._next_number = 0
         self._sweeper: Timer | None = None
@@ -215,7 +219,8 @@ class Gateway:
         item = Item(number, array, on_outcome, number if key is None else key, now)
         self._items[number] = item
         self.stats.items += 1
-        self._budget.earn()
+        self._hedges.earn()
+        self._approximate.earn()
         timeout_s = policy.deadline_s
         if options.timeout_s is not None and options.timeout_s < timeout_s:
             timeout_s = options.timeout_s
@@ -518,6 +523,8 @@ class Gateway:
 
     def _set_timer(self, item: Item) -> None:
         """Sets the item's timer to the earliest of its coming events."""
+        if item.timer is not None:
+            item.timer.cancel()
         when, action = item.deadline_at, self._on_deadline
         if item.hedge_at < when:
             when, action = item.hedge_at, self._on_hedge_due
@@ -537,25 +544,48 @@ class Gateway:
 
     def _on_hedge_due(self, item: Item) -> None:
         item.hedge_at = _NEVER
-        self._hedge(item, self._clock.time())
+        now = self._clock.time()
+        trigger = self.policy.hedge_after
+        if trigger is not None and trigger.spreads is not None and not self._budget.plenty:
+            # The last tokens are for those that are late.
+            late_at = item.since_s + self.service_times.after(AUTO_FILL)
+            if now < late_at:
+                item.hedge_at = late_at
+        if item.hedge_at == _NEVER:
+            self._hedge(item, now)
         self._set_timer(item)
 
     def _hedge(self, item: Item, now: float) -> None:
-        """Asks a second replica, if the policy and the budget allow."""
+        """Asks a further replica, if the policy allows, now or as soon as the budget does."""
+        if self._may_hedge(item) and self.replicas.choose(item.tried) is not None:
+            if self._hedges.spend(item):
+                self._hedge_in_turn(item)
+            else:
+                self.stats.budget_exhausted += 1
+
+    def _may_hedge(self, item: Item) -> bool:
         policy = self.policy
         if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts:
-            return
+            return False
         if item.failures or item.lost_alone:
-            return
-        replica = self.replicas.choose(item.tried)
+            return False
+        return item.fill is None or item.late  # else the fill is used as soon as the item is late
+
+    def _hedge_in_turn(self, item: Item) -> bool:
+        """Asks a further replica with a token that has been spent; False if there is none to ask."""
+        replica = self.replicas.choose(item.tried) if self._may_hedge(item) else None
         if replica is None:
-            return
-        if not self._budget.spend():
-            self.stats.budget_exhausted += 1
-            return
+            return False
+        now = self._clock.time()
         self.stats.hedges += 1
         item.hedges += 1
         self._send(item, replica, "hedge", now)
+        trigger = self.policy.hedge_after
+        if trigger is not None and self.policy.copies + item.hedges < self.policy.max_attempts:
+            # The hedge may be late too.
+            item.hedge_at = now + self.service_times.after(trigger if trigger.spreads is None else AUTO_FILL)
+            self._set_timer(item)
+        return True
 
     def _on_fill(self, item: Item, answer: Answer, code: str) -> None:
         """Keeps a spare's answer until the item is late, or uses it now if it need not wait."""
@@ -588,13 +618,27 @@ class Gateway:
         fill = item.fill
         if fill is None:
             return False
+        if fill[0].source != "exact" and not self._approximate.spend(item):
+            self.stats.fills_over_budget += 1
+            self._hedge(item, now)
+            return False
+        self._answer_by(fill, item, now)
+        return True
+
+    def _fill_in_turn(self, item: Item) -> bool:
+        """Answers from the spare with a token that has been spent; False if another answer is on its way after all."""
+        if item.fill is None or item.fill[0].source == "exact":
+            return False
+        self._answer_by(item.fill, item, self._clock.time())
+        return True
+
+    def _answer_by(self, fill: tuple[Answer, str], item: Item, now: float) -> None:
         answer, code = fill
         count(self.stats.fills, code)
         self._close(item)
         if answer.source != "exact":
             item.fill = fill  # for the comparison with a late exact reply
         self._answer(item, answer, now)
-        return True
 
     def _compare(self, item: Item, scores: Array) -> None:
         """Compares an exact reply with the fill that was used: this measures the backup's accuracy in production."""

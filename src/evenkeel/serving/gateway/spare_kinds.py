@@ -40,6 +40,16 @@ def make_spares(
     Raises:
         ConfigurationError: codes that cannot work together.
     """
+    if policy.max_approximate < 1 and any(not code.systematic for code in codes):
+        raise ConfigurationError(
+            "policy.max_approximate: a code that is not systematic answers nothing exactly; leave one of the two out"
+        )
+    if policy.max_approximate == 0 and policy.fill_after is not None and backups:
+        codes = [code for code in codes if code.model == model]
+        if not codes:
+            raise ConfigurationError(
+                "policy.max_approximate: 0 leaves the backups nothing to do; add replicate to the codes"
+            )
     if any(not code.systematic for code in codes):
         if len(codes) > 1:
             raise ConfigurationError("codes: a code that is not systematic cannot be combined with others")

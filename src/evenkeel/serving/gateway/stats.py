@@ -29,6 +29,7 @@ class Stats:
     backup_cost: float = 0.0  # of those passes, in replica passes
     lost_passes: int = 0
     fills: dict[str, int] = field(default_factory=dict)  # answers taken from a spare, by code
+    fills_over_budget: int = 0  # approximate ones that had to wait for their share of the answers
     unsure_fills: int = 0  # not used: less sure than required
     fills_compared: int = 0  # whose exact reply came later
     fills_agreed: int = 0
