@@ -123,7 +123,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         ({"replicas": {"urls": ["ftp://x"]}}, r"replicas.urls\[0\]"),
         ({"backups": {"cuont": 1}}, "backups.cuont: unknown field"),
         ({"policy": "colage"}, "unknown policy 'colage'; choose from none"),
-        ({"policy": {"fill_after": "p101x"}}, "policy.fill_after: expected a quantile like p95 or a duration"),
+        ({"policy": {"fill_after": "p101x"}}, "policy.fill_after: expected auto, a quantile like p95 or a duration"),
         ({"policy": {"fill_after": {"at": "p95", "flor": "1ms"}}}, "policy.fill_after.flor: unknown field"),
         ({"policy": {"deadline": "soon"}}, "policy.deadline"),
         ({"policy": {"deadline": "0s"}}, r"policy\.deadline: must be .*, found 0.0 \(seconds\)$"),

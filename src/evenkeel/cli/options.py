@@ -31,7 +31,9 @@ _NODE_OPTIONS = (
     ),
     click.option("--min-confidence", type=float, help="Lowest confidence (0..1) at which a fill is used."),
     click.option("--max-extra-load", type=float, help="Largest number of hedges, as a share of all items."),
-    click.option("--max-approximate", type=float, help="Largest number of approximate answers, as a share of all items."),
+    click.option(
+        "--max-approximate", type=float, help="Largest number of approximate answers, as a share of all items."
+    ),
     click.option(
         "--group-wait", metavar="TIME", help="Time that an idle backup waits for more items before it starts."
     ),

@@ -228,7 +228,9 @@ def _policy(raw: Any) -> Policy:
             continue
         inner = _Fields(value if isinstance(value, Mapping) else {"at": value}, f"policy.{name}")
         trigger = parse_trigger(inner.take("at") if "at" in inner else "auto", f"policy.{name}")
-        limits = {f"{limit}_s": inner.seconds(limit) for limit in ("floor", "ceiling", "initial") if limit in inner}
+        limits: dict[str, Any] = {
+            f"{limit}_s": inner.seconds(limit) for limit in ("floor", "ceiling", "initial") if limit in inner
+        }
         inner.finish()
         changes[name] = replace(trigger, **limits)
     for name in ("group_wait", "deadline"):

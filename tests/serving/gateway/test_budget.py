@@ -1,8 +1,10 @@
 """Hedges as a share of the load."""
 
+import numpy as np
 from hypothesis import given, strategies as st
 
-from evenkeel.serving.gateway.budget import Budget
+from evenkeel.serving.gateway.budget import Budget, Rationed
+from evenkeel.serving.gateway.item import Item
 
 
 @given(st.floats(0, 1), st.lists(st.booleans(), max_size=300))
@@ -48,3 +50,33 @@ def test_without_a_share_nothing_is_ever_hedged_and_without_a_limit_everything_i
         everything.earn()
     assert not nothing.spend()
     assert all(everything.spend() for _ in range(1000))
+
+
+def item(number):
+    return Item(number, np.zeros(1), lambda outcome: None, number, 0.0)
+
+
+@given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
+def test_tokens_go_to_the_oldest_that_still_wait(order, answered):
+    used = []
+    rationed = Rationed(Budget(0.5), lambda one: used.append(one.number) is None)
+    items = [item(number) for number in range(12)]
+    assert rationed.spend(item(99))  # the one that need not be earned
+    for number in order:
+        assert not rationed.spend(items[number])
+    for number in answered:
+        items[number].done = True
+    for _ in range(24):
+        rationed.earn()
+    assert used == [number for number in range(12) if number not in answered]
+
+
+def test_a_token_that_is_not_used_goes_to_the_next():
+    used = []
+    rationed = Rationed(Budget(1.0), lambda one: used.append(one.number) is None and one.number != 0)
+    assert rationed.spend(item(9))
+    assert not rationed.spend(item(0))
+    assert not rationed.spend(item(1))
+    rationed.earn()
+    assert used == [0, 1]
+    assert not rationed.spend(item(2))
