@@ -206,11 +206,11 @@ def test_the_slow_mode_is_found_whatever_its_share(law, p99_ms, p999_ms):
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.05])
 def test_no_more_answers_are_approximate_than_the_budget_allows(share):
-    times_s = arrivals(0.5 * 9 / TWO_MODE.mean_s, 4_000, seed=0)
+    law = TwoMode(slow_share=0.1)
     policy = preset("collage+hedge", max_approximate=share)
-    records, stats = simulate(policy, TwoMode(slow_share=0.1), times_s)
+    records, stats = simulate(policy, law, arrivals(0.5 * 9 / law.mean_s, 4_000, seed=0))
     approximate = sum(record.source not in ("exact", "hedge") for record in records)
     assert approximate <= (1 + share * len(records) if share else 0)
     assert all(record.status == 200 for record in records)
     assert stats.fills  # exact ones at least
-    assert Figures(records, stats).p99 <= 0.95 * figures("none", TwoMode(slow_share=0.1), 0.5, 4_000).p99
+    assert Figures(records, stats).p99 <= 0.95 * figures("none", law, 0.5, 4_000).p99

@@ -57,26 +57,30 @@ def item(number):
 
 
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
-def test_tokens_go_to_the_oldest_that_still_wait(order, answered):
+def test_tokens_go_to_those_that_gain_most_of_all_that_still_wait(order, answered):
     used = []
-    rationed = Rationed(Budget(0.5), lambda one: used.append(one.number) is None)
+    rationed = Rationed(Budget(0.5), lambda one: 1.0 + order.index(one.number), lambda one: used.append(one.number))
     items = [item(number) for number in range(12)]
     assert rationed.spend(item(99))  # the one that need not be earned
-    for number in order:
-        assert not rationed.spend(items[number])
+    for one in items:
+        assert not rationed.spend(one)
     for number in answered:
-        items[number].done = True
+        rationed.forget(items[number])
     for _ in range(24):
         rationed.earn()
-    assert used == [number for number in range(12) if number not in answered]
+    assert used == [number for number in reversed(order) if number not in answered]
 
 
-def test_a_token_that_is_not_used_goes_to_the_next():
+def test_a_token_is_kept_for_later_where_nobody_gains_by_it():
+    gains = {0: 0.0, 1: -1.0}
     used = []
-    rationed = Rationed(Budget(1.0), lambda one: used.append(one.number) is None and one.number != 0)
+    rationed = Rationed(Budget(1.0), lambda one: gains[one.number], lambda one: used.append(one.number))
     assert rationed.spend(item(9))
     assert not rationed.spend(item(0))
     assert not rationed.spend(item(1))
     rationed.earn()
-    assert used == [0, 1]
-    assert not rationed.spend(item(2))
+    assert used == []
+    gains[1] = 0.1
+    rationed.earn()
+    assert used == [1]
+    assert rationed.spend(item(2))

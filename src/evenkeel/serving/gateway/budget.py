@@ -4,15 +4,18 @@ Every item earns a fraction of a token, every hedge costs one. When the whole fl
 hedging stops, so that it can never turn a slowdown into a storm (Finagle's retry budget; Envoy and gRPC throttle on
 failures instead, which does not bound hedges of calls that are slow but succeed).
 
-Items that come when the bucket is dry queue for tokens, the oldest first: it has the most to gain.
+Items that come when the bucket is dry wait for tokens, and the one that gains most gets the next. In a heavy tail that
+is the oldest; where stragglers all take about as long it is not, since the oldest is nearly done.
 """
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from itertools import islice
 
 from evenkeel.serving.gateway.item import Item
 
 __all__ = ["Budget", "Rationed"]
+
+_COMPARED = 64  # items that wait, the first of them; more would cost more than they are worth
 
 
 class Budget:
@@ -38,6 +41,11 @@ class Budget:
         """Tells whether at least half of what can be saved up is there."""
         return self._tokens >= self._burst / 2 or self._share == float("inf")
 
+    @property
+    def has_token(self) -> bool:
+        """Tells whether a token can be spent."""
+        return self._tokens >= 1.0 or self._share == float("inf")
+
     def spend(self) -> bool:
         """Spends a token; False if there is none."""
         if self._share == float("inf"):
@@ -47,42 +55,40 @@ class Budget:
         self._tokens -= 1.0
         return True
 
-    def give_back(self) -> None:
-        """Takes a token back that was not used."""
-        if self._share != float("inf"):
-            self._tokens += 1.0
-
 
 class Rationed:
-    """Gives the tokens of a budget to items, the oldest first.
+    """Gives the tokens of a budget to the items that gain most.
 
     Args:
         budget: holds the tokens.
-        use: called with an item whose turn has come while it was waiting; False: it has no use for its token now.
+        gain_s: seconds that an item that waits would gain by a token now; not above 0: it has no use for one now.
+        use: called with an item that gets one.
     """
 
-    def __init__(self, budget: Budget, use: Callable[[Item], bool]) -> None:
+    def __init__(self, budget: Budget, gain_s: Callable[[Item], float], use: Callable[[Item], object]) -> None:
         self.budget = budget
+        self._gain_s = gain_s
         self._use = use
-        self._waiting: list[tuple[int, Item]] = []  # a heap by number; those that are done are dropped on their turn
+        self._waiting: dict[int, Item] = {}
 
     def spend(self, item: Item) -> bool:
         """Spends a token on `item` if there is one, else has it wait for one."""
-        # While others wait there is no token: what is earned is given to them at once.
         if self.budget.spend():
             return True
-        heappush(self._waiting, (item.number, item))
+        self._waiting[item.number] = item
         return False
+
+    def forget(self, item: Item) -> None:
+        """Has the item wait no longer. Ignores those that do not."""
+        self._waiting.pop(item.number, None)
 
     def earn(self) -> None:
         """Adds an item's share of a token, and gives whole tokens to those that wait."""
         self.budget.earn()
-        waiting = self._waiting
-        while waiting:
-            item = waiting[0][1]
-            if not item.done:
-                if not self.budget.spend():
-                    return
-                if not self._use(item):
-                    self.budget.give_back()
-            heappop(waiting)
+        while self._waiting and self.budget.has_token:
+            best = max(islice(self._waiting.values(), _COMPARED), key=self._gain_s)
+            if self._gain_s(best) <= 0:
+                return
+            del self._waiting[best.number]
+            self.budget.spend()
+            self._use(best)

@@ -43,7 +43,7 @@ from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
 from evenkeel.serving.gateway.node import Attempt
 from evenkeel.serving.gateway.poison import PoisonMemory
-from evenkeel.serving.gateway.policy import AUTO_FILL, Policy
+from evenkeel.serving.gateway.policy import Policy
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replica, Replicas, described
 from evenkeel.serving.gateway.spare_kinds import make_spares
@@ -117,10 +117,10 @@ class Gateway:
                 f"policy.default_label: the model has {scores.classes} classes, found {policy.default_label}"
             )
         self._budget = Budget(policy.max_extra_load)
-        self._hedges = Rationed(self._budget, self._hedge_in_turn)
+        self._hedges = Rationed(self._budget, self._hedge_gain_s, self._send_hedge)
         # With one token an item, all of those in flight may be answered so at once.
         share = policy.max_approximate if policy.max_approximate < 1 else _NEVER
-        self._approximate = Rationed(Budget(share), self._fill_in_turn)
+        self._approximate = Rationed(Budget(share), self._fill_gain_s, self._answer_by_fill)
         self._items: dict[int, Item] = {}
         self._next_number = 0
         self._sweeper: Timer | None = None
@@ -546,20 +546,20 @@ class Gateway:
         item.hedge_at = _NEVER
         now = self._clock.time()
         trigger = self.policy.hedge_after
-        if trigger is not None and trigger.spreads is not None and not self._budget.plenty:
-            # The last tokens are for those that are late.
-            late_at = item.since_s + self.service_times.after(AUTO_FILL)
-            if now < late_at:
-                item.hedge_at = late_at
+        if trigger is not None and trigger.auto and not self._budget.plenty:
+            # The last tokens are for those that gain most.
+            scarce_at = item.since_s + self.service_times.after(trigger, scarce=True)
+            if now < scarce_at:
+                item.hedge_at = scarce_at
         if item.hedge_at == _NEVER:
             self._hedge(item, now)
         self._set_timer(item)
 
     def _hedge(self, item: Item, now: float) -> None:
         """Asks a further replica, if the policy allows, now or as soon as the budget does."""
-        if self._may_hedge(item) and self.replicas.choose(item.tried) is not None:
+        if self._may_hedge(item):
             if self._hedges.spend(item):
-                self._hedge_in_turn(item)
+                self._send_hedge(item)
             else:
                 self.stats.budget_exhausted += 1
 
@@ -567,25 +567,29 @@ class Gateway:
         policy = self.policy
         if policy.hedge_after is None or policy.copies + item.hedges >= policy.max_attempts:
             return False
-        if item.failures or item.lost_alone:
-            return False
-        return item.fill is None or item.late  # else the fill is used as soon as the item is late
+        if item.failures or item.lost_alone or (item.fill is not None and not item.late):
+            return False  # what has a fill is answered as soon as it is late
+        return self.replicas.choose(item.tried) is not None
 
-    def _hedge_in_turn(self, item: Item) -> bool:
-        """Asks a further replica with a token that has been spent; False if there is none to ask."""
-        replica = self.replicas.choose(item.tried) if self._may_hedge(item) else None
+    def _hedge_gain_s(self, item: Item) -> float:
+        """Gives the seconds that a hedge is expected to gain."""
+        if not self._may_hedge(item):
+            return 0.0
+        median_s = self.service_times.quantile(0.5) or 0.0
+        return self.service_times.left_s(self._clock.time() - item.since_s) - median_s
+
+    def _send_hedge(self, item: Item) -> None:
+        replica = self.replicas.choose(item.tried)
         if replica is None:
-            return False
+            return
         now = self._clock.time()
         self.stats.hedges += 1
         item.hedges += 1
         self._send(item, replica, "hedge", now)
         trigger = self.policy.hedge_after
         if trigger is not None and self.policy.copies + item.hedges < self.policy.max_attempts:
-            # The hedge may be late too.
-            item.hedge_at = now + self.service_times.after(trigger if trigger.spreads is None else AUTO_FILL)
+            item.hedge_at = now + self.service_times.after(trigger, scarce=True)  # the hedge may be late too
             self._set_timer(item)
-        return True
 
     def _on_fill(self, item: Item, answer: Answer, code: str) -> None:
         """Keeps a spare's answer until the item is late, or uses it now if it need not wait."""
@@ -622,17 +626,18 @@ class Gateway:
             self.stats.fills_over_budget += 1
             self._hedge(item, now)
             return False
-        self._answer_by(fill, item, now)
+        self._answer_by_fill(item)
         return True
 
-    def _fill_in_turn(self, item: Item) -> bool:
-        """Answers from the spare with a token that has been spent; False if another answer is on its way after all."""
-        if item.fill is None or item.fill[0].source == "exact":
-            return False
-        self._answer_by(item.fill, item, self._clock.time())
-        return True
+    def _fill_gain_s(self, item: Item) -> float:
+        """Gives the seconds that the fill, which is there, is expected to gain."""
+        return self.service_times.left_s(self._clock.time() - item.since_s)
 
-    def _answer_by(self, fill: tuple[Answer, str], item: Item, now: float) -> None:
+    def _answer_by_fill(self, item: Item) -> None:
+        fill = item.fill
+        if fill is None:
+            return
+        now = self._clock.time()
         answer, code = fill
         count(self.stats.fills, code)
         self._close(item)
@@ -681,6 +686,8 @@ class Gateway:
         if item.timer is not None:
             item.timer.cancel()
         self._spares.forget(item)
+        self._hedges.forget(item)
+        self._approximate.forget(item)
         if item.suspect:
             self._suspects.forget(item)
         for attempt in item.open_attempts:

@@ -6,6 +6,7 @@ fill may answer, when a second attempt starts and how much extra load that may c
 
 import re
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.text_values import read_duration_s
@@ -17,10 +18,8 @@ __all__ = ["AUTO_FILL", "AUTO_HEDGE", "POLICIES", "Policy", "Trigger", "parse_tr
 class Trigger:
     """Describes a moment after an item's arrival: fixed, or learned from the replicas' service times.
 
-    What is learned is a live quantile, or the point from which a time is late rather than merely above average: a
-    number of spreads above the median, where a spread is the distance from the median to the upper quartile. Up to a
-    fifth of stragglers hardly move either, so the point stays below the slow mode, where a quantile such as p95 lies
-    inside it; and a heavy tail moves the quartile, so that not too much of it counts as late.
+    What is learned is a live quantile, or (auto) the point from which a fill or a hedge is worth while; see
+    `LiveQuantiles`.
 
     Service time is the time a replica works on an item, not the time it waits in a queue: queueing must not push the
     trigger out just when the fleet is busy and fills are worth most.
@@ -28,14 +27,13 @@ class Trigger:
 
     fixed_s: float | None = None
     quantile: float | None = None
-    spreads: float | None = None
-    pays: bool = False  # with spreads: not before waiting on is expected to take longer than another attempt
+    auto: Literal["fill", "hedge"] | None = None
     floor_s: float = 0.001  # up: fewer fills and hedges when replicas are very fast
     ceiling_s: float = 60.0  # down: acts earlier than the quantile when most of the fleet is slow
     initial_s: float = 1.0  # used until enough replies are in to know the quantile
 
     def __str__(self) -> str:
-        if self.spreads is not None:
+        if self.auto is not None:
             return "auto"
         if self.quantile is not None:
             return f"p{self.quantile * 100:g}"
@@ -96,11 +94,8 @@ class Policy:
         return self.fill_after is not None
 
 
-# From 2.5 spreads on, a symmetrical law has 5 % of its times, an exponential one 9 %, and times that all differ little
-# have none, since nothing within a quarter of the median counts. A hedge is asked for a little earlier, because its
-# answer takes a service time more; where tokens are scarce it waits until the item is late (`hedges.py`).
-AUTO_FILL = Trigger(spreads=2.5)
-AUTO_HEDGE = Trigger(spreads=1.5, pays=True)
+AUTO_FILL = Trigger(auto="fill")
+AUTO_HEDGE = Trigger(auto="hedge")
 
 POLICIES: dict[str, Policy] = {
     policy.name: policy
