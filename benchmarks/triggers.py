@@ -88,7 +88,7 @@ def main() -> None:
     chosen = [list(LAWS)[int(number)] for number in arguments.laws.split(",")] if arguments.laws else list(LAWS)
     rows = [measure(name, policy, arguments) for name in chosen for policy in POLICIES]
     show(f"{arguments.replicas} replicas, {arguments.backups} backups, load {arguments.load:g}", rows, COLUMNS)
-    write_json(arguments.json, vars(arguments), rows)
+    write_json(arguments.json, {name: str(value) for name, value in vars(arguments).items()}, rows)
 
 
 def measure(name: str, policy: str, arguments: argparse.Namespace) -> dict[str, Any]:

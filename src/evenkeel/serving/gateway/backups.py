@@ -28,6 +28,7 @@ from evenkeel.serving.gateway.stats import Stats, count
 __all__ = ["Backups", "Offload", "OnPassOver", "inline"]
 
 _log = logging.getLogger(__name__)
+_LARGE = 3  # backups, from which on a late item is given to a second one
 
 OnPassOver = Callable[[Item], object]
 Offload = Callable[[Callable[[], Any], Callable[[Any], object]], object]
@@ -116,6 +117,8 @@ class Backups(Spares):
     ) -> None:
         self._clock = clock
         self._backups = [_Backup(backend, pass_limit_s) for backend in backends]
+        # An item that hangs its workers would take one more with it, which a small fleet cannot spare.
+        self._spread = len(backends) >= _LARGE
         self._elastic = Elastic(codes)
         self._exact = next((code for code in codes if code.model == model), None)
         self._alone: dict[int, Item] = {}  # for which a backup does the replicas' own pass, oldest first
@@ -140,12 +143,16 @@ class Backups(Spares):
             self._add(item)
 
     def item_is_late(self, item: Item) -> None:
-        """Covers the item now if it was not worth a spare before."""
-        if item.uncovered and not item.suspect:
+        """Covers the item now if it was not worth a spare before, or once more if its backup is late as well."""
+        if item.suspect:
+            return
+        if item.uncovered:
             if item.exact:
                 self.stand_in(item)
             else:
                 self._add(item)
+        elif item.passes == 1 and item.fill is None and self._spread and item not in self._waiting:
+            self._add(item)
 
     def forget(self, item: Item) -> None:
         """Takes the item from those that wait."""

@@ -552,6 +552,8 @@ class Gateway:
             if now < scarce_at:
                 item.hedge_at = scarce_at
         if item.hedge_at == _NEVER:
+            if item.passes:
+                self._spares.item_is_late(item)
             self._hedge(item, now)
         self._set_timer(item)
 
