@@ -47,8 +47,8 @@ struct host {
 	uint32_t *resend, resends;
 	/* the window */
 	double window;
-	uint64_t base_ns, round_least_ns, quick_ns, checked_ns, heard_ns[MOST_SERVERS];
-	uint32_t round_end, round_lost, round_sent;
+	uint64_t base_ns, round_sum_ns, trip_ns, checked_ns, result_ns, heard_ns[MOST_SERVERS];
+	uint32_t round_end, round_lost, round_sent, round_trips, tainted;
 	int growing_fast;
 };
 
@@ -132,8 +132,9 @@ int host_begin(struct host *h, const uint8_t *message, uint8_t *totals, uint32_t
 	h->first = first;
 	h->fragments = fragments;
 	h->unsent = h->low = h->highest = h->here = h->under_way = h->resends = 0;
-	h->round_least_ns = ~0ull;
-	h->round_end = h->round_lost = h->round_sent = 0;
+	h->round_sum_ns = 0;
+	h->round_end = h->round_lost = h->round_sent = h->round_trips = h->tainted = 0;
+	h->result_ns = now_ns();
 	all_heard(h);
 	return 0;
 }
@@ -257,18 +258,17 @@ static void end_round(struct host *h)
 	double most = h->terms.window, target = h->base_ns + TARGET_NS;
 
 	h->round_end = h->unsent;
-	if (h->round_least_ns != ~0ull) {
-				int slow = h->round_least_ns > target;
+	if (h->round_trips) {
+		double trip = (double)h->round_sum_ns / h->round_trips;
 		int losing = h->round_lost * 20 > h->round_sent + 20;
 
-		h->quick_ns = h->round_least_ns;
-
-		if (slow) {
-			double factor = target / (double)h->round_least_ns;
+		h->trip_ns = trip;
+		if (trip > target) {
+			double factor = target / trip;
 
 			h->window *= factor < .5 ? .5 : factor;
 			h->growing_fast = 0;
-		} else if (losing && h->round_least_ns > h->base_ns + TARGET_NS / 2) {
+		} else if (losing && trip > h->base_ns + TARGET_NS / 2) {
 			h->window *= .7;
 			h->growing_fast = 0;
 		} else {
@@ -279,8 +279,8 @@ static void end_round(struct host *h)
 		h->window = most;
 	if (h->window < LEAST_WINDOW)
 		h->window = LEAST_WINDOW;
-	h->round_least_ns = ~0ull;
-	h->round_lost = h->round_sent = 0;
+	h->round_sum_ns = 0;
+	h->round_lost = h->round_sent = h->round_trips = 0;
 }
 
 /* Puts a result in its place; what it holds is there before anyone sees that it is. */
@@ -315,16 +315,20 @@ static void take_result(struct host *h, const struct ek_header *p, int size, uin
 		uint64_t trip = now - h->sent_ns[f];
 
 		h->under_way--;
-		if (!h->asked[f]) {
+		/* Where nothing came at all for a while, it was no queue that held us up but another worker. */
+		if (now - h->result_ns > 3 * TARGET_NS)
+			h->tainted = h->unsent;
+		if (!h->asked[f] && f >= h->tainted) {
 			if (!h->base_ns || trip < h->base_ns)
 				h->base_ns = trip;
-			if (trip < h->round_least_ns)
-				h->round_least_ns = trip;
+			h->round_sum_ns += trip;
+			h->round_trips++;
 		}
 		if (f >= h->round_end)
 			end_round(h);
 	}
 	settle(h, f, p->bitmap, (const uint8_t *)p + EK_HEADER_BYTES);
+	h->result_ns = now;
 	if (f + 1 > h->highest)
 		h->highest = f + 1;
 }
@@ -395,7 +399,7 @@ static int take_packet(struct host *h, const struct sockaddr_in *from, const uin
 /* Asks for what is overdue. */
 static void ask(struct host *h, uint64_t now)
 {
-	uint64_t trip = h->quick_ns, gap = trip + trip / 2 + 2000000, late = 2 * trip + 5000000;
+	uint64_t trip = h->trip_ns, gap = trip + trip / 2 + 2000000, late = 2 * trip + 5000000;
 	uint8_t bytes[EK_CONTROL_BYTES + 4 * EK_MOST_LISTED] = {0};
 	uint32_t end = h->unsent;
 
@@ -471,7 +475,7 @@ int host_step(struct host *h, uint64_t slice_ns)
 					return UNKNOWN;
 		}
 		h->counters[WINDOW] = h->window;
-		h->counters[ROUND_TRIP_NS] = h->quick_ns;
+		h->counters[ROUND_TRIP_NS] = h->trip_ns;
 		if (h->here == h->fragments) {
 			tell_low(h);
 			return FINISHED;
