@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.switch.aggregator import Rule, SlotPolicy
 from evenkeel.switch.host import StepEnd, SwitchHost, resolve
 from evenkeel.switch.packet import HEADER_BYTES, Kind, LaneType, Packet, write
 from evenkeel.switch.server import SwitchServer
@@ -95,7 +96,7 @@ def test_sums_are_exact_whatever_gets_lost(loss_in: float, loss_out: float) -> N
 
 
 def test_wide_lanes_and_sums_that_are_not_packed() -> None:
-    with serving(pack=False) as server:
+    with serving(rule=None) as server:
 
         def work(worker: int) -> None:
             host = SwitchHost([server.address], terms_of(2, worker, None), silence_s=10)
@@ -296,3 +297,12 @@ def test_an_address_that_is_taken_or_wrong() -> None:
         with pytest.raises(ConfigurationError, match="host:port"):
             resolve(wrong)
     assert len(hello(terms_of(2, 0), 0, 0, 0, 1, 0)) % 8 == 0
+
+
+@pytest.mark.parametrize("policy", list(SlotPolicy), ids=lambda policy: policy.name)
+def test_every_policy_gives_the_exact_sums_with_few_slots_and_losses(policy: SlotPolicy) -> None:
+    few = {"sets": 16, "regions": 1} if policy != SlotPolicy.SWITCHML else {"sets": 1024}
+    more: dict[str, int] = {"sets": 4, "ways": 4, "tombs": 64} if policy == SlotPolicy.ASSOC else few
+    with serving(rule=Rule(policy, **more), loss_in=0.05, loss_out=0.05, seed=9) as server:
+        rounds(server, 3, turns=2)
+        assert server.counters()["results"] == 2 * _FRAGMENTS

@@ -1,9 +1,12 @@
 """Defines `evenkeel switch`: servers that add packets in user space, and the switch in the kernel."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from evenkeel.switch.aggregator import Rule
 
 __all__ = ["switch"]
 
@@ -40,13 +43,29 @@ def _server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "  evenkeel switch run --bind 10.0.0.1:9700 --stats\n"
     "  evenkeel switch run --loss-in 5% --loss-out 5% --seed 1"
 )
+@click.option(
+    "--policy",
+    default="unlimited",
+    show_default=True,
+    help="Who may take which slot: unlimited, atp, atp-free, switchml, esa or assoc.",
+)
+@click.option("--slots", default=1 << 15, show_default=True, help="Number of slots, a power of two.")
 @_server_options
-def run(**options: Any) -> None:
+def run(policy: str, slots: int, **options: Any) -> None:
     """Add packets in user space: the switch that needs no root. Ends on Ctrl-C.
 
-    Ranks use it by evenkeel.SwitchReducer("HOST:PORT"). Memory is not scarce here, so no fragment is ever evicted.
+    Ranks use it by evenkeel.SwitchReducer("HOST:PORT"). Memory is not scarce here; --policy and
+    --slots show what a switch does that has little.
     """
-    _serve(pack=True, **options)
+    from evenkeel.switch.aggregator import Rule, SlotPolicy
+
+    chosen = SlotPolicy.of(policy)
+    regions = min(slots, 16) if chosen in (SlotPolicy.UNLIMITED, SlotPolicy.SWITCHML) else 1
+    if chosen == SlotPolicy.ASSOC:
+        rule = Rule(chosen, sets=max(1, slots // 4), ways=4, tombs=max(1, 4 * slots))
+    else:
+        rule = Rule(chosen, sets=slots, regions=regions)
+    _serve(rule=rule, **options)
 
 
 @switch.command(
@@ -58,10 +77,10 @@ def ps(**options: Any) -> None:
 
     Several share the fragments: evenkeel.SwitchReducer(["HOST:PORT", "HOST:PORT"]). It may be killed and started again.
     """
-    _serve(pack=False, **options)
+    _serve(rule=None, **options)
 
 
-def _serve(*, pack: bool, bind: str, loss_in: str, loss_out: str, seed: int, stats: bool, quiet: bool) -> None:
+def _serve(*, rule: "Rule | None", bind: str, loss_in: str, loss_out: str, seed: int, stats: bool, quiet: bool) -> None:
     from evenkeel.switch.host import resolve
     from evenkeel.switch.server import SwitchServer
     from evenkeel.text_values import read_share
@@ -70,7 +89,7 @@ def _serve(*, pack: bool, bind: str, loss_in: str, loss_out: str, seed: int, sta
     server = SwitchServer(
         host,
         port,
-        pack=pack,
+        rule=rule,
         loss_in=read_share(loss_in, "loss-in"),
         loss_out=read_share(loss_out, "loss-out"),
         seed=seed,

@@ -7,18 +7,24 @@ from ctypes import POINTER, byref, c_int, c_uint32, c_uint64, c_void_p
 from functools import cache
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.switch.aggregator import Rule, SlotPolicy
 from evenkeel.switch.build import load
+from evenkeel.switch.table import Table
 
-__all__ = ["COUNTERS", "SwitchServer"]
+__all__ = ["DEFAULT_RULE", "SERVER_COUNTERS", "SwitchServer"]
 
 _SLICE_S = 0.1
 _RING = 1 << 14
 _JOB_BYTES = 128 << 20
 
-COUNTERS = (
+# Slots are not scarce here: an eighth of a gigabyte, of which only what is used is there at all.
+DEFAULT_RULE = Rule(SlotPolicy.UNLIMITED, sets=1 << 15, regions=1 << 4)
+
+SERVER_COUNTERS = (
     *("packets", "results", "results_again", "nacks", "queries", "partials", "left_out", "late", "duplicates"),
     *("injected_in", "injected_out", "old", "ahead", "overlap"),
     *("short", "magic", "version", "kind", "lane_type", "length", "bitmap", "job", "token", "sender", "epoch"),
+    "bound",
     *("refusals", "jobs", "bytes_in", "bytes_out"),
 )
 
@@ -29,7 +35,7 @@ class SwitchServer:
     Args:
         host: address to bind.
         port: 0: any that is free.
-        pack: results are written in as few bits as hold them. Not behind a switch, whose results are plain lanes.
+        rule: by which a switch in this process adds before the server; None: a switch elsewhere does, or none.
         loss_in: share of the packets that come in to lose on purpose.
         loss_out: the same, of results that go out.
         seed: of these losses.
@@ -44,7 +50,7 @@ class SwitchServer:
         host: str = "127.0.0.1",
         port: int = 0,
         *,
-        pack: bool = True,
+        rule: Rule | None = DEFAULT_RULE,
         loss_in: float = 0.0,
         loss_out: float = 0.0,
         seed: int = 0,
@@ -54,6 +60,7 @@ class SwitchServer:
             if not 0 <= share < 1:
                 raise ConfigurationError(f"{name}: must be a share of at least 0 and below 1, found {share}")
         self._library = _library()
+        self._table = None if rule is None else Table(rule)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             self._socket.bind((host, port))
@@ -63,9 +70,9 @@ class SwitchServer:
                 f"{host}:{port} cannot be served: {error.strerror}; is another switch there already?"
             ) from error
         self.address: tuple[str, int] = self._socket.getsockname()
-        self._handle: int | None = self._library.server_open(
-            self._socket.fileno(), int(pack), _RING, job_bytes, seed, _share(loss_in), _share(loss_out)
-        )
+        table = None if self._table is None else self._table.address
+        losses = seed, _share(loss_in), _share(loss_out)
+        self._handle: int | None = self._library.server_open(self._socket.fileno(), table, _RING, job_bytes, *losses)
         if not self._handle:
             raise MemoryError("no room for the server's buffers")
 
@@ -82,7 +89,7 @@ class SwitchServer:
         """Counts what came in, what went out, and what was dropped, by reason."""
         count = c_int()
         found = self._library.server_counters(self._handle, byref(count))
-        return dict(zip(COUNTERS, found[: count.value], strict=True))
+        return dict(zip(SERVER_COUNTERS, found[: count.value], strict=True))
 
     def close(self) -> None:
         """Lets go of the socket and of all jobs."""
@@ -100,7 +107,7 @@ def _share(share: float) -> int:
 def _library() -> ctypes.CDLL:
     library = load("server")
     library.server_open.restype = c_void_p
-    library.server_open.argtypes = c_int, c_int, c_uint32, c_uint64, c_uint64, c_uint64, c_uint64
+    library.server_open.argtypes = c_int, c_void_p, c_uint32, c_uint64, c_uint64, c_uint64, c_uint64
     library.server_close.argtypes = (c_void_p,)
     library.server_run.argtypes = c_void_p, c_uint64
     library.server_counters.argtypes = c_void_p, POINTER(c_int)

@@ -9,6 +9,7 @@
  */
 #include "wire.h"
 #include "control.h"
+#include "rule.h"
 
 #define MOST_JOBS 64
 #define MOST_WORKERS EK_MOST_WORKERS
@@ -22,7 +23,7 @@ enum counter {
 	BAD_OLD, BAD_AHEAD, BAD_OVERLAP,
 	/* as in `enum ek_reason`, in its order */
 	BAD_SHORT, BAD_MAGIC, BAD_VERSION, BAD_KIND, BAD_LANE_TYPE, BAD_LENGTH, BAD_BITMAP, BAD_JOB, BAD_TOKEN, BAD_SENDER,
-	BAD_EPOCH, REFUSALS, JOBS, BYTES_IN, BYTES_OUT, COUNTERS
+	BAD_EPOCH, BAD_BOUND, REFUSALS, JOBS, BYTES_IN, BYTES_OUT, COUNTERS
 };
 
 struct entry {
@@ -52,6 +53,7 @@ struct job {
 
 struct server {
 	int fd, segments, pack;
+	struct ek_table *table; /* of the rule that adds before us, if it is in this process */
 	uint64_t boot, seed, in_share, out_share, in_count, out_count;
 	uint32_t ring_most;
 	size_t job_bytes_most;
@@ -60,6 +62,7 @@ struct server {
 	struct job jobs[MOST_JOBS];
 	struct iovec *pieces;
 	uint8_t scratch[MOST_PACKET];
+	uint64_t out[EK_MOST_WORDS];
 };
 
 static uint32_t bits_of(uint32_t workers) { return workers >= 32 ? 0xffffffffu : (1u << workers) - 1; }
@@ -68,8 +71,10 @@ static int lane_bytes_of(uint32_t type) { return type == EK_INTS ? 4 : type == E
 
 static int is_nibbles(uint32_t type) { return type == EK_NIBBLES || type == EK_THC; }
 
-static void job_free(struct job *job)
+static void job_free(struct server *s, struct job *job)
 {
+	if (s->table)
+		s->table->jobs[job - s->jobs] = (struct ek_job){0};
 	free(job->entries);
 	free(job->sums);
 	free(job->results);
@@ -127,7 +132,7 @@ static struct job *job_open(struct server *s, const struct ek_header *p, const s
 				job = &s->jobs[i];
 		if (now - job->heard_ns < 60000000000ull)
 			return NULL;
-		job_free(job);
+		job_free(s, job);
 	}
 	job->number = p->job;
 	job->token = p->token;
@@ -153,10 +158,23 @@ static struct job *job_open(struct server *s, const struct ek_header *p, const s
 		failed |= !job->again[w];
 	}
 	if (failed) {
-		job_free(job);
+		job_free(s, job);
 		return NULL;
 	}
 	job->used = 1;
+	if (s->table) {
+		uint64_t top = job->lane_bytes == 4 ? 0xffffffffull : (1ull << 8 * job->lane_bytes) - 1;
+
+		s->table->jobs[job - s->jobs] = (struct ek_job){
+			.token = job->token,
+			.epoch = job->epoch,
+			.largest = is_nibbles(h->lane_type) ? 17 : top / h->world, /* more could carry into the next lane */
+			.words = job->sum_bytes / 8,
+			.workers = h->world,
+			.lanes = h->lane_type,
+			.via_server = h->deadline_ns > 0,
+		};
+	}
 	s->counters[JOBS]++;
 	return job;
 }
@@ -205,7 +223,7 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		return;
 	}
 	if (job && p->epoch > job->epoch) {
-		job_free(job);
+		job_free(s, job);
 		job = NULL;
 	}
 	if (job) {
@@ -352,25 +370,95 @@ static void ask_for(struct server *s, struct job *job, int worker, uint32_t frag
 	}
 }
 
+static void settle(struct server *s, struct job *job, uint32_t at, uint64_t now);
+
+/* Adds lanes of one worker, or sums of several, to an open entry. */
+static void merge(struct server *s, struct job *job, uint32_t at, uint32_t bits, int raw, const uint8_t *lanes)
+{
+	struct entry *e = &job->entries[at];
+	uint32_t fresh = bits & ~e->bitmap;
+	int first = !e->bitmap || bits == job->full;
+
+	if (bits & e->bitmap && !first) {
+		/* Bits that are new cannot be told apart from those that are not: their workers send theirs alone. */
+		s->counters[fresh ? BAD_OVERLAP : DUPLICATES]++;
+		for (uint32_t w = 0; w < job->terms.world; w++)
+			if (fresh & 1u << w)
+				ask_for(s, job, w, e->fragment);
+		e->seen &= ~fresh;
+		return;
+	}
+	if (!raw && bits != job->full)
+		s->counters[PARTIALS]++;
+	add(!raw && is_nibbles(job->terms.lane_type) ? EK_BYTES : job->terms.lane_type,
+	    job->sums + (size_t)at * job->sum_bytes, lanes, job->terms.lanes, first);
+	e->bitmap |= bits;
+}
+
+/* Gives what the rule let out to the entry that it belongs to. */
+static void take_sums(struct server *s, const struct ek_header *out, uint64_t now)
+{
+	struct job *job = &s->jobs[out->job];
+	uint32_t at = out->fragment & (job->ring - 1);
+	struct entry *e = &job->entries[at];
+
+	if (!job->used || e->state != OPEN || e->fragment != out->fragment)
+		return; /* done already */
+	merge(s, job, at, out->bitmap, 0, (const uint8_t *)s->out);
+	settle(s, job, at, now);
+}
+
+/* Has the rule give out what it holds of a fragment. */
+static void remind(struct server *s, struct job *job, uint32_t at, uint64_t now)
+{
+	struct ek_header out, reminder = {
+		.magic = EK_MAGIC,
+		.version = EK_VERSION,
+		.kind = EK_REMINDER,
+		.lanes = job->terms.lane_type,
+		.token = job->token,
+		.job = job - s->jobs,
+		.fragment = job->entries[at].fragment,
+		.epoch = job->epoch,
+	};
+	struct ek_sent sent = ek_step(s->table, &reminder, sizeof reminder, EK_SERVER_ID, now, &out, s->out);
+
+	if (sent.filled)
+		merge(s, job, at, out.bitmap, 0, (const uint8_t *)s->out);
+}
+
 /* Ends a fragment if all are in it, or enough of them when its time is over. */
 static void settle(struct server *s, struct job *job, uint32_t at, uint64_t now)
 {
 	struct entry *e = &job->entries[at];
-	uint32_t missing = job->full & ~e->bitmap;
+	uint32_t missing = job->full & ~e->bitmap, there = s->table ? e->seen : e->bitmap;
 
 	if (missing) {
 		if (!job->terms.deadline_ns || job->joined != job->full || (int32_t)(e->fragment - job->safe_from) < 0)
 			return;
-		if ((uint32_t)__builtin_popcount(e->bitmap) < job->terms.at_least)
+		if (ek_count(there) < job->terms.at_least)
 			return;
-		if (missing & ~job->late && now - e->first_ns < job->terms.deadline_ns)
+		if (job->full & ~there & ~job->late && now - e->first_ns < job->terms.deadline_ns)
 			return;
+		if (s->table)
+			remind(s, job, at, now);
+		missing = job->full & ~e->bitmap;
+		if (job->terms.world - ek_count(missing) < job->terms.at_least)
+			return;
+	}
+	if (missing) {
 		for (int i = 0; i < MOST_JOBS; i++) /* who is late in one of a training's jobs is so in all */
 			if (s->jobs[i].used && s->jobs[i].token == job->token)
 				s->jobs[i].late |= missing;
-		s->counters[LEFT_OUT] += __builtin_popcount(missing);
+		s->counters[LEFT_OUT] += ek_count(missing);
 	}
 	finish(s, job, at);
+	if (s->table) { /* the rule lets go of what it may still hold of it */
+		struct ek_header out, result = *result_of(job, at);
+
+		result.job = job - s->jobs;
+		ek_step(s->table, &result, sizeof result + 8 * result.words, EK_SERVER_ID, now, &out, s->out);
+	}
 }
 
 static struct entry *entry_for(struct server *s, struct job *job, uint32_t fragment, uint64_t now)
@@ -397,7 +485,7 @@ static struct entry *entry_for(struct server *s, struct job *job, uint32_t fragm
 	return e;
 }
 
-static void take_data(struct server *s, struct job *job, int worker, const struct ek_header *p, int size, uint64_t now)
+static void take_data(struct server *s, struct job *job, int worker, struct ek_header *p, int size, uint64_t now)
 {
 	int partial = p->kind == EK_PARTIAL;
 	int bytes = partial ? job->sum_bytes : job->up_bytes;
@@ -423,22 +511,30 @@ static void take_data(struct server *s, struct job *job, int worker, const struc
 	}
 	e->seen |= own;
 	job->late &= ~own;
-	if (e->bitmap & own) {
-		/* Bits that are new cannot be told apart from those that are not: their workers send theirs alone. */
-		if (own & ~e->bitmap) {
-			s->counters[BAD_OVERLAP]++;
-			for (uint32_t w = 0; w < job->terms.world; w++)
-				if (own & ~e->bitmap & 1u << w)
-					ask_for(s, job, w, p->fragment);
-		} else
-			s->counters[DUPLICATES]++;
+	if (s->table && worker >= 0 && !(e->bitmap & own)) {
+		struct ek_header out;
+		struct ek_sent sent;
+
+		p->job = job - s->jobs;
+		sent = ek_step(s->table, p, size, worker, now, &out, s->out);
+		if (sent.to == EK_NOBODY) {
+			if (sent.counted == EK_BAD_BOUND)
+				s->counters[BAD_BOUND]++;
+			else if (sent.counted < EK_REASONS)
+				s->counters[DUPLICATES]++;
+		} else if (sent.filled) {
+			take_sums(s, &out, now);
+		} else {
+			merge(s, job, at, own, 1, (const uint8_t *)(p + 1));
+			settle(s, job, at, now);
+		}
+		if (e->state == OPEN && e->bitmap && e->seen == job->full)
+			remind(s, job, at, now); /* part is here and part in a slot, where nobody will complete it */
+		if (e->state == OPEN && (job->terms.deadline_ns || e->bitmap == job->full))
+			settle(s, job, at, now);
 		return;
 	}
-	if (partial)
-		s->counters[PARTIALS]++;
-	add(partial && is_nibbles(job->terms.lane_type) ? EK_BYTES : job->terms.lane_type,
-	    job->sums + (size_t)at * job->sum_bytes, (const uint8_t *)p + EK_HEADER_BYTES, job->terms.lanes, !e->bitmap);
-	e->bitmap |= own;
+	merge(s, job, at, own, !partial, (const uint8_t *)(p + 1));
 	settle(s, job, at, now);
 }
 
@@ -565,9 +661,9 @@ static void flush(struct server *s, struct job *job)
 	job->dones = job->alive = 0;
 }
 
-static void take_packet(struct server *s, const struct sockaddr_in *from, const uint8_t *bytes, int size, uint64_t now)
+static void take_packet(struct server *s, const struct sockaddr_in *from, uint8_t *bytes, int size, uint64_t now)
 {
-	const struct ek_header *p = (const void *)bytes;
+	struct ek_header *p = (void *)bytes;
 	enum ek_reason reason;
 	struct job *job;
 	uint32_t word;
@@ -625,17 +721,19 @@ static void take_packet(struct server *s, const struct sockaddr_in *from, const 
 
 /* Opens a server on a bound socket.
  *
- * pack: whether results may be written in fewer bits than lanes. in_share, out_share: of packets to lose on purpose,
+ * table: of the rule that adds before this server, zeroed; NULL where it is elsewhere, or nowhere. Only with it are results
+ * written in fewer bits than lanes, and packets that are overtaken called in, since all come by here. in_share, out_share: of packets to lose on purpose,
  * in 2**-32. Gives NULL where memory is short. */
-struct server *server_open(int fd, int pack, uint32_t ring, uint64_t job_bytes, uint64_t seed, uint64_t in_share,
-			   uint64_t out_share)
+struct server *server_open(int fd, struct ek_table *table, uint32_t ring, uint64_t job_bytes, uint64_t seed,
+			   uint64_t in_share, uint64_t out_share)
 {
 	struct server *s = calloc(1, sizeof *s);
 
 	if (!s)
 		return NULL;
 	s->fd = fd;
-	s->pack = pack;
+	s->table = table;
+	s->pack = table != NULL;
 	s->segments = 1;
 	s->ring_most = ring;
 	s->job_bytes_most = job_bytes;
@@ -657,7 +755,7 @@ void server_close(struct server *s)
 {
 	for (int i = 0; i < MOST_JOBS; i++)
 		if (s->jobs[i].used)
-			job_free(&s->jobs[i]);
+			job_free(s, &s->jobs[i]);
 	free(s->inbox.bytes);
 	free(s->pieces);
 	free(s);
@@ -673,7 +771,7 @@ void server_run(struct server *s, uint64_t slice_ns)
 
 		for (int i = 0; i < runs; i++) {
 			int size = s->inbox.messages[i].msg_len, segment = run_segment(&s->inbox, i);
-			const uint8_t *bytes = s->inbox.pieces[i].iov_base;
+			uint8_t *bytes = s->inbox.pieces[i].iov_base;
 
 			for (int at = 0; at < size; at += segment)
 				take_packet(s, &s->inbox.from[i], bytes + at, size - at < segment ? size - at : segment, now);
@@ -683,7 +781,8 @@ void server_run(struct server *s, uint64_t slice_ns)
 
 			if (!job->used)
 				continue;
-			call_in(s, job);
+			if (s->table) /* otherwise most packets end in the switch before us */
+				call_in(s, job);
 			expire(s, job, now);
 			timed |= job->terms.deadline_ns && job->open_from != job->highest;
 			flush(s, job);
