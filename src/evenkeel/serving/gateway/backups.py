@@ -120,6 +120,7 @@ class Backups(Spares):
         # An item that hangs its workers would take one more with it, which a small fleet cannot spare.
         self._spread = len(backends) >= _LARGE
         self._elastic = Elastic(codes)
+        self._forms = list({code.form: code for code in codes}.values())  # one code of each
         self._exact = next((code for code in codes if code.model == model), None)
         self._alone: dict[int, Item] = {}  # for which a backup does the replicas' own pass, oldest first
         self._fill_after = fill_after
@@ -190,7 +191,7 @@ class Backups(Spares):
             # Taken at once, and if alone by the smallest code, which may need no preparation.
             self._waiting.wake()
         else:
-            self._prepare([item], self._elastic.codes, lambda: None)
+            self._prepare([item], self._forms, lambda: None)
 
     def wake(self) -> None:
         """Gives waiting items to backups that have become idle or ready."""
@@ -219,11 +220,11 @@ class Backups(Spares):
             backup.expire(now_s)
 
     def _prepare(self, items: Sequence[Item], codes: Sequence[BackupCode], then: Callable[[], object]) -> None:
-        """Prepares the items for the codes, in another thread if that takes long, and goes on with `then`."""
+        """Prepares items for codes of different forms, in another thread if that takes long; then goes on."""
         work = [
             (item, code)
             for item in items
-            for code in {code.form: code for code in codes}.values()
+            for code in codes
             if code.form not in item.prepared and not code.is_prepared(item.array)
         ]
         if work:
