@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from evenkeel.errors import PacketError
+from evenkeel.errors import EvenkeelError, PacketError
 from evenkeel.switch.aggregator import SERVER, Job, Rule, SlotPolicy, SwitchState, To, step, sums_of
+from evenkeel.switch.kernel import load_program
 from evenkeel.switch.packet import Kind, LaneType, Packet, Reason, parse, write
 
 needs_compiler = pytest.mark.skipif(
@@ -58,6 +59,22 @@ def sum_over(packet: Packet) -> bytes:
             total += np.frombuffer(sums_of(one), kind)
     assert int(total.max()) < 1 << packet.lanes.sum_bits
     return total.astype(kind).tobytes()
+
+
+def sum_of(packets: list[Packet]) -> bytes:
+    """The sum of what some raw packets hold."""
+    kind = {8: np.uint8, 16: np.uint16, 32: np.uint32}[packets[0].lanes.sum_bits]
+    total = sum(np.frombuffer(sums_of(packet), kind).astype(np.uint64) for packet in packets)
+    return total.astype(kind).tobytes()
+
+
+def why_no_kernel() -> str:
+    """Why no switch can be put into the kernel here, if so."""
+    try:
+        load_program(RULES["esa"], 7000, test_clock=True).close()
+    except EvenkeelError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,8 @@ def honest(draw, now_ns: int = 0) -> Packet:
         payload = lanes_of(number, epoch, fragment, worker)
         return Packet(kind, job.lanes, bitmap=1 << worker, payload=payload, **fields)
     bitmap = 0 if kind == Kind.REMINDER else draw(st.integers(1, job.everyone))
-    packet = Packet(kind, job.lanes, bitmap=bitmap, **fields)
+    room = bytes(8 * job.words * draw(st.booleans())) if kind == Kind.REMINDER else b""
+    packet = Packet(kind, job.lanes, bitmap=bitmap, payload=room, **fields)
     if kind != Kind.RESULT:
         return packet
     return Packet(kind, job.lanes, bitmap=bitmap, payload=sum_over(packet), **fields)

@@ -6,26 +6,16 @@ import struct
 import pytest
 from hypothesis import given, settings
 
-from evenkeel.errors import EvenkeelError
 from evenkeel.switch.aggregator import SERVER, To
-from evenkeel.switch.kernel import DROP, PASS, REDIRECT, Member, load_program, require_kernel
+from evenkeel.switch.kernel import DROP, PASS, REDIRECT, Member, load_program
 from evenkeel.switch.packet import Kind, Packet, parse, write
-from switch_packets import JOBS, RULES, PlainTable, arrivals, filled, lanes_of
+from switch_packets import JOBS, RULES, PlainTable, arrivals, filled, lanes_of, why_no_kernel
 
 UDP = 7000
 LOOPBACK = 1
 
 
-def why_not() -> str:
-    try:
-        require_kernel()
-        load_program(RULES["esa"], UDP, test_clock=True).close()
-    except EvenkeelError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = why_not()
+WHY_NOT = why_no_kernel()
 pytestmark = [pytest.mark.root, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 KERNEL_RULES = [name for name in RULES if name != "switchml"]
 

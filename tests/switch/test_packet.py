@@ -75,7 +75,7 @@ def test_the_layout_does_not_change():
         (write(GRADIENT)[:-8], Reason.LENGTH),
         (write(replace(GRADIENT, payload=b"")), Reason.LENGTH),
         (write(replace(GRADIENT, payload=bytes(8 * (MOST_WORDS + 1)))), Reason.LENGTH),
-        (write(replace(GRADIENT, kind=Kind.REMINDER, bitmap=0)), Reason.LENGTH),
+        (write(replace(GRADIENT, kind=Kind.NACK)), Reason.LENGTH),
         (changed(24, 0), Reason.BITMAP),
         (changed(24, 3), Reason.BITMAP),
         (write(replace(GRADIENT, kind=Kind.REMINDER, payload=b"")), Reason.BITMAP),

@@ -106,6 +106,7 @@ class Event(IntEnum):
     RELEASED = 25  # besides: a slot freed by a result
     RECLAIMED = 26  # besides: a slot taken from an epoch or a job that is over
     ENTOMBED = 27  # besides: bypassed since others of the fragment were
+    LOST = 28  # besides, in the kernel only: a frame could not be lengthened for what should leave
 
 
 @dataclass(frozen=True, slots=True)

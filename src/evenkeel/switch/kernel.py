@@ -1,7 +1,7 @@
 """Loads the switch into the kernel, through libbpf by ctypes, and looks after its maps."""
 
 import ctypes
-import ctypes.util
+import errno
 import ipaddress
 import mmap
 import os
@@ -18,7 +18,20 @@ from evenkeel.switch.build import bpf_object
 from evenkeel.switch.packet import MOST_JOBS, Reason
 from evenkeel.switch.table import COUNTERS, NativeJob, NativeSlot, native_job, slot_of, tombs_of
 
-__all__ = ["DROP", "PASS", "REDIRECT", "Loaded", "Maps", "Member", "TrialRun", "load_program", "require_kernel"]
+__all__ = [
+    "DROP",
+    "PASS",
+    "REDIRECT",
+    "Loaded",
+    "Maps",
+    "Member",
+    "TrialRun",
+    "attach",
+    "detach",
+    "load_program",
+    "open_map",
+    "require_kernel",
+]
 
 DROP, PASS, REDIRECT = 1, 2, 4  # what an XDP program answers
 _POLICIES = (SlotPolicy.UNLIMITED, SlotPolicy.ATP, SlotPolicy.ATP_FREE, SlotPolicy.ESA, SlotPolicy.ASSOC)
@@ -348,6 +361,44 @@ def load_program(rule: Rule, udp: int, *, test_clock: bool = False, adds_again: 
     return Loaded(rule, bpf_object("switch", tuple(defines)))
 
 
+def attach(interface: int, program: int, *, native: bool) -> None:
+    """Puts a program on an interface of this network namespace that has none.
+
+    Raises:
+        ConfigurationError: there is a program already.
+        SwitchError: the kernel refuses.
+    """
+    only_if_none, mode = 1, 4 if native else 2
+    code = libbpf().bpf_xdp_attach(interface, program, only_if_none | mode, None)
+    if code in (-errno.EBUSY, -errno.EEXIST):
+        raise ConfigurationError(
+            f"interface {interface} has an XDP program already, perhaps another switch's: take that away first"
+        )
+    if code:
+        raise SwitchError(
+            f"interface {interface} takes no XDP program in {'native' if native else 'generic'} mode: "
+            f"{os.strerror(-code)}. In native mode a veth port needs an MTU of at most 3498; try --mode generic"
+        )
+
+
+def detach(interface: int) -> None:
+    """Takes an interface's program away, in whatever mode; none is no error."""
+    for mode in (4, 2):
+        libbpf().bpf_xdp_detach(interface, mode, None)
+
+
+def open_map(number: int) -> int:
+    """Opens a map by its number and gives a descriptor.
+
+    Raises:
+        SwitchError: it is gone.
+    """
+    file = libbpf().bpf_map_get_fd_by_id(number)
+    if file < 0:
+        raise SwitchError("the switch is gone from the kernel; run: evenkeel switch down, then up")
+    return int(file)
+
+
 def require_kernel() -> None:
     """Refuses where no switch can be put into the kernel, and says what is missing.
 
@@ -384,6 +435,8 @@ def libbpf() -> ctypes.CDLL:
     library.bpf_object__find_program_by_name.argtypes = (c_void_p, c_char_p)
     library.bpf_program__fd.argtypes = (c_void_p,)
     library.bpf_object__find_map_fd_by_name.argtypes = (c_void_p, c_char_p)
+    library.bpf_xdp_attach.argtypes = (c_int, c_int, c_uint32, c_void_p)
+    library.bpf_xdp_detach.argtypes = (c_int, c_uint32, c_void_p)
     library.libbpf_set_print(None)  # what goes wrong is said by our errors
     return library
 

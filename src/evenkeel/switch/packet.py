@@ -61,7 +61,7 @@ class Kind(IntEnum):
 
     GRADIENT = 1  # worker to switch: raw lanes of one worker, to be added
     RESEND = 2  # worker to switch: the same again; never left in a slot, and takes along what the slot holds
-    REMINDER = 3  # server to switch: give out what you hold of this fragment
+    REMINDER = 3  # server to switch: give out what you hold of this fragment; any words are room for the answer
     NACK = 4  # server to workers: those in the bitmap are asked to resend, or to say the result if they have it
     RESULT = 5  # switch or server to workers and server, or a worker to the server: sums of all in the bitmap
     PARTIAL = 6  # switch to server: sums of those in the bitmap, which left the switch's memory
@@ -69,7 +69,6 @@ class Kind(IntEnum):
 
 
 _RAW = frozenset({Kind.GRADIENT, Kind.RESEND})
-_EMPTY = frozenset({Kind.REMINDER, Kind.NACK})
 
 
 class LaneType(IntEnum):
@@ -183,7 +182,7 @@ def parse(data: bytes) -> Packet:
         raise PacketError(Reason.LANE_TYPE, f"lane type {lanes} does not go with a packet of kind {Kind(kind).name}")
     if words > MOST_WORDS or len(data) != HEADER_BYTES + 8 * words:
         raise PacketError(Reason.LENGTH, f"{len(data)} bytes, but the header says {words} words of payload")
-    if (words == 0) != (kind in _EMPTY) and kind != Kind.CONTROL:
+    if (words == 0) != (kind == Kind.NACK) and kind not in (Kind.REMINDER, Kind.CONTROL):
         raise PacketError(Reason.LENGTH, f"{words} words of payload in a packet of kind {Kind(kind).name}")
     bits = bitmap.bit_count()
     if not (bits == 1 if kind in _RAW else bits == 0 if kind == Kind.REMINDER else bits > 0 or kind == Kind.CONTROL):

@@ -21,7 +21,7 @@ __all__ = [
     "tombs_of",
 ]
 
-COUNTERS = 28
+COUNTERS = 29
 
 
 class NativeJob(Structure):

@@ -97,7 +97,7 @@ EK_INLINE uint32_t ek_count(uint32_t bits)
 /* Are these a packet's bytes? `header` must be readable only where `length` says so. */
 EK_INLINE enum ek_reason ek_parse(const struct ek_header *header, uint32_t length)
 {
-	int raw, empty, control;
+	int raw, control;
 
 	if (length < EK_HEADER_BYTES)
 		return EK_BAD_SHORT;
@@ -112,8 +112,7 @@ EK_INLINE enum ek_reason ek_parse(const struct ek_header *header, uint32_t lengt
 		return EK_BAD_LANE_TYPE;
 	if (header->words > EK_MOST_WORDS || length != EK_HEADER_BYTES + 8u * header->words)
 		return EK_BAD_LENGTH;
-	empty = header->kind == EK_REMINDER || header->kind == EK_NACK;
-	if ((header->words == 0) != empty && !control)
+	if ((header->words == 0) != (header->kind == EK_NACK) && header->kind != EK_REMINDER && !control)
 		return EK_BAD_LENGTH;
 	raw = header->kind == EK_GRADIENT || header->kind == EK_RESEND;
 	if (raw && !ek_one_bit(header->bitmap))

@@ -32,6 +32,7 @@ enum ek_event {
 	EK_RELEASED,  /* slots freed by a result */
 	EK_RECLAIMED, /* slots taken from an epoch or a job that is over */
 	EK_ENTOMBED,  /* bypassed though there may have been room, since others of the fragment were */
+	EK_LOST,      /* in the kernel: a frame could not be lengthened for what should leave */
 	EK_COUNTERS,
 };
 

@@ -345,8 +345,10 @@ int ek_switch(struct xdp_md *ctx)
 	}
 	if (sent.filled) {
 		if (copied) {
-			if (bpf_xdp_adjust_tail(ctx, (int)(sizeof(struct frame) + BYTES_OF(EK_WORDS)) - (int)size))
-				return XDP_ABORTED; /* the sum is lost, as on a link: its workers will be asked */
+			if (bpf_xdp_adjust_tail(ctx, (int)(sizeof(struct frame) + BYTES_OF(EK_WORDS)) - (int)size)) {
+				counts->of[EK_LOST]++; /* as on a link: its workers will be asked */
+				return XDP_DROP;
+			}
 			end = (void *)(long)ctx->data_end;
 			frame = (void *)(long)ctx->data;
 			in = (uint64_t *)(frame + 1);
