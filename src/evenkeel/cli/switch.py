@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from evenkeel.cli.switch_kernel import down, stats, up
+
 if TYPE_CHECKING:
     from evenkeel.switch.aggregator import Rule
 
@@ -29,6 +31,10 @@ _SERVER_OPTIONS = (
 @click.group()
 def switch() -> None:
     """Add gradients in the network."""
+
+
+for _command in (up, down, stats):
+    switch.add_command(_command)
 
 
 def _server_options(function: Callable[..., Any]) -> Callable[..., Any]:

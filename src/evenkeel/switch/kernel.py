@@ -84,7 +84,7 @@ class _Server(Structure):
     _fields_ = (("address", c_uint32), ("port", c_uint32))
 
 
-class _Port(Structure):
+class _PortEntry(Structure):
     _fields_ = (("interface", c_uint32), ("program", c_int))
 
 
@@ -207,7 +207,7 @@ class Maps:
 
     def add_port(self, interface: int, leaving: int) -> None:
         """Lets packets leave through an interface of this network namespace, addressed by a program's descriptor."""
-        self._update("ports", c_uint32(interface), _Port(interface, leaving))
+        self._update("ports", c_uint32(interface), _PortEntry(interface, leaving))
 
     def set_clock(self, now_ns: int) -> None:
         """Sets the time, where the program was made for tests."""
