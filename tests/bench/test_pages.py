@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from evenkeel.bench.coded import rows as coded
 from evenkeel.bench.codes import rows as codes
 from evenkeel.bench.fills import rows as fills
 from evenkeel.bench.gradients import rows as gradients
@@ -26,12 +27,14 @@ def made(bench):
         return [serving.page_of([row | {"load": load} for load in (0.3, 0.5, 0.75) for row in rows])]
     if bench == "codes":
         return codes.pages_of(stored("2026-11-21_codes/codes.json"))
+    if bench == "coded":
+        return coded.pages_of(stored("2026-11-27_coded/slow.json"))
     if bench == "fills":
         return [fills.page_of(stored("2026-11-22_tiny/fills.json"))]
     return gradients.pages_of(stored("2026-11-22_gradients/mlp_1gbit.json"), {"mlp": "images"}, 0.3)
 
 
-@pytest.mark.parametrize("bench", ["serving", "codes", "fills", "gradients"])
+@pytest.mark.parametrize("bench", ["serving", "codes", "coded", "fills", "gradients"])
 def test_80_columns_hold_every_row_and_figure_whole(bench):
     pages = made(bench)
     assert pages
