@@ -40,7 +40,7 @@ struct host {
 	uint32_t first, fragments, unsent, low, highest, here, under_way;
 	uint8_t *state;
 	uint64_t *sent_ns, *asked_ns;
-	uint8_t *asked;
+	uint8_t *asked, *resent;
 	uint32_t room;
 	uint8_t *headers;
 	struct iovec *pieces;
@@ -90,6 +90,7 @@ void host_close(struct host *h)
 	free(h->sent_ns);
 	free(h->asked_ns);
 	free(h->asked);
+	free(h->resent);
 	free(h->headers);
 	free(h->pieces);
 	free(h->resend);
@@ -114,18 +115,21 @@ int host_begin(struct host *h, const uint8_t *message, uint8_t *totals, uint32_t
 		free(h->sent_ns);
 		free(h->asked_ns);
 		free(h->asked);
+		free(h->resent);
 		h->state = malloc(fragments);
 		h->asked = malloc(fragments);
+		h->resent = malloc(fragments);
 		h->sent_ns = malloc(fragments * sizeof(uint64_t));
 		h->asked_ns = malloc(fragments * sizeof(uint64_t));
 		h->room = fragments;
-		if (!h->state || !h->asked || !h->sent_ns || !h->asked_ns) {
+		if (!h->state || !h->asked || !h->resent || !h->sent_ns || !h->asked_ns) {
 			h->room = 0;
 			return -1;
 		}
 	}
 	memset(h->state, UNSENT, fragments);
 	memset(h->asked, 0, fragments);
+	memset(h->resent, 0, fragments);
 	h->message = message;
 	h->totals = totals;
 	h->bitmaps = bitmaps;
@@ -316,9 +320,9 @@ static void take_result(struct host *h, const struct ek_header *p, int size, uin
 
 		h->under_way--;
 		/* Where nothing came at all for a while, it was no queue that held us up but another worker. */
-		if (now - h->result_ns > 3 * TARGET_NS)
+		if (now - h->result_ns > 2 * TARGET_NS)
 			h->tainted = h->unsent;
-		if (!h->asked[f] && f >= h->tainted) {
+		if (!h->resent[f] && f >= h->tainted) { /* of what was sent twice nobody knows which one came back */
 			if (!h->base_ns || trip < h->base_ns)
 				h->base_ns = trip;
 			h->round_sum_ns += trip;
@@ -353,9 +357,9 @@ static void send_again(struct host *h, uint32_t fragment, uint64_t now)
 
 	/* Not what was sent again a moment ago: who lacks it said so before that came. */
 	if (f >= h->fragments || h->state[f] != SENT || h->resends >= MOST_RESENDS ||
-	    (h->asked[f] && now - h->sent_ns[f] <= h->base_ns))
+	    (h->resent[f] && now - h->sent_ns[f] <= h->base_ns))
 		return;
-	h->asked[f] = 1;
+	h->asked[f] = h->resent[f] = 1;
 	h->sent_ns[f] = now;
 	h->resend[h->resends++] = f;
 }
