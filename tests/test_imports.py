@@ -19,6 +19,7 @@ LEAVES = {"arrays", "clock", "errors", "files", "processes", "text_values", "ver
 ALLOWED: dict[str, set[str]] = {
     "bench": set(),
     "delays": set(),
+    "edge": {"coding.answers", "figures", "images", "models", "promises", "serving"},
     "figures": set(),
     "images": set(),
     "images.sources": {"images.decode", "images.memory"},
@@ -71,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {
         "backends.worker.main",
         "bench",
+        "edge",
         "figures",
         "lab",
         "serving",

@@ -13,6 +13,7 @@ from evenkeel.cli.bench_codes import codes
 from evenkeel.cli.bench_fills import fills
 from evenkeel.cli.bench_gradients import gradients
 from evenkeel.cli.bench_serving import serving
+from evenkeel.cli.certify import certify
 from evenkeel.cli.demo import demo
 from evenkeel.cli.device import device
 from evenkeel.cli.fit import fit
@@ -61,7 +62,7 @@ def bench() -> None:
     """Measure policies, fills, codes, gradients and coded training."""
 
 
-for command in (demo, serve, worker, device, fit, lab, switch):
+for command in (demo, serve, worker, device, fit, certify, lab, switch):
     main.add_command(command)
 for command in (serving, fills, codes, gradients, coded):
     bench.add_command(command)

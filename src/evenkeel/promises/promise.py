@@ -7,8 +7,8 @@ from evenkeel.errors import ConfigurationError
 
 __all__ = ["KINDS", "NEVER", "Promise", "PromiseKind"]
 
-PromiseKind = Literal["min_accuracy", "max_accuracy_drop", "min_agreement"]
-KINDS: tuple[PromiseKind, ...] = ("min_accuracy", "max_accuracy_drop", "min_agreement")
+PromiseKind = Literal["min_accuracy", "max_accuracy_drop", "min_agreement", "min_fill_agreement"]
+KINDS: tuple[PromiseKind, ...] = ("min_accuracy", "max_accuracy_drop", "min_agreement", "min_fill_agreement")
 NEVER = 2.0  # a threshold that no score reaches: everything goes to the data centre
 _LEAST_GUARANTEE = 0.5
 _MOST_GUARANTEE = 0.9999
@@ -20,7 +20,8 @@ class Promise:
 
     `min_accuracy`: at least so many answers are right. `max_accuracy_drop`: at most so many fewer are right than if the
     accurate model had answered all of them. `min_agreement`: at least so many say what the accurate model would say;
-    nobody needs to know what is right.
+    nobody needs to know what is right. `min_fill_agreement`: the same, of those answers alone that the light model
+    gives.
 
     Attributes:
         kind: which of the three.
@@ -55,7 +56,7 @@ class Promise:
     @property
     def needs_labels(self) -> bool:
         """Tells whether it can only be shown with the right answers."""
-        return self.kind != "min_agreement"
+        return self.kind in ("min_accuracy", "max_accuracy_drop")
 
     def __str__(self) -> str:
         return f"{self.kind} {self.level:g} (guarantee {self.guarantee:g})"

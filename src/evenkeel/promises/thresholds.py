@@ -104,6 +104,9 @@ class Curve:
         """Gives the estimate of what the promise bounds from above, [t]."""
         if promise.kind == "min_agreement":
             return self.apart / self.n
+        if promise.kind == "min_fill_agreement":
+            rates: FloatArray = self.apart / np.maximum(self.local, 1)
+            return rates
         errors, worse, better = self._labelled(promise)
         return errors / self.n if promise.kind == "min_accuracy" else (worse - better) / self.n
 
@@ -112,6 +115,10 @@ class Curve:
         if promise.kind == "max_accuracy_drop":
             _, worse, better = self._labelled(promise)
             return drop_shown(worse, better, self.n, promise.level, promise.delta)
+        if promise.kind == "min_fill_agreement":
+            most = [most_errors(int(local), 1 - promise.level, promise.delta) for local in self.local]
+            shown: Array = self.apart <= np.array(most)
+            return shown
         hits = self.apart if promise.kind == "min_agreement" else self._labelled(promise)[0]
         return hits <= most_errors(self.n, 1 - promise.level, promise.delta)
 

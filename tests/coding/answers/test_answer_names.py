@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 from evenkeel.coding.answers.by_name import (
     CODES,
     BerrutSettings,
+    CascadeSettings,
     CheapSettings,
     CodeSettings,
     CollageSettings,
@@ -24,6 +25,7 @@ items, spares = st.integers(1, 1024), st.integers(1, 64)
 kinds = {
     "replicate": st.builds(ReplicateSettings, items, spares),
     "cheap": st.builds(CheapSettings, items),
+    "cascade": st.builds(CascadeSettings, items),
     "collage": st.builds(CollageSettings, st.none() | st.integers(1, 32)),
     "parity": st.builds(ParitySettings, st.sampled_from([None, "sum", "concat"]), st.none() | items),
     "berrut": st.builds(BerrutSettings, items, spares, st.booleans()),
@@ -72,7 +74,7 @@ def test_codes_that_are_made(text: str, card: ModelCard | None, name: str, max_i
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("magic", "code 'magic' is unknown; allowed are replicate, cheap, collage, parity, berrut"),
+        ("magic", "code 'magic' is unknown; allowed are replicate, cheap, cascade, collage, parity, berrut"),
         ("cheap:items=3", "setting 'items' is unknown; allowed are k"),
         ("berrut:name=x", "setting 'name' is unknown; allowed are k, spares, systematic"),
         ("cheap:k=many", "code 'cheap:k=many': k must be a whole number, found 'many'"),

@@ -2,6 +2,7 @@
 
 from evenkeel.coding.answers.berrut import Berrut
 from evenkeel.coding.answers.boxes import BoxCollage
+from evenkeel.coding.answers.cascade import Cascade
 from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.elastic import Elastic
@@ -15,6 +16,7 @@ __all__ = [
     "Answer",
     "Berrut",
     "BoxCollage",
+    "Cascade",
     "Cheap",
     "Code",
     "Collage",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, get_args
 
 from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.berrut import Berrut
+from evenkeel.coding.answers.cascade import Cascade
 from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.parity import ConcatEncoder, Parity, ParityEncoder, SumEncoder
@@ -26,6 +27,7 @@ from evenkeel.text_values import read_count, read_truth, split_spec, unknown
 __all__ = [
     "CODES",
     "BerrutSettings",
+    "CascadeSettings",
     "CheapSettings",
     "CodeSettings",
     "CollageSettings",
@@ -140,6 +142,24 @@ class CheapSettings(CodeSettings):
 
 
 @dataclass(frozen=True)
+class CascadeSettings(CodeSettings):
+    """Names a light classifier that is asked first, up to `k` items in a pass."""
+
+    name = "cascade"
+    card_kind = "classifier"
+    k: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks the range."""
+        whole("k", self.k, 1, _MAX_ITEMS)
+
+    def code(self, own: OwnModel, card: ModelCard | None = None) -> BackupCode:
+        """Makes the code."""
+        card = self._card(card)
+        return Cascade(self.k, ScoreForm.from_card(card), model=card.name)
+
+
+@dataclass(frozen=True)
 class CollageSettings(CodeSettings):
     """Names a Collage-CNN of `grid` x `grid` boxes; None: as its card says."""
 
@@ -212,7 +232,8 @@ class BerrutSettings(CodeSettings):
 
 
 CODES: Mapping[str, type[CodeSettings]] = {
-    kind.name: kind for kind in (ReplicateSettings, CheapSettings, CollageSettings, ParitySettings, BerrutSettings)
+    kind.name: kind
+    for kind in (ReplicateSettings, CheapSettings, CascadeSettings, CollageSettings, ParitySettings, BerrutSettings)
 }
 
 
