@@ -286,3 +286,17 @@ def test_a_device_that_lost_its_disk_is_given_its_blocks_again() -> None:
     check(found, data, weights, Logistic())
     assert coordinator.repair_bytes > 0
     assert not [block for block, holder in coordinator.layout.holders.items() if not holder]
+
+
+def test_what_has_come_counts_although_the_time_to_wait_is_over_already() -> None:
+    data = coded_data(5)
+    link, coordinator = local_coordinator(data, settings=CodedSettings(wait_s=1.0, least_wait_s=1e-12))
+    weights = np.ones(5)
+    for away in ("", "dev1"):
+        if away:
+            link.take_away(away)
+        found = coordinator.evaluate(weights, Logistic(), (0.0, 1.0))
+        check(found, data, weights, Logistic())
+        assert len(found.decoded) == bool(away)
+    with pytest.raises(ConfigurationError, match="least_wait_s must be above 0"):
+        CodedSettings(least_wait_s=0)

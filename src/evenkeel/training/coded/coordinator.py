@@ -64,9 +64,10 @@ class CodedSettings:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float64"):
             raise ConfigurationError(f"dtype must be float32 or float64, found {self.dtype!r}")
+        if not self.least_wait_s > 0:
+            raise ConfigurationError(f"least_wait_s must be above 0, found {self.least_wait_s}")
         for name, least in (
             ("patience", 0),
-            ("least_wait_s", 0),
             ("slack", 0),
             ("inspect_every", 0),
             ("wait_s", 0),
@@ -125,6 +126,7 @@ class Coordinator:
         self._layout: BlockLayout | None = None
         self._assigned: dict[str, str] = {}  # of each block, who is to hold it; the layout has who does
         self._labels: dict[str, FloatArray] = {}
+        self._signed: tuple[object, dict[str, FloatArray]] = (None, {})  # labels as the loss takes them, and for what
         self._probed: dict[str, FloatArray] = {}
         self._training = ""
         self._columns = 0
@@ -416,7 +418,10 @@ class Coordinator:
         self.rounds += 1
         settings = self.settings
         sent = weights.astype(np.float32).astype(np.float64) if settings.dtype == "float32" else weights
-        labels = {block: signed_labels(each, classes) for block, each in self._labels.items()}
+        if self._signed[0] != (classes, len(self._labels)):
+            labels = {block: signed_labels(each, classes) for block, each in self._labels.items()}
+            self._signed = ((classes, len(labels)), labels)
+        labels = self._signed[1]
         inspect = settings.inspect_every > 0 and self.rounds % settings.inspect_every == 0
         task = RoundTask(self.rounds, self._training, sent, loss, labels, classes, rows, inspect)
         how = RoundSettings(
@@ -439,12 +444,11 @@ class Coordinator:
             now = self._link.time()
             if now >= give_up_s:
                 raise self._too_few(running)
-            if running.due_s is not None and now >= running.due_s:
-                self._send(running.timeout(now))
-                continue
             until_s = give_up_s if running.due_s is None else min(running.due_s, give_up_s)
-            if self._pump(until_s):
+            if self._pump(until_s):  # what has come counts, however late it is looked at
                 give_up_s = self._link.time() + self.settings.wait_s
+            elif running.due_s is not None and self._link.time() >= running.due_s:
+                self._send(running.timeout(self._link.time()))
         for name, why in running.faults.items():
             self._exclude(name, why)
         for name, block in running.lacking:

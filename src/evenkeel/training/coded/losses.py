@@ -55,9 +55,7 @@ class Logistic(PredictorLoss):
 
     def slope(self, predicted: FloatArray, labels: FloatArray) -> FloatArray:
         """Gives -y / (1 + exp(y z))."""
-        margin = labels * predicted
-        small = np.exp(-np.abs(margin))
-        slope: FloatArray = -labels * np.where(margin >= 0, small, 1.0) / (1.0 + small)
+        slope: FloatArray = -labels / (1.0 + np.exp(np.minimum(labels * predicted, 700.0)))  # exp(710) overflows
         return slope
 
 
