@@ -268,15 +268,24 @@ static void pack_result(struct job *job, const uint8_t *sums, uint8_t *out)
 		memcpy(out, sums, job->sum_bytes);
 		return;
 	}
+	if (job->lane_bytes == 1) {
+		for (int i = 0; i < lanes; i += 8) { /* eight lanes are `bits` whole bytes */
+			uint64_t word = 0;
+
+			for (int k = 0; k < 8; k++)
+				word |= (uint64_t)(map ? map[sums[i + k]] : sums[i + k]) << (k * bits);
+			memcpy(out, &word, bits);
+			out += bits;
+		}
+		return;
+	}
 	for (int i = 0; i < lanes; i += 8) { /* eight lanes are `bits` whole bytes */
 		unsigned __int128 word = 0;
 
 		for (int k = 0; k < 8; k++) {
 			uint64_t value;
 
-			if (job->lane_bytes == 1)
-				value = map ? map[sums[i + k]] : sums[i + k];
-			else if (job->lane_bytes == 2)
+			if (job->lane_bytes == 2)
 				value = ((const uint16_t *)sums)[i + k];
 			else
 				value = ((const uint32_t *)sums)[i + k];
