@@ -237,6 +237,10 @@ def test_a_training_over_tcp_is_the_training_in_this_process(tmp_path: Path) -> 
         coordinator = Coordinator(link, code_named("mds:own=2"), CodedSettings(wait_s=30.0, least_wait_s=1.0))
         coordinator.set_up(3)
         far = train(coordinator, plan)
+        coordinator.dismiss()
+        while any(process.poll() is None for process in devices.running.values()):
+            link.poll(link.time() + 0.05)
+        assert [process.returncode for process in devices.running.values()] == [0, 0, 0]
         link.close()
     near = train(local_coordinator(data, "mds:own=2")[1], plan)
     assert (far.weights == near.weights).all()

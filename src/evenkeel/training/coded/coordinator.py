@@ -190,6 +190,10 @@ class Coordinator:
         """Gives the link's seconds."""
         return self._link.time()
 
+    def dismiss(self) -> None:
+        """Has the processes of all devices that are there end."""
+        self._send([(name, DeviceMessage("end")) for name in self.present])
+
     # Setting up.
 
     def set_up(self, devices: int, timeout_s: float = 60.0) -> None:

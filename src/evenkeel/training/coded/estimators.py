@@ -147,13 +147,14 @@ class _CodedLinear(BaseEstimator):
         self.n_features_in_ = int(X.shape[1])
         return self
 
-    def fit_devices(self, link: DeviceLink, devices: int, timeout_s: float = 60.0) -> Self:
+    def fit_devices(self, link: DeviceLink, devices: int, timeout_s: float = 60.0, *, dismiss: bool = False) -> Self:
         """Trains where the data is.
 
         Args:
             link: reaches the devices, such as `TcpDevices`.
             devices: how many take part from the beginning.
             timeout_s: how long to wait for them.
+            dismiss: their processes are to end when the training has.
 
         Raises:
             ConfigurationError: their data does not fit together.
@@ -174,6 +175,8 @@ class _CodedLinear(BaseEstimator):
             self.classes_ = every
             classes = (float(every[0]), float(every[1]))
         self._take(self._train(coordinator, classes))
+        if dismiss:
+            coordinator.dismiss()
         self.n_features_in_ = coordinator.columns - int(self.fit_intercept)
         return self
 
