@@ -14,6 +14,7 @@ import yaml
 import yaml.nodes
 
 from evenkeel.backends.worker.address import parse_address
+from evenkeel.backends.worker.batching import MAX_BATCH
 from evenkeel.coding.answers.by_name import CODES, CodeSettings, CollageSettings, ReplicateSettings, settings_of
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
@@ -78,6 +79,7 @@ class ServeConfig:
     host: tuple[str, ...] = ("127.0.0.1",)  # addresses to listen on, and unix:/path; loopback by default
     port: int = 8000
     threads: int = 1  # of one pass in the workers started here
+    max_batch: int = MAX_BATCH  # items that wait there and share a pass, where the model gains by it; 1: none do
     max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
     max_connections: int = 10_000  # further clients get 503
     max_body_bytes: int = 64 << 20
@@ -163,6 +165,7 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     for name, low, high in (
         ("port", 0, 65535),
         ("threads", 1, 1024),
+        ("max_batch", 1, 1024),
         ("max_outstanding", 1, 1 << 20),
         ("max_connections", 1, 1 << 20),
         ("decode_processes", 1, 256),

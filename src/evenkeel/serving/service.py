@@ -220,6 +220,7 @@ def _nodes(
             models=_model_specs(config, cards),
             listen="tcp://127.0.0.1:0",  # not used: the child inherits its connection
             threads=config.threads,
+            max_batch=config.max_batch,
             delay=config.delay,
             delay_epoch_s=epoch_s,
             worker_number=first + number,

@@ -352,3 +352,17 @@ def test_it_works_on_the_standard_loop_too(tmp_path):
                 np.testing.assert_array_equal((await ask(backend, inputs)).outputs, inputs * 2)
 
     asyncio.run(asyncio.wait_for(body(), 20))
+
+
+@in_loop
+async def test_all_that_may_have_been_in_the_pass_of_a_lost_worker_are_suspects():
+    delay = ScriptedDelay()
+    stack = contextlib.AsyncExitStack()
+    address = await stack.enter_async_context(serving("tcp://:0", [doubling(batch=3)], delay=delay))
+    async with started(address) as backend:
+        tickets = [send(backend, ROW, key=FOR_EVER) for _ in range(5)]
+        await until(lambda: delay.drawn)
+        await stack.aclose()
+        replies = [await ticket for _, ticket in tickets]
+    assert all(isinstance(reply.error, BackendLostError) for reply in replies)
+    assert [reply.began for reply in replies] == [True, True, True, False, False]

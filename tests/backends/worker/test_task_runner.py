@@ -56,6 +56,94 @@ def test_tasks_run_in_order_and_never_from_inside_submit(clock, owner):
     assert runner.empty
 
 
+def batching(limit, seen, clock=None):
+    """A model that doubles its rows and notes how many it was given; a pass takes a second."""
+
+    def run(rows):
+        seen.append(len(rows))
+        if clock is not None:
+            clock.run(clock.time() + 1.0)
+        return rows * 2
+
+    return Model("m", run, (3,), (3,), "float32", batch=limit)
+
+
+def test_tasks_that_wait_share_a_pass_and_one_alone_waits_for_none(clock, owner):
+    seen = []
+    runner = TaskRunner([batching(4, seen, clock)], clock)
+    runner.submit(owner, 1, 0, 0, ROWS[:1])
+    clock.run(clock.time() + 0.5)
+    for ticket in range(2, 9):
+        runner.submit(owner, ticket, 0, 0, ROWS[:1] * ticket)
+    clock.run()
+    assert seen == [1, 4, 3]
+    assert [ticket for _, ticket, what, _ in owner.got if what == "done"] == list(range(1, 9))
+    assert {service_s for *_, service_s in owner.got} == {1.0}  # that of its pass, for each of them
+    assert runner.empty
+
+
+def test_each_task_of_a_shared_pass_gets_its_own_rows(clock):
+    outputs = {}
+
+    class Keeper(Owner):
+        def done(self, ticket, rows, service_s):
+            outputs[ticket] = rows
+
+    runner = TaskRunner([batching(8, [])], clock)
+    for ticket in (1, 2, 3):
+        runner.submit(Keeper(clock), ticket, 0, 0, np.full((ticket, 3), ticket, np.float32))
+    clock.run()
+    assert {ticket: rows.tolist() for ticket, rows in outputs.items()} == {
+        ticket: [[2.0 * ticket] * 3] * ticket for ticket in (1, 2, 3)
+    }
+
+
+def test_what_cannot_share_a_pass_keeps_its_turn(clock, owner):
+    seen = []
+    models = [batching(4, seen), Model("other", lambda rows: seen.append(-len(rows)) or rows)]
+    runner = TaskRunner(models, clock)
+    for ticket, (model, rows) in enumerate([(0, 2), (0, 3), (1, 1), (0, 1), (0, 4), (0, 9)], start=1):
+        runner.submit(owner, ticket, 0, model, np.ones((rows, 3), np.float32))
+    clock.run()
+    assert seen == [2, 3, -1, 1, 4, 9]
+    assert [ticket for _, ticket, _, _ in owner.got] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_task_that_breaks_a_shared_pass_fails_alone(clock, owner):
+    def run(rows):
+        if (rows == 13).any():
+            raise ValueError("thirteen")
+        return rows
+
+    runner = TaskRunner([Model("m", run, (3,), (3,), "float32", batch=8)], clock)
+    for ticket in (1, 13, 2):
+        runner.submit(owner, ticket, 0, 0, np.full((1, 3), ticket, np.float32))
+    clock.run()
+    assert [(ticket, what) for _, ticket, what, _ in owner.got] == [(1, "done"), (13, "failed"), (2, "done")]
+
+
+def test_cancelled_tasks_are_in_no_pass_and_no_more_bytes_are_counted(clock, owner):
+    seen = []
+    runner = TaskRunner([batching(8, seen)], clock, max_queued_bytes=3 * ROWS[:1].nbytes)
+    for ticket in (1, 2, 3):
+        runner.submit(owner, ticket, 0, 0, ROWS[:1])
+    runner.cancel(owner, 2)
+    clock.run()
+    assert seen == [2]
+    for ticket in (4, 5, 6):  # there is room for all three again
+        runner.submit(owner, ticket, 0, 0, ROWS[:1])
+    clock.run()
+    assert seen == [2, 3]
+
+
+def test_an_injected_delay_is_drawn_for_each_task_alone(clock, owner):
+    runner = TaskRunner([batching(8, [])], clock, delay=ScriptedDelay({1: 3.0, 2: 0.5}))
+    for key in (1, 2):
+        runner.submit(owner, key, key, 0, ROWS)
+    clock.run()
+    assert [(at_s, ticket) for at_s, ticket, *_ in owner.got] == [(103.0, 1), (103.5, 2)]
+
+
 def test_a_delay_keeps_the_worker_busy_until_it_is_over(clock, owner):
     delay = ScriptedDelay({1: 3.0, 2: 0.5, 3: 1.0})
     runner = TaskRunner([doubling()], clock, delay=delay, worker=4)

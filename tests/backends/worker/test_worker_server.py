@@ -30,7 +30,8 @@ async def test_a_worker_says_who_it_is_and_does_tasks(tmp_path):
         hello = (await peer.receive_kind(FrameKind.HELLO)).object()
         assert (hello["protocol"], hello["worker"], hello["pid"]) == (1, 5, os.getpid())
         assert hello["models"][0] == {
-            "name": "double", "input_shape": [3], "output_shape": None, "dtype": "float32", "digest": "",
+            "name": "double", "input_shape": [3], "output_shape": None, "dtype": "float32",
+            "digest": "", "batch": 1,
         }  # fmt: skip
         assert hello["models"][1]["name"] == "other"
         peer.send(*task(1), encode(FrameKind.PING), *task(2, model=1))

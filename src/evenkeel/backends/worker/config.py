@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evenkeel.backends.worker.address import parse_address
+from evenkeel.backends.worker.batching import MAX_BATCH
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
 
@@ -34,6 +35,8 @@ class WorkerConfig:
         no_key: take tasks from anybody who can reach a TCP address beyond this machine.
         max_clients: connections at once.
         max_rows: of one task.
+        max_batch: rows of waiting tasks that one pass takes together, at most; fewer where the model gains nothing by
+            more, as is measured at the start; 1: every task is a pass of its own.
         drain_s: how long, after a stop signal, the worker may go on with what is queued.
         parent_pid: dies with that process, however it ends; 0: stands alone.
     """
@@ -50,6 +53,7 @@ class WorkerConfig:
     no_key: bool = False
     max_clients: int = 64
     max_rows: int = 1024
+    max_batch: int = MAX_BATCH
     drain_s: float = 10.0
     parent_pid: int = 0
 
@@ -63,6 +67,7 @@ class WorkerConfig:
             ("max_queued", 1),
             ("max_clients", 1),
             ("max_rows", 1),
+            ("max_batch", 1),
             ("worker_number", 0),
             ("parent_pid", 0),
         ):
@@ -92,6 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-key", action="store_true", help="Take tasks from anybody who can reach a TCP address, without a key.")
     add("--max-clients", type=int, default=64, help="Largest number of connections; more are refused.")
     add("--max-rows", type=int, default=1024, help="Largest number of rows in one task.")
+    add(
+        "--max-batch",
+        type=int,
+        default=MAX_BATCH,
+        help="Largest number of waiting rows in one pass, where the model gains by it (measured); 1: never together.",
+    )
     add("--delay", default="", metavar="LAW", help="Delay to inject, for experiments: two-mode:scale=0.3,seed=7.")
     add("--drain", type=float, default=10.0, dest="drain_s", help="Seconds to finish the queue after SIGTERM.")
     for name in ("queued", "clients", "rows"):  # the older names of these options
@@ -128,6 +139,7 @@ def to_arguments(config: WorkerConfig) -> list[str]:
         "--max-queued": config.max_queued,
         "--max-clients": config.max_clients,
         "--max-rows": config.max_rows,
+        "--max-batch": config.max_batch,
         "--key-file": config.key_file,
         "--delay": config.delay,
         "--worker-number": config.worker_number,

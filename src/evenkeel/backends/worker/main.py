@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import uvloop
 
 from evenkeel.backends.worker.address import parse_address
+from evenkeel.backends.worker.batching import with_batching
 from evenkeel.backends.worker.config import WorkerConfig, config_from
 from evenkeel.backends.worker.key import check_open, read_key
 from evenkeel.backends.worker.model import Model, load_model
@@ -38,7 +39,9 @@ def run_worker(config: WorkerConfig) -> int:
             end_with_parent(config.parent_pid)
         key = read_key(config.key_file)
         check_open(parse_address(config.listen), key, config.no_key)
-        models = [load_model(spec, config.threads) for spec in config.models]
+        # With an injected law every task takes the time that is drawn for it alone.
+        max_batch = 1 if config.delay else config.max_batch
+        models = [with_batching(load_model(spec, config.threads), max_batch) for spec in config.models]
         names = [model.name for model in models]
         if len(set(names)) < len(names):
             raise ConfigurationError(f"two models of one worker have the same name: {', '.join(names)}")

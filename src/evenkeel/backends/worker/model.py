@@ -39,6 +39,8 @@ class Model:
         dtype: numpy name of the input's dtype; None where any is taken.
         relative_cost: of one pass, relative to the classifier's that it backs up.
         digest: of what it computes, as `evenkeel.models.digest` makes it; "" where nobody knows.
+        one_by_one: it takes one row at a time, so that more in one pass gain nothing.
+        batch: rows of waiting tasks that one pass should take together, at most.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Model:
     dtype: str | None = None
     relative_cost: float = 1.0
     digest: str = ""
+    one_by_one: bool = False
+    batch: int = 1
 
 
 def load_model(spec: str, threads: int = 1) -> Model:
@@ -187,7 +191,7 @@ def _load_onnx(path: str, threads: int) -> Model:
         return output
 
     dtype = _CARD_TYPES[card.datatype]
-    model = Model(card.name, run, card.input_shape, card.output_shape, dtype, card.relative_cost, digest)
+    model = Model(card.name, run, card.input_shape, card.output_shape, dtype, card.relative_cost, digest, one_by_one)
     first = run(np.zeros((1, *card.input_shape), dtype))  # so that the first task is not the slow one
     expected = (1, *((*first.shape[1:2], 5 + len(card.classes)) if card.output_shape is None else card.output_shape))
     if first.shape != expected:

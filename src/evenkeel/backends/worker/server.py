@@ -356,6 +356,7 @@ def _hello(models: Sequence[Model], worker_number: int, shares: bool) -> dict[st
                 "output_shape": model.output_shape,
                 "dtype": model.dtype,
                 "digest": model.digest,
+                "batch": model.batch,
             }
             for model in models
         ],

@@ -70,6 +70,7 @@ class RemoteModel:
     output_shape: tuple[int, ...] | None
     dtype: str | None
     digest: str = ""
+    batch: int = 1  # rows of waiting tasks that it may take in one pass
 
 
 @dataclass(frozen=True)
@@ -297,9 +298,13 @@ class WorkerSession:
         call(self._on_change)
         entries, self._open = self._open, {}
         lost = reason if isinstance(reason, BackendLostError) else BackendLostError(str(reason))
-        for place, entry in enumerate(entries.values()):
-            # A worker does one task after the other: it was at work on the oldest, and the others only waited.
-            call(entry.on_reply, Reply(error=lost, began=not place))
+        rows, began = 0, True
+        for entry in entries.values():
+            # A worker does one task after the other: it was at work on the oldest, and on those that may have been in
+            # one pass with it; the others only waited.
+            rows += entry.rows
+            began = began and (rows == entry.rows or rows <= entry.model.batch)
+            call(entry.on_reply, Reply(error=lost, began=began))
 
 
 def call(callback: Callable[..., object], *arguments: object) -> None:
@@ -342,6 +347,7 @@ def _read_hello(hello: dict[str, Any]) -> WorkerHello:
                 _shape(each["output_shape"]),
                 each["dtype"],
                 str(each.get("digest", "")),
+                int(each.get("batch", 1)),
             )
             for number, each in enumerate(hello["models"])
         }

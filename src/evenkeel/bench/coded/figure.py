@@ -35,9 +35,9 @@ def coded_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     styles = {code: (PALETTE[place % len(PALETTE)], "-") for place, code in enumerate(coded)}
     styles |= {"wait": (GREY, "-"), "drop": (INK, "--")}
     legend = -(-len(codes) // 4)
-    with drawing(0.6 + 2.0 * len(settings) + 0.19 * legend, left=0.6, right=0.25, top=0.5 + 0.19 * legend) as figure:
+    with drawing(0.6 + 2.0 * len(settings) + 0.19 * legend, left=0.75, right=0.25, top=0.5 + 0.19 * legend) as figure:
         grid = figure.subplots(len(settings), len(_PANELS), squeeze=False)
-        figure.subplots_adjust(wspace=0.42, hspace=0.62)
+        figure.subplots_adjust(wspace=0.5, hspace=0.62)
         handles: dict[str, Any] = {}
         for line, ((data, bias, absence, delay), some) in zip(grid, settings, strict=True):
             for panel, (along, what) in zip(line, _PANELS, strict=True):

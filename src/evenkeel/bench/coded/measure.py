@@ -46,8 +46,7 @@ class _Learner:
         """Gives the mean gradient over the partitions that are told."""
         products = self._products(weights)
         slopes = np.where(told[:, None], self.slopes(products), 0.0)
-        total = slopes.ravel().astype(np.float32) @ self.flat
-        return self._mean(total.astype(np.float64), weights, told)
+        return self._mean(self._gathered(slopes.astype(np.float32)), weights, told)
 
     def coded(self, weights: FloatArray, outcome: RoundOutcome) -> FloatArray:
         """Gives the mean gradient as the coordinator solves for it; devices compute in float32."""
@@ -55,7 +54,7 @@ class _Learner:
         everything = np.ones(self.devices, bool)
         if isinstance(self.code, GradientCode):
             factors = self.slopes(self._products(weights)).astype(np.float32)
-            own = np.stack([factor @ rows for factor, rows in zip(factors, self.parts.rows, strict=True)])
+            own = np.matmul(factors[:, None], self.parts.rows)[:, 0]
             replies = self.code.rows[list(outcome.blocks)].astype(np.float32) @ own
             began = perf_counter()
             total = self.code.decoder(outcome.blocks).values(replies)[0]
@@ -73,7 +72,7 @@ class _Learner:
         self.decoding_s.append(perf_counter() - began)
         placed = np.zeros((self.devices, self.most), np.float32)
         placed[alone] = shares[: len(alone)]
-        total = (placed.ravel() @ self.flat).astype(np.float64)
+        total = self._gathered(placed)
         for share, rows in zip(shares[len(alone) :], self.sums[sums], strict=True):
             total += share @ rows
         return self._mean(total, weights, everything)
@@ -91,6 +90,12 @@ class _Learner:
         cost = float(_LOSS.cost(self._products(weights), self.parts.labels)[self.real].mean())
         right = (self.data.test_rows @ weights.astype(np.float32) > 0) == (self.data.test_labels > 0)
         return cost + self.penalty / 2 * float(weights @ weights), float(right.mean())
+
+    def _gathered(self, factors: Array) -> FloatArray:
+        """Gives the sum of what each device's transposed partition gives: float32 on devices, float64 here."""
+        replies: Array = np.matmul(factors[:, None], self.parts.rows)[:, 0]
+        total: FloatArray = replies.sum(axis=0, dtype=np.float64)
+        return total
 
     def _products(self, weights: FloatArray) -> FloatArray:
         found: FloatArray = (self.flat @ weights.astype(np.float32)).astype(np.float64)

@@ -49,7 +49,7 @@ def mds(devices: int, *, extra: int = 0, own: int = 0, seed: int = 0) -> Partiti
     name = f"mds:{_place(extra, own)}"
 
     def draw(random: np.random.Generator) -> PartitionCode:
-        return PartitionCode(random.standard_normal((len(holders), devices)), holders, name=name)
+        return PartitionCode(_short(random.standard_normal((len(holders), devices))), holders, name=name)
 
     return _best(draw, seed, min(len(holders), 2))
 
@@ -107,7 +107,7 @@ def balanced(
         parity = np.zeros((sums, devices))
         for partition, targets in enumerate(_spread(holders, weights, copies, random)):
             signs = random.choice([-1.0, 1.0], copies)
-            parity[targets, partition] = signs * random.uniform(0.5, 1.5, copies)
+            parity[targets, partition] = signs * _short(random.uniform(0.5, 1.5, copies))
         kept = parity.any(axis=1)
         return PartitionCode(parity[kept], np.array(holders)[kept].tolist(), name=name)
 
@@ -219,6 +219,17 @@ def linear_code(text: str, devices: int, *, sizes: ArrayLike | None = None) -> L
     if sizes is not None and make in (balanced, replication):
         arguments["sizes"] = sizes
     return make(devices, **arguments)
+
+
+def _short(coefficients: FloatArray) -> FloatArray:
+    """Rounds coefficients to multiples of 1/256, and none to zero.
+
+    Devices that compute in float32 then use the very coefficients that are solved with. Rounding them there would make
+    one error in all rows, which does not average out; and sums of whole numbers, such as 0 and 1, are exact.
+    """
+    steps = np.rint(coefficients * 256)
+    rounded: FloatArray = np.where(steps == 0, 1.0, steps) / 256
+    return rounded
 
 
 def _holders(devices: int, extra: int, own: int, name: str) -> list[int]:

@@ -87,7 +87,8 @@ class Replica(Node):
         if reply.outputs is None:
             return None
         self.well_at_s = now_s
-        return now_s - since_s
+        # Replies of one pass come together; what the worker says of it is the time of each.
+        return max(now_s - since_s, reply.service_s or 0.0)
 
     def back(self, now_s: float, sent_s: float, reply: Reply, expired: bool = False) -> None:
         """Learns from a task that came back."""
