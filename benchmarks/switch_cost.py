@@ -4,13 +4,14 @@ python benchmarks/switch_cost.py --json switch_cost.json
 """
 
 import argparse
-import json
 import socket
 import statistics
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+from output import show, write_json
 
 from evenkeel.switch.aggregator import SERVER, Job, Rule, SlotPolicy
 from evenkeel.switch.kernel import Member, load_program
@@ -58,21 +59,30 @@ def measure(policy: str, lanes: LaneType, mtu: int, repeat: int, runs: int) -> d
     return row
 
 
+COLUMNS = {
+    "policy": ("policy", ""),
+    "lanes": ("lanes", ""),
+    "mtu": ("mtu", "d"),
+    "coordinates": ("coordinates", "d"),
+    "add_ns": ("add, ns", "d"),
+    "duplicate_ns": ("drop, ns", "d"),
+    "add_ns_per_coordinate": ("ns a coordinate", ".3f"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=200_000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     rows = []
     for policy in ("unlimited", "esa", "assoc"):
         for lanes in (LaneType.BYTES, LaneType.THC, LaneType.SHORTS, LaneType.INTS):
             for mtu in (1500, 3498) if policy == "esa" else (1500,):
                 rows.append(measure(policy, lanes, mtu, chosen.repeat, chosen.runs))
-                print(rows[-1])
-    if chosen.json:
-        with open(chosen.json, "w") as file:
-            json.dump({"rows": rows}, file, indent=1)
+    show("A packet's cost in the XDP program; drop: the same without adding", rows, COLUMNS)
+    write_json(chosen.json, {"repeat": chosen.repeat, "runs": chosen.runs}, rows)
 
 
 if __name__ == "__main__":

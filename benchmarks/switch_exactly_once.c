@@ -1,8 +1,11 @@
 /* Workers, a server for each job and one switch around the C rule, on a network that loses, doubles and reorders, while
  * workers and servers are killed and start again. Every result that a worker takes is compared with the sum that it should
  * be. One thread, whole numbers, seeded: a run can be repeated. */
+#include <linux/bpf.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "rule.h"
 
@@ -49,6 +52,9 @@ struct settings {
 	uint64_t fragments, seed;
 	uint32_t jobs, workers, loss, twice, late; /* the last three of 1,000,000 */
 	uint32_t restart_every;			   /* fragments of a job; 0: never */
+	int32_t program;			   /* the switch in the kernel, where it is what steps; or -1 */
+	uint32_t with_server;			   /* 1; SwitchML has none */
+	uint64_t *clock;			   /* that of the program */
 };
 
 struct outcome {
@@ -331,6 +337,42 @@ static void at_server(struct world *w, const struct event *e)
 	}
 }
 
+/* Steps the program in the kernel by a test run, and tells its answer as `ek_step` does. */
+static struct ek_sent step_program(struct world *w, const struct ek_header *came, uint32_t sender, struct ek_header *out, uint64_t *words)
+{
+	static uint8_t frame[42 + EK_HEADER_BYTES + 8 * WORDS], left[4096];
+	const uint32_t size = EK_HEADER_BYTES + 8 * came->words, udp = size + 8, ip = udp + 20;
+	const uint8_t headers[42] = {[12] = 8, 0, 0x45, 0, ip >> 8, ip, [22] = 64, 17, [26] = 10, 1, 0, sender + 1, 10, 1, 0,
+				     sender == EK_SERVER_ID ? 1 : EK_SERVER_ID + 1, 5000 >> 8, 5000 & 255, 7000 >> 8,
+				     7000 & 255, udp >> 8, udp};
+	struct ek_sent sent = {EK_NOBODY, 0, 0};
+	union bpf_attr attr;
+
+	memcpy(frame, headers, sizeof(headers));
+	memcpy(frame + 42, came, size);
+	memset(&attr, 0, sizeof(attr));
+	attr.test.prog_fd = w->set.program;
+	attr.test.data_in = (uint64_t)(uintptr_t)frame;
+	attr.test.data_out = (uint64_t)(uintptr_t)left;
+	attr.test.data_size_in = 42 + size;
+	attr.test.data_size_out = sizeof(left);
+	attr.test.repeat = 1;
+	*(volatile uint64_t *)w->set.clock = w->now;
+	if (syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attr, sizeof(attr)))
+		abort();
+	if (attr.test.retval == XDP_PASS) {
+		sent.to = sender == EK_SERVER_ID ? EK_WORKERS : EK_SERVER;
+	} else if (attr.test.retval == XDP_REDIRECT) {
+		memcpy(out, left + 42, EK_HEADER_BYTES);
+		memcpy(words, left + 42 + EK_HEADER_BYTES, 8 * out->words);
+		sent.filled = out->kind != EK_REMINDER;
+		sent.to = out->kind == EK_RESULT ? EK_ALL : EK_SERVER;
+	} else if (attr.test.retval != XDP_DROP) {
+		abort();
+	}
+	return sent;
+}
+
 static void at_switch(struct world *w, const struct event *e)
 {
 	struct ek_header out;
@@ -339,7 +381,10 @@ static void at_switch(struct world *w, const struct event *e)
 		struct ek_header header;
 		uint64_t words[WORDS];
 	} came = {e->header, {e->words[0], e->words[1]}};
-	struct ek_sent sent = ek_step(w->table, &came.header, EK_HEADER_BYTES + 8 * e->header.words, e->sender, w->now, &out, words);
+	struct ek_sent sent =
+		w->set.program >= 0
+			? step_program(w, &came.header, e->sender, &out, words)
+			: ek_step(w->table, &came.header, EK_HEADER_BYTES + 8 * e->header.words, e->sender, w->now, &out, words);
 	const struct ek_header *h = sent.filled ? &out : &e->header;
 	const uint64_t *with = sent.filled ? words : e->words;
 	uint32_t worker;
@@ -395,7 +440,7 @@ int run(const struct settings *settings, struct ek_table *table, struct outcome 
 {
 	struct world *w = calloc(1, sizeof(*w));
 	uint64_t next_tick = 10000, last_progress = 0;
-	uint32_t job, worker, done, server = table->rule.policy != EK_SWITCHML;
+	uint32_t job, worker, done, server = settings->with_server;
 
 	w->set = *settings;
 	w->table = table;
@@ -404,7 +449,7 @@ int run(const struct settings *settings, struct ek_table *table, struct outcome 
 	for (job = 0; job < settings->jobs; job++) {
 		struct ek_job *known = table->jobs + job;
 
-		w->jobs[job].token = draw(w) | 1;
+		w->jobs[job].token = 1000 + job;
 		known->token = w->jobs[job].token;
 		known->workers = settings->workers;
 		known->words = WORDS;

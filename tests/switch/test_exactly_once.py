@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from switch_packets import RULES, needs_compiler
+from switch_packets import RULES, needs_compiler, why_no_kernel
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "switch_exactly_once.py"
+WHY_NOT = why_no_kernel()
 pytestmark = needs_compiler
 
 
@@ -36,3 +37,17 @@ def test_a_rule_that_adds_twice_is_found_out():
     done = ran("--broken", "--policies", "esa")
     assert done.returncode == 1
     assert "wrong 0 " not in done.stdout
+
+
+@pytest.mark.root
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+def test_the_kernel_goes_the_same_way_step_by_step(tmp_path):
+    rows = []
+    for where in ((), ("--kernel",)):
+        file = tmp_path / "rows.json"
+        done = ran("--fragments", "5000", "--policies", "unlimited,atp,esa,assoc", "--json", str(file), *where)
+        assert done.returncode == 0, done.stdout + done.stderr
+        rows.append(json.loads(file.read_text())["rows"])
+    for user, kernel in zip(*rows, strict=True):
+        differ = {name for name in user if user[name] != kernel[name]}
+        assert differ <= {"by", "seconds"}
