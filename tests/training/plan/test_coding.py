@@ -1,6 +1,7 @@
 """`evenkeel plan coding`: what it compares, recommends, shows, writes and refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -34,6 +35,17 @@ def test_every_family_is_as_small_as_it_can_be_and_reliable(small):
         *before, (moved, chance) = small.sweep[family]
         assert (moved, chance) == (option.setup_transfers, option.found.probability)
         assert all(chance.value < 0.98 for _, chance in before)
+
+
+def test_for_many_devices_the_smallest_is_found_without_looking_at_all(monkeypatch):
+    whole = {family: points[-1] for family, points in plan_coding(SMALL).sweep.items()}
+    monkeypatch.setattr("evenkeel.training.plan.coding._FEW", 7)
+    quick = plan_coding(SMALL)
+    for family, option in by_family(quick).items():
+        if family not in ("no code", "balanced, extra devices"):  # of which other designs are looked at
+            assert option.setup_transfers == whole[family][0], family
+        if family != "no code":
+            assert quick.sweep[family][-1][0] == option.setup_transfers
 
 
 def test_costs_of_simple_codes_by_hand(small):
@@ -80,8 +92,6 @@ def test_the_break_even_is_where_totals_meet():
 def test_what_is_recommended_moves_least_and_fits(small):
     assert small.recommended.family == "hedged replication in groups"
     assert "Where devices have room for 2, use balanced" in small.sentence
-    from dataclasses import replace
-
     tight = plan_coding(replace(SMALL, room=2))
     assert tight.recommended.storage_most <= 2
     assert tight.recommended.family == "balanced"
@@ -121,7 +131,7 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--devices", "1"], "devices: must be a whole number from 2 to 200, found 1"),
+        (["--devices", "1"], "devices: must be a whole number from 2 to 100, found 1"),
         (["--absence", "0"], "absence: must be above 0"),
         (["--absence", "nan"], "absence: must be above 0"),
         (["--success", "1"], "success: must be from 0.5"),

@@ -30,7 +30,7 @@ _GOOD_CONDITION = 30.0  # the best of small losses that is looked for: then anot
 _DRAWS = 8  # of a random design, of which the best is kept
 _MAX_DEVICES = 1000
 _MAX_PATTERNS = 20_000  # sets of devices that are looked at
-_PATTERN_WORK = 2e8  # partitions^3 for each pattern that is looked at: about a second
+_PATTERN_WORK = 3.2e9  # partitions^4 for each of those sets: seconds, whatever the number of devices
 
 
 def mds(devices: int, *, extra: int = 0, own: int = 0, seed: int = 0) -> PartitionCode:
@@ -322,7 +322,7 @@ def small_losses(devices: int, losses: int, partitions: int) -> Array:
 
 def _budget(partitions: int) -> int:
     """Gives how many sets of devices may be looked at."""
-    return min(max(200, int(_PATTERN_WORK / partitions**3)), _MAX_PATTERNS)
+    return min(max(200, int(_PATTERN_WORK / partitions**4)), _MAX_PATTERNS)
 
 
 def _some_losses(devices: int, size: int, count: int) -> Array:

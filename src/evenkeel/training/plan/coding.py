@@ -18,6 +18,7 @@ __all__ = ["FAMILIES", "CodingInputs", "CodingOption", "CodingPlan", "bytes_text
 _NUMBER_BYTES = 4  # float32 on the devices
 _INDEX_BYTES = 4  # of the column of a number, where most are zero
 _DRAWS = 400  # rounds of which the bytes are averaged
+_FEW = 30  # devices; every size of a code is looked at for so many
 _QUICK = 2_000  # losses to count, and to draw, while the smallest code is looked for
 _NEAR = 1.1  # of the fewest bytes: less is within what a plan leaves out
 _REPLICATION = "hedged replication"
@@ -156,7 +157,9 @@ def _balanced_extra(devices: int, absence: float, success: float) -> Iterator[st
     A partition is gone where it and its copies are: `devices * absence^(copies + 1)` bounds what can be reached.
     """
     copies = max(1, ceil(log(devices / (1 - success)) / log(1 / absence) - 1)) if absence else 1
-    for more in range(copies, min(copies + 2, devices)):
+    if devices > _FEW:  # in one row, reliability must grow
+        copies += 1
+    for more in range(copies, min(copies + 1 + (devices <= _FEW), devices)):
         for extra in range(more, devices + 1):
             yield f"balanced:copies={more},extra={extra}"
 
@@ -176,17 +179,10 @@ def plan_coding(inputs: CodingInputs, done: Callable[[str], object] = lambda fam
     left_out: list[str] = []
     sweep: dict[str, list[tuple[int, Estimate]]] = {}
     for family, texts in FAMILIES.items():
-        points = sweep.setdefault(family, [])
-        for text in texts(inputs.devices, inputs.absence, inputs.success):
-            code = linear_code(text, inputs.devices)
-            found = decodability(code, inputs.absence, patterns=_QUICK, draws=_QUICK)
-            near = found.probability.high >= inputs.success
-            if near:
-                found = decodability(code, inputs.absence)
-            points.append((len(code.transfers), found.probability))
-            if near and found.probability.value >= inputs.success:
-                options.append(_option(family, text, code, found, inputs))
-                break
+        found = _smallest(list(texts(inputs.devices, inputs.absence, inputs.success)), inputs)
+        sweep[family] = [(len(each.code.transfers), each.found.probability) for each in found]
+        if found and found[-1].reliable:
+            options.append(_option(family, found[-1], inputs))
         else:
             left_out.append(family)
         done(family)
@@ -198,9 +194,60 @@ def plan_coding(inputs: CodingInputs, done: Callable[[str], object] = lambda fam
     return CodingPlan(inputs, tuple(options), tuple(left_out), sweep, recommended, sentence)
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """Holds a code that was looked at."""
+
+    text: str
+    code: LinearCode
+    found: Decodability
+    reliable: bool
+
+
+def _smallest(texts: Sequence[str], inputs: CodingInputs) -> list[_Candidate]:
+    """Looks for the first code that is reliable enough; gives those that it looked at, the one that it found last.
+
+    For few devices it looks at one after the other, which is what the figure shows. For many it doubles the step until
+    one is reliable, and then halves: further on in the list, codes are more reliable.
+    """
+    if inputs.devices <= _FEW:
+        looked = []
+        for text in texts:
+            looked.append(_look(text, inputs))
+            if looked[-1].reliable:
+                break
+        return looked
+    seen: dict[int, _Candidate] = {}
+    low, high, step = -1, len(texts) - 1, 1
+    while low + 1 < high:
+        place = min(low + step, high - 1) if step else (low + high) // 2
+        seen[place] = _look(texts[place], inputs)
+        if seen[place].reliable:
+            high, step = place, 0
+        else:
+            low, step = place, 2 * step
+    if high not in seen and texts:
+        seen[high] = _look(texts[high], inputs)
+    return [seen[place] for place in sorted(seen) if place <= high]
+
+
+def _look(text: str, inputs: CodingInputs) -> _Candidate:
+    """Makes a code and finds how probably it decodes: roughly, and well where it may be reliable enough."""
+    code = linear_code(text, inputs.devices)
+    # The work for each set of devices grows with their number.
+    effort = min(1.0, (_FEW / inputs.devices) ** 2)
+    few = max(200, int(effort * _QUICK))
+    found = decodability(code, inputs.absence, patterns=few, draws=few)
+    reliable = False
+    if found.probability.high >= inputs.success:
+        found = decodability(code, inputs.absence, patterns=int(effort * 20_000), draws=int(effort * 10_000))
+        reliable = found.probability.value >= inputs.success
+    return _Candidate(text, code, found, reliable)
+
+
 def _check(inputs: CodingInputs) -> None:
     for name, value, low, high in (
-        ("devices", inputs.devices, 2, 200),
+        ("devices", inputs.devices, 2, 100),
         ("rounds", inputs.rounds, 1, 10**9),
         ("samples", inputs.samples, inputs.devices, 10**12),
         ("features", inputs.features, 1, 10**9),
@@ -239,8 +286,9 @@ def _uncoded(inputs: CodingInputs) -> CodingOption:
     )
 
 
-def _option(family: str, text: str, code: LinearCode, found: Decodability, inputs: CodingInputs) -> CodingOption:
+def _option(family: str, candidate: _Candidate, inputs: CodingInputs) -> CodingOption:
     """Gives the costs of a code."""
+    text, code, found = candidate.text, candidate.code, candidate.found
     devices, rows, features = inputs.devices, inputs.rows, inputs.features
     partition_bytes = inputs.partition_bytes(inputs.density)
     weights = (code.rows != 0).sum(axis=1)
