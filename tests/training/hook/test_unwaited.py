@@ -31,6 +31,12 @@ def unwaiting(ranks: Collectives, losses: Any = None) -> FakeReducer:
     return reducer
 
 
+def average(unwaited: Unwaited, vector: Tensor, code: ErrorFeedback, step: int, reducer: Any) -> Tensor:
+    means, plain = unwaited.average([(0, vector)], code, None, reducer, step)
+    assert plain is None
+    return means[0]
+
+
 def test_averages_are_near_and_alike_on_all_ranks() -> None:
     def work(ranks: Collectives) -> list[list[Tensor]]:
         state, model = HookState(CODE, reducer=unwaiting(ranks)), Model(SHAPES)
@@ -59,7 +65,7 @@ def test_only_the_first_coded_round_waits_for_statistics() -> None:
         ranks.largest = counted  # type: ignore[method-assign]
         for step in range(5):
             vector = torch.randn(300, generator=torch.Generator().manual_seed(step + 10 * ranks.rank))
-            unwaited.average(vector, code, Round(ranks.rank, ranks.world, step), reducer)
+            average(unwaited, vector, code, step, reducer)
         return asked
 
     assert in_threads(3, work) == [1, 1, 1]
@@ -74,9 +80,8 @@ def test_what_was_late_comes_with_a_later_step() -> None:
         common = torch.linspace(-1, 1, length)
         for step in range(steps):
             vector = common + 0.1 * torch.randn(length, generator=torch.Generator().manual_seed(step + 99 * ranks.rank))
-            this_round = Round(ranks.rank, ranks.world, step)
             given = given + vector
-            got = got + unwaited.average(vector, code, this_round, reducer)
+            got = got + average(unwaited, vector, code, step, reducer)
         owed = code.memory(0)
         assert owed is not None
         return given, got, owed
@@ -96,7 +101,7 @@ def test_a_gradient_that_is_not_finite_poisons_the_round_and_nothing_else() -> N
             vector = torch.ones(100)
             if step in (0, 3) and ranks.rank == 1:
                 vector[7] = torch.inf if step else torch.nan
-            found.append(unwaited.average(vector, code, Round(ranks.rank, ranks.world, step), reducer))
+            found.append(average(unwaited, vector, code, step, reducer))
         return found
 
     for found in in_threads(3, work):
@@ -111,7 +116,7 @@ def test_statistics_survive_their_way(value: float) -> None:
         code = ErrorFeedback(THC(bits=8, block=64))
         vector = torch.full([64], value)
         for step in range(3):
-            mean = unwaited.average(vector, code, Round(ranks.rank, 2, step), reducer)
+            mean = average(unwaited, vector, code, step, reducer)
         return float((mean - value).abs().max())
 
     assert all(off <= 0.2 * value for off in in_threads(2, work))

@@ -187,16 +187,15 @@ def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stop
 
 def _average_unwaited(plan: BucketPlan, code: SumCode, reducer: Reducer, unwaited: Unwaited, tally: Meter) -> None:
     ranks, scale = reducer.ranks, plan.loss_scale
-    for unit in plan.units:
-        this_round = Round(ranks.rank, ranks.world, plan.step, unit.number)
-        mean = unwaited.average(_joined(unit.views).to(torch.float32) / scale, code, this_round, reducer)
-        code.observe(mean, this_round, ranks.broadcast)
+    vectors = [(unit.number, _joined(unit.views).to(torch.float32) / scale) for unit in plan.units]
+    plain = (plan.plain_number, _joined(plan.plain).to(torch.float32) / scale) if plan.plain else None
+    means, plain_mean = unwaited.average(vectors, code, plain, reducer, plan.step)
+    for unit, mean in zip(plan.units, means, strict=True):
+        code.observe(mean, Round(ranks.rank, ranks.world, plan.step, unit.number), ranks.broadcast)
         _write(unit.views, mean * scale)
         tally.coordinates += mean.numel()
-    if plan.plain:
-        this_round = Round(ranks.rank, ranks.world, plan.step, plan.plain_number)
-        mean = unwaited.average_plain(_joined(plan.plain).to(torch.float32) / scale, this_round, reducer)
-        _write(plan.plain, mean * scale)
+    if plain_mean is not None:
+        _write(plan.plain, plain_mean * scale)
 
 
 def _sample_error(code: SumCode, vector: Tensor, decoded: Tensor, this_round: Round, tally: Meter) -> None:

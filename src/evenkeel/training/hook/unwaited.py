@@ -10,16 +10,18 @@ For codes whose statistics are scales: zero or more, infinite where a vector is 
 Not kept here: exact zeros of rows and columns, since no rank knows where all others have zeros.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from evenkeel.coding.sum_code import SumCode, count_per_granule
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.integer_lanes import IntegerWire, pack_bits
-from evenkeel.coding.wire import Round
+from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.reducers.reducer import Reducer
 
 __all__ = ["Unwaited"]
@@ -44,63 +46,118 @@ class Unwaited:
     plain_code: ErrorFeedback = field(default_factory=lambda: ErrorFeedback(FixedPoint(bits=16, block=_GRANULE)))
     _known: dict[int, Tensor] = field(default_factory=dict)
 
-    def average(self, vector: Tensor, code: SumCode, this_round: Round, reducer: Reducer) -> Tensor:
-        """Gives the mean of the ranks' vectors that were on time.
+    def average(
+        self,
+        vectors: Sequence[tuple[int, Tensor]],
+        code: SumCode,
+        plain: tuple[int, Tensor] | None,
+        reducer: Reducer,
+        step: int,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Gives the means of the ranks' vectors that were on time: a sum for each, and one for all the rest.
 
         Args:
-            vector: this rank's, float32 `[length]`.
-            code: what codes it.
-            this_round: whose it is; `bucket` numbers the unit.
+            vectors: this rank's units, float32 `[length]` each, with their numbers.
+            code: what codes them.
+            plain: what is not compressed, and its number; None where there is nothing.
             reducer: who adds.
+            step: number of the training step.
 
         Raises:
             ReducerError: a peer is gone or silent.
         """
-        known = self._known.get(this_round.bucket)
-        own = code.measure(vector, this_round)
-        if known is not None:
-            stats = known * _MARGIN
-            if not bool(own.isfinite().all()):
-                vector = torch.zeros_like(vector)  # it must not get into what error feedback owes
-        else:
-            stats = reducer.ranks.largest(own) if own.numel() else own
-            known = torch.where(stats.isfinite(), stats, 0.0)
-        mean = self._sum(vector, code, stats, this_round, reducer)
-        if not own.numel():
-            return mean
-        self._known[this_round.bucket], infinite = _agreed(own, known, this_round, reducer)
-        return torch.full_like(mean, torch.nan) if infinite else mean
-
-    def average_plain(self, vector: Tensor, this_round: Round, reducer: Reducer) -> Tensor:
-        """Does the same for what is not compressed."""
-        apart = Round(this_round.rank, this_round.world, this_round.step, this_round.bucket + _PLAIN)
-        return self.average(vector, self.plain_code, apart, reducer)
+        ranks = reducer.ranks
+        units = [
+            _Summand.of(vector, code, Round(ranks.rank, ranks.world, step, number), self._known, reducer)
+            for number, vector in vectors
+        ]
+        means = [unit.mean(reducer.total(unit.wire, unit.message, unit.lanes, unit.this_round)) for unit in units]
+        aside = None
+        if plain is not None:
+            this_round = Round(ranks.rank, ranks.world, step, plain[0] + _PLAIN)
+            aside = _Summand.of(plain[1], self.plain_code, this_round, self._known, reducer)
+        rows = [_logarithms(unit.own) for unit in (*units, *([aside] if aside else []))]
+        if aside is not None:
+            rows.append(aside.wire.unpack(aside.message, aside.lanes).to(torch.int32))
+        found = _summed(rows, Round(ranks.rank, ranks.world, step), reducer)
+        for place, unit in enumerate(units):
+            means[place] = self._agree(unit, found[place], means[place])
+        if aside is None:
+            return means, None
+        mean = aside.mean(found[-1])
+        return means, self._agree(aside, found[len(units)], mean)
 
     def forget(self) -> None:
         """Waits for all ranks once more: after buckets were rebuilt."""
         self._known.clear()
 
-    @staticmethod
-    def _sum(vector: Tensor, code: SumCode, stats: Tensor, this_round: Round, reducer: Reducer) -> Tensor:
-        length = vector.numel()
-        message, lanes = code.encode(vector, stats, this_round), code.lanes(length, this_round)
-        total = reducer.total(code.wire(this_round.world), message, lanes, this_round)
+    def _agree(self, unit: "_Summand", told: Total, mean: Tensor) -> Tensor:
+        """Takes over the mean of the ranks' statistics; gives the unit's mean, not finite where a rank's was not."""
+        count = unit.own.numel()
+        if not count:
+            return mean
+        assert isinstance(told.count, Tensor)
+        sums, counts = told.sums, told.count.repeat_interleave(_GRANULE)[:count]
+        infinite = sums >= _INFINITE
+        means = torch.exp2((sums / counts.clamp(min=1) - 1) / _STEPS + _LEAST).to(torch.float32)
+        means = torch.where(sums > 0, means, 0.0)
+        self._known[unit.this_round.bucket] = torch.where((counts > 0) & ~infinite, means, unit.known)
+        return torch.full_like(mean, torch.nan) if bool(infinite.any()) else mean
+
+
+@dataclass(frozen=True)
+class _Summand:
+    """Holds a vector about to be summed: its message, and the statistics that it was encoded with."""
+
+    code: SumCode
+    this_round: Round
+    length: int
+    own: Tensor
+    known: Tensor
+    stats: Tensor
+    message: Tensor
+    lanes: int
+    wire: Wire
+
+    @classmethod
+    def of(
+        cls, vector: Tensor, code: SumCode, this_round: Round, known: Mapping[int, Tensor], reducer: Reducer
+    ) -> "_Summand":
+        before, own = known.get(this_round.bucket), code.measure(vector, this_round)
+        if before is not None:
+            stats = before * _MARGIN
+            if not bool(own.isfinite().all()):
+                vector = torch.zeros_like(vector)  # it must not get into what error feedback owes
+        else:
+            stats = reducer.ranks.largest(own) if own.numel() else own
+            before = torch.where(stats.isfinite(), stats, 0.0)
+        message, lanes = code.encode(vector, stats, this_round), code.lanes(vector.numel(), this_round)
+        wire = code.wire(this_round.world)
+        return cls(code, this_round, vector.numel(), own, before, stats, message, lanes, wire)
+
+    def mean(self, total: Total) -> Tensor:
+        """Decodes a total; what was left out of it goes back into memory."""
         if total.lost is not None:
-            code.dropped(this_round, total.lost)
-        return code.decode(total, stats, length, this_round)
+            self.code.dropped(self.this_round, total.lost)
+        return self.code.decode(total, self.stats, self.length, self.this_round)
 
 
-def _agreed(own: Tensor, known: Tensor, this_round: Round, reducer: Reducer) -> tuple[Tensor, bool]:
-    """Gives the mean of the ranks' statistics, those known where nobody was on time; and whether one was infinite."""
-    wire, count = IntegerWire(_BITS, _INFINITE, _GRANULE, this_round.world), own.numel()
-    total = reducer.total(wire, pack_bits(_logarithms(own), _BITS), count, this_round)
-    sums = wire.lanes_of(total, count).to(torch.int64)
-    granules = count_per_granule(total.count, -(-count // _GRANULE), this_round, sums.device)
-    counts = granules.repeat_interleave(_GRANULE)[:count]
-    infinite = sums >= _INFINITE
-    means = torch.exp2((sums / counts.clamp(min=1) - 1) / _STEPS + _LEAST).to(torch.float32)
-    means = torch.where(sums > 0, means, 0.0)
-    return torch.where((counts > 0) & ~infinite, means, known), bool(infinite.any())
+def _summed(rows: Sequence[Tensor], this_round: Round, reducer: Reducer) -> list[Total]:
+    """Adds rows of whole numbers in one sum; gives each row's total, with a count for each granule."""
+    wire = IntegerWire(_BITS, _INFINITE, _GRANULE, this_round.world)
+    padded = torch.cat([pad(row, (0, -row.numel() % _GRANULE)) for row in rows])
+    if not padded.numel():
+        return [Total(row, torch.zeros(0, dtype=torch.int64)) for row in rows]
+    total = reducer.total(wire, pack_bits(padded, _BITS), padded.numel(), this_round)
+    sums = wire.lanes_of(total, padded.numel())
+    granules = [-(-row.numel() // _GRANULE) for row in rows]
+    counts = torch.split(count_per_granule(total.count, sum(granules), this_round, sums.device), granules)
+    lost = [None] * len(rows) if total.lost is None else torch.split(total.lost, granules)
+    parts = torch.split(sums, [each * _GRANULE for each in granules])
+    return [
+        Total(part[: row.numel()], count, lost=None if gone is None or not bool(gone.any()) else gone)
+        for part, row, count, gone in zip(parts, rows, counts, lost, strict=True)
+    ]
 
 
 def _logarithms(stats: Tensor) -> Tensor:
