@@ -79,7 +79,7 @@ def test_the_offload_and_the_disagreement_are_bounded() -> None:
     found = certify(population(5000, 8), sequence(population(1000, 7), promise), promise, tuning=population(1000, 7))
     truth = Curve.of(WHOLE, np.array([found.threshold]))
     assert 1 - truth.local[0] / truth.n <= found.offload_high
-    assert truth.apart[0] / truth.n <= found.disagreement_high <= 0.1 + 1e-9
+    assert truth.apart[0] / truth.n <= found.disagreement_high <= 0.12
     assert found.offload < found.offload_high < found.offload + 0.02
 
 

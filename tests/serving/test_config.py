@@ -98,6 +98,8 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     for example in examples:
         assert raw.pop(example)
     assert raw["policy"].pop("default_label") == 0
+    assert raw["policy"].pop("certificate")
+    assert set(raw.pop("promises")) == {"default", "audit", "audit_file"}
     config = read_config(raw)
     assert config == ServeConfig(name="cifar10-base")
     fields = set(ServeConfig.__dataclass_fields__) - {
@@ -106,6 +108,10 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         "remote_model",
         "remote_version",
         "worker_key_file",
+        "certificate",
+        "promise",
+        "audit",
+        "audit_file",
     }
     assert {name.removesuffix("_bytes").removesuffix("_s") for name in fields} == set(raw)
 

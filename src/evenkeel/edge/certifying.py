@@ -15,7 +15,7 @@ from evenkeel.promises.certificate import BUCKETS, bucket_of
 from evenkeel.promises.promise import NEVER, Promise
 from evenkeel.promises.thresholds import Curve, Pairs, Threshold, certify, naive, sequence, split
 
-__all__ = ["Certified", "Tested", "certify_all", "temperature_of"]
+__all__ = ["Certified", "Tested", "asked", "certify_all", "temperature_of"]
 
 _TEMPERATURES = np.geomspace(0.05, 20.0, 241)
 _INTERVAL = 0.025  # beside either end of a 95 % interval
@@ -157,11 +157,11 @@ def _certified(tuning: Pairs, calibration: Pairs, test: Pairs, promise: Promise,
         value, low, high = 1 - risk, 1 - upper_bound(bad, n, _INTERVAL), 1 - lower_bound(bad, n, _INTERVAL)
     return Tested(
         found, len(test), value, low, high, 1 - float(curve.local[0]) / len(test), naive(calibration, order, promise),
-        _asked(calibration, order, found, promise),
+        asked(calibration, order, found, promise),
     )  # fmt: skip
 
 
-def _asked(calibration: Pairs, order: FloatArray, found: Threshold, promise: Promise) -> int:
+def asked(calibration: Pairs, order: FloatArray, found: Threshold, promise: Promise) -> int:
     """Counts what had to be known: down to the first threshold that failed, and no further."""
     if promise.kind == "min_accuracy":
         return len(calibration)

@@ -31,7 +31,7 @@ from evenkeel.images.image_set import ImageSet, read_images
 from evenkeel.models.cards import ModelCard, class_difference, load_card
 from evenkeel.models.digest import card_digest
 from evenkeel.models.labels import number_labels
-from evenkeel.promises.certificate import BUCKETS, Certificate, check_promises
+from evenkeel.promises.certificate import BUCKETS, Certificate, check_promises, read_certificate
 from evenkeel.promises.promise import KINDS, Promise
 from evenkeel.serving.config import CodeConfig, ServeConfig, load_raw, read_config
 
@@ -116,6 +116,11 @@ def run_certify(arguments: CertifyArguments) -> None:
     arguments.outputs.check()
     check_outputs(out=arguments.out, yaml=arguments.yaml)
     config = read_config(load_raw(arguments.config), arguments.config.parent)
+    before = None
+    if arguments.audited is not None:
+        if config.certificate is None:
+            raise ConfigurationError("--audited: the configuration names no policy.certificate, so there are no audits")
+        before = read_certificate(config.certificate)
     models = _models(config, arguments.model)
     console = Console(stderr=True)
     if models.collage is not None:
@@ -126,7 +131,7 @@ def run_certify(arguments: CertifyArguments) -> None:
         promises = [Promise("min_fill_agreement", promise.level, promise.guarantee) for promise in promises]
     both = _both(arguments, models, console)
     certified = certify_all(both, promises, seed=arguments.seed, score=arguments.score)
-    certificate = _certificate(arguments, models, certified)
+    certificate = _certificate(arguments, models, certified, before)
     kept = [each for each in certificate.thresholds if each.certified]
     notes = [""]
     if kept:
@@ -241,7 +246,9 @@ def _labels(models: _Models, images: ImageSet, accurate: IntegerArray, console: 
     return labels if numbering.trusted else None
 
 
-def _certificate(arguments: CertifyArguments, models: _Models, certified: Certified) -> Certificate:
+def _certificate(
+    arguments: CertifyArguments, models: _Models, certified: Certified, before: Certificate | None
+) -> Certificate:
     now_s = time.time()
     fills = models.collage is not None
     source = arguments.images or arguments.recorded or arguments.audited
@@ -250,8 +257,8 @@ def _certificate(arguments: CertifyArguments, models: _Models, certified: Certif
         models.light.name,
         models.accurate.name,
         models.digests,
-        certified.score,
-        models.light.temperature if fills or arguments.audited is not None else certified.temperature,
+        certified.score if before is None else before.score,
+        models.light.temperature if fills else certified.temperature if before is None else before.temperature,
         tuple(each.found for each in certified.thresholds),
         now_s,
         now_s + arguments.days * _DAY_S,

@@ -20,7 +20,16 @@ from evenkeel.promises.promise import Promise
 from evenkeel.promises.thresholds import Threshold
 from evenkeel.text_values import is_text
 
-__all__ = ["BUCKETS", "FORMAT", "Certificate", "ScoreName", "bucket_of", "check_promises", "load_certificate"]
+__all__ = [
+    "BUCKETS",
+    "FORMAT",
+    "Certificate",
+    "ScoreName",
+    "bucket_of",
+    "check_promises",
+    "load_certificate",
+    "read_certificate",
+]
 
 FORMAT = 1
 # Upper ends of the buckets of packet loss: none, up to 2 %, 5 %, 10 %, 20 %, and all above.
@@ -172,6 +181,20 @@ def load_certificate(path: Path, *, now_s: float | None = None) -> Certificate:
     Raises:
         ConfigurationError: not readable, no certificate, changed after it was made, expired or from the future.
     """
+    certificate = read_certificate(path)
+    try:
+        certificate.check_time(now_s)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    return certificate
+
+
+def read_certificate(path: Path) -> Certificate:
+    """Reads the certificate at `path`, whole but perhaps expired.
+
+    Raises:
+        ConfigurationError: not readable, no certificate, or changed after it was made.
+    """
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES + 1)
@@ -189,14 +212,9 @@ def load_certificate(path: Path, *, now_s: float | None = None) -> Certificate:
     if seal != _seal(raw):
         raise ConfigurationError(f"certificate {path}: was changed after it was made; certify anew")
     try:
-        certificate = _read(raw)
+        return _read(raw)
     except (TypeError, KeyError, ValueError, ConfigurationError) as error:
         raise ConfigurationError(f"certificate {path}: {error}") from error
-    try:
-        certificate.check_time(now_s)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
-    return certificate
 
 
 def _read(raw: dict[str, Any]) -> Certificate:

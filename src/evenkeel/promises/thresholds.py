@@ -12,7 +12,7 @@ alone, and a promise near its accuracy would fail at the first test. Source: Ang
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, log
+from math import ceil, log, sqrt
 
 import numpy as np
 
@@ -215,9 +215,11 @@ def certify(calibration: Pairs, order: FloatArray, promise: Promise, *, tuning: 
         float(order[place]),
         n,
         away / n,
-        upper_bound(away, n, promise.delta),
+        # Chosen among all by the same pairs, so both bounds hold for all thresholds at once: by Dvoretzky, Kiefer,
+        # Wolfowitz and Massart, and by Bonferroni, which is closer for small shares.
+        min(1.0, away / n + sqrt(log(1 / promise.delta) / (2 * n))),
         float(curve.risk(promise)[place]),
-        upper_bound(int(curve.apart[place]), n, promise.delta),
+        upper_bound(int(curve.apart[place]), n, promise.delta / len(order)),
     )
 
 

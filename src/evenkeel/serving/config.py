@@ -20,6 +20,7 @@ from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
 from evenkeel.models.cards import ModelCard, load_card
+from evenkeel.promises.promise import KINDS, Promise
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import Policy, parse_trigger, preset
 from evenkeel.text_values import read_duration_s, without_password
@@ -75,6 +76,10 @@ class ServeConfig:
     remote_model: str = ""  # what remote servers call the model; `name` by default
     remote_version: str = ""  # of that model; "": the first version that a server names
     policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
+    certificate: Path | None = None  # of the policy's promise: a cascade's, or of a collage's fills
+    promise: Promise | None = None  # kept where a request asks for none
+    audit: float = 0.0  # share of the requests that both models of a cascade answer
+    audit_file: Path | None = None  # to which each audit is appended, as a line of JSON
     health: HealthSettings = field(default_factory=HealthSettings)
     host: tuple[str, ...] = ("127.0.0.1",)  # addresses to listen on, and unix:/path; loopback by default
     port: int = 8000
@@ -192,7 +197,12 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     if "codes" in fields:
         changes["codes"] = _codes(fields.take("codes"), folder)
     if "policy" in fields:
-        changes["policy"] = _policy(fields.take("policy"))
+        raw_policy = _named_policy(fields.take("policy"))
+        if "certificate" in raw_policy:
+            changes["certificate"] = folder / _Fields(raw_policy, "policy").text("certificate")
+        changes["policy"] = _policy({name: raw_policy[name] for name in raw_policy if name != "certificate"})
+    if "promises" in fields:
+        changes |= _promises(fields.take("promises"), folder)
     if "health" in fields:
         changes["health"] = _health(fields.take("health"))
     fields.finish()
@@ -200,6 +210,8 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         if changes.get(f"{name}_s") == 0:
             raise ConfigurationError(f"{name}: must be above 0")
     config = replace(config, **changes)
+    if config.certificate is None and (config.promise is not None or config.audit or config.audit_file is not None):
+        raise ConfigurationError("promises: need policy.certificate, which `evenkeel certify` writes")
     if not config.replicas.total:
         raise ConfigurationError("replicas: at least one is needed")
     return config
@@ -216,9 +228,38 @@ def _hosts(raw: Any) -> tuple[str, ...]:
     return hosts
 
 
+def _named_policy(raw: Any) -> Mapping[str, Any]:
+    """Gives a policy's fields, also of a text such as "collage" or "collage(certificate=fills.json)"."""
+    given = {"name": raw} if isinstance(raw, str) else _Fields(raw, "policy").all()
+    match = re.fullmatch(r"\s*([^()]+?)\s*\(\s*certificate\s*=\s*([^()]+?)\s*\)\s*", str(given.get("name", "")))
+    return given if match is None else {**given, "name": match[1], "certificate": match[2]}
+
+
+def _promises(raw: Any, folder: Path) -> dict[str, Any]:
+    fields, changes = _Fields(raw, "promises"), dict[str, Any]()
+    if "default" in fields:
+        inner = _Fields(fields.take("default"), "promises.default")
+        kinds = [kind for kind in KINDS if kind in inner]
+        if len(kinds) != 1:
+            raise ConfigurationError(f"promises.default: give one of {', '.join(KINDS)}")
+        level = inner.number(kinds[0])
+        guarantee = inner.number("guarantee") if "guarantee" in inner else 0.95
+        inner.finish()
+        try:
+            changes["promise"] = Promise(kinds[0], level, guarantee)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"promises.default.{error}") from None
+    if "audit" in fields:
+        changes["audit"] = fields.number("audit")
+        if not 0 <= changes["audit"] <= 1:
+            raise ConfigurationError(f"promises.audit: must be a share from 0 to 1, found {changes['audit']:g}")
+    if "audit_file" in fields:
+        changes["audit_file"] = folder / fields.text("audit_file")
+    fields.finish()
+    return changes
+
+
 def _policy(raw: Any) -> Policy:
-    if isinstance(raw, str):
-        return preset(raw)
     fields = _Fields(raw, "policy")
     base = preset(fields.text("name") if "name" in fields else "collage+hedge")
     changes: dict[str, Any] = {}
@@ -393,6 +434,9 @@ class _Fields:
     def __contains__(self, field_name: str) -> bool:
         self._seen.append(field_name)
         return field_name in self._left
+
+    def all(self) -> dict[str, Any]:
+        return dict(self._left)
 
     def path(self, field_name: str) -> str:
         return f"{self._name}.{field_name}" if self._name else field_name

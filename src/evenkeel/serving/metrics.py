@@ -30,7 +30,7 @@ class _GatewayCollector(Collector):
         self._gateway = gateway
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._gateway.stats
+        stats, promises = self._gateway.stats, self._gateway.promises
         for name, value, text in (
             ("items", stats.items, "Items taken in."),
             ("shed", stats.shed, "Items refused: queues full, or no replica ready."),
@@ -48,6 +48,18 @@ class _GatewayCollector(Collector):
             ("fills_over_budget", stats.fills_over_budget, "Fills that waited because of max_approximate."),
             ("fills_compared", stats.fills_compared, "Approximate fills whose exact reply came later."),
             ("fills_agreed", stats.fills_agreed, "Those of them with the same label."),
+            (
+                "escalated",
+                stats.escalated,
+                "Items that the light model of a cascade was not sure of, or not asked about.",
+            ),
+            ("audits", stats.audits, "Items that both models of a cascade answered, chosen at random."),
+            ("audits_agreed", stats.audits_agreed, "Those of them in which both say the same."),
+            (
+                "promise_alarms",
+                0 if promises is None else promises.alarms,
+                "Thresholds that audits showed to be wrong.",
+            ),
             ("bad_replies", stats.bad_replies, "Replies of a wrong shape, or not finite."),
             ("readmissions", stats.readmissions, "Replicas taken back after good probes."),
             ("probes", stats.probes, "Copies of items sent to ejected replicas."),

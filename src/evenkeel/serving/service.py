@@ -33,6 +33,7 @@ from evenkeel.serving.gateway.gateway import Gateway
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
 from evenkeel.serving.metrics import Metrics
+from evenkeel.serving.promised import AuditFile, apply_certificate
 
 __all__ = ["build_codes", "serve"]
 
@@ -69,7 +70,8 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
             cards[coded.name] = coded
     loop = asyncio.get_running_loop()
     epoch_s = time.monotonic()
-    digests = ModelDigests(_digests(config))
+    digests_here = _digests(config)
+    digests = ModelDigests(digests_here)
     if config.remote_version:
         digests.check(card.name, f"version:{config.remote_version}", "field remote_version")
     replicas = _nodes(config, "replica", config.replicas, [card], 0, epoch_s, digests)
@@ -78,6 +80,8 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         backups = _nodes(
             config, "backup", config.backups, list(cards.values()), config.replicas.total, epoch_s, digests
         )
+    audits = None if config.audit_file is None else AuditFile(config.audit_file)
+    promises = apply_certificate(config, cards, codes, digests_here, audits)
     executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
     gateway = Gateway(
         LoopClock(loop),
@@ -92,6 +96,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         costs={known.name: known.relative_cost for known in cards.values()},
         scores=ScoreForm.from_card(card),
         offload=partial(_offload, loop, executor),
+        promises=promises,
     )
     own = [backend for backend in (*replicas, *backups) if isinstance(backend, ProcessBackend)]
     elsewhere = [backend for backend in (*replicas, *backups) if not isinstance(backend, ProcessBackend)]
@@ -108,6 +113,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         max_bodies_bytes=config.max_bodies_bytes,
         decode_processes=config.decode_processes,
         decode_bytes=config.decode_memory_bytes,
+        promised=promises is not None,
     )
 
     async def start() -> None:
@@ -165,6 +171,8 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         await asyncio.gather(starting, server, return_exceptions=True)
         await asyncio.gather(*(backend.close() for backend in (*replicas, *backups)), return_exceptions=True)
         executor.shutdown(wait=False, cancel_futures=True)
+        if audits is not None:
+            audits.close()
 
 
 def _why_not_ready(replicas: Sequence[Backend]) -> str:

@@ -10,8 +10,8 @@ from evenkeel.serving.gateway.policy import POLICIES, Policy, Trigger, parse_tri
 
 
 def test_there_is_a_preset_for_every_rival():
-    assert set(POLICIES) == {"none", "replicate", "replicate-all", "hedge", "collage", "collage+hedge"}
-    assert [name for name, policy in POLICIES.items() if policy.uses_backups] == ["collage", "collage+hedge"]
+    assert set(POLICIES) == {"none", "replicate", "replicate-all", "hedge", "collage", "collage+hedge", "cascade"}
+    assert [name for name, policy in POLICIES.items() if policy.uses_backups] == ["collage", "collage+hedge", "cascade"]
     assert all(policy.name == name for name, policy in POLICIES.items())
 
 

@@ -11,10 +11,13 @@ from evenkeel.errors import ProtocolError, RequestError
 from evenkeel.oip import InferRequest, InferResponse, Tensor, shown, write_response
 from evenkeel.serving.gateway.gateway import Outcome
 
-__all__ = ["OUTPUTS", "AnswerWriter"]
+__all__ = ["OUTPUTS", "PROMISED", "AnswerWriter"]
 
 # name -> datatype; `scores` has one column for each class, the others are one value for each item.
 OUTPUTS = {"scores": "FP32", "label": "BYTES", "source": "BYTES", "confidence": "FP32", "latency_ms": "FP32"}
+# Besides, where a certificate says what is promised.
+PROMISED = {"path": "BYTES", "certificate": "BYTES"}
+_PATHS = {"exact": "data centre", "hedge": "data centre"}  # of a source; else it is the path itself
 
 _MAX_HEADS = 1024
 _MAX_FP32 = float(np.finfo(np.float32).max)
@@ -31,9 +34,11 @@ class AnswerWriter:
         name: of the model, as the response says it.
         version: of the model.
         classes: label names, in the order of the scores.
+        promised: answers also say their `path`, BYTES [n] (edge, data centre or degraded), and the `certificate`, BYTES
+            [n], of the promise that they are part of; empty for none.
     """
 
-    def __init__(self, name: str, version: str, classes: Sequence[str]) -> None:
+    def __init__(self, name: str, version: str, classes: Sequence[str], *, promised: bool = False) -> None:
         self._name = name
         self._version = version
         self._labels = [label.encode() for label in classes]
@@ -43,6 +48,8 @@ class AnswerWriter:
             "source": self._source,
             "confidence": self._confidence,
             "latency_ms": self._latency,
+            "path": self._path,
+            "certificate": self._certificate,
         }
         self._packed_labels = [_pack_bytes(label) for label in self._labels]
         self._packers: dict[str, Callable[[Answer, Outcome], bytes]] = {
@@ -51,11 +58,13 @@ class AnswerWriter:
             "source": lambda answer, outcome: _packed_sources[answer.source],
             "confidence": lambda answer, outcome: _pack_float(answer.confidence),
             "latency_ms": lambda answer, outcome: _pack_float(outcome.latency_s * 1e3),
+            "path": lambda answer, outcome: _packed_paths[answer.source],
+            "certificate": lambda answer, outcome: _pack_bytes(outcome.certificate.encode()),
         }
         self._heads: dict[tuple[tuple[str, ...], tuple[int, ...]], bytes] = {}
-        self._all = tuple(OUTPUTS)
-        self._all_binary = (True,) * len(OUTPUTS)
-        self._all_json = (False,) * len(OUTPUTS)
+        self._all = (*OUTPUTS, *PROMISED) if promised else tuple(OUTPUTS)
+        self._all_binary = (True,) * len(self._all)
+        self._all_json = (False,) * len(self._all)
 
     def wanted(self, request: InferRequest) -> tuple[Sequence[str], Sequence[bool]]:
         """Gives the names of the requested outputs, and for each if it is sent as binary.
@@ -131,6 +140,14 @@ class AnswerWriter:
         data = [outcome.answer.source.encode() for outcome in outcomes if outcome.answer]
         return Tensor("source", "BYTES", (len(data),), data)
 
+    def _path(self, outcomes: Sequence[Outcome]) -> Tensor:
+        sources = [outcome.answer.source for outcome in outcomes if outcome.answer]
+        return Tensor("path", "BYTES", (len(sources),), [_PATHS.get(source, source).encode() for source in sources])
+
+    def _certificate(self, outcomes: Sequence[Outcome]) -> Tensor:
+        data = [outcome.certificate.encode() for outcome in outcomes]
+        return Tensor("certificate", "BYTES", (len(data),), data)
+
     def _confidence(self, outcomes: Sequence[Outcome]) -> Tensor:
         return _column("confidence", [outcome.answer.confidence for outcome in outcomes if outcome.answer])
 
@@ -144,6 +161,7 @@ def _pack_bytes(value: bytes) -> bytes:
 
 _pack_float = struct.Struct("<f").pack
 _packed_sources = {source: _pack_bytes(source.encode()) for source in get_args(Source)}
+_packed_paths = {source: _pack_bytes(_PATHS.get(source, source).encode()) for source in get_args(Source)}
 
 
 def _column(name: str, values: list[float]) -> Tensor:

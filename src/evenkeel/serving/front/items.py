@@ -12,16 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from evenkeel.arrays import Array
-from evenkeel.errors import RequestError
+from evenkeel.errors import ConfigurationError, RequestError
 from evenkeel.images.header import FORMATS, is_image_file
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import InferRequest, Tensor, TensorHead, shown
 from evenkeel.oip.types import Parameters
+from evenkeel.promises.promise import KINDS, Promise
 from evenkeel.serving.gateway.gateway import Options
 
 __all__ = ["ItemReader", "read_key", "read_options"]
 
 _NO_OPTIONS = Options()
+_NEEDS = {*KINDS, "guarantee", "max_cost", "on_miss", "packet_loss"}
 _KEY = "evenkeel_key"
 _MAX_NAMES = 5  # in a message
 _MAX_SCALED = 16.0
@@ -221,7 +223,7 @@ def read_options(parameters: Parameters) -> Options:
     """Reads the options among a request's parameters; unknown parameters are ignored, as the protocol wants.
 
     Raises:
-        RequestError: `exact`, `timeout` or `min_confidence` has the wrong type or range.
+        RequestError: one has the wrong type or range, or they contradict each other.
     """
     if not parameters:
         return _NO_OPTIONS
@@ -236,13 +238,54 @@ def read_options(parameters: Parameters) -> Options:
     least = parameters.get("min_confidence")
     if least is not None and (type(least) not in (int, float) or not 0 <= float(least) <= 1):
         raise RequestError(f"parameter 'min_confidence' must be a number from 0 to 1, found {shown(least)}")
+    timeout_s = None if timeout_us is None else timeout_us * 1e-6
+    confidence = None if least is None else float(least)
+    if not _NEEDS.isdisjoint(parameters):
+        return _read_needs(parameters, exact, timeout_s, confidence)
     if not exact and timeout_us is None and least is None:
         return _NO_OPTIONS
-    return Options(
-        exact=exact,
-        timeout_s=None if timeout_us is None else timeout_us * 1e-6,
-        min_confidence=None if least is None else float(least),
-    )
+    return Options(exact=exact, timeout_s=timeout_s, min_confidence=confidence)
+
+
+def _read_needs(parameters: Parameters, exact: bool, timeout_s: float | None, confidence: float | None) -> Options:
+    """Reads what a request needs of its answers, beside the options of every request.
+
+    Raises:
+        RequestError: a need has the wrong type or range, or needs contradict each other.
+    """
+    kinds = [kind for kind in KINDS if kind in parameters]
+    if len(kinds) > 1:
+        raise RequestError(f"parameters {' and '.join(kinds)} contradict each other: a request has one promise")
+    for other, given in (("exact", exact), ("min_confidence", confidence is not None)):
+        if given and kinds:
+            raise RequestError(
+                f"parameters {kinds[0]!r} and {other!r} contradict each other: a promise sets who answers"
+            )
+    if "guarantee" in parameters and not kinds:
+        raise RequestError(f"parameter 'guarantee' needs a promise: {', '.join(KINDS[:3])}")
+    promise = None
+    if kinds:
+        level, guarantee = (_number(parameters, name, 1.0) for name in (kinds[0], "guarantee"))
+        assert level is not None
+        try:
+            promise = Promise(kinds[0], level, 0.95 if guarantee is None else guarantee)
+        except ConfigurationError as error:
+            raise RequestError(f"parameter {error}") from None
+    on_miss = parameters.get("on_miss", "reject")
+    if on_miss not in ("degrade", "reject"):
+        raise RequestError(f"parameter 'on_miss' must be degrade or reject, found {shown(on_miss)}")
+    max_cost = _number(parameters, "max_cost", float("inf"))
+    loss = _number(parameters, "packet_loss", 1.0)
+    return Options(exact, timeout_s, confidence, promise, max_cost, on_miss == "degrade", loss or 0.0)
+
+
+def _number(parameters: Parameters, name: str, high: float) -> float | None:
+    value = parameters.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= float(value) <= high:
+        raise RequestError(f"parameter {name!r} must be a number from 0 to {high:g}, found {shown(value)}")
+    return float(value)
 
 
 def read_key(parameters: Parameters) -> int | None:

@@ -185,6 +185,20 @@ class Backups(Spares):
         """Tells whether any backup has a task."""
         return any(backup.open for backup in self._backups)
 
+    @property
+    def any_ready(self) -> bool:
+        """Tells whether any backup is connected."""
+        return any(backup.backend.ready for backup in self._backups)
+
+    def waiting_room(self, limit: int) -> int:
+        """Counts the items that may still wait, if `limit` may for each backup that is connected."""
+        return max(0, limit * sum(backup.backend.ready for backup in self._backups) - len(self._waiting))
+
+    def take(self, item: Item) -> None:
+        """Covers the item now."""
+        if item not in self._waiting:
+            self._add(item)
+
     def _add(self, item: Item) -> None:
         self._waiting.add(item)
         if any(backup.idle for backup in self._backups):

@@ -14,6 +14,7 @@ nothing of HTTP, sockets or models.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -34,9 +35,11 @@ from evenkeel.errors import (
     EvenkeelError,
     OverloadedError,
     PoisonItemError,
+    RequestError,
     TaskRefusedError,
     TooLargeError,
 )
+from evenkeel.promises.promise import NEVER
 from evenkeel.serving.gateway.backups import Offload, inline
 from evenkeel.serving.gateway.budget import Budget, Rationed
 from evenkeel.serving.gateway.health import HealthSettings
@@ -44,6 +47,7 @@ from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, 
 from evenkeel.serving.gateway.node import Attempt
 from evenkeel.serving.gateway.poison import PoisonMemory
 from evenkeel.serving.gateway.policy import Policy
+from evenkeel.serving.gateway.promise_gate import Grant, PromiseGate
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replica, Replicas, described
 from evenkeel.serving.gateway.spare_kinds import make_spares
@@ -82,6 +86,7 @@ class Gateway:
         costs: model name -> cost of one of its passes relative to a replica's, for the count of extra load.
         scores: how the model's scores are to be read.
         offload: runs slow work away from the event loop.
+        promises: decides when a light model may answer; None: nothing can be promised.
 
     Raises:
         ConfigurationError: codes that cannot work together, or a default that is no class.
@@ -102,6 +107,7 @@ class Gateway:
         pass_limit_s: float = 30.0,
         costs: Mapping[str, float] | None = None,
         offload: Offload = inline,
+        promises: PromiseGate | None = None,
     ) -> None:
         self.policy = policy
         self.stats = Stats()
@@ -121,6 +127,7 @@ class Gateway:
         # With one token an item, all of those in flight may be answered so at once.
         share = policy.max_approximate if policy.max_approximate < 1 else _NEVER
         self._approximate = Rationed(Budget(share), self._fill_gain_s, self._answer_by_fill)
+        self.promises = promises
         self._items: dict[int, Item] = {}
         self._next_number = 0
         self._sweeper: Timer | None = None
@@ -145,6 +152,7 @@ class Gateway:
             on_answer=self._on_fill,
             on_lost=self._fail,
             on_pass_over=self._on_pass_over,
+            escalate=self._escalate,
         )
         # What a code's model is known to do well enough; a request may ask for more.
         self._min_confidences = {code.name: code.min_confidence for code in codes}
@@ -205,7 +213,9 @@ class Gateway:
 
         Raises:
             OverloadedError: nobody can take it: all queues are full, or no replica is ready.
+            RequestError: it wants a promise that cannot be shown.
         """
+        grant = self._granted(options)
         replica = self.replicas.choose()
         if replica is None:
             if not self._spares.room(self._max_outstanding):
@@ -225,6 +235,10 @@ class Gateway:
         if options.timeout_s is not None and options.timeout_s < timeout_s:
             timeout_s = options.timeout_s
         item.exact = options.exact
+        item.degrade = options.degrade
+        item.grant = grant
+        if self.promises is not None and policy.light_first:
+            item.audited = self.promises.chooses_audit()
         item.deadline_at = now + timeout_s
         if policy.hedge_after is not None:
             item.hedge_at = now + self.service_times.after(policy.hedge_after)
@@ -233,12 +247,13 @@ class Gateway:
             item.failures = _MAX_FAILURES
             self._clock.call_soon(self._rescue, item, now)
         elif replica is None:
+            item.min_confidence = self._threshold(options, grant)
             self._spares.stand_in(item)
         elif options.exact or self._spares.sends_items:
             self._send(item, replica, "exact", now)
             if policy.copies > 1:
                 self._send_copies(item, now)
-        item.min_confidence = policy.min_confidence if options.min_confidence is None else options.min_confidence
+        item.min_confidence = self._threshold(options, grant)
         if replica is not None and not item.suspect:
             self._spares.cover(item, now)
         self._set_timer(item)
@@ -247,6 +262,22 @@ class Gateway:
         if self.replicas.any_ejected:
             self._probe(item.array if self._sample is None else self._sample, item.key, now)
         return number
+
+    def _granted(self, options: Options) -> Grant | None:
+        """Gives what the request's promise gets, before anything is done for it."""
+        if self.promises is not None and self.policy.light_first and not options.exact:
+            return self.promises.grant(options.promise, options.loss, options.max_cost)
+        if options.promise is not None:
+            raise RequestError(f"{options.promise}: cannot be shown: this server has no certificate for a light model")
+        return None
+
+    def _threshold(self, options: Options, grant: Grant | None) -> float:
+        if grant is not None:
+            return grant.threshold
+        if options.min_confidence is not None:
+            return options.min_confidence
+        # With a certificate, what nothing is promised for goes to the accurate model.
+        return NEVER if self.promises is not None and self.policy.light_first else self.policy.min_confidence
 
     def cancel(self, ticket: int) -> None:
         """Gives an item up: its user is gone. Ignores unknown and finished tickets."""
@@ -299,9 +330,14 @@ class Gateway:
         item.open_attempts.append(replica.submit(self._model, item.array[None], key, now, on_reply, item))
 
     def _send_again(self, item: Item, replica: Replica, now: float) -> Attempt:
-        self.stats.retries += 1
+        self.stats.retries += item.attempts > 0
         self._send(item, replica, "exact", now)
         return item.open_attempts[-1]
+
+    def _escalate(self, item: Item) -> None:
+        """Sends an item to a replica that was only at the light model, or nowhere; it waits if none is there."""
+        self.stats.escalated += 1
+        self._rescue(item, self._clock.time())
 
     def _send_copies(self, item: Item, now: float) -> None:
         for _ in range(self.policy.copies - 1):
@@ -336,6 +372,8 @@ class Gateway:
         else:
             if source == "hedge":
                 self.stats.hedges_won += 1
+            if item.light is not None:
+                self._audited(item, item.light, outputs[0])
             self._finish(item, self._scores.answer(outputs[0], source), now)
         self._spares.replica_replied(item, outputs)
 
@@ -598,6 +636,9 @@ class Gateway:
         now = self._clock.time()
         exact = answer.source == "exact"
         if not exact and answer.confidence < max(item.min_confidence, self._min_confidences.get(code, 0.0)):
+            if answer.source == "edge":
+                item.light = answer
+                self.stats.escalated += 1
             self._on_unsure(item, now)
             return
         if item.fill is None or exact or answer.confidence > item.fill[0].confidence:
@@ -646,20 +687,34 @@ class Gateway:
         if answer.source != "exact":
             item.fill = fill  # for the comparison with a late exact reply
         self._answer(item, answer, now)
+        if item.audited and answer.source == "edge":
+            replica = self.replicas.choose()
+            if replica is not None:
+                self._send(item, replica, "exact", now)
 
     def _compare(self, item: Item, scores: Array) -> None:
         """Compares an exact reply with the fill that was used: this measures the backup's accuracy in production."""
         if item.fill is not None:
             answer, _ = item.fill
             item.fill = None
+            self._audited(item, answer, scores)
             self.stats.fills_compared += 1
             self.stats.fills_agreed += int(np.argmax(answer.value)) == int(np.argmax(scores))
+
+    def _audited(self, item: Item, light: Answer, scores: Array) -> None:
+        """Compares both models' answers to an item that was chosen for it."""
+        if item.audited and self.promises is not None:
+            agree = int(np.argmax(light.value)) == int(np.argmax(scores))
+            self.stats.audits += 1
+            self.stats.audits_agreed += agree
+            if item.grant is not None:
+                self.promises.audited(item.grant, light.confidence, agree)
 
     def _on_deadline(self, item: Item) -> None:
         self.stats.deadlines += 1
         now = self._clock.time()
         label = self.policy.default_label
-        if label is None:
+        if label is None or (item.degrade and item.light is not None):
             self._fail(item, DeadlineError(f"no answer within {now - item.since_s:.3g} s"))
             return
         scores = np.zeros(self._scores.classes, dtype=np.float32)
@@ -674,9 +729,15 @@ class Gateway:
 
     def _answer(self, item: Item, answer: Answer, now: float) -> None:
         count(self.stats.sources, answer.source)
-        item.on_outcome(Outcome(answer, None, now - item.since_s))
+        grant = item.grant
+        certificate = grant.certificate if grant is not None and answer.source in ("edge", "exact", "hedge") else ""
+        item.on_outcome(Outcome(answer, None, now - item.since_s, certificate))
 
     def _fail(self, item: Item, error: EvenkeelError) -> None:
+        if item.degrade and item.light is not None:
+            degraded = replace(item.light, source="degraded")
+            self._finish(item, degraded, self._clock.time())
+            return
         self.stats.failed += 1
         self._close(item)
         item.on_outcome(Outcome(None, error, self._clock.time() - item.since_s))

@@ -8,9 +8,11 @@ from evenkeel.arrays import Array
 from evenkeel.clock import Timer
 from evenkeel.coding.code import Answer
 from evenkeel.errors import EvenkeelError
+from evenkeel.promises.promise import Promise
 
 if TYPE_CHECKING:
     from evenkeel.serving.gateway.node import Attempt
+    from evenkeel.serving.gateway.promise_gate import Grant
     from evenkeel.serving.gateway.replicas import Replica
 
 __all__ = ["NO_OPTIONS", "Item", "OnOutcome", "Options", "Outcome"]
@@ -20,11 +22,25 @@ _NEVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Holds what one request may ask for: never a fill, a total deadline, a confidence that fills must reach."""
+    """Holds what one request may ask for.
+
+    Attributes:
+        exact: never a fill.
+        timeout_s: total deadline.
+        min_confidence: that fills must reach.
+        promise: that the answers must keep; refused where it cannot be shown.
+        max_cost: most that an answer may cost on average, in passes of the accurate model.
+        degrade: rather the light model's answer, although it is not sure, than none.
+        loss: share of the packets that were lost on the way of the item, 0..1.
+    """
 
     exact: bool = False
     timeout_s: float | None = None
     min_confidence: float | None = None
+    promise: Promise | None = None
+    max_cost: float | None = None
+    degrade: bool = False
+    loss: float = 0.0
 
 
 NO_OPTIONS = Options()
@@ -37,6 +53,7 @@ class Outcome:
     answer: Answer | None
     error: EvenkeelError | None
     latency_s: float
+    certificate: str = ""  # of the promise that the answer is part of
 
 
 OnOutcome = Callable[[Outcome], object]
@@ -48,20 +65,24 @@ class Item:
     __slots__ = (
         "array",
         "attempts",
+        "audited",
         "blamed_at_s",
         "cross_check_open",
         "cross_checked",
         "deadline_at",
+        "degrade",
         "done",
         "error",
         "exact",
         "failures",
         "fill",
+        "grant",
         "hedge_at",
         "hedges",
         "key",
         "late",
         "late_at",
+        "light",
         "lost_a_pass",
         "lost_alone",
         "min_confidence",
@@ -89,6 +110,10 @@ class Item:
         self.since_s = since_s
         self.done = False
         self.exact = False  # its user wants no fill
+        self.grant: Grant | None = None  # of the promise that its user wants
+        self.audited = False  # both models are to answer it
+        self.degrade = False  # its user takes the light model's answer where there is no other
+        self.light: Answer | None = None  # which the light model gave, and was not sure of
 
         # What is still to happen; one timer, set for the earliest of the three, serves them all.
         self.late_at = _NEVER

@@ -65,6 +65,9 @@ class Policy:
     max_approximate: float = 1.0  # approximate answers as a share of items; 0: backups do exact passes only
     max_attempts: int = 3  # replicas that one item may be sent to by choice (retries after a loss are not counted)
     deadline_s: float = 30.0  # total; then the default answer or an error
+    light_first: bool = (
+        False  # a light model is asked before any replica, which then only answers what it is not sure of
+    )
     default_label: int | None = None  # answered at the deadline instead of an error
 
     def __post_init__(self) -> None:
@@ -106,6 +109,7 @@ POLICIES: dict[str, Policy] = {
         Policy("hedge", hedge_after=AUTO_HEDGE),
         Policy("collage", fill_after=AUTO_FILL),
         Policy("collage+hedge", fill_after=AUTO_FILL, hedge_after=AUTO_HEDGE),
+        Policy("cascade", fill_after=Trigger(fixed_s=0.0), light_first=True),
     )
 }
 

@@ -1,14 +1,17 @@
 """Chooses the kind of spares that fits a policy, its codes and its workers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from evenkeel.backends.backend import Backend
 from evenkeel.clock import Clock
 from evenkeel.coding.answers.backup_code import BackupCode
+from evenkeel.coding.answers.cascade import Cascade
 from evenkeel.errors import ConfigurationError
 from evenkeel.serving.gateway.backups import Backups, Offload, OnPassOver
 from evenkeel.serving.gateway.coded_fleet import CodedFleet, OnLost
 from evenkeel.serving.gateway.groups import OnAnswer
+from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.light_first import LightFirst
 from evenkeel.serving.gateway.policy import Policy
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replicas
@@ -34,6 +37,7 @@ def make_spares(
     on_answer: OnAnswer,
     on_lost: OnLost,
     on_pass_over: OnPassOver,
+    escalate: Callable[[Item], object],
 ) -> Spares:
     """Makes the spares that the policy can use; see `Gateway` for the arguments.
 
@@ -56,8 +60,18 @@ def make_spares(
         return CodedFleet(
             clock, model, replicas, codes[0], policy.group_wait_s, stats, on_answer, on_lost, on_pass_over
         )
+    if policy.light_first:
+        if policy.max_approximate < 1:
+            raise ConfigurationError(
+                "policy.max_approximate: a cascade's answers are bounded by its promise; leave it out"
+            )
+        codes = [code for code in codes if isinstance(code, Cascade)]
+        if len(codes) != 1 or not backups:
+            raise ConfigurationError(
+                "policy: a cascade needs exactly one code of kind cascade, and backups to run its light model"
+            )
     if policy.fill_after is not None and backups and codes:
-        return Backups(
+        made = Backups(
             clock,
             backups,
             codes,
@@ -72,4 +86,5 @@ def make_spares(
             model,
             pass_limit_s,
         )
+        return LightFirst(made, escalate) if policy.light_first else made
     return NoSpares()

@@ -33,6 +33,9 @@ class Stats:
     unsure_fills: int = 0  # not used: less sure than required
     fills_compared: int = 0  # whose exact reply came later
     fills_agreed: int = 0
+    escalated: int = 0  # items of which the light model was not sure
+    audits: int = 0  # items that both models answered, chosen at random
+    audits_agreed: int = 0
     code_errors: int = 0  # groups that could not be encoded
 
     bad_replies: int = 0  # replies of a wrong shape, or not finite

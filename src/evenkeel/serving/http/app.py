@@ -42,7 +42,7 @@ from evenkeel.errors import (
 )
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import InferRequest, RepeatedRequests, TensorHead, parse_request, shown
-from evenkeel.serving.front.answers import OUTPUTS, AnswerWriter
+from evenkeel.serving.front.answers import OUTPUTS, PROMISED, AnswerWriter
 from evenkeel.serving.front.flight import Flight, Submits
 from evenkeel.serving.front.images import ImageDecoder
 from evenkeel.serving.front.items import ItemReader, read_key, read_options
@@ -103,6 +103,7 @@ class App:
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
         max_bodies_bytes: what all bodies together may take up, decompressed ones too; further ones get 503.
+        promised: answers say by which way they came, and of which certificate's promise they are part.
 
     Attributes:
         limits: of each client.
@@ -125,6 +126,7 @@ class App:
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
         max_bodies_bytes: int = 256 << 20,
+        promised: bool = False,
     ) -> None:
         self.limits = HttpLimits(
             ReadLimits(body_bytes=max_body_bytes),
@@ -144,7 +146,8 @@ class App:
         self._items = ItemReader(card)
         self._shares = FairShares(lambda: gateway.in_flight, time.monotonic)
         self._requests = RepeatedRequests()
-        self._answers = AnswerWriter(name, version, card.classes)
+        self._answers = AnswerWriter(name, version, card.classes, promised=promised)
+        self._outputs = {**OUTPUTS, **PROMISED} if promised else OUTPUTS
         self._open: dict[Exchange, _WorkUnderWay | None] = {}
         roots = (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}")
         self._infer_paths = frozenset(f"{root}/infer" for root in roots)
@@ -417,7 +420,7 @@ class App:
                 ],
                 "outputs": [
                     {"name": name, "datatype": datatype, "shape": columns.get(name, [-1])}
-                    for name, datatype in OUTPUTS.items()
+                    for name, datatype in self._outputs.items()
                 ],
             },
         )

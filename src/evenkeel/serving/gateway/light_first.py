@@ -1,0 +1,73 @@
+"""Asks a light model first; what it is not sure of goes to the replicas, which hold the accurate one."""
+
+from collections.abc import Callable
+
+from evenkeel.arrays import Array
+from evenkeel.promises.promise import NEVER
+from evenkeel.serving.gateway.backups import Backups
+from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.spares import Spares
+
+__all__ = ["LightFirst"]
+
+
+class LightFirst(Spares):
+    """Gives every item to the light model, unless its request wants more than that can give.
+
+    Args:
+        light: workers that hold the light model, and run a cascade's code.
+        escalate: sends an item to a replica.
+    """
+
+    sends_items = False
+
+    def __init__(self, light: Backups, escalate: Callable[[Item], object]) -> None:
+        self._light = light
+        self._escalate = escalate
+
+    def cover(self, item: Item, now_s: float) -> None:
+        """Hands the item to the light model, or to a replica where that could not answer it."""
+        if item.exact:
+            return  # a replica has it
+        item.late_at = item.hedge_at = float("inf")
+        # An audited item is for both, also where the light model's answer will not be used.
+        if (item.min_confidence >= NEVER and not item.audited) or not self._light.any_ready:
+            self._escalate(item)
+        else:
+            self._light.take(item)
+
+    def item_is_late(self, item: Item) -> None:
+        """Does nothing more: the item was covered when it came."""
+
+    def replica_replied(self, item: Item, outputs: Array) -> None:
+        """Needs no reply."""
+
+    def forget(self, item: Item) -> None:
+        """Takes the item from those that wait."""
+        self._light.forget(item)
+
+    def may_answer(self, item: Item) -> bool:
+        """Tells whether the light model has the item and no replica was asked because it was not sure."""
+        return not item.unsure and self._light.may_answer(item)
+
+    def room(self, limit: int) -> int:
+        """Gives the light model's room: what it is sure of needs no replica."""
+        return self._light.waiting_room(limit)
+
+    def stand_in(self, item: Item) -> None:
+        """Has the light model answer, if it was not asked yet."""
+        if not item.exact and not item.unsure and not item.passes and item.min_confidence < NEVER:
+            self._light.take(item)
+
+    @property
+    def busy(self) -> bool:
+        """Tells whether any light worker has a task."""
+        return self._light.busy
+
+    def wake(self) -> None:
+        """Gives waiting items to light workers that have become idle or ready."""
+        self._light.wake()
+
+    def sweep(self, now_s: float, stall_s: float) -> None:
+        """Looks after the light workers."""
+        self._light.sweep(now_s, stall_s)

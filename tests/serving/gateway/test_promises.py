@@ -1,0 +1,208 @@
+"""A cascade behind the gateway: who answers, what is refused, what is audited, and what an alarm does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from evenkeel.arrays import Array
+from evenkeel.backends.delayed import Delayed
+from evenkeel.backends.fake import FakeBackend
+from evenkeel.clock import VirtualClock
+from evenkeel.coding.answers import Cascade, ScoreForm
+from evenkeel.delays.laws import Constant
+from evenkeel.errors import ConfigurationError, DeadlineError, RequestError
+from evenkeel.promises.certificate import Certificate
+from evenkeel.promises.promise import Promise
+from evenkeel.promises.thresholds import Threshold
+from evenkeel.serving.gateway.gateway import Gateway, Options, Outcome
+from evenkeel.serving.gateway.item import NO_OPTIONS
+from evenkeel.serving.gateway.policy import preset
+from evenkeel.serving.gateway.promise_gate import PromiseGate
+
+MADE_S = 1_800_000_000.0
+LOOSE, STRICT = Promise("min_agreement", 0.8), Promise("min_agreement", 0.95)
+RIGHT = Promise("min_accuracy", 0.9)
+CERTIFICATE = Certificate(
+    "cascade", "light", "full", {"light": "onnx:aa", "full": "onnx:bb"}, "max_probability", 1.0,
+    (
+        Threshold(LOOSE, 0, 0.5, 5000, 0.2, 0.22, 0.15, 0.2),
+        Threshold(STRICT, 0, 0.9, 5000, 0.6, 0.62, 0.04, 0.05),
+        Threshold(RIGHT, 0, 0.7, 5000, 0.4, 0.42, 0.09, 0.1),
+        Threshold(LOOSE, 3, 0.8, 5000, 0.5, 0.52, 0.15, 0.2),
+    ),
+    MADE_S, MADE_S + 1000,
+)  # fmt: skip
+
+
+class Rig:
+    """A gateway with a light model that is as sure as an item's first pixel / 255 says, and a full one that says 1."""
+
+    def __init__(self, wrong: bool = False, full_s: float = 1.0, **gate: Any) -> None:
+        self.clock = VirtualClock()
+        self.asked: list[str] = []
+
+        def answer(model: str, inputs: Array) -> Array:
+            self.asked += [model] * len(inputs)
+            if model == "full":
+                return np.array([[0.0, 5.0]], np.float32)
+            sure = np.clip(inputs.reshape(len(inputs), -1)[:, 0] / 255, 0.501, 0.999)
+            logit = np.log(sure / (1 - sure))
+            rows = np.stack([0 * logit, logit], axis=1)
+            return (rows[:, ::-1] if wrong else rows).astype(np.float32)
+
+        self.dc = FakeBackend("dc", self.clock, answer)
+
+        self.wall_s = MADE_S
+        self.gate = PromiseGate(
+            CERTIFICATE, time_s=self.clock.time, wall_s=lambda: self.wall_s, seed=1, light_cost=0.1, **gate
+        )
+        self.gateway = Gateway(
+            self.clock, "full", [Delayed(self.dc, self.clock, Constant(full_s), 0, {})],
+            [FakeBackend("edge", self.clock, answer)],
+            [Cascade(8, ScoreForm(2), model="light")], preset("cascade", deadline_s=10.0),
+            scores=ScoreForm(2), promises=self.gate, max_outstanding=10_000,
+        )  # fmt: skip
+        self.outcomes: list[Outcome] = []
+
+    def ask(self, sure: float, options: Options = NO_OPTIONS) -> Outcome:
+        item = np.full((1, 1, 3), round(255 * sure), np.uint8)
+        self.gateway.submit(item, self.outcomes.append, options)
+        self.clock.run()
+        return self.outcomes[-1]
+
+
+def seen(outcome: Outcome) -> tuple[str, str]:
+    assert outcome.answer is not None
+    return outcome.answer.source, outcome.certificate
+
+
+def test_each_request_is_answered_from_the_threshold_of_its_own_promise() -> None:
+    rig, name = Rig(), CERTIFICATE.id
+    assert seen(rig.ask(0.8, Options(promise=LOOSE))) == ("edge", name)
+    assert seen(rig.ask(0.8, Options(promise=STRICT))) == ("exact", name)
+    assert seen(rig.ask(0.95, Options(promise=STRICT))) == ("edge", name)
+    assert seen(rig.ask(0.75, Options(promise=RIGHT))) == ("edge", name)
+    assert seen(rig.ask(0.75, Options(promise=LOOSE, loss=0.08))) == ("exact", name)
+    assert rig.asked.count("full") == 2
+    assert rig.gateway.stats.retries == 0
+    assert rig.gateway.stats.escalated == 2
+
+
+def test_what_asks_for_no_promise_gets_the_default_or_the_accurate_model() -> None:
+    assert seen(Rig().ask(0.99)) == ("exact", "")
+    assert seen(Rig(default=LOOSE).ask(0.6)) == ("edge", CERTIFICATE.id)
+    assert seen(Rig(default=LOOSE).ask(0.99, Options(exact=True))) == ("exact", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            Options(promise=Promise("min_accuracy", 0.97)),
+            "cannot be shown by .* it keeps min_agreement",
+        ),
+        (Options(promise=Promise("min_agreement", 0.8, 0.99)), "guarantee 0.99.*cannot be shown"),
+        (Options(promise=STRICT, loss=0.5), "at this packet loss; it keeps nothing"),
+        (Options(promise=STRICT, max_cost=0.5), "may cost up to 0.72 passes"),
+    ],
+)
+def test_a_promise_that_cannot_be_shown_is_refused_and_costs_nothing(options: Options, words: str) -> None:
+    rig = Rig()
+    with pytest.raises(RequestError, match=words):
+        rig.ask(0.99, options)
+    assert (rig.asked, rig.gateway.in_flight, rig.gateway.stats.items) == ([], 0, 0)
+    assert seen(rig.ask(0.99, Options(promise=STRICT, max_cost=0.73)))[0] == "edge"
+
+
+def test_without_a_certificate_a_promise_is_refused() -> None:
+    clock = VirtualClock()
+    gateway = Gateway(clock, "full", [FakeBackend("dc", clock, lambda *_: np.zeros((1, 2)))], scores=ScoreForm(2))
+    with pytest.raises(RequestError, match="no certificate"):
+        gateway.submit(np.zeros((1, 1, 3), np.uint8), print, Options(promise=LOOSE))
+
+
+def test_a_miss_is_degraded_or_rejected_as_the_request_says() -> None:
+    rig = Rig(full_s=60.0)
+    assert seen(rig.ask(0.6, Options(promise=STRICT, degrade=True))) == ("degraded", "")
+    outcome = rig.ask(0.6, Options(promise=STRICT, timeout_s=1.0))
+    assert isinstance(outcome.error, DeadlineError)
+    assert outcome.certificate == ""
+
+
+def test_the_light_model_alone_answers_what_it_is_sure_of_when_the_replicas_are_gone() -> None:
+    rig = Rig()
+    rig.dc.kill()
+    rig.clock.run()
+    assert seen(rig.ask(0.95, Options(promise=STRICT))) == ("edge", CERTIFICATE.id)
+    assert seen(rig.ask(0.6, Options(promise=STRICT, degrade=True))) == ("degraded", "")
+
+
+@pytest.mark.parametrize(
+    "jump", [lambda rig: setattr(rig, "wall_s", MADE_S + 1001), lambda rig: rig.clock.call_at(1001.0, lambda: None)]
+)
+def test_an_expired_certificate_promises_nothing_whichever_clock_says_so(jump: Callable[[Rig], object]) -> None:
+    rig = Rig(default=LOOSE)
+    assert seen(rig.ask(0.99)) == ("edge", CERTIFICATE.id)
+    jump(rig)
+    rig.clock.run()
+    assert seen(rig.ask(0.99)) == ("exact", "")
+    with pytest.raises(RequestError, match="has expired"):
+        rig.ask(0.99, Options(promise=LOOSE))
+
+
+def test_a_clock_set_back_does_not_make_it_live_longer() -> None:
+    rig = Rig(default=LOOSE)
+    rig.wall_s = MADE_S - 1e6
+    rig.clock.call_at(1001.0, lambda: None)
+    rig.clock.run()
+    assert seen(rig.ask(0.99)) == ("exact", "")
+    with pytest.raises(ConfigurationError, match="set the clock"):
+        PromiseGate(CERTIFICATE, time_s=rig.clock.time, wall_s=lambda: rig.wall_s)
+
+
+def test_audits_are_a_fair_share_of_all_requests_and_cost_the_user_nothing() -> None:
+    audits: list[tuple[float, bool]] = []
+    rig = Rig(audit_share=0.25, record=lambda *one: audits.append(one))
+    for place in range(400):
+        outcome = rig.ask(0.99 if place % 2 else 0.6, Options(promise=STRICT))
+        assert outcome.latency_s == pytest.approx(0.0 if place % 2 else 1.0)
+    sure = sum(score > 0.9 for score, _ in audits)
+    assert 30 <= sure <= 70
+    assert 30 <= len(audits) - sure <= 70
+    assert all(agree for _, agree in audits)
+    assert rig.gateway.stats.audits == rig.gateway.stats.audits_agreed == len(audits)
+    assert rig.gate.alarms == 0
+
+
+def test_an_alarm_sends_everything_to_the_accurate_model_and_audits_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    rig = Rig(wrong=True, audit_share=1.0)
+    first = rig.ask(0.99, Options(promise=STRICT))
+    assert seen(first)[0] == "edge"
+    for _ in range(40):
+        rig.ask(0.99, Options(promise=STRICT))
+    assert rig.gate.alarms == 1
+    assert "audits show more differences than was certified" in caplog.text
+    assert seen(rig.ask(0.99, Options(promise=STRICT))) == ("exact", CERTIFICATE.id)
+    # The other promises have tests of their own.
+    assert seen(rig.ask(0.99, Options(promise=LOOSE)))[0] == "edge"
+    audits = rig.gateway.stats.audits
+    rig.ask(0.99, Options(promise=STRICT))
+    assert rig.gateway.stats.audits == audits + 1
+
+
+def test_after_an_alarm_an_accuracy_is_promised_no_more() -> None:
+    rig = Rig(wrong=True, audit_share=1.0, default=RIGHT)
+    for _ in range(40):
+        rig.ask(0.99)
+    assert rig.gate.alarms == 1
+    assert seen(rig.ask(0.99)) == ("exact", "")
+    with pytest.raises(RequestError, match="cannot be shown any more, since audits differ"):
+        rig.ask(0.99, Options(promise=RIGHT))
+
+
+def test_a_cascade_needs_its_code_and_somebody_to_run_it() -> None:
+    clock = VirtualClock()
+    with pytest.raises(ConfigurationError, match="exactly one code of kind cascade"):
+        Gateway(clock, "full", [FakeBackend("dc", clock, print)], policy=preset("cascade"), scores=ScoreForm(2))  # type: ignore[arg-type]
