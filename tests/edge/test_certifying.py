@@ -76,6 +76,22 @@ def test_what_shows_nothing_is_refused() -> None:
         one_class.check()
 
 
+def test_a_drop_needs_labels_only_where_the_models_differ() -> None:
+    whole, drop = both(8000), Promise("max_accuracy_drop", 0.02)
+    assert whole.labels is not None
+    partly = replace(whole, labels=np.where(whole.light == whole.accurate, -1, whole.labels))
+    partly.check([drop])
+    ours, all_known = (certify_all(each, [drop], score="margin").thresholds[0].found for each in (partly, whole))
+    # The temperature is chosen by the labels, or by the accurate model's answers: thresholds differ, not what is sent.
+    assert ours.offload == pytest.approx(all_known.offload, abs=0.05)
+    with pytest.raises(ConfigurationError, match=r"items have no label and need one, numbers \d+, .*\.\.\."):
+        partly.check([Promise("min_accuracy", 0.8)])
+    none = replace(whole, labels=np.full(8000, -1))
+    with pytest.raises(ConfigurationError, match="need one"):
+        none.check([drop])
+    none.check([Promise("min_agreement", 0.9)])
+
+
 def test_recorded_answers_are_read_and_checked(tmp_path: Path) -> None:
     path, given = tmp_path / "answers.npz", both(50, loss=True)
     arrays = {"light": given.scores, "accurate": given.accurate, "labels": given.labels, "loss": given.loss}

@@ -1,7 +1,7 @@
 """Finds what a light and an accurate model say of the same images, as the gateway would have them say it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.session import open_session
+from evenkeel.promises.promise import Promise
 from evenkeel.promises.thresholds import Pairs
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _MOST_BYTES = 1 << 30
+_SHOWN = 20  # numbers of items in a message
 _BATCH = 64
 Done = Callable[[int], object]
 
@@ -81,14 +83,26 @@ class BothModels:
             None if self.loss is None else self.loss[places],
         )
 
-    def check(self) -> None:
+    def check(self, promises: Sequence[Promise] = ()) -> None:
         """Refuses answers that cannot show anything.
 
+        A label of -1 is not known. A drop of accuracy needs none where both models say the same.
+
         Raises:
-            ConfigurationError: all are of one class, or the two models' numbers differ.
+            ConfigurationError: all are of one class, or a label is missing that a promise needs.
         """
+        if self.labels is not None and (self.labels < 0).any():
+            missing = self.labels < 0
+            if all(promise.kind != "min_accuracy" for promise in promises):
+                missing &= self.light != self.accurate
+            if missing.any() and any(promise.needs_labels for promise in promises):
+                numbers = ", ".join(map(str, np.flatnonzero(missing)[:_SHOWN].tolist()))
+                raise ConfigurationError(
+                    f"{int(missing.sum()):,} items have no label and need one, numbers {numbers}"
+                    f"{', ...' if missing.sum() > _SHOWN else ''}"
+                )
         for what, classes in (("the accurate model answers", self.accurate), ("the labels are", self.labels)):
-            if classes is not None and len(classes) and (classes == classes[0]).all():
+            if classes is not None and len(classes) and classes[0] >= 0 and (classes == classes[0]).all():
                 raise ConfigurationError(
                     f"{what} class {int(classes[0])} for every image; a calibration set needs images of all kinds"
                 )

@@ -57,6 +57,7 @@ class Certified:
         thresholds: of every promise and bucket.
         curves: by bucket, how all go together over thresholds, on the test split.
         sizes: of the splits.
+        labelled: whether every item has a label, so that accuracies are known.
     """
 
     score: Sureness
@@ -64,6 +65,7 @@ class Certified:
     thresholds: tuple[Tested, ...]
     curves: dict[int, Curve]
     sizes: dict[str, int]
+    labelled: bool
 
 
 def temperature_of(logits: Array, classes: Array) -> float:
@@ -108,7 +110,8 @@ def certify_all(both: BothModels, promises: Sequence[Promise], *, seed: int = 0,
         grid = np.append(np.unique(np.quantile(test.scores, np.arange(201) / 200)), NEVER)
         curves[bucket] = Curve.of(test, grid)
     sizes = {name: sum(len(three[place]) for three in parts.values()) for place, name in enumerate(_NAMES)}
-    return Certified(kind, temperature, tuple(found), curves, sizes)
+    labelled = both.labels is not None and bool((both.labels >= 0).all())
+    return Certified(kind, temperature, tuple(found), curves, sizes, labelled)
 
 
 _NAMES = ("tuning", "calibration", "test")
@@ -128,7 +131,9 @@ def _tuned(tuning: BothModels, promises: Sequence[Promise], score: Sureness | No
     if tuning.scores.shape[1] == 1:
         return "max_probability", 1.0
     scores = np.log(np.maximum(tuning.scores, 1e-30)) if tuning.form.kind == "probabilities" else tuning.scores
-    temperature = temperature_of(scores, tuning.accurate if tuning.labels is None else tuning.labels)
+    labels = tuning.labels
+    known = tuning.accurate if labels is None or (labels < 0).any() else labels
+    temperature = temperature_of(scores, known)
     if score is not None:
         return score, temperature
     kinds: tuple[Sureness, ...] = ("max_probability", "margin")

@@ -207,7 +207,7 @@ def _both(arguments: CertifyArguments, models: _Models, console: Console) -> Bot
             limit=arguments.limit, split=arguments.split, interpolation=accurate.interpolation,
         )  # fmt: skip
         both = _ask(arguments, models, images, console)
-    both.check()
+    both.check(arguments.promises)
     return both
 
 

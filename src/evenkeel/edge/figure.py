@@ -18,7 +18,7 @@ __all__ = ["certified_figure"]
 def certified_figure(certified: Certified) -> "Figure":
     """Draws what is right, and what agrees, against the share that goes to the accurate model."""
     fills = any(each.found.promise.kind == "min_fill_agreement" for each in certified.thresholds)
-    labelled = not fills and all(curve.errors is not None for curve in certified.curves.values())
+    labelled = certified.labelled and not fills
     with drawing(4.0, left=0.75, right=0.2, top=0.75, bottom=0.6) as figure:
         panels = figure.subplots(1, 2 if labelled else 1, squeeze=False)[0]
         figure.subplots_adjust(wspace=0.2)
