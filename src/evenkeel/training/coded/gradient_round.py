@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from evenkeel.arrays import Array, FloatArray
+from evenkeel.coding.answers.linear import LinearDecoder
 from evenkeel.errors import ProtocolError
 from evenkeel.training.coded.checks import GradientCheck, padded, picked, suspects
 from evenkeel.training.coded.layout import BlockLayout
@@ -154,6 +155,8 @@ class GradientRound:
         self._plan: _PullPlan | None = None
         self._chosen: tuple[object, list[str] | None] | None = None  # the last choice of blocks, and for what
         self._inspected = False
+        self._timeouts = 0  # in the phases after the first
+        self._half_s = 0.0  # how long half of the devices took
         self.due_s: float | None = None
         self.result: Evaluation | None = None
         self.faults: dict[str, str] = {}
@@ -217,6 +220,7 @@ class GradientRound:
         slow = {asked[0] for asked in self._open.values()}
         self.late |= slow
         if self._recovering:
+            self._timeouts += 1
             self._responsive -= slow
             if self._plan is not None and slow & (self._plan.shares.keys() - self._plan.pulled.keys()):
                 self._drop_plan()
@@ -378,6 +382,7 @@ class GradientRound:
         if waiting <= self.late:
             return True
         if self.due_s is None and 2 * len(self._responsive) >= len(self._alive - self.late):
+            self._half_s = now - self._began_s
             self.due_s = now + max(self._settings.least_wait_s, self._settings.patience * (now - self._began_s))
         return False
 
@@ -426,7 +431,9 @@ class GradientRound:
 
     def _wait(self, now: float) -> None:
         settings = self._settings
-        self.due_s = now + max(settings.least_wait_s, (1 + settings.patience) * (now - self._began_s))
+        usual_s = (1 + settings.patience) * (self._half_s or now - self._began_s)
+        # Twice as long after each time that it was not enough, or work would be given anew faster than it can be done.
+        self.due_s = now + max(settings.least_wait_s, usual_s) * 2.0**self._timeouts
 
     def _make_plan(self, covered: frozenset[str], missing: list[str], known: list[str]) -> _PullPlan:
         layout = self._layout
@@ -444,7 +451,7 @@ class GradientRound:
                 for place in np.flatnonzero(row):
                     product += row[place] * products[layout.blocks[telling.blocks[place]]]
             slopes[block], self._costs[block] = self._slope(block, product[: self._rows_of(block)])
-        sharing = layout.code.decoder((layout.place[block] for block in known), partial=True)
+        sharing = self._sharing(missing, known)
         shares: dict[str, dict[str, FloatArray]] = {}
         for column, number in enumerate(sharing.blocks):
             name = layout.blocks[number]
@@ -461,6 +468,14 @@ class GradientRound:
                 shares.setdefault(layout.holders[name], {})[name] = vector
         sent = {block: self._products[block] for block in known}
         return _PullPlan(covered, missing, shares, sent, sharing.condition)
+
+    def _sharing(self, missing: list[str], known: list[str]) -> LinearDecoder:
+        """Gives the decoder that shares the work: of as few sums as condition well, so that few devices are needed."""
+        code, places = self._layout.code, [self._layout.place[block] for block in known]
+        few = code.decoder(code.choose(places, slack=0), partial=True)
+        if few.condition <= _GOOD_CONDITION and not {self._layout.place[block] for block in missing} & set(few.missing):
+            return few
+        return code.decoder(places, partial=True)
 
     def _finish(self, covered: frozenset[str], plan: _PullPlan | None, now: float) -> None:
         gradient = np.zeros(len(self._task.weights))

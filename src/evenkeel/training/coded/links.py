@@ -78,6 +78,7 @@ class LocalDevices(DeviceLink):
         self._now = 0.0
         self._number = 0
         self._free_at: dict[str, float] = {}
+        self._began_at: dict[int, float] = {}
         self._queue: list[tuple[float, int, DeviceEvent]] = []
         for device in devices:
             self.add(device)
@@ -112,9 +113,11 @@ class LocalDevices(DeviceLink):
         if device in self._away or device not in self._devices:
             return
         self.sent_bytes += size_bytes(message)
+        self._forget_outdated(device, message.fields.get("round"))
         number, began_s = self._numbers[device], max(self._now, self._free_at[device])
         took_s = 0.0 if self._delay is None else self._delay.draw((self._number << 16) + number, number, began_s)
         self._free_at[device] = began_s + took_s
+        self._began_at[self._number + 1] = began_s
         self._push(self._free_at[device], DeviceEvent("message", device, message))
 
     def poll(self, until_s: float) -> list[DeviceEvent]:
@@ -123,7 +126,8 @@ class LocalDevices(DeviceLink):
             if until_s != float("inf"):
                 self._now = max(self._now, until_s)
             return []
-        self._now, _, event = heapq.heappop(self._queue)
+        self._now, number, event = heapq.heappop(self._queue)
+        self._began_at.pop(number, None)
         if event.kind != "message":
             return [event]
         reply = self._devices[event.device].answer(event.message)  # when it is due: not at all if it was lost before
@@ -140,6 +144,22 @@ class LocalDevices(DeviceLink):
         """Forgets all devices."""
         self._devices.clear()
         self._queue.clear()
+
+    def _forget_outdated(self, device: str, number: object) -> None:
+        """Drops requests of earlier rounds that the device has not begun, as a device does itself."""
+        if not isinstance(number, int):
+            return
+        kept = []
+        for entry in self._queue:
+            event = entry[2]
+            own = event.message.fields.get("round") if event.kind == "message" and event.device == device else None
+            if not (isinstance(own, int) and own < number and self._began_at[entry[1]] > self._now):
+                kept.append(entry)
+        if len(kept) < len(self._queue):
+            self._queue = kept
+            heapq.heapify(self._queue)
+            due = [when_s for when_s, _, event in kept if event.device == device and event.kind == "message"]
+            self._free_at[device] = max(due, default=self._now)
 
     def _push(self, when_s: float, event: DeviceEvent) -> None:
         self._number += 1
