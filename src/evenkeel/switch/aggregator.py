@@ -143,9 +143,7 @@ class Rule:
             if value & (value - 1) or not (0 if name == "tombs" else 1) <= value <= 1 << 24:
                 raise ConfigurationError(f"{name}: must be a power of two up to 2**24, found {value}")
         if self.regions > self.sets or self.regions > MOST_JOBS:
-            raise ConfigurationError(
-                f"regions: must be at most the {self.sets} sets and {MOST_JOBS}, found {self.regions}"
-            )
+            raise ConfigurationError(f"regions: must be at most {min(self.sets, MOST_JOBS)}, found {self.regions}")
         if not 1 <= self.ways <= 16 or (self.ways > 1 and self.policy != SlotPolicy.ASSOC):
             raise ConfigurationError(f"ways: must be 1 to 16, and 1 for all policies but assoc, found {self.ways}")
         if (self.tombs > 0) != (self.policy == SlotPolicy.ASSOC):
