@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "delays": set(),
     "edge": {"coding.answers", "figures", "images", "models", "promises", "serving"},
     "figures": set(),
+    "http_client": set(),
     "images": set(),
     "images.sources": {"images.decode", "images.memory"},
     "lab": set(),
@@ -32,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "coding.sums": {"coding.sum_code", "coding.wire", "coding.checks"},
     "backends": {"delays"},
     "backends.worker": {"backends.backend", "delays", "models"},
-    "backends.oip": {"backends.backend", "models", "oip"},
+    "backends.oip": {"backends.backend", "http_client", "models", "oip"},
     "reducers": {"coding.wire", "switch"},
     "reducers.ranks": {"coding.checks"},
     "serving": {"backends", "coding.code", "coding.answers", "delays", "figures.records", "models", "promises"},
@@ -56,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "vision.networks": {"images", "models"},
     "vision.fit": {"coding.answers", "figures", "images", "models", "vision.networks"},
     "vision.peers": {"coding.answers", "models", "vision.networks"},
-    "bench.serving": {"coding.code", "delays", "figures", "models", "oip", "serving"},
+    "bench.serving": {"coding.code", "delays", "figures", "http_client", "models", "oip", "serving"},
     "bench.fills": {"backends.worker.model", "coding.code", "coding.answers", "figures", "images", "models"},
     "bench.codes": {"coding.sum_code", "coding.wire", "coding.sums", "figures"},
     "bench.coded": {
@@ -189,7 +190,8 @@ def test_modules_say_what_they_export() -> None:
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("evenkeel.serving.service", {"torch", "matplotlib", "rich", "pyarrow", "onnx", "onnxruntime"}),
+        ("evenkeel.serving.service", {"torch", "matplotlib", "rich", "pyarrow", "onnx", "onnxruntime", "aiohttp"}),
+        ("evenkeel.bench.serving.measure", {"torch", "aiohttp"}),
         ("evenkeel.bench.fills.command", {"torch", "pyarrow", "onnx"}),
         ("evenkeel.backends.worker.main", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client"}),
         ("evenkeel", {"torch", "numpy"}),

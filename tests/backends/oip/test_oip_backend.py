@@ -366,13 +366,14 @@ def test_closing_replies_to_everything_that_is_open():
     asyncio.run(run())
 
 
-def test_a_task_closed_before_its_first_step_is_replied_to():
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_task_closed_as_it_is_sent_is_replied_to(connections):
     async def run():
-        async with connected() as (server, backend):
-            future, _ = ask(backend)
+        async with connected(connections=connections) as (_, backend):
+            futures = [ask(backend)[0] for _ in range(4)]  # over a kept connection, over new ones, or not sent yet
             await backend.close()
-            assert isinstance((await future).error, BackendLostError)
-            assert server.asked == 0
+            for reply in await asyncio.gather(*futures):
+                assert isinstance(reply.error, BackendLostError)
 
     asyncio.run(run())
 
@@ -442,16 +443,17 @@ def test_a_task_that_ends_its_connection_is_sent_once_or_where_that_was_a_kept_o
 
 
 class SnappyServer:
-    """A server that closes each connection after its second reply, without a word; `how` it does so."""
+    """A server that closes each connection after a few replies, without a word; `how` it does so."""
 
     def __init__(self, how):
         self.how = how
+        self.few = 4 if how == "within a reply" else 2  # starting takes three, none of which is sent twice then
         self.replies = 0
         self.seen = 0  # requests that came over a connection after its end
 
     async def talk(self, reader, writer):
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            for _ in range(2):
+            for _ in range(self.few):
                 await self.answer(reader, writer)
             if self.how == "on the next request":
                 await reader.readuntil(b"\r\n\r\n")

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-import aiohttp
 import orjson
 
 from evenkeel.arrays import Array
@@ -25,6 +24,8 @@ from evenkeel.errors import (
     RequestError,
     TaskRefusedError,
 )
+from evenkeel.http_client.client import ClientExchange, HttpClient, NotConnectedError
+from evenkeel.http_client.reply import HttpReply
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
 from evenkeel.oip import HEADER_LENGTH, read_message, shown
@@ -38,38 +39,20 @@ _MAX_WORD_BYTES = 1 << 20  # of metadata, of readiness
 _READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up everything else
 _MAX_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
 _MAX_DIGITS = 18  # of a length
-# Below the two to five seconds after which common servers close idle connections: what is sent as they do so is lost.
-_IDLE_S = 1.0
-
-
-class _NeverSentError(BackendLostError):
-    """No connection could be made, so that the server cannot have seen the task."""
-
-
-class _RequestTrace:
-    """Notes whether a request went over a connection that had been used before."""
-
-    __slots__ = ("kept",)
-
-    def __init__(self) -> None:
-        self.kept = False
-
-
-async def _on_kept(session: object, context: Any, parameters: object) -> None:
-    if isinstance(context.trace_request_ctx, _RequestTrace):
-        context.trace_request_ctx.kept = True
+_HEADERS = (HEADER_LENGTH.lower().encode(), b"content-encoding", b"retry-after")
+_JSON = b"content-type: application/json\r\n"
+_BINARY = b"content-type: application/octet-stream\r\n%b: %%d\r\n" % HEADER_LENGTH.lower().encode()
 
 
 class _RemoteTask:
     """Holds one task on its way."""
 
-    __slots__ = ("given_up", "inputs", "on_reply", "since_s", "task", "ticket")
+    __slots__ = ("exchange", "inputs", "on_reply", "sent_s", "since_s", "ticket")
 
     def __init__(self, ticket: int, inputs: Array, on_reply: OnReply) -> None:
         self.ticket, self.inputs, self.on_reply = ticket, inputs, on_reply
-        self.task: asyncio.Task[Array] | None = None
-        self.given_up = False
-        self.since_s = time.monotonic()
+        self.exchange: ClientExchange | None = None  # until there is a reply, which may take a while to read
+        self.since_s = self.sent_s = time.monotonic()
 
 
 class OipBackend(Backend):
@@ -107,18 +90,18 @@ class OipBackend(Backend):
         poll_timeout_s: float = 2.0,
         start_timeout_s: float = 30.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigurationError(
-                f"{name}: url must begin with http:// or https://, found {without_password(url)!r}"
-            )
+        try:
+            self._client: HttpClient | None = HttpClient(url, _HEADERS)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{name}: {error}") from None
         self.name = name
         self.serial = connections == 1
         self._card = card
-        self._server_url = url.rstrip("/") + "/v2"
-        self._model_url = f"{self._server_url}/models/{quote(model, safe='')}"
+        self._model_path = f"/v2/models/{quote(model, safe='')}"
         if version:
-            self._model_url += f"/versions/{quote(version, safe='')}"
-        self._shown_url = without_password(self._model_url)
+            self._model_path += f"/versions/{quote(version, safe='')}"
+        self._shown_url = without_password(url.rstrip("/") + self._model_path)
+        self._infer = self._client.start_of("POST", f"{self._model_path}/infer")
         self._versions = (
             ModelDigests({card.name: f"version:{version}"} if version else {}) if versions is None else versions
         )
@@ -127,8 +110,6 @@ class OipBackend(Backend):
         self._poll_s = poll_s
         self._poll_timeout_s = poll_timeout_s
         self._start_timeout_s = start_timeout_s
-        self._session: aiohttp.ClientSession | None = None
-        self._fresh: aiohttp.ClientSession | None = None  # each of its requests has a connection of its own
         self._poller: asyncio.Task[None] | None = None
         self._contract: Contract | None = None
         self._ready = False
@@ -137,7 +118,8 @@ class OipBackend(Backend):
         self._became_ready = asyncio.Event()
         self._next_ticket = 0
         self._waiting: dict[int, _RemoteTask] = {}
-        self._open: dict[int, _RemoteTask] = {}
+        self._open: dict[int, _RemoteTask] = {}  # in the order in which they were sent
+        self._timer: asyncio.TimerHandle | None = None  # one for all: nearly all tasks end before it
 
     @property
     def ready(self) -> bool:
@@ -155,8 +137,6 @@ class OipBackend(Backend):
         Raises:
             BackendError: it was not within `start_timeout_s`; the backend goes on trying until it is closed.
         """
-        self._session = self._make_session(aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S))
-        self._fresh = self._make_session(aiohttp.TCPConnector(limit=0, force_close=True))
         self._poller = asyncio.create_task(self._poll())
         try:
             async with asyncio.timeout(self._start_timeout_s):
@@ -166,18 +146,6 @@ class OipBackend(Backend):
                 f"{self.name}: {self._shown_url} was not ready within {self._start_timeout_s:g} s: {self._reason}"
             ) from None
 
-    def _make_session(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_reuseconn.append(_on_kept)
-        return aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
-            headers={"accept-encoding": "identity"},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,  # a short reply could become a long one
-            trace_configs=[trace],
-        )
-
     def submit(self, model: str, inputs: Array, on_reply: OnReply, key: int = 0) -> int:
         """Sends one task; its inputs must stay unchanged until the reply."""
         ticket = self._next_ticket
@@ -185,7 +153,7 @@ class OipBackend(Backend):
         call = _RemoteTask(ticket, inputs, on_reply)
         if model != self._card.name:
             self._reply_soon(call, BackendError(f"{self.name} runs {self._card.name!r}, not {model!r}"))
-        elif self._session is None or self._contract is None:
+        elif self._client is None or self._contract is None:
             self._reply_soon(call, BackendLostError(f"{self.name}: not connected: {self._reason}"))
         else:
             self._waiting[ticket] = call
@@ -199,9 +167,14 @@ class OipBackend(Backend):
             self._reply_soon(call, BackendError(f"{self.name}: cancelled"), cancelled=True)
             return
         call = self._open.get(ticket)
-        if call is not None and call.task is not None and self._contract is not None and self._contract.gives_up:
-            call.given_up = True
-            call.task.cancel()
+        if call is not None and self._contract is not None and self._contract.gives_up:
+            # How long it had taken is news: the live quantiles must not forget the stragglers that were stopped.
+            seconds = time.monotonic() - call.since_s
+            error = BackendError(f"{self.name}: cancelled")
+            self._give_up(call)
+            asyncio.get_running_loop().call_soon(
+                self._finish, call, Reply(error=error, cancelled=True, service_s=seconds)
+            )
 
     def suspect(self) -> None:
         """Asks for readiness now."""
@@ -209,21 +182,22 @@ class OipBackend(Backend):
 
     async def close(self) -> None:
         """Closes all connections; open tasks get a BackendLostError."""
-        sessions = [session for session in (self._session, self._fresh) if session is not None]
-        self._session = self._fresh = None
+        client, self._client = self._client, None
         self._reason = "it was closed"
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+            self._poller = None
         waiting, self._waiting = self._waiting, {}
         for call in waiting.values():
             self._reply_soon(call, BackendLostError(f"{self.name} was closed"))
-        tasks = [call.task for call in self._open.values() if call.task is not None]
-        if self._poller is not None:
-            tasks.append(self._poller)  # type: ignore[arg-type]
-            self._poller = None
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for session in sessions:
-            await session.close()
+        for call in list(self._open.values()):
+            self._give_up(call)
+            self._finish(call, Reply(error=BackendLostError(f"{self.name} was closed")))
+        if client is not None:
+            await client.close()
         self._set_ready(False)
 
     def _reply_soon(self, call: _RemoteTask, error: BackendError, cancelled: bool = False) -> None:
@@ -231,113 +205,110 @@ class OipBackend(Backend):
 
     def _send_waiting(self) -> None:
         while self._waiting and len(self._open) < self._connections:
-            ticket = next(iter(self._waiting))
-            call = self._open[ticket] = self._waiting.pop(ticket)
-            call.task = asyncio.get_running_loop().create_task(self._ask(call.inputs))
-            call.task.add_done_callback(partial(self._finish, call))
+            call = self._waiting.pop(next(iter(self._waiting)))
+            self._open[call.ticket] = call
+            try:
+                self._send(call)
+            except Exception as error:
+                _log.exception("%s: unexpected error while sending a task", self.name)
+                problem = BackendError(f"{self.name}: {type(error).__name__}: {error}")
+                asyncio.get_running_loop().call_soon(self._finish, call, Reply(error=problem, began=False))
 
-    def _finish(self, call: _RemoteTask, task: "asyncio.Task[Array]") -> None:
-        # A callback rather than the task itself: a task that is cancelled before its first step never runs.
-        del self._open[call.ticket]
-        if task.cancelled():
-            if call.given_up:
-                # How long it had taken is news: the live quantiles must not forget the stragglers that were stopped.
-                seconds = time.monotonic() - call.since_s
-                reply = Reply(error=BackendError(f"{self.name}: cancelled"), cancelled=True, service_s=seconds)
-            else:
-                reply = Reply(error=BackendLostError(f"{self.name} was closed"))
+    def _send(self, call: _RemoteTask) -> None:
+        contract, client = self._contract, self._client
+        assert contract is not None
+        assert client is not None
+        body, header_length = contract.write(call.inputs)
+        head = self._infer + (_JSON if header_length is None else _BINARY % header_length)
+        call.sent_s = time.monotonic()
+        call.exchange = client.send(
+            head, body, contract.max_reply_bytes(len(call.inputs)), partial(self._on_response, call, contract)
+        )
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._stop_late)
+
+    def _stop_late(self) -> None:
+        self._timer = None
+        now_s = time.monotonic()
+        for call in list(self._open.values()):
+            if call.exchange is None:
+                continue  # its reply is here, and is being read
+            left_s = call.sent_s + self._timeout_s - now_s
+            if left_s > 0:
+                self._timer = asyncio.get_running_loop().call_later(left_s, self._stop_late)
+                break
+            self._give_up(call)
+            self._fail(call, BackendError(f"{self.name}: no reply within {self._timeout_s:g} s"))
+
+    def _give_up(self, call: _RemoteTask) -> None:
+        if call.exchange is not None:
+            call.exchange.abort()
+            call.exchange = None
+
+    def _on_response(self, call: _RemoteTask, contract: Contract, response: HttpReply | BackendError) -> None:
+        call.exchange = None
+        try:
+            if isinstance(response, BackendError):
+                raise self._named(response)
+            given = self._check(response).header(_HEADERS[0])
+            if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MAX_DIGITS):
+                raise ProtocolError(f"{self.name}: {HEADER_LENGTH} is {shown(given)}")
+            read = partial(self._read, contract, response.body, None if given is None else int(given), len(call.inputs))
+            if len(response.body) >= _READ_ASIDE_FROM_BYTES:
+                reading = asyncio.get_running_loop().run_in_executor(None, read)
+                reading.add_done_callback(partial(self._on_read, call))
+                return
+            outputs = read()
+        except Exception as error:
+            self._fail(call, error)
         else:
-            error = task.exception()
-            if error is None:
-                reply = Reply(outputs=task.result())
-            elif isinstance(error, BackendError):
-                reply = Reply(error=error, began=not isinstance(error, _NeverSentError))
-            else:
-                _log.error("%s: unexpected error", self.name, exc_info=error)
-                reply = Reply(error=BackendError(f"{self.name}: {type(error).__name__}: {error}"))
-            if isinstance(error, BackendLostError):
-                self._reason = str(error)
-                self._set_ready(False)
-                self._poll_now.set()
-        if self._session is not None:
+            self._finish(call, Reply(outputs=outputs))
+
+    def _read(self, contract: Contract, body: bytes, header_length: int | None, rows: int) -> Array:
+        try:
+            return contract.read(body, header_length, rows)
+        except ProtocolError as error:
+            raise self._named(error) from error
+
+    def _on_read(self, call: _RemoteTask, reading: "asyncio.Future[Array]") -> None:
+        error = None if reading.cancelled() else reading.exception()
+        if isinstance(error, Exception):
+            self._fail(call, error)
+        elif not reading.cancelled():
+            self._finish(call, Reply(outputs=reading.result()))
+
+    def _named(self, error: BackendError) -> BackendError:
+        return type(error)(f"{self.name}: {error}")
+
+    def _fail(self, call: _RemoteTask, error: Exception) -> None:
+        if isinstance(error, BackendLostError) and call.ticket in self._open:
+            self._reason = str(error)
+            self._set_ready(False)
+            self._poll_now.set()
+        if not isinstance(error, BackendError):
+            _log.error("%s: unexpected error", self.name, exc_info=error)
+            error = BackendError(f"{self.name}: {type(error).__name__}: {error}")
+        self._finish(call, Reply(error=error, began=not isinstance(error, NotConnectedError)))
+
+    def _finish(self, call: _RemoteTask, reply: Reply) -> None:
+        if self._open.pop(call.ticket, None) is None:
+            return  # it was given up, or the backend was closed, meanwhile
+        if self._client is not None:
             self._send_waiting()
         call.on_reply(reply)
 
-    async def _ask(self, inputs: Array) -> Array:
-        contract = self._contract
-        assert contract is not None
-        body, header_length = contract.write(inputs)
-        url, max_bytes = self._model_url + "/infer", contract.max_reply_bytes(len(inputs))
-        headers = {"content-type": "application/json"}
-        if header_length is not None:
-            headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(header_length)}
-        try:
-            reply, given = await self._request("POST", url, body, headers, max_bytes)
-        except TimeoutError:
-            raise BackendError(f"{self.name}: no reply within {self._timeout_s:g} s") from None
-        except aiohttp.ClientConnectorError as error:
-            raise _NeverSentError(f"{self.name}: cannot connect: {error}") from error
-        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise BackendLostError(f"{self.name}: connection lost: {error or type(error).__name__}") from error
-        except aiohttp.ClientError as error:
-            raise ProtocolError(f"{self.name}: {without_password(str(error))}") from error
-        try:
-            if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MAX_DIGITS):
-                raise ProtocolError(f"{HEADER_LENGTH} is {shown(given)}")
-            read = partial(contract.read, reply, None if given is None else int(given), len(inputs))
-            if len(reply) < _READ_ASIDE_FROM_BYTES:
-                return read()
-            return await asyncio.get_running_loop().run_in_executor(None, read)
-        except ProtocolError as error:
-            raise ProtocolError(f"{self.name}: {error}") from error
+    def _check(self, response: HttpReply) -> HttpReply:
+        """Gives a 200 response back.
 
-    async def _request(
-        self,
-        method: str,
-        url: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        max_bytes: int = _MAX_WORD_BYTES,
-    ) -> tuple[bytes, str | None]:
-        """Sends one request, and gives body and header length of its 200 response."""
-        async with await self._begin(method, url, body, headers) as response:
-            packed = response.headers.get("content-encoding", "identity")
-            if packed.lower() != "identity":
-                raise ProtocolError(f"{self.name}: a reply is encoded as {packed[:20]!r}, which was not requested")
-            parts = []
-            size = 0
-            async for part in response.content.iter_any():
-                size += len(part)
-                if size > max_bytes:
-                    raise ProtocolError(f"{self.name}: a reply has more than {max_bytes} bytes")
-                parts.append(part)
-            reply = b"".join(parts)
-            if response.status != 200:
-                raise _refusal(response, f"{self.name}: {_explain(response, reply)}")
-            return reply, response.headers.get(HEADER_LENGTH)
-
-    async def _begin(
-        self, method: str, url: str, body: bytes | None, headers: Mapping[str, str] | None
-    ) -> aiohttp.ClientResponse:
-        """Sends one request, and gives its response as soon as its head is there.
-
-        A server may close a connection that it has kept at any moment, and what was sent as it did so is lost. So a
-        request that loses a kept connection before any byte of a reply is sent once more, over a fresh one.
+        Raises:
+            BackendError: it is another one, or encoded.
         """
-        if self._session is None or self._fresh is None:
-            raise BackendLostError(f"{self.name} was closed")
-        attempt = _RequestTrace()
-        try:
-            return await self._session.request(
-                method, url, data=body, headers=headers, allow_redirects=False, trace_request_ctx=attempt
-            )
-        except aiohttp.ServerDisconnectedError as error:
-            if not attempt.kept or not isinstance(error.message, str):  # else it is a part of a head
-                raise
-        except aiohttp.ClientOSError as error:
-            if not attempt.kept or isinstance(error, aiohttp.ClientConnectorError):
-                raise
-        return await self._fresh.request(method, url, data=body, headers=headers, allow_redirects=False)
+        packed = response.header(b"content-encoding") or "identity"
+        if packed.lower() != "identity":
+            raise ProtocolError(f"{self.name}: a reply is encoded as {packed[:20]!r}, which was not requested")
+        if response.status != 200:
+            raise _refusal(response, f"{self.name}: {_explain(response)}")
+        return response
 
     async def _poll(self) -> None:
         while True:
@@ -350,9 +321,6 @@ class OipBackend(Backend):
                 self._set_ready(False)
             except TimeoutError:
                 self._reason = f"{self.name}: no answer within {self._poll_timeout_s:g} s"
-                self._set_ready(False)
-            except (aiohttp.ClientError, OSError) as error:
-                self._reason = f"{self.name}: {without_password(str(error)) or type(error).__name__}"
                 self._set_ready(False)
             except Exception as error:
                 # Whatever it is, the server may be well again the next time.
@@ -369,10 +337,10 @@ class OipBackend(Backend):
 
     async def _look(self) -> None:
         """Checks readiness; reads the metadata if the server was not ready before, as it may be another one now."""
-        await self._request("GET", self._model_url + "/ready")
+        await self._get(f"{self._model_path}/ready")
         if not self._ready:
-            server = await self._metadata(self._server_url)
-            model = await self._metadata(self._model_url)
+            server = await self._metadata("/v2")
+            model = await self._metadata(self._model_path)
             self._contract = agree(self._card, server, model, self._check_version)
 
     def _check_version(self, version: str) -> None:
@@ -381,15 +349,23 @@ class OipBackend(Backend):
         except ConfigurationError as error:
             raise ProtocolError(str(error)) from None
 
-    async def _metadata(self, url: str) -> Mapping[str, Any]:
-        body, _ = await self._request("GET", url)
+    async def _get(self, path: str) -> bytes:
+        if self._client is None:
+            raise BackendLostError(f"{self.name} was closed")
         try:
-            return read_message(body, False)
+            response = await self._client.request("GET", path, max_bytes=_MAX_WORD_BYTES)
+        except BackendError as error:
+            raise self._named(error) from None
+        return self._check(response).body
+
+    async def _metadata(self, path: str) -> Mapping[str, Any]:
+        try:
+            return read_message(await self._get(path), False)
         except RequestError as error:
-            raise ProtocolError(f"{self.name}: {without_password(url)}: {error}") from None
+            raise ProtocolError(f"{self.name}: {path}: {error}") from None
 
     def _set_ready(self, ready: bool) -> None:
-        if ready and self._session is None:
+        if ready and self._client is None:
             return
         if ready:
             self._became_ready.set()
@@ -403,11 +379,11 @@ _THE_REQUESTS_FAULT = frozenset({400, 413, 415, 422})
 _NO_ROOM = frozenset({429, 503})
 
 
-def _refusal(response: aiohttp.ClientResponse, message: str) -> BackendError:
+def _refusal(response: HttpReply, message: str) -> BackendError:
     if response.status in _THE_REQUESTS_FAULT:
         return TaskRefusedError(message)
     if response.status in _NO_ROOM:
-        return BackendBusyError(message, _retry_after_s(response.headers.get("retry-after", "")))
+        return BackendBusyError(message, _retry_after_s(response.header(b"retry-after") or ""))
     return BackendError(message)
 
 
@@ -421,13 +397,14 @@ def _retry_after_s(text: str) -> float | None:
         return None
 
 
-def _explain(response: aiohttp.ClientResponse, body: bytes) -> str:
+def _explain(response: HttpReply) -> str:
+    body = response.body
     text = body[:300].decode("utf-8", "replace")
     with suppress(orjson.JSONDecodeError):
         message = orjson.loads(body) if len(body) <= _MAX_ERROR_BYTES else None
         if isinstance(message, dict):
             said = [message.get(key) for key in ("error", "detail")]
             text = next((word[:300] for word in said if isinstance(word, str) and word), text)
-    after = response.headers.get("retry-after")
+    after = response.header(b"retry-after")
     later = f" (retry after {after[:20]} s)" if response.status in (429, 503) and after else ""
-    return f"the server answered {response.status}: {text or (response.reason or '')[:100]}{later}"
+    return f"the server answered {response.status}: {text or response.reason.decode('latin-1')}{later}"

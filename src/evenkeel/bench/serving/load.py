@@ -10,20 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import numpy as np
 
 from evenkeel.arrays import Array
 from evenkeel.errors import EvenkeelError
 from evenkeel.figures.records import RequestRecord
+from evenkeel.http_client.client import HttpClient
 from evenkeel.oip.requests import write_request
 from evenkeel.oip.responses import parse_response
-from evenkeel.oip.types import Tensor
+from evenkeel.oip.types import HEADER_LENGTH, Tensor
 
 __all__ = ["Target", "drive"]
 
 # A client that stops waiting before the server's deadline would cut the tail that is being measured.
 _TIMEOUT_S = 120.0
+_MAX_ANSWER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,13 @@ async def drive(
         on_answer: called with each record as it is complete.
     """
     bodies = _bodies(target, len(times_s), keys)
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
-    async with aiohttp.ClientSession(target.url, connector=connector, timeout=timeout) as session:
+    async with HttpClient(target.url, [HEADER_LENGTH.lower().encode()]) as client:
         start_s = time.perf_counter() + 0.05
         tasks: list[asyncio.Task[RequestRecord]] = []
         async with asyncio.TaskGroup() as group:
             for number, due_s in enumerate(times_s):
                 await asyncio.sleep(start_s + float(due_s) - time.perf_counter())
-                task = group.create_task(_send(session, target, number, float(due_s), start_s, bodies(number)))
+                task = group.create_task(_send(client, target, number, float(due_s), start_s, bodies(number)))
                 task.add_done_callback(lambda done: on_answer(done.result()))
                 tasks.append(task)
     return [task.result() for task in tasks]
@@ -86,7 +85,7 @@ def _bodies(target: Target, requests: int, keys: bool) -> Callable[[int], tuple[
 
 
 async def _send(
-    session: aiohttp.ClientSession,
+    client: HttpClient,
     target: Target,
     number: int,
     intended_s: float,
@@ -94,22 +93,23 @@ async def _send(
     body: tuple[bytes, int | None],
 ) -> RequestRecord:
     content, header_length = body
-    headers = {"Content-Type": "application/octet-stream"}
+    headers = b"content-type: application/octet-stream\r\n"
     if header_length is not None:
-        headers["Inference-Header-Content-Length"] = str(header_length)
+        headers += f"{HEADER_LENGTH}: {header_length}\r\n".encode()
     truth = None if target.labels is None else int(target.labels[number % len(target.labels)])
     sent_s = time.perf_counter() - start_s
     status, source, confidence, label, error = 0, "", None, None, None
     try:
-        async with session.post(f"/v2/models/{target.model}/infer", data=content, headers=headers) as response:
-            answer = await response.read()
-            status = response.status
-            if status == 200:
-                length = response.headers.get("Inference-Header-Content-Length")
-                source, confidence, label = _read(answer, None if length is None else int(length))
-            else:
-                error = answer[:200].decode("utf-8", "replace")
-    except (aiohttp.ClientError, TimeoutError, OSError, EvenkeelError, ValueError) as failure:
+        async with asyncio.timeout(_TIMEOUT_S):
+            path = f"/v2/models/{target.model}/infer"
+            answer = await client.request("POST", path, content, headers, _MAX_ANSWER_BYTES)
+        status = answer.status
+        if status == 200:
+            length = answer.header(HEADER_LENGTH.lower().encode())
+            source, confidence, label = _read(answer.body, None if length is None else int(length))
+        else:
+            error = answer.body[:200].decode("utf-8", "replace")
+    except (TimeoutError, EvenkeelError, ValueError) as failure:
         error = f"{type(failure).__name__}: {failure}"
     done_s = time.perf_counter() - start_s
     return RequestRecord(number, intended_s, sent_s, done_s, status, source, confidence, label, truth, error)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
+import orjson
 
 from evenkeel.arrays import Array
 from evenkeel.bench.serving.faults_live import make_faults
@@ -17,8 +17,9 @@ from evenkeel.bench.serving.rows import summarise
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
 from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
-from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
 from evenkeel.figures.records import RecordWriter, RequestRecord
+from evenkeel.http_client.client import request_once
 from evenkeel.models import shipped
 from evenkeel.models.cards import load_card
 from evenkeel.serving.config import read_config
@@ -232,13 +233,16 @@ async def _target(url: str, experiment: Experiment) -> Target:
     with np.load(shipped.IMAGES, allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]
     try:
-        async with aiohttp.ClientSession() as session, session.get(f"{url}/v2/models/{card.name}") as response:
-            if response.status != 200:
-                raise EvenkeelError(f"{url} serves no model {card.name!r} (it says {response.status})")
-            inputs = (await response.json())["inputs"]
-    except (aiohttp.ClientError, OSError, KeyError, ValueError) as error:
+        response = await request_once(url, f"/v2/models/{card.name}")
+    except BackendError as error:
         raise EvenkeelError(f"{url} cannot be reached: {error}") from error
-    return Target(url, card.name, inputs[0]["name"], images, labels)
+    if response.status != 200:
+        raise EvenkeelError(f"{url} serves no model {card.name!r} (it says {response.status})")
+    try:
+        name = orjson.loads(response.body)["inputs"][0]["name"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise EvenkeelError(f"{url} does not say what model {card.name!r} takes: {error}") from error
+    return Target(url, card.name, name, images, labels)
 
 
 def _simulate(experiment: Experiment, contender: Contender) -> tuple[list[RequestRecord], Counters]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import aiohttp
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from evenkeel.errors import EvenkeelError
+from evenkeel.http_client.client import request_once
 
 __all__ = ["Counters", "ServerProcess", "read_counters"]
 
@@ -36,12 +36,11 @@ class Counters(dict[str, float]):
 
 async def read_counters(url: str) -> Counters:
     """Reads the counters at `url`/metrics; empty when the server has none of ours."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
-        if response.status != 200:
-            return Counters()
-        text = await response.text()
+    response = await request_once(url, "/metrics")
+    if response.status != 200:
+        return Counters()
     counters = Counters()
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(response.body.decode()):
         for sample in family.samples:
             if sample.name.startswith("evenkeel_"):
                 label = next(iter(sample.labels.values()), None)

@@ -1,0 +1,1 @@
+"""Sends HTTP/1.1 requests in callbacks, over connections that are kept."""
