@@ -69,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "training.coded.losses",
         "training.coded.matrix",
     },
+    "bench.aggregation": {"figures", "switch"},
     "bench.gradients": {"coding.sum_code", "coding.sums", "figures", "images", "lab", "reducers", "training.hook"},
     "cli": {
         "backends.worker.main",

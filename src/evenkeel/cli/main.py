@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
+from evenkeel.cli.bench_aggregation import aggregation
 from evenkeel.cli.bench_coded import coded
 from evenkeel.cli.bench_codes import codes
 from evenkeel.cli.bench_fills import fills
@@ -59,12 +60,12 @@ def plan() -> None:
 
 @main.group()
 def bench() -> None:
-    """Measure policies, fills, codes, gradients and coded training."""
+    """Measure policies, fills, codes, gradients, aggregation and coded training."""
 
 
 for command in (demo, serve, worker, device, fit, certify, lab, switch):
     main.add_command(command)
-for command in (serving, fills, codes, gradients, coded):
+for command in (serving, fills, codes, gradients, aggregation, coded):
     bench.add_command(command)
 plan.add_command(training)
 plan.add_command(coding)

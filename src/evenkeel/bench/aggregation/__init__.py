@@ -1,0 +1,1 @@
+"""Runs `evenkeel bench aggregation`: simulates what scarce memory in a switch costs training jobs."""
