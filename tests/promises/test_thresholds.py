@@ -25,7 +25,12 @@ def population(count: int, seed: int) -> Pairs:
 WHOLE = population(400_000, 1)
 GRID = np.append(np.linspace(0, 1, 2001), NEVER)
 TRUTH = Curve.of(WHOLE, GRID)
-PROMISES = [Promise("min_accuracy", 0.8), Promise("max_accuracy_drop", 0.01), Promise("min_agreement", 0.95)]
+PROMISES = [
+    Promise("min_accuracy", 0.8),
+    Promise("max_accuracy_drop", 0.01),
+    Promise("min_agreement", 0.95),
+    Promise("min_fill_agreement", 0.85),
+]
 
 
 def misses(promise: Promise, n: int, repetitions: int) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from evenkeel.arrays import Array, FloatArray, IntegerArray
 from evenkeel.errors import ConfigurationError
-from evenkeel.promises.binomial import most_errors, upper_bound
+from evenkeel.promises.binomial import cdf, most_errors, upper_bound
 from evenkeel.promises.differences import drop_shown
 from evenkeel.promises.promise import NEVER, Promise
 
@@ -178,7 +178,13 @@ def sequence(tuning: Pairs, promise: Promise) -> FloatArray:
     check_pairs(tuning, "tuning", promise)
     shares = np.arange(_CANDIDATES + 1) / _CANDIDATES
     candidates = np.unique(np.concatenate([np.quantile(tuning.scores, shares[1:]), [0.0, NEVER]]))
-    risk = Curve.of(tuning, candidates).risk(promise)
+    curve = Curve.of(tuning, candidates)
+    if promise.kind == "min_fill_agreement":
+        # A share of few answers says little, so what counts is how surely the tuning split shows it.
+        pairs = zip(curve.apart.tolist(), curve.local.tolist(), strict=True)
+        risk = np.array([cdf(apart, local, 1 - promise.level) for apart, local in pairs])
+    else:
+        risk = curve.risk(promise)
     width = max(1, len(candidates) // 20)
     padded = np.pad(risk, width, "edge")
     smooth = np.convolve(padded, np.ones(2 * width + 1) / (2 * width + 1), "valid")
