@@ -3,9 +3,11 @@
 python benchmarks/hop.py [--requests 4000] [--rounds 3] [--json FILE]
 
 One connection, one item of uint8 pixels a request, binary tensors, closed loop; beside it the floors: the same bytes
-sent back by the HTTP server alone, and the same item sent to the worker alone. Then, in an open loop at half the load
-of nine replicas and one backup under the two-mode law, what a request costs the gateway's process with and without
-collages; there the two take turns, so that both meet the same machine.
+sent back by the HTTP server alone, and the same item sent to the worker alone; and what a remote replica costs: the hop
+through a gateway whose replica is another gateway, reached by the Open Inference Protocol, where only the processor
+time of the first counts. Then, in an open loop at half the load of nine replicas and one backup under the two-mode law,
+what a request costs the gateway's process with and without collages; there the two take turns, so that both meet the
+same machine.
 """
 
 import asyncio
@@ -42,6 +44,7 @@ _HERE = Path(__file__).resolve().parent
 _TARGETS_MS = {32: 0.30, 224: 0.75}  # p50 of one hop, by side of the item
 _POLICIES = ("none", "collage+hedge")
 _REPLICAS, _LOAD = 9, 0.5
+_TURNS = 4  # of the own worker and the remote replica
 _OCTETS = {"Content-Type": "application/octet-stream"}
 
 
@@ -130,6 +133,27 @@ async def hop(side: int, policy: str, requests: int) -> dict[str, float]:
             return _closed_loop(server.url, server.pid, _inference_request(server.url, side), requests)
 
 
+async def remote_hop(side: int, requests: int) -> list[dict[str, Any]]:
+    """Through a gateway with an own worker, and through one whose replica is that gateway, in turns."""
+    with tempfile.TemporaryDirectory(prefix="hop-") as folder, tempfile.TemporaryDirectory(prefix="hop-") as other:
+        own = trivial_config(Path(folder), side, "none", replicas=1, backups=0)
+        async with ServerProcess(own) as worker_gateway:
+            nodes = {"count": 0, "urls": [worker_gateway.url]}
+            remote = trivial_config(Path(other), side, "none", replicas=nodes, backups=0)
+            async with ServerProcess(remote) as remote_gateway:
+                servers = {"own worker": worker_gateway, "remote replica": remote_gateway}
+                rows: dict[str, list[dict[str, float]]] = {what: [] for what in servers}
+                for _ in range(_TURNS):
+                    for what, server in servers.items():
+                        request = _inference_request(server.url, side)
+                        rows[what].append(_closed_loop(server.url, server.pid, request, requests // _TURNS))
+    return [{"what": what, **_means(measured)} for what, measured in rows.items()]
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
 async def open_loop(policy: str, scale: float, requests: int, seed: int) -> dict[str, float]:
     """Processor time of the gateway's process for a request, at half the load, under the two-mode law."""
     delay = f"two-mode:scale={scale:g},seed={seed}"
@@ -168,6 +192,15 @@ def closed_loop_rows(requests: int) -> Iterator[dict[str, Any]]:
             yield {**row, "target_p50_ms": target_ms} if policy == "none" else row
 
 
+def remote_rows(requests: int) -> Iterator[dict[str, Any]]:
+    """An own worker and a remote replica, for both sizes."""
+    for side in _TARGETS_MS:
+        own, remote = uvloop.run(remote_hop(side, requests))
+        yield {**own, "item_bytes": side * side * 3}
+        ratio = remote["cpu_us_per_request"] / own["cpu_us_per_request"]
+        yield {**remote, "item_bytes": side * side * 3, "cpu_ratio": ratio}
+
+
 def open_loop_rows(scale: float, requests: int, rounds: int) -> Iterator[dict[str, Any]]:
     """Every policy in every round, and the mean over the rounds of each."""
     rows: dict[str, list[dict[str, float]]] = {policy: [] for policy in _POLICIES}
@@ -176,20 +209,21 @@ def open_loop_rows(scale: float, requests: int, rounds: int) -> Iterator[dict[st
             rows[policy].append(uvloop.run(open_loop(policy, scale, requests, number + 1)))
             yield {"what": "open loop", "policy": policy, "round": number + 1, **rows[policy][-1]}
     for policy, measured in rows.items():
-        means = {key: float(np.mean([row[key] for row in measured])) for key in measured[0]}
-        yield {"what": "open loop, mean", "policy": policy, **means}
+        yield {"what": "open loop, mean", "policy": policy, **_means(measured)}
 
 
 @click.command(help=__doc__)
 @click.option("--requests", default=4000, show_default=True, help="Of each measurement.")
 @click.option("--rounds", default=3, show_default=True, help="Of the open loop; 0 leaves it out.")
+@click.option("--remote-only", is_flag=True, help="Nothing but the remote replica and the own worker beside it.")
 @click.option("--scale", default=0.05, show_default=True, help="Of the two-mode law; .05 asks 585 items a second.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows here as well.")
-def main(requests: int, rounds: int, scale: float, json_path: Path | None) -> None:
+def main(requests: int, rounds: int, remote_only: bool, scale: float, json_path: Path | None) -> None:
     adopt_orphans()
     try:
-        hops = list(closed_loop_rows(requests))
-        loops = list(open_loop_rows(scale, requests, rounds)) if rounds else []
+        hops = [] if remote_only else list(closed_loop_rows(requests))
+        remotes = list(remote_rows(requests))
+        loops = list(open_loop_rows(scale, requests, rounds)) if rounds and not remote_only else []
     finally:
         end_all()
     times = {
@@ -198,8 +232,12 @@ def main(requests: int, rounds: int, scale: float, json_path: Path | None) -> No
         "cpu_us_per_request": ("server CPU us/req", ".0f"),
     }
     names = {"what": ("what", ""), "policy": ("policy", "")}
-    columns = {**names, "item_bytes": ("bytes", "d"), **times, "target_p50_ms": ("p50 wanted", ".2f")}
-    show("One hop, one connection", hops, columns)
+    size = {"item_bytes": ("bytes", "d")}
+    if hops:
+        columns = {**names, **size, **times, "target_p50_ms": ("p50 wanted", ".2f")}
+        show("One hop, one connection", hops, columns)
+    columns = {"what": names["what"], **size, **times, "cpu_ratio": ("CPU, remote / own (wanted: 1.50)", ".2f")}
+    show("What a remote replica costs its gateway", remotes, columns)
     if loops:
         columns = {
             **names,
@@ -211,7 +249,7 @@ def main(requests: int, rounds: int, scale: float, json_path: Path | None) -> No
         show(f"Nine replicas, one backup, load {_LOAD}", loops, columns)
         without, with_collages = (row["cpu_us_per_request"] for row in loops[-2:])
         click.echo(f"CPU of the gateway, collage+hedge / none: {with_collages / without:.3f} (wanted: at most 1.15)")
-    write_json(json_path, {"requests": requests, "rounds": rounds, "scale": scale}, [*hops, *loops])
+    write_json(json_path, {"requests": requests, "rounds": rounds, "scale": scale}, [*hops, *remotes, *loops])
 
 
 if __name__ == "__main__":

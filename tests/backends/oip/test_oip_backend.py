@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from evenkeel.backends.oip.backend import OipBackend
+from evenkeel.backends.oip.contract import Contract
 from evenkeel.coding.code import Answer
 from evenkeel.errors import (
     BackendBusyError,
@@ -23,6 +24,7 @@ from evenkeel.errors import (
 )
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
+from evenkeel.oip import InferResponse, Tensor, parse_request, write_response
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
@@ -693,3 +695,65 @@ def test_a_server_that_says_its_range_hears_that_dark_pixels_are_dark():
         assert heard == [{"maximum": 255}]
 
     asyncio.run(run())
+
+
+def binary_reply(values, shape=(1, 3), name="scores"):
+    tensor = Tensor(name, "FP32", shape, np.array(values, np.float32).reshape(shape))
+    return write_response(InferResponse("remote", [tensor], "1"), [True])
+
+
+@pytest.fixture
+def contract():
+    return Contract(CARD, "images", "scores", True, True)
+
+
+def test_a_request_of_a_known_shape_is_what_it_was_the_first_time(contract):
+    for rows in (ROWS, ROWS[:1], ROWS + 1, ROWS[:1], np.asfortranarray(ROWS)):
+        again, fresh = contract.write(rows), Contract(CARD, "images", "scores", True, True).write(rows)
+        assert again == fresh
+        assert parse_request(*again).inputs[0].data.tolist() == rows.tolist()
+    assert len(contract._written) == 2
+
+
+def test_a_reply_of_a_known_head_is_checked_as_the_first_one_was(contract):
+    for values in ([1, 2, 3], [4, 5, 6], [7, 8, 9]):
+        assert contract.read(*binary_reply(values), 1).tolist() == [values]
+    assert len(contract._agreed) == 1
+    body, length = binary_reply([1, np.nan, 3])
+    with pytest.raises(ProtocolError, match="'scores' holds values that are not finite"):
+        contract.read(body, length, 1)
+    body, length = binary_reply([1, 2, 3])
+    for wrong in ((body[:-1], length, 1), (body + b"x", length, 1), (body, length - 1, 1), (body, length + 4, 1)):
+        with pytest.raises(ProtocolError):
+            contract.read(*wrong)
+    with pytest.raises(ProtocolError, match="has shape"):
+        contract.read(body, length, 2)
+    with pytest.raises(ProtocolError):
+        contract.read(body[:length], length, 1)
+
+
+def test_heads_that_are_never_the_same_take_up_no_memory(contract):
+    for number in range(300):
+        message = {"id": f"{number}", "outputs": [{**SCORES_ENTRY, "shape": [1, 3]}]}
+        text = orjson.dumps(message)
+        assert contract.read(text + bytes(12), len(text), 1).tolist() == [[0, 0, 0]]
+        assert len(contract._agreed) <= 64
+    text = orjson.dumps({**message, "parameters": {"pad": "x" * 5000}})
+    before = dict(contract._agreed)
+    contract.read(text + bytes(12), len(text), 1)
+    assert contract._agreed == before
+    for rows in range(1, 100):
+        contract.write(np.zeros((rows, 4, 5, 3), np.uint8))
+    assert len(contract._written) == 64
+
+
+SCORES_ENTRY = {"name": "scores", "datatype": "FP32", "parameters": {"binary_data_size": 12}}
+
+
+def test_values_in_json_before_others_in_binary_are_read_each_time(contract):
+    for values in ([1, 2, 3], [4, 5, 6]):
+        label = {"name": "label", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}
+        text = orjson.dumps({"outputs": [{**SCORES_ENTRY, "shape": [1, 3]}, label]})
+        data = np.array(values, np.float32).tobytes() + b"\1\0\0\0x"
+        assert contract.read(text + data, len(text), 1).tolist() == [values]
+    assert not contract._agreed
