@@ -344,6 +344,29 @@ def test_giving_a_request_up_closes_its_connection_and_nothing_is_called(run):
     run(test())
 
 
+@pytest.mark.parametrize("gives_up", [False, True])
+def test_closing_or_giving_up_at_any_step_of_connecting_leaves_nothing(run, gives_up):
+    async def test():
+        for steps in range(25):
+            async with serving() as (server, client):
+                sent = [send(client) for _ in range(4)]
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                if gives_up:
+                    for _, exchange in sent:
+                        exchange.abort()
+                    await until(lambda: len(client._idle) == client.connections and not client._connecting)
+                    assert client.connections <= sum(future.done() for future, _ in sent)
+                async with asyncio.timeout(10):
+                    await client.close()
+                assert client.connections == 0
+                if not gives_up:
+                    assert all(future.done() for future, _ in sent)
+                await until(lambda: server.open == 0)
+
+    run(test())
+
+
 def test_closing_answers_everything_and_then_nothing_is_sent(run):
     async def test():
         async def answer(number, writer):

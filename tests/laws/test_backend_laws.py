@@ -9,17 +9,21 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
+import orjson
 import pytest
 import uvloop
 
 from evenkeel.backends.backend import Backend, Reply
+from evenkeel.backends.oip.backend import OipBackend
 from evenkeel.backends.worker.model import Model
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.server import serve
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError, BackendLostError
+from evenkeel.oip import HEADER_LENGTH, InferResponse, Tensor, parse_request, write_response
 
 ROWS = np.arange(12, dtype=np.float32).reshape(2, 6)
 LARGE = np.ones((1, 50_000), np.float32)  # over every limit below which a message is handled differently
@@ -66,7 +70,63 @@ async def _worker(listen: str) -> AsyncIterator[Case]:
         await task
 
 
+class _DoublingServer:
+    """Speaks as much of the Open Inference Protocol as doubling takes; begins nothing while `blocked`."""
+
+    def __init__(self, binary: bool) -> None:
+        self.binary = binary
+        self.blocked = False
+        self.over = asyncio.Event()
+        self.talks: set[asyncio.Task] = set()
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.talks.add(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+                fields = dict(line.split(": ", 1) for line in lines[1:-2])
+                body = await reader.readexactly(int(fields.get("content-length", 0)))
+                reply, length = orjson.dumps({"extensions": ["binary_tensor_data"] * self.binary}), None
+                if lines[0].startswith("post"):
+                    if self.blocked:
+                        await self.over.wait()
+                    given = fields.get(HEADER_LENGTH.lower())
+                    (rows,) = parse_request(body, None if given is None else int(given)).inputs
+                    doubled = Tensor("scores", "FP32", rows.shape, np.float32(rows.data) * 2)
+                    reply, length = write_response(InferResponse("double", [doubled]), [self.binary])
+                head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(reply)}\r\n"
+                head += "" if length is None else f"{HEADER_LENGTH}: {length}\r\n"
+                writer.write(f"{head}\r\n".encode() + reply)
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def _oip(connections: int, binary: bool) -> AsyncIterator[Case]:
+    script = _DoublingServer(binary)
+    server = await asyncio.start_server(script.talk, "127.0.0.1", 0, limit=1 << 20)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    names = {"name": "double", "input_name": "rows", "output_name": "scores"}
+    card = SimpleNamespace(**names, datatype="FP32", input_shape=(6,), output_shape=None)
+    backend = OipBackend("remote", url, "double", card, connections=connections)
+    await backend.start()
+
+    def block() -> None:
+        script.blocked = True
+        for _ in range(connections):
+            backend.submit("double", ROWS, lambda reply: None)
+
+    try:
+        yield Case(backend, block)
+    finally:
+        await backend.close()
+        server.close()
+        script.over.set()
+        await asyncio.gather(*script.talks)
+
+
 CASES = {
+    "oip-json": lambda folder: _oip(1, False),
+    "oip-binary": lambda folder: _oip(4, True),
     "worker-unix": lambda folder: _worker(f"unix:{folder / 'worker.sock'}"),
     "worker-tcp": lambda folder: _worker("tcp://:0"),
 }

@@ -215,6 +215,8 @@ class HttpClient:
             if connection.lost.done():
                 exchange._finish(BackendLostError("connection lost: the server closed it at once"))
             else:
+                # Not before: one whose making is cancelled closes without a word on some event loops.
+                self._connections.add(connection)
                 connection.begin(exchange)
 
     async def _dial(self) -> "_ClientConnection":
@@ -327,7 +329,6 @@ class _ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Is ready for its first request."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own have no common ancestor with asyncio's
-        self._client._connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Reads the reply."""
