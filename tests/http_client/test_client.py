@@ -362,6 +362,9 @@ def test_closing_or_giving_up_at_any_step_of_connecting_leaves_nothing(run, give
                 assert client.connections == 0
                 if not gives_up:
                     assert all(future.done() for future, _ in sent)
+                # What was connected before this one has been accepted when this one is answered.
+                async with HttpClient(server.url) as other:
+                    assert (await other.request("GET", "/")).status == 200
                 await until(lambda: server.open == 0)
 
     run(test())
