@@ -20,6 +20,7 @@ from evenkeel.cli.device import device
 from evenkeel.cli.fit import fit
 from evenkeel.cli.lab import lab
 from evenkeel.cli.plan_coding import coding
+from evenkeel.cli.plan_serving import serving as serving_plan
 from evenkeel.cli.plan_training import training
 from evenkeel.cli.serve import serve
 from evenkeel.cli.switch import switch
@@ -67,5 +68,6 @@ for command in (demo, serve, worker, device, fit, certify, lab, switch):
     main.add_command(command)
 for command in (serving, fills, codes, gradients, aggregation, coded):
     bench.add_command(command)
+plan.add_command(serving_plan)
 plan.add_command(training)
 plan.add_command(coding)

@@ -35,6 +35,7 @@ __all__ = [
     "Trace",
     "TwoMode",
     "attempt_key",
+    "draw_bits",
 ]
 
 _MASK = 2**64 - 1
@@ -115,7 +116,7 @@ class TwoMode(Delay):
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
         """Draws independently for each key; the worker and the time do not matter."""
-        bits = _hash(self.seed, key)
+        bits = draw_bits(self.seed, key)
         share = ((bits & 0xFFFFFFFF) + 0.5) * 2**-32
         if bits >> 32 < self._slow_below:
             share = self._slow_cut + (1.0 - self._slow_cut) * share
@@ -184,7 +185,7 @@ class MarkovBursts(Delay):
         stretch, at_s = divmod(now_s, _CYCLES * self.spell_s / self.duty)
         spells = self._spells.get(worker)
         if spells is None or spells.stretch != stretch:
-            stream = _hash(self.seed ^ _SPELLS, (worker << 32) + int(stretch))
+            stream = draw_bits(self.seed ^ _SPELLS, (worker << 32) + int(stretch))
             spells = self._spells[worker] = _Spells(stretch, stream, _uniform(stream, 0) < self.duty, [])
         turns = spells.turns
         while not turns or turns[-1] <= at_s:
@@ -277,7 +278,7 @@ class Trace(Delay):
 
     def draw(self, key: int, worker: int, now_s: float) -> float:
         """Gives a time of the file, chosen by the key."""
-        place = key if self.order == "in-turn" else _hash(self.seed, key)
+        place = key if self.order == "in-turn" else draw_bits(self.seed, key)
         return self.scale * self._seconds[place % len(self._seconds)]
 
     @property
@@ -331,7 +332,7 @@ class Scaled(Delay):
 
 def attempt_key(key: int, attempt: int) -> int:
     """Gives the key of a further attempt (1, 2, ...) at the piece of work `key`; attempt 0 has the key itself."""
-    return key if attempt == 0 else _hash(attempt ^ _ATTEMPTS, key)
+    return key if attempt == 0 else draw_bits(attempt ^ _ATTEMPTS, key)
 
 
 def _require(holds: bool, law: str, word: str, rule: str, found: object) -> None:
@@ -339,7 +340,7 @@ def _require(holds: bool, law: str, word: str, rule: str, found: object) -> None
         raise ConfigurationError(f"delay {law!r}: field {word!r} {rule}, found {found!r}")
 
 
-def _hash(seed: int, key: int) -> int:
+def draw_bits(seed: int, key: int) -> int:
     """Gives 64 well-mixed bits of (seed, key): the key-th output of SplitMix64 (Steele, Lea, Flood 2014)."""
     bits = (seed * 0xD1B54A32D192ED03 + (key + 1) * 0x9E3779B97F4A7C15) & _MASK
     bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -349,7 +350,7 @@ def _hash(seed: int, key: int) -> int:
 
 def _uniform(seed: int, key: int) -> float:
     """Gives a number strictly between 0 and 1: 52 bits and a half, so that rounding never gives either end."""
-    return ((_hash(seed, key) >> 12) + 0.5) * 2**-52
+    return ((draw_bits(seed, key) >> 12) + 0.5) * 2**-52
 
 
 def _read_trace(path: str) -> Sequence[float]:
