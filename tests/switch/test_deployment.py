@@ -57,9 +57,14 @@ class TestOnPorts:
             with pytest.raises(ConfigurationError, match="start the switch with --mode generic"):
                 switch.register(9, job, workers, server)
             return
+        before = opened(switch, 0, 6100)
+        ear = opened(switch, 3, UDP)
+        early = write(Packet(Kind.GRADIENT, lanes, 9, TOKEN, 0, 1, payload=bytes(8 * job.raw_words)))
+        before.sendto(early, server)
+        assert ear.recv(4096) == early  # until the job is registered everything passes
+        before.close()
         switch.register(9, job, workers, server)
         sockets = [opened(switch, number, workers[number][1]) for number in range(3)]
-        ear = opened(switch, 3, UDP)
         payloads = [bytes([worker + 1, 2 * worker, 0, 0] * 2 * job.raw_words) for worker in range(3)]
         for fragment in range(20):
             packets = [

@@ -18,8 +18,6 @@ _name = click.option("--name", default="main", show_default=True, help="Name of 
     epilog="\b\nExamples:\n"
     "  evenkeel switch up --hosts 5 --policy esa --slots 1024\n"
     "  evenkeel switch up --hosts port0=10.0.0.1,port1=10.0.0.2,port2=10.0.0.3 --policy assoc --mode generic\n"
-    "\b\nThen, with the server on a host of its own:\n"
-    "  ip netns exec evenkeel-switch-main-host4 evenkeel switch ps --bind 10.78.0.5:9700"
 )
 @click.option(
     "--hosts",
@@ -54,7 +52,8 @@ _name = click.option("--name", default="main", show_default=True, help="Name of 
 def up(hosts: str, policy: str, slots: int, jobs: int, mtu: int, port: int, mode: str, name: str) -> None:
     """Put a switch into this machine's kernel (Linux, root, clang, libbpf).
 
-    It adds what it can, and lets everything else pass. `evenkeel switch run` needs none of this.
+    It adds for jobs that are registered (docs/how-to/switch.md), and lets all others pass. `evenkeel switch run` needs
+    none of this, and is what trainings use.
     """
     from evenkeel.switch.aggregator import Rule, SlotPolicy
     from evenkeel.switch.deployment import read_ports, up as make

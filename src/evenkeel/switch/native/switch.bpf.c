@@ -370,7 +370,8 @@ int ek_switch(struct xdp_md *ctx)
 
 dropped:
 	counts->of[reason % EK_REASONS]++;
-	return XDP_DROP;
+	/* Of a job that was not registered here its server knows, or drops it. */
+	return reason == EK_BAD_JOB ? XDP_PASS : XDP_DROP;
 }
 
 EK_INLINE void replace(uint64_t *sum, uint16_t *field, uint16_t value)
