@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "coding.sums": {"coding.sum_code", "coding.wire", "coding.checks"},
     "backends": {"delays"},
     "backends.worker": {"backends.backend", "delays", "models"},
+    "backends.lossy": {"backends.backend", "backends.worker.address", "backends.worker.key"},
     "backends.oip": {"backends.backend", "http_client", "models", "oip"},
     "reducers": {"coding.wire", "switch"},
     "reducers.ranks": {"coding.checks"},

@@ -25,7 +25,8 @@ class Reply:
 
     `cancelled` marks the reply of a task that was given up before it began. `service_s` is the time the worker itself
     spent on the task, where it says so. `began` is false when the worker cannot have been at work on a task that it
-    failed to do, so that the task cannot be the reason.
+    failed to do, so that the task cannot be the reason. `lost` is the share of the inputs that did not arrive and
+    that the worker made do without.
     """
 
     outputs: Array | None = None
@@ -33,6 +34,7 @@ class Reply:
     cancelled: bool = False
     service_s: float | None = None
     began: bool = True
+    lost: float = 0.0
 
 
 OnReply = Callable[[Reply], object]
