@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from output import show, write_json
 
 from evenkeel.arrays import PixelArray
 from evenkeel.backends.backend import Reply
@@ -35,7 +36,6 @@ from evenkeel.clock import VirtualClock
 from evenkeel.figures.estimates import exact_share
 from evenkeel.models.session import open_session
 from evenkeel.models.shipped import IMAGES, card_path, model_path
-from output import show, write_json
 
 _PAYLOAD = 100
 _WAIT_S = 0.05
@@ -86,7 +86,13 @@ class Relay(DatagramLink):
 
 
 def seen(
-    images: PixelArray, form: JpegForm, options: LossyOptions, round_trip_s: float, share: float, burst: float, seed: int
+    images: PixelArray,
+    form: JpegForm,
+    options: LossyOptions,
+    round_trip_s: float,
+    share: float,
+    burst: float,
+    seed: int,
 ) -> tuple[PixelArray, list[bool], int]:
     """Sends images one by one; gives what the model saw of each, if it was asked in time, and the bytes sent."""
     clock = VirtualClock()
@@ -157,10 +163,10 @@ def main() -> None:
         pixels, asked, sent = seen(images, form, options, round_trip_s, share, burst, given.seed)
         answers = session.run(None, {session.get_inputs()[0].name: pixels})[0].argmax(1)
         right = int(((answers == labels) & np.array(asked)).sum())
-        low, high = exact_share(right, len(labels), 0.95)
+        accuracy = exact_share(right, len(labels))
         return {
             "method": method, "loss": share, "burst": burst, "round_trip_over_wait": round_trip_s / _WAIT_S,
-            "accuracy": right / len(labels), "accuracy_low": low, "accuracy_high": high,
+            "accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
             "not_asked": 1 - sum(asked) / len(asked), "bytes_per_image": sent / len(images),
         }  # fmt: skip
 

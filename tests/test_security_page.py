@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from evenkeel.backends.lossy import packets
+from evenkeel.backends.lossy.server import ServerLimits
 from evenkeel.backends.oip import backend, contract
 from evenkeel.backends.worker import frames
 from evenkeel.http_client import reply
@@ -54,6 +56,10 @@ KIB, MIB = 1 << 10, 1 << 20
         ("head of its reply", "64 KiB; 16 bytes", (reply._MAX_HEAD_BYTES, reply._FRAMING_SHARE) == (64 * KIB, 16)),
         ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_PAYLOAD_BYTES == 256 * MIB),
         ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_TEXT_BYTES == MIB),
+        ("packet of an image", "1,200", packets.MAX_PAYLOAD == 1200),
+        ("packets of a session", "8 MB/s", ServerLimits().bytes_per_s == 8e6),
+        ("packets of a session", "2 MB", ServerLimits().burst_bytes == 2e6),
+        ("images of a session", "32; 64", (ServerLimits().images, ServerLimits().sessions) == (32, 64)),
     ],
 )
 def test_each_bound_is_what_the_page_says(row, said, meant):

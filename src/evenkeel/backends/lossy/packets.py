@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from itertools import pairwise
 
 from evenkeel.errors import ProtocolError
 
@@ -128,14 +129,16 @@ def interval_numbers(columns: int, intervals: int, packets: int) -> tuple[tuple[
         intervals: of the image.
         packets: of the image.
     """
-    # Each row is shifted against the one above by about .382 of the packets: neither side by side nor one above the
-    # other do two intervals share a packet.
-    shift = max(1, round(0.382 * packets))
-    places: list[list[int]] = [[] for _ in range(packets)]
-    for number in range(intervals):
+
+    # A lattice of two badly approximable numbers: intervals that come close to each other in this order are far from
+    # each other in the image. Packets take equal shares of it, so that none has two long intervals and another none.
+    def place(number: int) -> float:
         row, column = divmod(number, columns)
-        places[(column + row * shift) % packets].append(number)
-    return tuple(tuple(one) for one in places)
+        return (row * 0.5698402909980532 + column * 0.7548776662466927) % 1.0
+
+    order = sorted(range(intervals), key=place)
+    edges = [packet * intervals // packets for packet in range(packets + 1)]
+    return tuple(tuple(sorted(order[start:end])) for start, end in pairwise(edges))
 
 
 def laid_out(intervals: Sequence[bytes], columns: int, payload: int, parity: float) -> tuple[list[bytes], list[bytes]]:
@@ -158,7 +161,7 @@ def laid_out(intervals: Sequence[bytes], columns: int, payload: int, parity: flo
         bodies = [b"".join([entries[number] for number in one]) for one in places]
         if max(map(len, bodies)) <= room:
             break
-        if packets >= min(len(entries), MAX_PACKETS):  # not even one interval a packet, or the shift is unlucky
+        if packets >= min(len(entries), MAX_PACKETS):
             entries = [b"\0" if len(one) == max(map(len, entries)) else one for one in entries]
         else:
             packets = min(len(entries), MAX_PACKETS, packets + 1 + packets // 16)
