@@ -9,7 +9,6 @@ import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, byref, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from math import log2
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.switch.aggregator import Rule, SlotPolicy
 from evenkeel.switch.build import load
 from evenkeel.switch.packet import MOST_JOBS
+from evenkeel.switch.priority import Urgency, priority
 
 __all__ = [
     "POLICIES",
@@ -293,7 +293,8 @@ def _settings(policy: str, jobs: int, network: SimulatedNetwork, slots: int, way
         control_ps=fragment_ps * _HEADER_BYTES // network.fragment_bytes,
         worker_delay_ps=round(network.worker_delay_s * _PS), trunk_delay_ps=round(network.trunk_delay_s * _PS),
         server_delay_ps=round(network.server_delay_s * _PS), racks=network.racks, servers=network.servers or jobs,
-        remind_ps=2 * round_trip_ps, timeout_ps=8 * round_trip_ps, useful_ps=2 * round(network.worker_delay_s * _PS),
+        remind_ps=2 * round_trip_ps, timeout_ps=8 * round_trip_ps,
+        overtaken_ps=3 * round_trip_ps // 2, useful_ps=2 * round(network.worker_delay_s * _PS),
         loss=round(network.loss * _CHANCE), duplicate=round(network.duplicate * _CHANCE),
         reorder=round(network.reorder * _CHANCE), reorder_ps=round_trip_ps // 2,
         max_events=_MOST_EVENTS, jobs=jobs,
@@ -330,7 +331,9 @@ class _JobTables:
             priorities.append(
                 np.array(
                     [
-                        _priority(layer, (job.steps - step) * step_s, sending_s, computing_s) if urgent else 128
+                        priority(Urgency((job.steps - step) * step_s, sending_s, computing_s), layer + 1, 1.0)
+                        if urgent
+                        else 128
                         for step in range(job.steps)
                         for layer in range(len(counts))
                     ],
@@ -348,13 +351,6 @@ class _JobTables:
         self.rack_of = (np.arange(workers) % network.racks).astype(np.int32)
 
 
-def _priority(layer: int, remaining_s: float, sending_s: float, computing_s: float) -> int:
-    """Gives ESA's three factors on a logarithmic scale of eight bits, where 16 points are a factor of two."""
-    tiny = 1e-12
-    score = max(sending_s, tiny) / max(computing_s, tiny) / (layer + 1) / max(remaining_s, tiny)
-    return min(max(round(128 + 16 * log2(score)), 1), 255)
-
-
 def _integers(names: str) -> list[tuple[str, Any]]:
     return [(name, c_int64) for name in names.split()]
 
@@ -362,8 +358,8 @@ def _integers(names: str) -> list[tuple[str, Any]]:
 class _CSettings(Structure):
     _fields_ = _integers(
         "policy slots ways tombs regions stale_ns tomb_ns packet_ps trunk_ps server_ps control_ps worker_delay_ps "
-        "trunk_delay_ps server_delay_ps racks servers remind_ps timeout_ps useful_ps loss duplicate reorder reorder_ps "
-        "seed max_events jobs faults"
+        "trunk_delay_ps server_delay_ps racks servers remind_ps timeout_ps overtaken_ps useful_ps loss duplicate "
+        "reorder reorder_ps seed max_events jobs faults"
     )
 
 

@@ -1,6 +1,7 @@
 """Draws the figure of aggregation: time against infinite memory's, a panel for each question."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 from evenkeel.errors import EvenkeelError
@@ -17,7 +18,7 @@ _LABELS = {
     "load": "load: all windows over the slots",
     "regime": "regime",
     "skew": "skew of computing times",
-    "rate": "links, Gbit/s",
+    "rate": "links, Gbit/s (known models)",
     "jobs": "jobs",
     "workers": "workers of a job",
     "loss": "loss on each link",
@@ -50,13 +51,13 @@ def aggregation(rows: Sequence[Mapping[str, Any]]) -> "Figure":
             for place, policy in enumerate(policies):
                 times = {row["value"]: row["jct_over_infinite"] for row in some if row["policy"] == policy}
                 handles[policy] = panel.plot(
-                    range(len(values)), [times[value] for value in values], marker=_MARKS[place % len(_MARKS)],
+                    range(len(values)), [times.get(value, nan) for value in values], marker=_MARKS[place % len(_MARKS)],
                     linestyle="" if question == "regime" else "-", markersize=5, linewidth=1.2,
                     color=GREY if policy == "ps" else PALETTE[place % len(PALETTE)],
                 )[0]  # fmt: skip
             panel.axhline(1.0, color=INK, linewidth=0.7, linestyle=(0, (4, 3)))
             panel.set_yscale("log", base=2)
-            panel.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+            panel.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
             panel.minorticks_off()
             crowded = question == "regime" and len(values) > 4
             panel.set_xticks(range(len(values)), [each.replace(" ", "\n", 1) if crowded else each for each in values])

@@ -11,7 +11,7 @@ _TITLES = {
     "load": "load {value}: windows over slots",
     "regime": "{value}",
     "skew": "skew {value}: coefficient of variation of computing times",
-    "rate": "links of {value} Gbit/s",
+    "rate": "links of {value} Gbit/s, jobs of known models",
     "jobs": "{value} jobs",
     "workers": "{value} workers a job",
     "loss": "loss {value}",
@@ -52,7 +52,10 @@ def pages_of(rows: Sequence[Row]) -> list[Page]:
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
     """Gives lines that say where preemption does not pay, and where `assoc` is not the best."""
-    notes = ["JCT: job completion time, as a multiple of the same jobs' with infinite memory; every sum was checked"]
+    notes = [
+        "JCT: job completion time, as a multiple of the same jobs' with infinite memory; every sum was checked",
+        "ring: computed by formula, hence only without loss and with one switch",
+    ]
     for (question, value), group in groupby(rows, lambda row: (row["question"], row["value"])):
         times = {row["policy"]: row["jct_over_infinite"] for row in group if row["policy"] != "unlimited"}
         if {"esa", "atp-free"} <= times.keys() and times["esa"] > times["atp-free"]:

@@ -27,6 +27,7 @@ enum kind {
 	NACK_AT_WORKER,     /* the server asks one worker for a fragment */
 	REMINDER_AT_SWITCH, /* the server asks for what a switch has of a fragment */
 	REMIND,             /* the server looks whether a fragment is still unfinished */
+	OVERTAKEN,          /* a worker looks whether a result that later ones have overtaken has come */
 	TIMEOUT,            /* a worker looks whether it got on */
 	COMPUTED,           /* a worker has done one layer */
 	RING_DONE,
@@ -42,7 +43,7 @@ struct settings {
 	int64_t packet_ps, trunk_ps, server_ps, control_ps; /* how long a link is busy with a packet */
 	int64_t worker_delay_ps, trunk_delay_ps, server_delay_ps;
 	int64_t racks, servers;
-	int64_t remind_ps, timeout_ps, useful_ps;
+	int64_t remind_ps, timeout_ps, overtaken_ps, useful_ps;
 	int64_t loss, duplicate, reorder, reorder_ps; /* chances are out of 2^32 */
 	int64_t seed, max_events, jobs, faults;
 };
@@ -92,8 +93,8 @@ struct worker {
 	int64_t up_busy, down_busy;
 	uint64_t incarnation;
 	uint32_t next, ready, low, checked, highest; /* fragments: to be sent, with a gradient, without a result */
-	int32_t iteration, step, generation, backoff;
-	uint8_t computing, finished;
+	int32_t iteration, step, generation, idle;
+	uint8_t computing, finished, watching, tries;
 };
 
 struct state {
@@ -289,6 +290,46 @@ static void send_more(struct state *s, uint32_t job, uint32_t worker)
 		transmit(s, job, worker, w->next++, 0);
 }
 
+/* Sends again what later results have overtaken, and the lowest fragment without a result: few at a time, and none while the link
+ * is behind, or resends would be what delays the results that they are for. */
+static void send_again(struct state *s, uint32_t job, uint32_t worker)
+{
+	struct worker *w = s->workers + s->jobs[job].first_worker + worker;
+	const uint8_t *received = s->received[s->jobs[job].first_worker + worker];
+	int left = w->up_busy > s->now + s->set->overtaken_ps ? 0 : 8;
+	for (uint32_t seq = w->low; left && seq < w->next && (seq == w->low || seq < w->highest); seq++)
+		if (!received[seq & s->received_mask[job]]) {
+			left--;
+			s->out->resends++;
+			transmit(s, job, worker, seq, RESEND);
+		}
+}
+
+static void watch(struct state *s, uint32_t job, uint32_t worker)
+{
+	struct worker *w = s->workers + s->jobs[job].first_worker + worker;
+	if (w->watching)
+		return;
+	w->watching = 1;
+	struct event event = {.kind = OVERTAKEN, .job = job, .worker = worker, .seq = w->low};
+	push(s, s->now + (s->set->overtaken_ps << w->tries), event);
+}
+
+static void overtaken(struct state *s, struct event *e)
+{
+	struct worker *w = s->workers + s->jobs[e->job].first_worker + e->worker;
+	w->watching = 0;
+	if (w->low == e->seq && w->low < w->highest) {
+		send_again(s, e->job, e->worker);
+		w->tries += w->tries < 6;
+	} else {
+		w->tries = 0;
+	}
+	if (w->low >= w->highest)
+		return;
+	watch(s, e->job, e->worker);
+}
+
 static void result_at(struct state *s, uint32_t job, uint32_t worker, uint32_t seq)
 {
 	const struct job *j = s->jobs + job;
@@ -304,6 +345,8 @@ static void result_at(struct state *s, uint32_t job, uint32_t worker, uint32_t s
 		w->highest = seq;
 	while (w->low < w->next && received[w->low & mask])
 		received[w->low++ & mask] = 0;
+	if (s->lossy && w->low < w->highest)
+		watch(s, job, worker);
 	uint32_t layer = s->layer_of[j->first_place + seq % j->fragments];
 	if (++s->got[number][layer] == s->layers[j->first_layer + layer].fragments)
 		compute(s, job, worker);
@@ -386,31 +429,20 @@ static void ring_done(struct state *s, struct event *e)
 
 static void arm_timeout(struct state *s, uint32_t job, uint32_t worker)
 {
-	struct worker *w = s->workers + s->jobs[job].first_worker + worker;
 	struct event event = {.kind = TIMEOUT, .job = job, .worker = worker};
-	push(s, s->now + (s->set->timeout_ps << w->backoff), event);
+	push(s, s->now + s->set->timeout_ps, event);
 }
 
-/* Sends again what later results have overtaken; where there is none, the lowest fragment alone, and more and more rarely: then it
- * is most likely another worker that is late. */
+/* Where nothing has come for a while, sends again, the lowest fragment at least: then more and more rarely, since it is most likely
+ * another worker that is late. */
 static void timed_out(struct state *s, struct event *e)
 {
-	const struct job *j = s->jobs + e->job;
-	uint32_t number = j->first_worker + e->worker, mask = s->received_mask[e->job];
-	struct worker *w = s->workers + number;
+	struct worker *w = s->workers + s->jobs[e->job].first_worker + e->worker;
 	if (!s->working[e->job])
 		return;
-	if (w->low == w->checked && w->low < w->next) {
-		for (uint32_t seq = w->low; seq < w->next && (seq == w->low || seq < w->highest); seq++)
-			if (!s->received[number][seq & mask]) {
-				s->out->resends++;
-				transmit(s, e->job, e->worker, seq, RESEND);
-			}
-		if (w->backoff < 6)
-			w->backoff++;
-	} else {
-		w->backoff = 0;
-	}
+	w->idle = w->low == w->checked && w->low < w->next ? w->idle + 1 : 0;
+	if (w->idle && !(w->idle & (w->idle - 1)))
+		send_again(s, e->job, e->worker);
 	w->checked = w->low;
 	arm_timeout(s, e->job, e->worker);
 }
@@ -884,6 +916,9 @@ static void handle(struct state *s, struct event *e)
 		break;
 	case REMIND:
 		remind_again(s, e);
+		break;
+	case OVERTAKEN:
+		overtaken(s, e);
 		break;
 	case TIMEOUT:
 		timed_out(s, e);
