@@ -195,7 +195,7 @@ class WorkerSession:
 
     def cancel(self, ticket: int) -> None:
         """Asks the worker to give the task up."""
-        if ticket in self._open:
+        if ticket in self._open and not self._leaving:  # see _beat
             self.connection.send([encode(FrameKind.CANCEL, ticket)])
 
     def suspect(self) -> None:
@@ -274,7 +274,8 @@ class WorkerSession:
             self.connection.abort(BackendLostError(message))
             return
         self._silent_beats += 1
-        self.connection.send([encode(FrameKind.PING)])
+        if not self._leaving:  # writing to one that closes would break the pipe over its last, unread replies
+            self.connection.send([encode(FrameKind.PING)])
         self._beat_timer = self._loop.call_later(options.heartbeat_s, self._beat)
 
     def _on_end(self, error: Exception | None) -> None:
