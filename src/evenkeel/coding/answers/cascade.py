@@ -5,17 +5,15 @@ from which the light model's answer is used. That score is a promise's threshold
 in one way only, for whoever calibrates and whoever serves.
 """
 
-from collections.abc import Mapping, Sequence, Set
 from math import exp
 from typing import Literal
 
 import numpy as np
 
 from evenkeel.arrays import LEAST_PROBABILITY, Array, FloatArray
-from evenkeel.coding.answers.backup_code import BackupCode
+from evenkeel.coding.answers.cheap import Cheap
 from evenkeel.coding.answers.scores import ScoreForm, softmax
-from evenkeel.coding.checks import at_least_one, check_count, check_group, check_numbers
-from evenkeel.coding.code import Answer, Task
+from evenkeel.coding.code import Answer
 
 __all__ = ["Cascade", "Sureness", "sureness"]
 
@@ -37,10 +35,8 @@ def sureness(scores: Array, form: ScoreForm, kind: Sureness = "max_probability")
     return lead
 
 
-class Cascade(BackupCode):
-    """Makes one spare task for a group: the items as a batch of `count` rows for the light model.
-
-    Answers have source "edge", and as confidence the light model's sureness.
+class Cascade(Cheap):
+    """Is a small model as a backup, whose answers are judged: their source is "edge", their confidence its sureness.
 
     Args:
         max_items: how many items one group may hold.
@@ -52,32 +48,9 @@ class Cascade(BackupCode):
     def __init__(
         self, max_items: int, scores: ScoreForm, *, kind: Sureness = "max_probability", model: str = "light"
     ) -> None:
-        self.max_items = at_least_one("max_items", max_items)
-        self.scores = scores
+        super().__init__(max_items, scores, model=model)
         self.kind = kind
-        self.model = model
         self.name = "cascade"
-
-    def spares(self, prepared: Sequence[Array]) -> list[Task]:
-        """Makes one task with a row for each item."""
-        check_group(prepared, self.max_items)
-        return [Task(np.stack(prepared), tuple(range(len(prepared))))]
-
-    def decode(self, count: int, replies: Mapping[int, Array]) -> dict[int, Answer]:
-        """Gives exact answers where a primary is in, the light model's elsewhere."""
-        check_count(count, self.max_items)
-        check_numbers(replies, count + 1)
-        known: dict[int, Answer] = {}
-        spare = replies.get(count)
-        if spare is not None:
-            known = self._answers(self.scores.rows(count, spare, count))
-        if len(replies) > (spare is not None):
-            known.update(self.scores.exact_answers(count, replies))
-        return known
-
-    def survives(self, count: int, lost: Set[int]) -> bool:
-        """Survives any loss of primaries as long as the light model's reply is in."""
-        return count not in lost or not any(number in lost for number in range(count))
 
     def _answers(self, rows: Array) -> dict[int, Answer]:
         if rows.size > _FEW or self.scores.kind == "probabilities":

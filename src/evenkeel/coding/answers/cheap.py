@@ -43,10 +43,15 @@ class Cheap(BackupCode):
         known: dict[int, Answer] = {}
         spare = replies.get(count)
         if spare is not None:
-            known = self.scores.answers(self.scores.rows(count, spare, count), "decoded")
-        known.update(self.scores.exact_answers(count, replies))
+            known = self._answers(self.scores.rows(count, spare, count))
+        if len(replies) > (spare is not None):
+            known.update(self.scores.exact_answers(count, replies))
         return known
 
     def survives(self, count: int, lost: Set[int]) -> bool:
         """Survives any loss of primaries as long as the small model's reply is in."""
         return count not in lost or not any(number in lost for number in range(count))
+
+    def _answers(self, rows: Array) -> dict[int, Answer]:
+        """Gives an answer for each row of the small model's scores that is finite."""
+        return self.scores.answers(rows, "decoded")

@@ -6,6 +6,7 @@ without it, too.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -88,7 +89,7 @@ def code_maker(text: str) -> CodeMaker:
     return make
 
 
-class _CodedLinear(BaseEstimator):
+class _CodedLinear(BaseEstimator, ABC):
     """Trains a linear predictor; what it costs is said by those below.
 
     Args:
@@ -125,9 +126,9 @@ class _CodedLinear(BaseEstimator):
     folder: str | Path | None
     random_state: int | None
 
+    @abstractmethod
     def _objective(self) -> tuple[PredictorLoss, float]:
         """Gives the loss, and the weight of the penalty over all examples."""
-        raise NotImplementedError
 
     def fit(self, X: Any, y: Any) -> Self:
         """Trains on data in this process, spread over devices that are objects."""
