@@ -51,6 +51,12 @@ class Backend(ABC):
 
     name: str
     serial: bool = True
+
+    @property
+    def batch(self) -> int:
+        """Gives the number of tasks that one pass may hold: so many of the oldest may be at work at once."""
+        return 1
+
     on_change: Callable[[], object] = staticmethod(lambda: None)
 
     @property

@@ -384,3 +384,27 @@ def test_a_client_that_sends_a_poison_item_again_breaks_no_more_workers_for_a_mi
     scene.run()
     assert len(broken) > at_first
     scene.assert_nothing_left()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_whatever_may_be_in_the_pass_of_a_silent_worker_is_suspect(batch):
+    """Those behind it only waited."""
+    scene = Scene("none", replicas=2, backups=0, deadline_s=60.0)
+    for number in range(20):
+        scene.later(number * 1.0, scene.send)
+    scene.run(30.0)
+    scene.fakes[0].freeze()
+    blamed = []
+    blame = scene.gateway._blame
+    scene.gateway._blame = lambda item, *rest: (blamed.append(item.number), blame(item, *rest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(scene.nodes[0]), "batch", batch)
+        scene.send(10)
+        had = [attempt.item.number for attempt in scene.gateway.replicas.all[0].open]
+        scene.later(45.0, scene.fakes[0].kill)
+        scene.later(46.0, scene.fakes[0].restore)
+        scene.run()
+    assert len(had) == 5
+    assert blamed[:batch] == had[:batch]
+    assert len(blamed) == batch
+    scene.assert_everything_answered()

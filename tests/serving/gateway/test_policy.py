@@ -15,6 +15,10 @@ def test_there_is_a_preset_for_every_rival():
     assert all(policy.name == name for name, policy in POLICIES.items())
 
 
+def test_replication_makes_one_copy_as_in_the_paper():
+    assert POLICIES["replicate"].max_attempts == 2
+
+
 def test_a_preset_may_be_changed_field_by_field():
     policy = preset("hedge", max_extra_load=0.2, deadline_s=1.0)
     assert (policy.name, policy.max_extra_load, policy.deadline_s) == ("hedge", 0.2, 1.0)

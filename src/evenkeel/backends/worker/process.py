@@ -71,6 +71,11 @@ class ProcessBackend(Backend):
         return self._link.pid
 
     @property
+    def batch(self) -> int:
+        """Gives the largest number of rows that a model of the worker takes in one pass, as it last said."""
+        return self._worker.batch
+
+    @property
     def hello(self) -> WorkerHello | None:
         """Gives what the worker last said of itself."""
         return self._worker.hello

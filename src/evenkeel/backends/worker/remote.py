@@ -63,6 +63,12 @@ class WorkerBackend(Backend):
         return self._hello
 
     @property
+    def batch(self) -> int:
+        """Gives the largest number of rows that a model of the worker takes in one pass, as it last said."""
+        models = () if self._hello is None else self._hello.models.values()
+        return max((model.batch for model in models), default=1)
+
+    @property
     def why_not(self) -> str:
         """Says why the worker is not ready, if it was ever lost or could not be reached."""
         return "" if self._ready or self._last_error is None else str(self._last_error)

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -774,11 +775,11 @@ class Gateway:
         replicas, spares = self.replicas, self._spares
         for stalled in replicas.eject_stalled(now):
             stalled.backend.suspect()
-            oldest = next(iter(stalled.open), None)
-            if oldest is not None and oldest.item is not None and not oldest.item.done and not oldest.blamed:
-                silent = BackendLostError(f"{stalled.backend.name} stopped replying")
-                self._blame(oldest.item, oldest, silent, now)
-                self._suspects.over(oldest)
+            for attempt in list(islice(stalled.open, stalled.backend.batch)):  # any of them may be in the pass
+                if attempt.item is not None and not attempt.item.done and not attempt.blamed:
+                    silent = BackendLostError(f"{stalled.backend.name} stopped replying")
+                    self._blame(attempt.item, attempt, silent, now)
+                    self._suspects.over(attempt)
         replicas.expire(now)
         spares.sweep(now, replicas.stall_after_s)
         self._plan_probe()

@@ -104,7 +104,7 @@ POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (
         Policy("none"),
-        Policy("replicate", hedge_after=Trigger(fixed_s=0.3), max_extra_load=float("inf")),
+        Policy("replicate", hedge_after=Trigger(fixed_s=0.3), max_extra_load=float("inf"), max_attempts=2),
         Policy("replicate-all", copies=2),
         Policy("hedge", hedge_after=AUTO_HEDGE),
         Policy("collage", fill_after=AUTO_FILL),
