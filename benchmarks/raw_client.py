@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Connection", "Load", "drive", "request_bytes"]
 
-_MOST_BYTES = 1 << 20  # of a response
+_MAX_BYTES = 1 << 20  # of a response
 _HEAD_END = b"\r\n\r\n"
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)", re.IGNORECASE)
 _TIMEOUT_S = 30.0
@@ -41,7 +41,7 @@ class Connection:
         self.socket = socket.create_connection((parts.hostname, parts.port or 80), _TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Of a fixed size and used again and again: fresh memory for each piece would cost more than all the rest.
-        self._buffer = bytearray(_MOST_BYTES)
+        self._buffer = bytearray(_MAX_BYTES)
         self._view = memoryview(self._buffer)
         self._received_bytes = 0
         self._wanted_bytes = 0  # of the response, once its head is in

@@ -9,8 +9,8 @@
 
 #include "rule.h"
 
-#define MOST_JOBS 8
-#define MOST_WORKERS 8
+#define MAX_JOBS 8
+#define MAX_WORKERS 8
 #define WORDS 2
 #define WINDOW 32
 #define CACHE (4 * WINDOW) /* results that a server keeps */
@@ -44,7 +44,7 @@ struct worker {
 struct job {
 	uint64_t token;
 	uint32_t epoch, finished;
-	struct worker workers[MOST_WORKERS];
+	struct worker workers[MAX_WORKERS];
 	struct entry entries[CACHE];
 };
 
@@ -66,7 +66,7 @@ struct world {
 	struct settings set;
 	struct ek_table *table;
 	struct outcome *out;
-	struct job jobs[MOST_JOBS];
+	struct job jobs[MAX_JOBS];
 	struct event *heap;
 	uint64_t count, room, serial, now, random;
 };

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evenkeel.promises.binomial import cdf, most_errors
+from evenkeel.promises.binomial import cdf, max_errors
 
 methods = pytest.importorskip("mapie.risk_control.methods", reason="mapie is not installed")
 fwer = pytest.importorskip("mapie.risk_control.fwer_control", reason="mapie is not installed")
@@ -19,4 +19,4 @@ def test_p_values_and_what_is_rejected_agree() -> None:
         ours = np.array([cdf(int(k), n, alpha) for k in errors])
         assert ours == pytest.approx(theirs, rel=1e-6)
         accepted = np.sort(np.asarray(fwer.control_fwer(theirs, 0.05, fwer_method="fixed_sequence")).reshape(-1))
-        assert accepted.tolist() == list(range(int((errors <= most_errors(n, alpha, 0.05)).sum())))
+        assert accepted.tolist() == list(range(int((errors <= max_errors(n, alpha, 0.05)).sum())))

@@ -5,7 +5,7 @@ from math import comb
 
 import pytest
 
-from evenkeel.promises.binomial import cdf, cdfs, lower_bound, most_errors, upper_bound
+from evenkeel.promises.binomial import cdf, cdfs, lower_bound, max_errors, upper_bound
 
 
 def exact(k: int, n: int, p: Fraction) -> Fraction:
@@ -31,10 +31,10 @@ def test_outside_and_at_the_ends() -> None:
 
 def test_so_few_errors_show_the_rate_and_one_more_does_not() -> None:
     for n, rate, delta in ((100, 0.2, 0.05), (5000, 0.2, 0.05), (300, 0.01, 0.05)):
-        most = most_errors(n, rate, delta)
+        most = max_errors(n, rate, delta)
         right = [float(exact(k, n, Fraction(rate).limit_denominator(1000))) for k in (most, most + 1)]
         assert right[0] <= delta < right[1]
-    assert most_errors(10, 0.01, 0.05) == -1  # even no error at all shows nothing
+    assert max_errors(10, 0.01, 0.05) == -1  # even no error at all shows nothing
 
 
 def test_bounds_are_where_the_tail_has_the_level() -> None:

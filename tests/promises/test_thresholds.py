@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.promises.differences import most_worse
+from evenkeel.promises.differences import max_worse
 from evenkeel.promises.promise import NEVER, Promise
 from evenkeel.promises.thresholds import Curve, Pairs, certify, naive, sequence, split
 
@@ -120,7 +120,7 @@ def test_a_drop_is_shown_at_its_level_whatever_the_spread() -> None:
     random, n, drop = np.random.default_rng(0), 1000, 0.02
     for q in (0.02, 0.05, 0.2, 0.6):
         draws = random.multinomial(n, [(q + drop) / 2, (q - drop) / 2, 1 - q], 4000)
-        shown = [worse - better <= most_worse(n, int(worse + better), drop, 0.05) for worse, better, _ in draws]
+        shown = [worse - better <= max_worse(n, int(worse + better), drop, 0.05) for worse, better, _ in draws]
         assert np.mean(shown) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 4000), q
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 from evenkeel.errors import ConfigurationError, PacketError
 from evenkeel.switch.packet import (
     HEADER_BYTES,
-    MOST_WORDS,
+    MAX_WORDS,
     Kind,
     LaneType,
     Packet,
@@ -41,7 +41,7 @@ def changed(place: int, value: int) -> bytes:
     token=st.integers(0, 2**64 - 1),
     worker=st.integers(0, 31),
     priority=st.integers(0, 255),
-    words=st.integers(1, MOST_WORDS),
+    words=st.integers(1, MAX_WORDS),
 )
 def test_a_packet_is_read_as_it_was_written(kind, lanes, fields, token, worker, priority, words):
     job, fragment, epoch = fields
@@ -74,7 +74,7 @@ def test_the_layout_does_not_change():
         (write(GRADIENT) + b"\0", Reason.LENGTH),
         (write(GRADIENT)[:-8], Reason.LENGTH),
         (write(replace(GRADIENT, payload=b"")), Reason.LENGTH),
-        (write(replace(GRADIENT, payload=bytes(8 * (MOST_WORDS + 1)))), Reason.LENGTH),
+        (write(replace(GRADIENT, payload=bytes(8 * (MAX_WORDS + 1)))), Reason.LENGTH),
         (write(replace(GRADIENT, kind=Kind.NACK)), Reason.LENGTH),
         (changed(24, 0), Reason.BITMAP),
         (changed(24, 3), Reason.BITMAP),
@@ -89,7 +89,7 @@ def test_what_is_no_packet_is_refused_for_its_reason(data, reason):
 
 def test_a_packet_fits_its_frame():
     assert words_for_mtu(1500) == 180
-    assert words_for_mtu(3498) == MOST_WORDS
+    assert words_for_mtu(3498) == MAX_WORDS
     for mtu in (0, 75, 3515, 9000):
         with pytest.raises(ConfigurationError, match="mtu: must be 76 to 3498"):
             words_for_mtu(mtu)

@@ -27,7 +27,7 @@ __all__ = [
     "read_recorded",
 ]
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _SHOWN = 20  # numbers of items in a message
 _BATCH = 64
 Done = Callable[[int], object]
@@ -167,8 +167,8 @@ def read_recorded(path: Path) -> BothModels:
         return ConfigurationError(f"recorded answers {path}: {why}")
 
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise refuse(f"more than {_MOST_BYTES:,} bytes")
+        if path.stat().st_size > _MAX_BYTES:
+            raise refuse(f"more than {_MAX_BYTES:,} bytes")
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             found = {name: file[name] for name in ("light", "accurate", "labels", "loss") if name in file}
     except OSError as error:

@@ -9,7 +9,7 @@ from math import exp, log
 
 __all__ = ["RateTest"]
 
-_MOST_BET = 0.75  # of the way to the rate 1
+_MAX_BET = 0.75  # of the way to the rate 1
 _RATIOS = (1.2, 1.5, 2.0, 3.0, 6.0)  # of the true rate to the claimed one, that a rate's test looks for
 
 
@@ -27,11 +27,11 @@ class RateTest:
         self.hits = 0
         self._limit = log(1 / false_alarm)
         # Against the rate q: a hit multiplies the wealth by q / rate, a miss by (1 - q) / (1 - rate); at most even.
-        rivals = [rate + (1 - rate) * min(_MOST_BET, (ratio - 1) * rate / (1 - rate)) for ratio in _RATIOS]
+        rivals = [rate + (1 - rate) * min(_MAX_BET, (ratio - 1) * rate / (1 - rate)) for ratio in _RATIOS]
         self._hit = [log(rival / rate) for rival in rivals]
         self._miss = [log((1 - rival) / (1 - rate)) for rival in rivals]
         self._logs = [0.0] * len(rivals)
-        self.most_log_wealth = 0.0
+        self.max_log_wealth = 0.0
 
     def add(self, hit: bool) -> bool:
         """Takes a sample into account; gives True from the moment on when the claim is shown to be wrong."""
@@ -42,10 +42,10 @@ class RateTest:
         if hit:  # wealth only grows with a hit
             largest = max(logs)
             now = largest + log(sum([exp(one - largest) for one in logs]) / len(logs))
-            self.most_log_wealth = max(self.most_log_wealth, now)
-        return self.most_log_wealth >= self._limit
+            self.max_log_wealth = max(self.max_log_wealth, now)
+        return self.max_log_wealth >= self._limit
 
     @property
     def alarm(self) -> bool:
         """Tells whether the claim was shown to be wrong."""
-        return self.most_log_wealth >= self._limit
+        return self.max_log_wealth >= self._limit

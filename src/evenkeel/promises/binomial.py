@@ -7,7 +7,7 @@ import numpy as np
 
 from evenkeel.arrays import FloatArray
 
-__all__ = ["cdf", "cdfs", "lower_bound", "most_errors", "upper_bound"]
+__all__ = ["cdf", "cdfs", "lower_bound", "max_errors", "upper_bound"]
 
 _STEPS = 60  # of a bisection, to the last bit that matters
 
@@ -54,7 +54,7 @@ def cdf(k: int, n: int, p: float) -> float:
     return min(1.0, exp(largest) * float(np.exp(logs - largest).sum()))
 
 
-def most_errors(n: int, rate: float, delta: float) -> int:
+def max_errors(n: int, rate: float, delta: float) -> int:
     """Gives the largest k with P(X <= k) <= delta, X ~ Binomial(n, rate); -1 where there is none.
 
     So few errors among n show, at level `delta`, that the true rate is below `rate`.

@@ -37,8 +37,8 @@ BUCKETS = (0.0, 0.02, 0.05, 0.1, 0.2, 1.0)
 ScoreName = Literal["max_probability", "margin"]
 Use = Literal["cascade", "fills"]
 _ID_LENGTH = 16  # hexadecimal digits, as answers carry it
-_MOST_BYTES = 1 << 20
-_MOST_AHEAD_S = 300.0  # that the clock of the machine that certified may be ahead
+_MAX_BYTES = 1 << 20
+_MAX_AHEAD_S = 300.0  # that the clock of the machine that certified may be ahead
 _DAY_S = 86400.0
 
 
@@ -118,7 +118,7 @@ class Certificate:
             ConfigurationError: it has expired, or was made later than the clock says it is.
         """
         now_s = time.time() if now_s is None else now_s
-        if now_s < self.created_s - _MOST_AHEAD_S:
+        if now_s < self.created_s - _MAX_AHEAD_S:
             raise ConfigurationError(
                 f"certificate {self.id}: was made {self.created_s - now_s:.0f} s after the time that this machine's "
                 "clock shows; set the clock"
@@ -197,11 +197,11 @@ def read_certificate(path: Path) -> Certificate:
     """
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
+            text = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigurationError(f"certificate {path} cannot be read: {error.strerror or error}") from error
-    if len(text) > _MOST_BYTES:
-        raise ConfigurationError(f"certificate {path} is larger than {_MOST_BYTES:,} bytes: it is none")
+    if len(text) > _MAX_BYTES:
+        raise ConfigurationError(f"certificate {path} is larger than {_MAX_BYTES:,} bytes: it is none")
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:

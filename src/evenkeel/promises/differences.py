@@ -14,7 +14,7 @@ import numpy as np
 from evenkeel.arrays import Array, FloatArray, IntegerArray
 from evenkeel.promises.binomial import lower_bound, upper_bound
 
-__all__ = ["drop_shown", "most_worse"]
+__all__ = ["drop_shown", "max_worse"]
 
 _FOR_SPREAD = 0.05  # share of the level that goes into the bounds of q
 _GUESSES = 7  # values of q within them
@@ -31,13 +31,13 @@ def drop_shown(worse: IntegerArray, better: IntegerArray, n: int, drop: float, d
         drop: above 0.
         delta: probability to say so although it drops by `drop` or more.
     """
-    limits = [most_worse(n, int(apart), drop, delta) for apart in worse + better]
+    limits = [max_worse(n, int(apart), drop, delta) for apart in worse + better]
     shown: Array = worse - better <= np.array(limits)
     return shown
 
 
 @lru_cache(maxsize=1 << 16)
-def most_worse(n: int, apart: int, drop: float, delta: float) -> int:
+def max_worse(n: int, apart: int, drop: float, delta: float) -> int:
     """Gives the largest sum of D, of which `apart` are not 0, that shows a drop below `drop`; -n - 1: none does."""
     for_spread = delta * _FOR_SPREAD
     low = lower_bound(apart, n, for_spread / 2)

@@ -11,7 +11,7 @@ PromiseKind = Literal["min_accuracy", "max_accuracy_drop", "min_agreement", "min
 KINDS: tuple[PromiseKind, ...] = ("min_accuracy", "max_accuracy_drop", "min_agreement", "min_fill_agreement")
 NEVER = 2.0  # a threshold that no score reaches: everything goes to the data centre
 _LEAST_GUARANTEE = 0.5
-_MOST_GUARANTEE = 0.9999
+_MAX_GUARANTEE = 0.9999
 
 
 @dataclass(frozen=True, order=True)
@@ -39,7 +39,7 @@ class Promise:
             raise ConfigurationError(f"promise: expected one of {', '.join(KINDS)}, found {self.kind!r}")
         for name, value, low, high in (
             (self.kind, self.level, 0.0, 1.0),
-            ("guarantee", self.guarantee, _LEAST_GUARANTEE, _MOST_GUARANTEE),
+            ("guarantee", self.guarantee, _LEAST_GUARANTEE, _MAX_GUARANTEE),
         ):
             inside = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
             if not inside or (name == self.kind and not low < value < high):

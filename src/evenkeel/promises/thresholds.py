@@ -18,7 +18,7 @@ import numpy as np
 
 from evenkeel.arrays import Array, FloatArray, IntegerArray
 from evenkeel.errors import ConfigurationError
-from evenkeel.promises.binomial import cdf, most_errors, upper_bound
+from evenkeel.promises.binomial import cdf, max_errors, upper_bound
 from evenkeel.promises.differences import drop_shown
 from evenkeel.promises.promise import NEVER, Promise
 
@@ -26,7 +26,7 @@ __all__ = ["Curve", "Pairs", "Threshold", "certify", "check_pairs", "naive", "se
 
 _CANDIDATES = 100
 _LEAST = 100  # pairs, in either split
-_MOST_NEEDED = 10_000_000
+_MAX_NEEDED = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class Curve:
             _, worse, better = self._labelled(promise)
             return drop_shown(worse, better, self.n, promise.level, promise.delta)
         if promise.kind == "min_fill_agreement":
-            most = [most_errors(int(local), 1 - promise.level, promise.delta) for local in self.local]
+            most = [max_errors(int(local), 1 - promise.level, promise.delta) for local in self.local]
             shown: Array = self.apart <= np.array(most)
             return shown
         hits = self.apart if promise.kind == "min_agreement" else self._labelled(promise)[0]
-        return hits <= most_errors(self.n, 1 - promise.level, promise.delta)
+        return hits <= max_errors(self.n, 1 - promise.level, promise.delta)
 
     def _labelled(self, promise: Promise) -> tuple[IntegerArray, IntegerArray, IntegerArray]:
         if self.errors is None or self.worse is None or self.better is None:
@@ -268,7 +268,7 @@ def _needed(tuning: Pairs, calibration: Pairs, order: FloatArray, promise: Promi
         spread = allowed * (1 - allowed)
     # One and a half times what a normal law says: at that many, four of five calibrations succeed.
     most = ceil(1.5 * 2 * log(1 / promise.delta) * spread / gap**2) + ceil(log(1 / promise.delta) / allowed)
-    return most if most <= _MOST_NEEDED else None
+    return most if most <= _MAX_NEEDED else None
 
 
 def split(count: int, seed: int, shares: Sequence[float] = (0.2, 0.6, 0.2)) -> list[IntegerArray]:

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.switch.packet import MOST_JOBS, MOST_WORDS, Kind, LaneType, Packet, Reason, check_bound
+from evenkeel.switch.packet import MAX_JOBS, MAX_WORDS, Kind, LaneType, Packet, Reason, check_bound
 
 __all__ = [
     "SERVER",
@@ -131,7 +131,7 @@ class Rule:
     policy: SlotPolicy
     sets: int = 1024
     ways: int = 1
-    words: int = MOST_WORDS
+    words: int = MAX_WORDS
     regions: int = 1
     stale_ns: int = 1_000_000_000
     tomb_ns: int = 1_000_000_000
@@ -142,14 +142,14 @@ class Rule:
             value = getattr(self, name)
             if value & (value - 1) or not (0 if name == "tombs" else 1) <= value <= 1 << 24:
                 raise ConfigurationError(f"{name}: must be a power of two up to 2**24, found {value}")
-        if self.regions > self.sets or self.regions > MOST_JOBS:
-            raise ConfigurationError(f"regions: must be at most {min(self.sets, MOST_JOBS)}, found {self.regions}")
+        if self.regions > self.sets or self.regions > MAX_JOBS:
+            raise ConfigurationError(f"regions: must be at most {min(self.sets, MAX_JOBS)}, found {self.regions}")
         if not 1 <= self.ways <= 16 or (self.ways > 1 and self.policy != SlotPolicy.ASSOC):
             raise ConfigurationError(f"ways: must be 1 to 16, and 1 for all policies but assoc, found {self.ways}")
         if (self.tombs > 0) != (self.policy == SlotPolicy.ASSOC):
             raise ConfigurationError("tombs: policy assoc needs tombstones, and no other has them")
-        if not 1 <= self.words <= MOST_WORDS:
-            raise ConfigurationError(f"words: must be 1 to {MOST_WORDS}, found {self.words}")
+        if not 1 <= self.words <= MAX_WORDS:
+            raise ConfigurationError(f"words: must be 1 to {MAX_WORDS}, found {self.words}")
         if min(self.stale_ns, self.tomb_ns) < 1:
             raise ConfigurationError("stale_ns and tomb_ns: must be at least 1")
 
@@ -198,9 +198,9 @@ class Job:
         check_bound(self.lanes, self.workers, self.largest)
         if not 1 <= self.token < 1 << 64:
             raise ConfigurationError("token: must be a number of 64 bits that is not 0")
-        if not 1 <= self.words <= MOST_WORDS or (self.lanes.raw_bits == 4 and self.words % 2):
+        if not 1 <= self.words <= MAX_WORDS or (self.lanes.raw_bits == 4 and self.words % 2):
             raise ConfigurationError(
-                f"words: must be 1 to {MOST_WORDS}, and even for lanes of 4 bits, found {self.words}"
+                f"words: must be 1 to {MAX_WORDS}, and even for lanes of 4 bits, found {self.words}"
             )
 
     @property
@@ -272,7 +272,7 @@ def step(state: SwitchState, packet: Packet, sender: int, now_ns: int) -> tuple[
         now_ns: the time.
     """
     after = _Change(state, now_ns)
-    if packet.job >= MOST_JOBS:
+    if packet.job >= MAX_JOBS:
         return after.dropped(Reason.JOB)
     job = state.jobs.get(packet.job)
     reason = _refusal(job, packet, sender)

@@ -30,7 +30,7 @@ MODES = ("auto", "native", "generic")
 _STATES = Path("/run/evenkeel")
 _NAMESPACES = Path("/run/netns")
 _NETWORK = "10.78.0"
-_MOST_HOSTS = 64
+_MAX_HOSTS = 64
 _NAME = re.compile(r"[a-z0-9]{1,12}")
 _TIMEOUT_S = 20.0
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
@@ -161,8 +161,8 @@ def up(
     if _state_file(name).exists():
         raise ConfigurationError(f"switch {name} is up already; run: evenkeel switch down --name {name}")
     if isinstance(hosts, int):
-        if not 2 <= hosts <= _MOST_HOSTS:
-            raise ConfigurationError(f"hosts: must be 2 to {_MOST_HOSTS}, found {hosts}")
+        if not 2 <= hosts <= _MAX_HOSTS:
+            raise ConfigurationError(f"hosts: must be 2 to {_MAX_HOSTS}, found {hosts}")
         namespace = f"evenkeel-switch-{name}"
         ports: tuple[Port, ...] = tuple(
             Port(f"port{number}", f"{_NETWORK}.{number + 1}", host=f"{namespace}-host{number}")

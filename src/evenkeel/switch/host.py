@@ -20,7 +20,7 @@ from evenkeel.switch.terms import Control, Terms, Welcome, hello, read_control
 __all__ = ["HostCounters", "StepEnd", "SwitchHost", "resolve", "unpack_table"]
 
 _HELLO_AGAIN_S = 0.1
-_MOST_SERVERS = 16
+_MAX_SERVERS = 16
 
 
 class StepEnd(IntEnum):
@@ -70,8 +70,8 @@ class SwitchHost:
     """
 
     def __init__(self, servers: Sequence[tuple[str, int]], terms: Terms, *, silence_s: float = 1.0) -> None:
-        if not 1 <= len(servers) <= _MOST_SERVERS:
-            raise ConfigurationError(f"servers: one to {_MOST_SERVERS} can share the work, found {len(servers)}")
+        if not 1 <= len(servers) <= _MAX_SERVERS:
+            raise ConfigurationError(f"servers: one to {_MAX_SERVERS} can share the work, found {len(servers)}")
         self.servers = list(servers)
         self.terms = terms
         self.epoch = 0

@@ -15,7 +15,7 @@ from typing import Any
 from evenkeel.errors import ConfigurationError, SwitchError
 from evenkeel.switch.aggregator import SERVER, Event, Job, Rule, Slot, SlotPolicy, Tomb
 from evenkeel.switch.build import bpf_object
-from evenkeel.switch.packet import MOST_JOBS, Reason
+from evenkeel.switch.packet import MAX_JOBS, Reason
 from evenkeel.switch.table import COUNTERS, NativeJob, NativeSlot, native_job, slot_of, tombs_of
 
 __all__ = [
@@ -134,8 +134,8 @@ class Maps:
     def __init__(self, rule: Rule, files: Mapping[str, int]) -> None:
         self.rule = rule
         self._files = dict(files)
-        self._jobs_memory = mmap.mmap(files["jobs"], _pages(sizeof(NativeJob) * MOST_JOBS))
-        self._jobs = (NativeJob * MOST_JOBS).from_buffer(self._jobs_memory)
+        self._jobs_memory = mmap.mmap(files["jobs"], _pages(sizeof(NativeJob) * MAX_JOBS))
+        self._jobs = (NativeJob * MAX_JOBS).from_buffer(self._jobs_memory)
 
         class NativeBucket(Structure):
             _fields_ = (
@@ -166,8 +166,8 @@ class Maps:
             ConfigurationError: it does not fit this switch.
             SwitchError: the kernel refuses.
         """
-        if not 0 <= number < MOST_JOBS:
-            raise ConfigurationError(f"job: must be 0 to {MOST_JOBS - 1}, found {number}")
+        if not 0 <= number < MAX_JOBS:
+            raise ConfigurationError(f"job: must be 0 to {MAX_JOBS - 1}, found {number}")
         if job.words != self.rule.words:
             raise ConfigurationError(
                 f"job {number}: fragments of {job.words} words do not fit: the switch was started for exactly "

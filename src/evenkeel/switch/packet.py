@@ -23,9 +23,9 @@ from evenkeel.errors import ConfigurationError, PacketError
 
 __all__ = [
     "HEADER_BYTES",
-    "MOST_JOBS",
-    "MOST_WORDS",
-    "MOST_WORKERS",
+    "MAX_JOBS",
+    "MAX_WORDS",
+    "MAX_WORKERS",
     "VERSION",
     "WORDS_1500",
     "WORDS_3498",
@@ -42,11 +42,11 @@ __all__ = [
 MAGIC = 0x4B45
 VERSION = 1
 HEADER_BYTES = 32
-MOST_JOBS = 256  # job numbers are 0..255: the switch keeps its jobs in an array
-MOST_WORKERS = 32  # bits of the bitmap
+MAX_JOBS = 256  # job numbers are 0..255: the switch keeps its jobs in an array
+MAX_WORKERS = 32  # bits of the bitmap
 WORDS_1500 = 180  # of payload in an IP packet of at most 1,500 bytes, the ordinary MTU
 WORDS_3498 = 428  # of at most 3,498: the largest that XDP takes whole on a veth pair
-MOST_WORDS = WORDS_3498
+MAX_WORDS = WORDS_3498
 
 _HEADER = struct.Struct("<HBBBBHQIIII")
 _IP_UDP_BYTES = 28
@@ -180,7 +180,7 @@ def parse(data: bytes) -> Packet:
         raise PacketError(Reason.KIND, f"kind {kind} is not known")
     if lanes > LaneType.INTS or (lanes == LaneType.NONE) != (kind == Kind.CONTROL):
         raise PacketError(Reason.LANE_TYPE, f"lane type {lanes} does not go with a packet of kind {Kind(kind).name}")
-    if words > MOST_WORDS or len(data) != HEADER_BYTES + 8 * words:
+    if words > MAX_WORDS or len(data) != HEADER_BYTES + 8 * words:
         raise PacketError(Reason.LENGTH, f"{len(data)} bytes, but the header says {words} words of payload")
     if (words == 0) != (kind == Kind.NACK) and kind not in (Kind.REMINDER, Kind.CONTROL):
         raise PacketError(Reason.LENGTH, f"{words} words of payload in a packet of kind {Kind(kind).name}")
@@ -202,8 +202,8 @@ def check_bound(lanes: LaneType, workers: int, largest: int) -> None:
     Raises:
         ConfigurationError: more workers than the bitmap or the lanes hold.
     """
-    if not 1 <= workers <= MOST_WORKERS:
-        raise ConfigurationError(f"workers: a packet's bitmap holds 1 to {MOST_WORKERS} workers, found {workers}")
+    if not 1 <= workers <= MAX_WORKERS:
+        raise ConfigurationError(f"workers: a packet's bitmap holds 1 to {MAX_WORKERS} workers, found {workers}")
     if lanes == LaneType.NONE:
         raise ConfigurationError("lanes: a job needs a lane type")
     if largest < 1 or (lanes.most is not None and largest != lanes.most):
@@ -225,6 +225,6 @@ def words_for_mtu(mtu: int) -> int:
         ConfigurationError: too few for a packet, or more than XDP takes.
     """
     words = (mtu - _IP_UDP_BYTES - HEADER_BYTES) // 16 * 2
-    if not 2 <= words <= MOST_WORDS:
+    if not 2 <= words <= MAX_WORDS:
         raise ConfigurationError(f"mtu: must be 76 to 3498 bytes, found {mtu}")
     return words

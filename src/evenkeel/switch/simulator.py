@@ -17,7 +17,7 @@ from evenkeel.arrays import FloatArray
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.switch.aggregator import Rule, SlotPolicy
 from evenkeel.switch.build import load
-from evenkeel.switch.packet import MOST_JOBS
+from evenkeel.switch.packet import MAX_JOBS
 from evenkeel.switch.priority import Urgency, priority
 
 __all__ = [
@@ -47,7 +47,7 @@ _NO_RULE = {"ps": 100, "ring": 101}
 _PS = 1e12  # picoseconds in a second
 _CHANCE = 2**32
 _HEADER_BYTES = 64  # of a packet without gradients
-_MOST_EVENTS = 20_000_000_000
+_MAX_EVENTS = 20_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,8 @@ def simulate(
     """
     if policy not in POLICIES:
         raise ConfigurationError(f"policy: must be one of {', '.join(POLICIES)}, found {policy!r}")
-    if not 1 <= len(jobs) <= MOST_JOBS:
-        raise ConfigurationError(f"jobs: must be 1 to {MOST_JOBS}, found {len(jobs)}")
+    if not 1 <= len(jobs) <= MAX_JOBS:
+        raise ConfigurationError(f"jobs: must be 1 to {MAX_JOBS}, found {len(jobs)}")
     if any(not 1 <= job.workers <= 32 or not job.steps or not job.layers for job in jobs):
         raise ConfigurationError("a job needs a step, a layer and 1 to 32 workers")
     if slots < 1 or slots & (slots - 1):
@@ -297,7 +297,7 @@ def _settings(policy: str, jobs: int, network: SimulatedNetwork, slots: int, way
         overtaken_ps=3 * round_trip_ps // 2, useful_ps=2 * round(network.worker_delay_s * _PS),
         loss=round(network.loss * _CHANCE), duplicate=round(network.duplicate * _CHANCE),
         reorder=round(network.reorder * _CHANCE), reorder_ps=round_trip_ps // 2,
-        max_events=_MOST_EVENTS, jobs=jobs,
+        max_events=_MAX_EVENTS, jobs=jobs,
     )  # fmt: skip
 
 

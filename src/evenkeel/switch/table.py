@@ -7,7 +7,7 @@ from typing import Any
 
 from evenkeel.switch.aggregator import Event, Job, Rule, Slot, To, Tomb
 from evenkeel.switch.build import load
-from evenkeel.switch.packet import HEADER_BYTES, MOST_JOBS, Reason
+from evenkeel.switch.packet import HEADER_BYTES, MAX_JOBS, Reason
 
 __all__ = [
     "COUNTERS",
@@ -97,7 +97,7 @@ class Table:
         slots = rule.sets * rule.ways
         self._library = load("rule")
         self._library.ek_switch_step.restype = c_uint32
-        self._jobs = (NativeJob * MOST_JOBS)()
+        self._jobs = (NativeJob * MAX_JOBS)()
         self._slots = (NativeSlot * slots)()
         self._sums = (c_uint64 * (slots * rule.words))()
         self._tombs = (c_uint64 * max(rule.tombs, 1))()

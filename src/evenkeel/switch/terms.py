@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from evenkeel.errors import ConfigurationError, PacketError
-from evenkeel.switch.packet import MOST_WORDS, MOST_WORKERS, Kind, LaneType, Packet, parse, words_for_mtu, write
+from evenkeel.switch.packet import MAX_WORDS, MAX_WORKERS, Kind, LaneType, Packet, parse, words_for_mtu, write
 
 __all__ = ["THC_TABLE", "Control", "Terms", "Welcome", "control_packet", "fit_terms", "hello", "read_control"]
 
@@ -149,8 +149,8 @@ def fit_terms(
     Raises:
         ConfigurationError: too many workers, or a granule does not fit into a packet.
     """
-    if world > MOST_WORKERS:
-        raise ConfigurationError(f"a switch adds for at most {MOST_WORKERS} workers, found {world}: use shares")
+    if world > MAX_WORKERS:
+        raise ConfigurationError(f"a switch adds for at most {MAX_WORKERS} workers, found {world}: use shares")
     if table == THC_TABLE and down_width <= 8:
         lane_type = LaneType.THC
     elif up_width == 4 and down_width <= 8 and table in (None, tuple(range(16))):
@@ -159,7 +159,7 @@ def fit_terms(
         lane_type = LaneType.BYTES if down_width <= 8 else LaneType.SHORTS if down_width <= 16 else LaneType.INTS
     # Before a server packs sums it holds them as lanes, in as many words as a packet may have at most.
     room = 64 * words_for_mtu(mtu)
-    most = min(room // max(lane_type.raw_bits, sum_bits or lane_type.sum_bits), 64 * MOST_WORDS // lane_type.sum_bits)
+    most = min(room // max(lane_type.raw_bits, sum_bits or lane_type.sum_bits), 64 * MAX_WORDS // lane_type.sum_bits)
     if granule > 1:
         lanes = most // granule * granule
         if not lanes or granule % _LANE_STEP:

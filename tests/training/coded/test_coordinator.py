@@ -66,7 +66,7 @@ def test_too_few_devices_is_an_error_that_names_what_is_missing_and_the_run_goes
     for name in ("dev0", "dev1", "dev2"):
         link.take_away(name)
     with pytest.raises(
-        UndecodableError, match=r"partitions d.* cannot be told.*dev0, dev1, dev2.*bring some"
+        UndecodableError, match=r"partitions d.* cannot be computed.*dev0, dev1, dev2.*bring some"
     ) as raised:
         coordinator.evaluate(weights, Logistic(), (0.0, 1.0))
     assert raised.value.missing

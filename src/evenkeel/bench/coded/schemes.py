@@ -244,7 +244,7 @@ class CodedRounds(Scheme):
         return {block: ends[self.code.holders[block]] for block in blocks}
 
     def _enough(self, order: Array) -> int:
-        """Gives the place, in the order of arrival, of the block with which everything can be told well."""
+        """Gives the place, in the order of arrival, of the block with which everything can be decoded well."""
         low, high = self.code.partitions - 1, len(order) - 1
         while low < high:
             middle = (low + high) // 2

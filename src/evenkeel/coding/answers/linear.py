@@ -52,7 +52,7 @@ class LinearDecoder:
         blocks: the blocks that replied, ascending.
         weights: `[wanted, blocks]`; wanted are all partitions, or their sum alone. Rows of what is missing are zero.
         condition: how many times larger the relative error of what is told may be than that of the replies, at most.
-        missing: partitions that cannot be told.
+        missing: partitions that cannot be decoded.
     """
 
     blocks: tuple[int, ...]
@@ -160,11 +160,11 @@ class LinearCode(Code):
 
         Args:
             blocks: numbers of the blocks.
-            partial: give it although not all can be told; `missing` then names the rest, whose rows are zero.
+            partial: give it although not all can be decoded; `missing` then names the rest, whose rows are zero.
 
         Raises:
             CodeError: a number that is no block's.
-            UndecodableError: not all partitions can be told; names those that cannot. Not with `partial`.
+            UndecodableError: not all partitions can be decoded; names those that cannot. Not with `partial`.
         """
         key = tuple(sorted(set(blocks)))
         found = self._solved.get(key)
@@ -183,11 +183,11 @@ class LinearCode(Code):
         return found
 
     def missing(self, blocks: Iterable[int]) -> tuple[int, ...]:
-        """Names the partitions that cannot be told from these blocks."""
+        """Names the partitions that cannot be decoded from these blocks."""
         return self.decoder(blocks, partial=True).missing
 
     def condition(self, blocks: Iterable[int]) -> float:
-        """Gives the decoder's condition; infinite where not all can be told."""
+        """Gives the decoder's condition; infinite where not all can be decoded."""
         found = self.decoder(blocks, partial=True)
         return np.inf if found.missing else found.condition
 
@@ -198,7 +198,7 @@ class LinearCode(Code):
 
     @abstractmethod
     def conditions(self, alive: Array) -> FloatArray:
-        """Gives the condition for many sets of devices at once, or infinity where not all can be told.
+        """Gives the condition for many sets of devices at once, or infinity where not all can be decoded.
 
         Args:
             alive: truth values, `[sets, devices]`.
@@ -333,7 +333,7 @@ class PartitionCode(LinearCode):
         return self._shortened[count]
 
     def _solve(self, blocks: tuple[int, ...]) -> LinearDecoder:
-        """Solves by the singular values of the rows; what is too small to be told from zero tells nothing."""
+        """Solves by the singular values of the rows; what is too small to differ from zero counts for nothing."""
         rows = self.rows[list(blocks)]
         weights = np.zeros((self.partitions, len(blocks)))
         own = [block for block in blocks if block < self.partitions]

@@ -36,6 +36,6 @@ struct ek_welcome {
 };
 
 #define EK_CONTROL_BYTES (EK_HEADER_BYTES + 8)
-#define EK_MOST_LISTED 256 /* fragments in one QUERY or LACKING; a QUERY's first is where the worker's gaps begin */
+#define EK_MAX_LISTED 256 /* fragments in one QUERY or LACKING; a QUERY's first is where the worker's gaps begin */
 
 #endif

@@ -8,9 +8,9 @@
 #include "wire.h"
 #include "control.h"
 
-#define MOST_SERVERS 16
-#define MOST_BATCH 64
-#define MOST_RESENDS 4096
+#define MAX_SERVERS 16
+#define MAX_BATCH 64
+#define MAX_RESENDS 4096
 #define FIRST_WINDOW 64
 #define LEAST_WINDOW 8
 #define TARGET_NS 8000000ull  /* in queues on top of the bare round trip */
@@ -29,7 +29,7 @@ struct terms {
 
 struct host {
 	int fd, servers, segments;
-	struct sockaddr_in server[MOST_SERVERS];
+	struct sockaddr_in server[MAX_SERVERS];
 	struct terms terms;
 	struct inbox inbox;
 	uint64_t counters[COUNTERS];
@@ -47,7 +47,7 @@ struct host {
 	uint32_t *resend, resends;
 	/* the window */
 	double window;
-	uint64_t base_ns, round_sum_ns, trip_ns, checked_ns, result_ns, heard_ns[MOST_SERVERS];
+	uint64_t base_ns, round_sum_ns, trip_ns, checked_ns, result_ns, heard_ns[MAX_SERVERS];
 	uint32_t round_end, round_lost, round_sent, round_trips, tainted;
 	int growing_fast;
 };
@@ -56,7 +56,7 @@ struct host *host_open(int fd, const uint32_t *addresses, const uint16_t *ports,
 {
 	struct host *h = calloc(1, sizeof *h);
 
-	if (!h || servers < 1 || servers > MOST_SERVERS || inbox_open(&h->inbox)) {
+	if (!h || servers < 1 || servers > MAX_SERVERS || inbox_open(&h->inbox)) {
 		free(h);
 		return NULL;
 	}
@@ -67,9 +67,9 @@ struct host *host_open(int fd, const uint32_t *addresses, const uint16_t *ports,
 	for (int i = 0; i < servers; i++)
 		h->server[i] = (struct sockaddr_in){
 			.sin_family = AF_INET, .sin_port = htons(ports[i]), .sin_addr.s_addr = htonl(addresses[i])};
-	h->headers = malloc((size_t)MOST_BATCH * EK_HEADER_BYTES);
-	h->pieces = malloc(2 * MOST_BATCH * sizeof *h->pieces);
-	h->resend = malloc(MOST_RESENDS * sizeof *h->resend);
+	h->headers = malloc((size_t)MAX_BATCH * EK_HEADER_BYTES);
+	h->pieces = malloc(2 * MAX_BATCH * sizeof *h->pieces);
+	h->resend = malloc(MAX_RESENDS * sizeof *h->resend);
 	h->window = FIRST_WINDOW;
 	h->growing_fast = 1;
 	socket_tune(fd, 8 << 20);
@@ -192,7 +192,7 @@ static int send_fragments(struct host *h, const uint32_t *list, int count, int s
 
 static void send_more(struct host *h, uint64_t now)
 {
-	uint32_t batch[MOST_BATCH];
+	uint32_t batch[MAX_BATCH];
 
 	for (int server = 0; server < h->servers && h->resends; server++) {
 		int count = 0;
@@ -203,7 +203,7 @@ static void send_more(struct host *h, uint64_t now)
 			if ((h->first + f) % h->servers != (uint32_t)server || h->state[f] == HERE)
 				continue;
 			batch[count++] = f;
-			if (count == MOST_BATCH) {
+			if (count == MAX_BATCH) {
 				send_fragments(h, batch, count, server, EK_RESEND, now);
 				count = 0;
 			}
@@ -220,7 +220,7 @@ static void send_more(struct host *h, uint64_t now)
 		if (h->servers == 1) {
 			int count = 0;
 
-			while (to < h->fragments && to - h->low < h->terms.span && count < MOST_BATCH &&
+			while (to < h->fragments && to - h->low < h->terms.span && count < MAX_BATCH &&
 			       h->under_way < h->window) {
 				if (h->state[to] == UNSENT) {
 					batch[count++] = to;
@@ -233,10 +233,10 @@ static void send_more(struct host *h, uint64_t now)
 				send_fragments(h, batch, count, 0, EK_GRADIENT, now);
 			h->round_sent += count;
 		} else {
-			int counts[MOST_SERVERS] = {0};
-			uint32_t lists[MOST_SERVERS][MOST_BATCH];
+			int counts[MAX_SERVERS] = {0};
+			uint32_t lists[MAX_SERVERS][MAX_BATCH];
 
-			while (to < h->fragments && to - h->low < h->terms.span && to - from < MOST_BATCH &&
+			while (to < h->fragments && to - h->low < h->terms.span && to - from < MAX_BATCH &&
 			       h->under_way < h->window) {
 				if (h->state[to] == UNSENT) {
 					int server = (h->first + to) % h->servers;
@@ -356,7 +356,7 @@ static void send_again(struct host *h, uint32_t fragment, uint64_t now)
 	uint32_t f = fragment - h->first;
 
 	/* Not what was sent again a moment ago: who lacks it said so before that came. */
-	if (f >= h->fragments || h->state[f] != SENT || h->resends >= MOST_RESENDS ||
+	if (f >= h->fragments || h->state[f] != SENT || h->resends >= MAX_RESENDS ||
 	    (h->resent[f] && now - h->sent_ns[f] <= h->base_ns))
 		return;
 	h->asked[f] = h->resent[f] = 1;
@@ -404,7 +404,7 @@ static int take_packet(struct host *h, const struct sockaddr_in *from, const uin
 static void ask(struct host *h, uint64_t now)
 {
 	uint64_t trip = h->trip_ns, gap = trip + trip / 2 + 2000000, late = 2 * trip + 5000000;
-	uint8_t bytes[EK_CONTROL_BYTES + 4 * EK_MOST_LISTED] = {0};
+	uint8_t bytes[EK_CONTROL_BYTES + 4 * EK_MAX_LISTED] = {0};
 	uint32_t end = h->unsent;
 
 	if (now - h->checked_ns < 1000000)
@@ -414,7 +414,7 @@ static void ask(struct host *h, uint64_t now)
 		uint32_t count = 1, low = h->first + h->low;
 
 		memcpy(bytes + EK_CONTROL_BYTES, &low, 4);
-		for (uint32_t f = h->low; f < end && count < EK_MOST_LISTED; f++) {
+		for (uint32_t f = h->low; f < end && count < EK_MAX_LISTED; f++) {
 			uint64_t since, wait = f < h->highest ? gap : late;
 
 			if (h->state[f] != SENT || (h->first + f) % h->servers != (uint32_t)server)

@@ -22,9 +22,9 @@ typedef unsigned long long uint64_t;
 #define EK_MAGIC 0x4b45
 #define EK_VERSION 1
 #define EK_HEADER_BYTES 32
-#define EK_MOST_WORKERS 32
-#define EK_MOST_JOBS 256
-#define EK_MOST_WORDS 428 /* of payload: an IP packet of 3,498 bytes */
+#define EK_MAX_WORKERS 32
+#define EK_MAX_JOBS 256
+#define EK_MAX_WORDS 428 /* of payload: an IP packet of 3,498 bytes */
 
 enum ek_kind {
 	EK_GRADIENT = 1,
@@ -110,7 +110,7 @@ EK_INLINE enum ek_reason ek_parse(const struct ek_header *header, uint32_t lengt
 	control = header->kind == EK_CONTROL;
 	if (header->lanes > EK_INTS || (header->lanes == EK_NO_LANES) != control)
 		return EK_BAD_LANE_TYPE;
-	if (header->words > EK_MOST_WORDS || length != EK_HEADER_BYTES + 8u * header->words)
+	if (header->words > EK_MAX_WORDS || length != EK_HEADER_BYTES + 8u * header->words)
 		return EK_BAD_LENGTH;
 	if ((header->words == 0) != (header->kind == EK_NACK) && header->kind != EK_REMINDER && !control)
 		return EK_BAD_LENGTH;

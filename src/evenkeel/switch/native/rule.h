@@ -315,7 +315,7 @@ EK_INLINE int ek_buried(const struct ek_rule *rule, uint64_t there, uint64_t min
 
 EK_INLINE int ek_live(const struct ek_job *jobs, const struct ek_slot *slot)
 {
-	const struct ek_job *job = jobs + (slot->job & (EK_MOST_JOBS - 1));
+	const struct ek_job *job = jobs + (slot->job & (EK_MAX_JOBS - 1));
 
 	return slot->bitmap && slot->token == job->token && slot->epoch == job->epoch;
 }
@@ -345,7 +345,7 @@ EK_INLINE uint32_t ek_log(uint64_t x)
  * is and the more packets its loss sends to the server, less the longer it has waited. */
 EK_INLINE uint32_t ek_worth(const struct ek_job *jobs, const struct ek_slot *slot, uint64_t now)
 {
-	uint32_t missing = jobs[slot->job & (EK_MOST_JOBS - 1)].workers - ek_count(slot->bitmap);
+	uint32_t missing = jobs[slot->job & (EK_MAX_JOBS - 1)].workers - ek_count(slot->bitmap);
 
 	return 1024 + slot->priority + ek_log(missing + 1) - ek_log(ek_waited(slot, now) + 1);
 }
@@ -405,7 +405,7 @@ EK_INLINE struct ek_sent ek_signal(const struct ek_rule *rule, const struct ek_j
 				   uint64_t *sums, uint64_t *tombs, uint64_t *counters, const struct ek_header *came,
 				   uint32_t sender, uint64_t now, struct ek_header *out, uint64_t *out_words)
 {
-	const struct ek_job *job = jobs + (came->job & (EK_MOST_JOBS - 1));
+	const struct ek_job *job = jobs + (came->job & (EK_MAX_JOBS - 1));
 	uint32_t found = ek_find(rule, set, came), here = found < rule->ways;
 
 	if (came->kind == EK_RESULT && sender != EK_SERVER_ID) /* a worker answers the server */
@@ -449,7 +449,7 @@ EK_INLINE struct ek_sent ek_gradient(const struct ek_rule *rule, const struct ek
 				     const uint64_t *in, const int doubles, uint64_t now, struct ek_header *out,
 				     uint64_t *out_words)
 {
-	const struct ek_job *job = jobs + (came->job & (EK_MOST_JOBS - 1));
+	const struct ek_job *job = jobs + (came->job & (EK_MAX_JOBS - 1));
 	const uint32_t policy = rule->policy, all = ek_all(job), words = EK_WORDS_OF(job);
 	const int echoed = policy == EK_ATP || (job->via_server && policy != EK_SWITCHML);
 	const uint8_t lanes = job->lanes;
@@ -555,7 +555,7 @@ EK_INLINE struct ek_sent ek_gradient(const struct ek_rule *rule, const struct ek
 			slot->priority >>= 1;
 		return ek_send(counters, EK_BYPASSED, EK_SERVER, 0);
 	}
-	its = jobs + (slot->job & (EK_MOST_JOBS - 1));
+	its = jobs + (slot->job & (EK_MAX_JOBS - 1));
 	if (policy == EK_ASSOC)
 		*ek_tomb_of(rule, tombs, slot->job, slot->fragment) = ek_tomb(slot->job, slot->fragment, now);
 	ek_write(out, slot, its, EK_PARTIAL);
@@ -586,7 +586,7 @@ EK_INLINE struct ek_sent ek_apply(const struct ek_rule *rule, const struct ek_jo
 /* A whole switch in memory that its owner provides, zeroed. */
 struct ek_table {
 	struct ek_rule rule;
-	struct ek_job *jobs;	 /* [EK_MOST_JOBS] */
+	struct ek_job *jobs;	 /* [EK_MAX_JOBS] */
 	struct ek_slot *slots;	 /* [sets * ways] */
 	uint64_t *sums;		 /* [sets * ways * rule.words] */
 	uint64_t *tombs;	 /* [rule.tombs] */
@@ -603,7 +603,7 @@ EK_INLINE struct ek_sent ek_step(struct ek_table *table, const struct ek_header 
 	struct ek_job *job;
 	uint32_t set;
 
-	if (!reason && header->job >= EK_MOST_JOBS)
+	if (!reason && header->job >= EK_MAX_JOBS)
 		reason = EK_BAD_JOB;
 	if (reason)
 		return ek_send(table->counters, reason, EK_NOBODY, 0);

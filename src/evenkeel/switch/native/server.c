@@ -11,9 +11,9 @@
 #include "control.h"
 #include "rule.h"
 
-#define MOST_JOBS 64
-#define MOST_WORKERS EK_MOST_WORKERS
-#define MOST_PACKET (EK_HEADER_BYTES + 8 * EK_MOST_WORDS)
+#define MAX_JOBS 64
+#define MAX_WORKERS EK_MAX_WORKERS
+#define MAX_PACKET (EK_HEADER_BYTES + 8 * EK_MAX_WORDS)
 #define REORDERED 8 /* packets of a worker that may overtake another before that one counts as lost */
 
 enum { FREE, OPEN, DONE };
@@ -40,15 +40,15 @@ struct job {
 	uint64_t token, heard_ns;
 	struct ek_hello terms;
 	int up_bytes, sum_bytes, down_bytes, lane_bytes;
-	struct sockaddr_in address[MOST_WORKERS];
-	uint32_t low[MOST_WORKERS], reached[MOST_WORKERS], checked[MOST_WORKERS];
+	struct sockaddr_in address[MAX_WORKERS];
+	uint32_t low[MAX_WORKERS], reached[MAX_WORKERS], checked[MAX_WORKERS];
 	struct entry *entries;
 	uint8_t *sums, *results;
 	/* what this batch leaves to be sent */
 	uint32_t *done, dones;
-	uint32_t *again[MOST_WORKERS], agains[MOST_WORKERS];
-	uint32_t lacking[MOST_WORKERS][EK_MOST_LISTED], lackings[MOST_WORKERS];
-	uint32_t alive; /* workers that asked, and are told that we live */
+	uint32_t *again[MAX_WORKERS], agains[MAX_WORKERS];
+	uint32_t lacking[MAX_WORKERS][EK_MAX_LISTED], lackings[MAX_WORKERS];
+	uint32_t alive; /* workers that asked, and learn that we live */
 };
 
 struct server {
@@ -59,10 +59,10 @@ struct server {
 	size_t job_bytes_most;
 	uint64_t counters[COUNTERS];
 	struct inbox inbox;
-	struct job jobs[MOST_JOBS];
+	struct job jobs[MAX_JOBS];
 	struct iovec *pieces;
-	uint8_t scratch[MOST_PACKET];
-	uint64_t out[EK_MOST_WORDS];
+	uint8_t scratch[MAX_PACKET];
+	uint64_t out[EK_MAX_WORDS];
 };
 
 static uint32_t bits_of(uint32_t workers) { return workers >= 32 ? 0xffffffffu : (1u << workers) - 1; }
@@ -79,14 +79,14 @@ static void job_free(struct server *s, struct job *job)
 	free(job->sums);
 	free(job->results);
 	free(job->done);
-	for (int w = 0; w < MOST_WORKERS; w++)
+	for (int w = 0; w < MAX_WORKERS; w++)
 		free(job->again[w]);
 	memset(job, 0, sizeof *job);
 }
 
 static struct job *job_find(struct server *s, uint32_t number, uint64_t token)
 {
-	for (int i = 0; i < MOST_JOBS; i++)
+	for (int i = 0; i < MAX_JOBS; i++)
 		if (s->jobs[i].used && s->jobs[i].number == number && s->jobs[i].token == token)
 			return &s->jobs[i];
 	return NULL;
@@ -123,11 +123,11 @@ static struct job *job_open(struct server *s, const struct ek_header *p, const s
 	uint64_t now = now_ns();
 	size_t stride;
 
-	for (int i = 0; i < MOST_JOBS && !job; i++)
+	for (int i = 0; i < MAX_JOBS && !job; i++)
 		if (!s->jobs[i].used)
 			job = &s->jobs[i];
 	if (!job) { /* the one that has been silent longest, if that is long */
-		for (int i = 0; i < MOST_JOBS; i++)
+		for (int i = 0; i < MAX_JOBS; i++)
 			if (!job || s->jobs[i].heard_ns < job->heard_ns)
 				job = &s->jobs[i];
 		if (now - job->heard_ns < 60000000000ull)
@@ -194,13 +194,13 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 	memcpy(&h, (const uint8_t *)p + EK_CONTROL_BYTES, sizeof h);
 	if (!s->pack) /* what adds before us gives plain lanes, so we do too */
 		h.sum_bits = h.mapped = 0;
-	if (h.world < 1 || h.world > MOST_WORKERS || h.worker >= h.world) {
+	if (h.world < 1 || h.world > MAX_WORKERS || h.worker >= h.world) {
 		refuse(s, from, p, "a job has 1 to 32 workers, numbered from 0");
 		return;
 	}
 	bytes = lane_bytes_of(h.lane_type);
 	if (h.lane_type < EK_NIBBLES || h.lane_type > EK_INTS || h.lanes < 64 || h.lanes % 64 ||
-	    h.lanes > 8 * EK_MOST_WORDS || (int)h.lanes * bytes > 8 * EK_MOST_WORDS || (int)h.sum_bits > 8 * bytes ||
+	    h.lanes > 8 * EK_MAX_WORDS || (int)h.lanes * bytes > 8 * EK_MAX_WORDS || (int)h.sum_bits > 8 * bytes ||
 	    (h.mapped && bytes > 1)) {
 		refuse(s, from, p, "lanes of such a type or number are not added here");
 		return;
@@ -373,7 +373,7 @@ static void add(uint32_t type, uint8_t *restrict sums, const uint8_t *restrict l
 
 static void ask_for(struct server *s, struct job *job, int worker, uint32_t fragment)
 {
-	if (job->lackings[worker] < EK_MOST_LISTED) {
+	if (job->lackings[worker] < EK_MAX_LISTED) {
 		job->lacking[worker][job->lackings[worker]++] = fragment;
 		s->counters[NACKS]++;
 	}
@@ -389,7 +389,7 @@ static void merge(struct server *s, struct job *job, uint32_t at, uint32_t bits,
 	int first = !e->bitmap || bits == job->full;
 
 	if (bits & e->bitmap && !first) {
-		/* Bits that are new cannot be told apart from those that are not: their workers send theirs alone. */
+		/* Bits that are new cannot be distinguished from those that are not: their workers send theirs alone. */
 		s->counters[fresh ? BAD_OVERLAP : DUPLICATES]++;
 		for (uint32_t w = 0; w < job->terms.world; w++)
 			if (fresh & 1u << w)
@@ -456,7 +456,7 @@ static void settle(struct server *s, struct job *job, uint32_t at, uint64_t now)
 			return;
 	}
 	if (missing) {
-		for (int i = 0; i < MOST_JOBS; i++) /* who is late in one of a training's jobs is so in all */
+		for (int i = 0; i < MAX_JOBS; i++) /* who is late in one of a training's jobs is so in all */
 			if (s->jobs[i].used && s->jobs[i].token == job->token)
 				s->jobs[i].late |= missing;
 		s->counters[LEFT_OUT] += ek_count(missing);
@@ -554,7 +554,7 @@ static void take_query(struct server *s, struct job *job, int worker, const stru
 	uint32_t count = c->count, low;
 
 	/* The first number is the worker's first missing fragment; the others are asked for. */
-	if (!count || count > EK_MOST_LISTED || size < EK_CONTROL_BYTES + 4 * (int)count) {
+	if (!count || count > EK_MAX_LISTED || size < EK_CONTROL_BYTES + 4 * (int)count) {
 		s->counters[BAD_LENGTH]++;
 		return;
 	}
@@ -762,7 +762,7 @@ struct server *server_open(int fd, struct ek_table *table, uint32_t ring, uint64
 
 void server_close(struct server *s)
 {
-	for (int i = 0; i < MOST_JOBS; i++)
+	for (int i = 0; i < MAX_JOBS; i++)
 		if (s->jobs[i].used)
 			job_free(s, &s->jobs[i]);
 	free(s->inbox.bytes);
@@ -785,7 +785,7 @@ void server_run(struct server *s, uint64_t slice_ns)
 			for (int at = 0; at < size; at += segment)
 				take_packet(s, &s->inbox.from[i], bytes + at, size - at < segment ? size - at : segment, now);
 		}
-		for (int i = 0; i < MOST_JOBS; i++) {
+		for (int i = 0; i < MAX_JOBS; i++) {
 			struct job *job = &s->jobs[i];
 
 			if (!job->used)

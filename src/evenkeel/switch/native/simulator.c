@@ -492,7 +492,7 @@ static void multicast(struct state *s, uint32_t place, struct event e)
 /* In a switch's bitmaps a bit is a worker, or at the root of a tree a rack: gives all workers that bits stand for. */
 static uint32_t workers_of(const struct state *s, uint32_t place, uint32_t job, uint32_t bits)
 {
-	const uint32_t *members = s->members + ((int64_t)place * s->set->jobs + job) * EK_MOST_WORKERS;
+	const uint32_t *members = s->members + ((int64_t)place * s->set->jobs + job) * EK_MAX_WORKERS;
 	uint32_t workers = 0;
 	for (; bits; bits &= bits - 1)
 		workers |= members[__builtin_ctz(bits)];
@@ -970,8 +970,8 @@ static void set_up_switches(struct state *s, int64_t switches)
 	s->touched_ps = zeros(s, switches * set->slots, sizeof *s->touched_ps);
 	s->tombs = zeros(s, switches * set->tombs, sizeof *s->tombs);
 	s->counters = zeros(s, switches * EK_COUNTERS, sizeof *s->counters);
-	s->table_jobs = zeros(s, switches * EK_MOST_JOBS, sizeof *s->table_jobs);
-	s->members = zeros(s, switches * jobs * EK_MOST_WORKERS, sizeof *s->members);
+	s->table_jobs = zeros(s, switches * EK_MAX_JOBS, sizeof *s->table_jobs);
+	s->members = zeros(s, switches * jobs * EK_MAX_WORKERS, sizeof *s->members);
 	s->bit_of = zeros(s, workers, 1);
 	s->rack_bit = zeros(s, set->racks * jobs, 1);
 	if (s->failed)
@@ -985,13 +985,13 @@ static void set_up_switches(struct state *s, int64_t switches)
 				
 				.stale_ns = (uint64_t)set->stale_ns, .tomb_ns = (uint64_t)set->tomb_ns,
 			},
-			.jobs = s->table_jobs + place * EK_MOST_JOBS, .slots = s->slots + place * set->slots,
+			.jobs = s->table_jobs + place * EK_MAX_JOBS, .slots = s->slots + place * set->slots,
 			.sums = s->sums + place * set->slots, .tombs = s->tombs + place * set->tombs,
 			.counters = s->counters + place * EK_COUNTERS,
 		};
 		for (int64_t job = 0; job < jobs; job++) {
 			const struct job *j = s->jobs + job;
-			uint32_t *members = s->members + (place * jobs + job) * EK_MOST_WORKERS;
+			uint32_t *members = s->members + (place * jobs + job) * EK_MAX_WORKERS;
 			uint8_t count = 0;
 			if (s->root && place == s->root) {
 				for (int64_t rack = 0; rack < set->racks; rack++)

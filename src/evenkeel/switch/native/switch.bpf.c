@@ -27,7 +27,7 @@ struct bucket {
 };
 
 struct jobs {
-	struct ek_job of[EK_MOST_JOBS];
+	struct ek_job of[EK_MAX_JOBS];
 };
 
 struct tombs {
@@ -111,21 +111,21 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, EK_MOST_JOBS * 33);
+	__uint(max_entries, EK_MAX_JOBS * 33);
 	__type(key, struct sender_key);
 	__type(value, struct sender);
 } senders SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, EK_MOST_JOBS * 33);
+	__uint(max_entries, EK_MAX_JOBS * 33);
 	__type(key, struct receiver_key);
 	__type(value, struct receiver);
 } receivers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, EK_MOST_JOBS);
+	__uint(max_entries, EK_MAX_JOBS);
 	__type(key, uint32_t);
 	__type(value, struct server);
 } servers SEC(".maps");
@@ -273,11 +273,11 @@ int ek_switch(struct xdp_md *ctx)
 	if (!reason && frame->packet.kind == EK_CONTROL)
 		return XDP_PASS;
 	header = frame->packet;
-	if (!reason && header.job >= EK_MOST_JOBS)
+	if (!reason && header.job >= EK_MAX_JOBS)
 		reason = EK_BAD_JOB;
 	if (reason)
 		goto dropped;
-	job = &all->of[header.job & (EK_MOST_JOBS - 1)];
+	job = &all->of[header.job & (EK_MAX_JOBS - 1)];
 	from.job = header.job;
 	from.address = frame->ip.saddr;
 	sender = bpf_map_lookup_elem(&senders, &from);

@@ -30,8 +30,8 @@
 
 #define RUNS 16            /* of packets, taken in at a time */
 #define RUN_BYTES 65536
-#define MOST_SEGMENTS 64   /* of the kernel: UDP_MAX_SEGMENTS */
-#define MOST_RUN_BYTES 60000
+#define MAX_SEGMENTS 64   /* of the kernel: UDP_MAX_SEGMENTS */
+#define MAX_RUN_BYTES 60000
 
 struct inbox {
 	struct mmsghdr messages[RUNS];
@@ -132,14 +132,14 @@ static inline int send_run(int fd, const struct sockaddr_in *to, struct iovec *p
 			   int *segments)
 {
 	while (packets > 0) {
-		int some = packets, most = MOST_RUN_BYTES / size;
+		int some = packets, most = MAX_RUN_BYTES / size;
 		char control[CMSG_SPACE(sizeof(uint16_t))] = {0};
 		struct msghdr message = {.msg_name = (void *)to, .msg_namelen = sizeof *to, .msg_iov = pieces};
 
 		if (some > most)
 			some = most;
-		if (some > MOST_SEGMENTS)
-			some = MOST_SEGMENTS;
+		if (some > MAX_SEGMENTS)
+			some = MAX_SEGMENTS;
 		if (!*segments || some < 1)
 			some = 1;
 		message.msg_iovlen = (size_t)some * parts;

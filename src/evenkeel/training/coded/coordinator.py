@@ -133,7 +133,7 @@ class Coordinator:
         self._tickets = 0
         self._round: GradientRound | None = None
         self._waiting: dict[int, DeviceMessage | None] = {}
-        self._asked_of: dict[int, str] = {}
+        self._requests: dict[int, str] = {}
         self._slow: set[str] = set()
         self.setup_bytes = self.repair_bytes = self.rounds = 0
         if folder is not None:
@@ -385,7 +385,7 @@ class Coordinator:
             if len(set(wrong)) != 1:
                 layout.holders.update(before)
                 raise ProtocolError(
-                    "blocks that were made do not fit the code, and whose fault it is cannot be told"
+                    "blocks that were made do not fit the code, and the device at fault is not known"
                     + (f": one of {', '.join(wrong)}" if wrong else "")
                 )
             self._exclude(wrong[0], "what it made or sent of its blocks does not fit the code")
@@ -416,7 +416,7 @@ class Coordinator:
 
         Raises:
             UndecodableError: for `wait_s` too few devices were there; names what is missing, and who has it.
-            ProtocolError: what devices sent does not fit the code, and it cannot be told whose fault it is.
+            ProtocolError: what devices sent does not fit the code, and the device at fault is not known.
         """
         self.maintain()
         self.rounds += 1
@@ -467,7 +467,7 @@ class Coordinator:
         if not missing:
             return UndecodableError(f"{waited}devices that are there do not do their work; look at them", places)
         return UndecodableError(
-            f"{waited}partitions {', '.join(missing)} cannot be told. {self._who_is_needed()}", places
+            f"{waited}partitions {', '.join(missing)} cannot be computed. {self._who_is_needed()}", places
         )
 
     def _who_is_needed(self) -> str:
@@ -661,13 +661,13 @@ class Coordinator:
             tickets.append(ticket)
             self._waiting[ticket] = None
             if name in self.present:
-                self._asked_of[ticket] = name
+                self._requests[ticket] = name
                 self._link.send(name, DeviceMessage(message.kind, {**message.fields, "ticket": ticket}, message.arrays))
         mine = set(tickets)
         self._wait_until(
-            lambda: not mine & self._asked_of.keys(),
+            lambda: not mine & self._requests.keys(),
             self.settings.wait_s if timeout_s is None else timeout_s,
-            lambda: f"no reply from {', '.join(sorted({self._asked_of[t] for t in mine & self._asked_of.keys()}))}",
+            lambda: f"no reply from {', '.join(sorted({self._requests[t] for t in mine & self._requests.keys()}))}",
         )
         return [self._waiting.pop(ticket) for ticket in tickets]
 
@@ -705,14 +705,14 @@ class Coordinator:
             return
         if event.kind == "lost":
             known.here = False
-            for ticket in [ticket for ticket, asked in self._asked_of.items() if asked == name]:
-                del self._asked_of[ticket]
+            for ticket in [ticket for ticket, device in self._requests.items() if device == name]:
+                del self._requests[ticket]
             if self._round is not None:
                 self._send(self._round.lost(name, self._link.time()))
             return
         answered = event.message.fields.get("ticket")
-        if isinstance(answered, int) and self._asked_of.get(answered) == name:
-            del self._asked_of[answered]
+        if isinstance(answered, int) and self._requests.get(answered) == name:
+            del self._requests[answered]
             self._waiting[answered] = event.message
         elif self._round is not None:
             self._send(self._round.reply(name, event.message, self._link.time()))

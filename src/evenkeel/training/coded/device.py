@@ -74,7 +74,7 @@ class Device:
         self._prepare_own()
 
     def connect(self, fetch: Fetch) -> None:
-        """Says how peers are asked."""
+        """Gives the function that fetches blocks from peers."""
         self._fetch = fetch
 
     def hello(self) -> DeviceMessage:
@@ -154,12 +154,12 @@ class Device:
         return block
 
     def _blocks(self, request: DeviceMessage) -> dict[str, HeldBlock]:
-        asked = request.fields.get("blocks")
-        if not isinstance(asked, dict) or not asked:
+        wanted = request.fields.get("blocks")
+        if not isinstance(wanted, dict) or not wanted:
             raise ProtocolError(f"a {request.kind} message without blocks")
         if request.text("training") != self._store.membership.training:
-            raise _LackingError(f"device {self.name} takes part in another training", list(asked))
-        return {name: self._block(name, version) for name, version in asked.items()}
+            raise _LackingError(f"device {self.name} takes part in another training", list(wanted))
+        return {name: self._block(name, version) for name, version in wanted.items()}
 
     def _give_labels(self, request: DeviceMessage) -> DeviceMessage:
         if not len(self._labels):
@@ -218,8 +218,8 @@ class Device:
                 continue
             if self._fetch is None:
                 raise ConfigurationError(f"device {self.name} cannot reach other devices")
-            asked = DeviceMessage("fetch", {"training": training, "block": source, "version": source_version})
-            found = self._fetch(address, asked)
+            wanted = DeviceMessage("fetch", {"training": training, "block": source, "version": source_version})
+            found = self._fetch(address, wanted)
             if found.kind != "block":
                 raise EvenkeelError(f"block {source} could not be had from {address}: {found.fields.get('text')}")
             received += size_bytes(found)

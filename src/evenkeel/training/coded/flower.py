@@ -95,7 +95,7 @@ class FlowerDevices(DeviceLink):
     def drop(self, device: str, reason: str) -> None:
         """Asks a node nothing any more."""
         node = self._nodes.pop(device, None)
-        self._open = {number: asked for number, asked in self._open.items() if asked[0] != node}
+        self._open = {number: request for number, request in self._open.items() if request[0] != node}
 
     def close(self) -> None:
         """Asks nobody anything any more."""
@@ -125,7 +125,7 @@ class FlowerDevices(DeviceLink):
 
     def _take(self, reply: Any) -> None:
         number = str(reply.metadata.reply_to_message_id)
-        node, asked = self._open.pop(number, (0, DeviceMessage("")))
+        node, request = self._open.pop(number, (0, DeviceMessage("")))
         name = next((name for name, each in self._nodes.items() if each == node), "")
         if reply.has_error():
             if name:
@@ -133,11 +133,11 @@ class FlowerDevices(DeviceLink):
             return
         message = _unpacked(reply.content)
         self.received_bytes += size_bytes(message)
-        if asked.kind == "hello":
+        if request.kind == "hello":
             name = str(message.fields.get("name"))
             self._nodes[name] = node
             self._events.append(DeviceEvent("joined", name, message))
-        elif asked.kind == "fetch":
+        elif request.kind == "fetch":
             for build in self._builds:
                 if number in build.wanted:
                     build.found[build.wanted.pop(number)] = message
@@ -192,8 +192,8 @@ def coded_client(make: Callable[[Any], Device]) -> ClientApp:
                 _, block, part = name.split(":")
                 relayed.setdefault(block, {})[part] = request.arrays[name]
 
-            def fetch(address: str, asked: DeviceMessage) -> DeviceMessage:
-                block = asked.text("block")
+            def fetch(address: str, request: DeviceMessage) -> DeviceMessage:
+                block = request.text("block")
                 if block not in relayed:
                     raise EvenkeelError(f"block {block} of {address} did not come with the request")
                 return DeviceMessage("block", arrays=relayed[block])

@@ -174,10 +174,10 @@ class GradientRound:
 
     def reply(self, device: str, message: DeviceMessage, now: float) -> list[tuple[str, DeviceMessage]]:
         """Takes a reply; gives what is to be asked next."""
-        asked = self._open.pop(message.fields.get("ticket"), None)  # type: ignore[arg-type]
-        if asked is None or asked[0] != device or device not in self._alive or self.result is not None:
+        sent = self._open.pop(message.fields.get("ticket"), None)  # type: ignore[arg-type]
+        if sent is None or sent[0] != device or device not in self._alive or self.result is not None:
             return []
-        _, kind, blocks = asked
+        _, kind, blocks = sent
         if message.kind == "error":
             lacking = [block for block in blocks if block in message.fields.get("lacking", ())]
             if not lacking:
@@ -199,7 +199,7 @@ class GradientRound:
         """Does without a device that is gone; what it sent before still counts."""
         self._alive.discard(device)
         self._responsive.discard(device)
-        self._open = {ticket: asked for ticket, asked in self._open.items() if asked[0] != device}
+        self._open = {ticket: sent for ticket, sent in self._open.items() if sent[0] != device}
         if self._plan is not None and device in self._plan.shares.keys() - self._plan.pulled.keys():
             self._drop_plan()
         self._asked -= {block for block in self._layout.held_by({device}) if block not in self._products}
@@ -217,7 +217,7 @@ class GradientRound:
     def timeout(self, now: float) -> list[tuple[str, DeviceMessage]]:
         """Waits no longer for devices that are late."""
         self.due_s = None
-        slow = {asked[0] for asked in self._open.values()}
+        slow = {sent[0] for sent in self._open.values()}
         self.late |= slow
         if self._recovering:
             self._timeouts += 1
@@ -338,7 +338,7 @@ class GradientRound:
     def _drop_plan(self) -> None:
         """Gives the pull phase up, to make another plan of it; replies to the old one count nothing."""
         self._plan = None
-        self._open = {ticket: asked for ticket, asked in self._open.items() if asked[1] != "pull"}
+        self._open = {ticket: sent for ticket, sent in self._open.items() if sent[1] != "pull"}
 
     def _advance(self, now: float) -> list[tuple[str, DeviceMessage]]:
         if self.result is not None:
@@ -363,7 +363,7 @@ class GradientRound:
         """Gives the device whose products do not fit the code; empty where all fit.
 
         Raises:
-            ProtocolError: they do not fit, and it cannot be told whose.
+            ProtocolError: they do not fit, and the device at fault is not known.
         """
         found = suspects(self._layout, self._products, self._settings.precision)
         if found is None:
@@ -378,7 +378,7 @@ class GradientRound:
 
     def _worth_recovering(self, now: float) -> bool:
         """Tells whether to go on without the missing ones; once half have replied, says when it will be."""
-        waiting = {asked[0] for asked in self._open.values()}
+        waiting = {sent[0] for sent in self._open.values()}
         if waiting <= self.late:
             return True
         if self.due_s is None and 2 * len(self._responsive) >= len(self._alive - self.late):
@@ -413,7 +413,7 @@ class GradientRound:
         return []
 
     def _target(self, missing: list[str]) -> list[str] | None:
-        """Chooses blocks that tell what is missing: of devices that replied, else of all that are there."""
+        """Chooses blocks from which what is missing follows: of devices that replied, else of all that are there."""
         layout = self._layout
         situation = (frozenset(self._responsive), frozenset(self._alive), tuple(missing))
         if self._chosen is None or self._chosen[0] != situation:
@@ -491,7 +491,7 @@ class GradientRound:
             examples = sum(map(len, task.labels.values()))
         else:
             examples = sum(int((task.rows < len(labels)).sum()) for labels in task.labels.values())
-        self.late -= self._responsive - {asked[0] for asked in self._open.values()}
+        self.late -= self._responsive - {sent[0] for sent in self._open.values()}
         self.due_s = None
         self.result = Evaluation(
             sum(self._costs[block] for block in self._layout.partitions),

@@ -91,13 +91,13 @@ class Unwaited:
         """Waits for all ranks once more: after buckets were rebuilt."""
         self._known.clear()
 
-    def _agree(self, unit: "_Summand", told: Total, mean: Tensor) -> Tensor:
+    def _agree(self, unit: "_Summand", total: Total, mean: Tensor) -> Tensor:
         """Takes over the mean of the ranks' statistics; gives the unit's mean, not finite where a rank's was not."""
         count = unit.own.numel()
         if not count:
             return mean
-        assert isinstance(told.count, Tensor)
-        sums, counts = told.sums, told.count.repeat_interleave(_GRANULE)[:count]
+        assert isinstance(total.count, Tensor)
+        sums, counts = total.sums, total.count.repeat_interleave(_GRANULE)[:count]
         infinite = sums >= _INFINITE
         means = torch.exp2((sums / counts.clamp(min=1) - 1) / _STEPS + _LEAST).to(torch.float32)
         means = torch.where(sums > 0, means, 0.0)

@@ -327,8 +327,8 @@ def _coded_round(code: PartitionCode, alive: Array, rows: int, features: int) ->
     """Gives the numbers sent up, those sent down besides the model, and the passes of a round, in the mean.
 
     A device that holds its partition's labels sends its products and its gradient at once. Where someone is missing, a
-    few sums (`choose`) are asked for their products as well; all blocks that tell what is missing get new values to be
-    multiplied with, and send a gradient again.
+    few sums (`choose`) are asked for their products as well; all blocks from which what is missing follows get new
+    values to be multiplied with, and send a gradient again.
     """
     up = down = passes = 0.0
     counted = 0

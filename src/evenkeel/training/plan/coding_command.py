@@ -90,11 +90,11 @@ def _about(inputs: CodingInputs) -> list[str]:
 
 def _notes(plan: CodingPlan) -> list[str]:
     notes = [
-        "exact: share of the rounds in which the gradient can be told; its interval is among the rows for machines",
+        "exact: share of the rounds in which the gradient can be computed; its interval is among the rows for machines",
         "set-up: partitions that travel to other devices, in units of all partitions",
         "total: set-up and all rounds, both directions; broadcast: the same where one transmission is heard by all",
         "a plain round sends the model down and gradients up; a coded one the products as well, and where someone is "
-        "missing, new values for the blocks that tell what is missing, and their gradients",
+        "missing, new values for the blocks from which what is missing follows, and their gradients",
         "break-even: up to so many rounds it moves less than the cheapest hedged replication",
         "storage: partitions' worth that a device keeps; hedged replication computes only the copy that is needed",
     ]

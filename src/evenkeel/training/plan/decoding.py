@@ -20,8 +20,8 @@ class Decodability:
     """Says how probably, and how well, a code decodes.
 
     Attributes:
-        probability: that all can be told. Its interval is 95 % and covers the part that was drawn; it is a point where
-            all was counted.
+        probability: that all can be computed. Its interval is 95 % and covers the part that was drawn; it is a point
+            where all was counted.
         counted: losses of up to so many devices were all looked at.
         tolerance: every loss of up to so many devices decodes; at most `counted`.
         condition_median: of the sets of devices that decode.
