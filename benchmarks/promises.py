@@ -22,7 +22,7 @@ from evenkeel.coding.answers import Cascade, ScoreForm
 from evenkeel.coding.answers.by_name import CollageSettings, OwnModel
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.edge.both_models import answers_of_accurate, answers_of_collage
-from evenkeel.edge.certifying import asked
+from evenkeel.edge.certifying import examined
 from evenkeel.figures.estimates import exact_share
 from evenkeel.images.image_set import read_images
 from evenkeel.models.cards import load_card
@@ -96,7 +96,7 @@ def measure(name: str, whole: Pairs, promises: Sequence[Promise], n: int, repeti
                 missed += true_risk > allowed
                 cost_missed += true_offload > found.offload_high
                 offloads.append(true_offload)
-                looks.append(asked(calibration, order, found, promise) / n)
+                looks.append(examined(calibration, order, found, promise) / n)
         share = exact_share(int(missed), repetitions)
         print(
             f"{name:26} {promise.kind:18} {promise.level:<6g} n={n:<6} missed {share.value:.3f} "

@@ -42,8 +42,8 @@ def test_each_promise_has_a_threshold_and_the_test_split_bears_it_out() -> None:
     assert agreement.high >= 0.88
     assert found.sizes == {"tuning": 4000, "calibration": 12_000, "test": 4000}
     # A drop is decided where both differ, of what the light model may answer: the rest need not be labelled.
-    assert drop.asked < 0.5 * drop.found.n
-    assert accuracy.asked == accuracy.found.n
+    assert drop.examined < 0.5 * drop.found.n
+    assert accuracy.examined == accuracy.found.n
 
 
 def test_more_loss_needs_a_higher_threshold() -> None:

@@ -15,7 +15,7 @@ from evenkeel.promises.certificate import BUCKETS, bucket_of
 from evenkeel.promises.promise import NEVER, Promise
 from evenkeel.promises.thresholds import Curve, Pairs, Threshold, certify, naive, sequence, split
 
-__all__ = ["Certified", "Tested", "asked", "certify_all", "temperature_of"]
+__all__ = ["Certified", "Tested", "certify_all", "examined", "temperature_of"]
 
 _TEMPERATURES = np.geomspace(0.05, 20.0, 241)
 _INTERVAL = 0.025  # beside either end of a 95 % interval
@@ -33,7 +33,7 @@ class Tested:
         high: the same.
         test_offload: share of the test split that goes to the accurate model.
         naive: threshold that the validation set alone would give.
-        asked: of the calibration images, those whose label, or whose answer of the accurate model, decided: it was
+        examined: of the calibration images, those whose label, or whose answer of the accurate model, decided: it was
             looked at only where the light model would have answered and, for a drop, the two disagree.
     """
 
@@ -44,7 +44,7 @@ class Tested:
     high: float
     test_offload: float
     naive: float
-    asked: int
+    examined: int
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ def _certified(tuning: Pairs, calibration: Pairs, test: Pairs, promise: Promise,
         value, low, high = 1 - risk, 1 - upper_bound(bad, n, _INTERVAL), 1 - lower_bound(bad, n, _INTERVAL)
     return Tested(
         found, len(test), value, low, high, 1 - float(curve.local[0]) / len(test), naive(calibration, order, promise),
-        asked(calibration, order, found, promise),
+        examined(calibration, order, found, promise),
     )  # fmt: skip
 
 
-def asked(calibration: Pairs, order: FloatArray, found: Threshold, promise: Promise) -> int:
+def examined(calibration: Pairs, order: FloatArray, found: Threshold, promise: Promise) -> int:
     """Counts what had to be known: down to the first threshold that failed, and no further."""
     if promise.kind == "min_accuracy":
         return len(calibration)

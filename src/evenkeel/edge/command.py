@@ -46,7 +46,7 @@ _COLUMNS = (
     Column("value", "on test", "%", factor=100),
     Column("naive_text", "naive", "threshold"),
     Column("calibration_size", "images", "n"),
-    Column("asked", "looked at", "n"),
+    Column("examined", "looked at", "n"),
     Column("status", "status"),
 )
 
@@ -286,7 +286,7 @@ def _row(each: Tested) -> dict[str, Any]:
         "value_high": each.high,
         "disagreement_bound": found.disagreement_high,
         "naive_threshold": each.naive,
-        "asked": each.asked,
+        "examined": each.examined,
     }
 
 

@@ -200,7 +200,7 @@ def certify(calibration: Pairs, order: FloatArray, promise: Promise, *, tuning: 
         calibration: pairs that nothing was learned from.
         order: of the tests, by `sequence`.
         promise: to keep.
-        tuning: asked, besides, how many pairs would be needed where none is certified.
+        tuning: says, besides, how many pairs would be needed where none is certified.
         bucket: of packet loss that all these pairs have.
 
     Raises:
