@@ -63,7 +63,7 @@ class Policy:
     hedge_after: Trigger | None = None  # when a second replica gets the item
     max_extra_load: float = 0.1  # hedges as a share of items; inf: no budget
     max_approximate: float = 1.0  # approximate answers as a share of items; 0: backups do exact passes only
-    max_attempts: int = 3  # replicas that one item may be sent to by choice (retries after a loss are not counted)
+    max_attempts: int = 2  # replicas that one item may be sent to by choice (retries after a loss are not counted)
     deadline_s: float = 30.0  # total; then the default answer or an error
     light_first: bool = (
         False  # a light model is asked before any replica, which then only answers what it is not sure of
@@ -104,7 +104,7 @@ POLICIES: dict[str, Policy] = {
     policy.name: policy
     for policy in (
         Policy("none"),
-        Policy("replicate", hedge_after=Trigger(fixed_s=0.3), max_extra_load=float("inf"), max_attempts=2),
+        Policy("replicate", hedge_after=Trigger(fixed_s=0.3), max_extra_load=float("inf")),
         Policy("replicate-all", copies=2),
         Policy("hedge", hedge_after=AUTO_HEDGE),
         Policy("collage", fill_after=AUTO_FILL),
