@@ -1,6 +1,6 @@
 """Defines what a caller may ask for: an accuracy, a drop of accuracy, or an agreement, each with its guarantee."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from evenkeel.errors import ConfigurationError
@@ -57,6 +57,16 @@ class Promise:
     def needs_labels(self) -> bool:
         """Tells whether it can only be shown with the right answers."""
         return self.kind in ("min_accuracy", "max_accuracy_drop")
+
+    @property
+    def allowed(self) -> float:
+        """Gives the share of the answers that may be wrong, or worse, or different."""
+        return self.level if self.kind == "max_accuracy_drop" else 1.0 - self.level
+
+    def stricter(self, by: float) -> "Promise | None":
+        """Gives the promise that allows so much less; None where there is none."""
+        level = self.level - by if self.kind == "max_accuracy_drop" else self.level + by
+        return replace(self, level=level) if 0 < level < 1 else None
 
     def __str__(self) -> str:
         return f"{self.kind} {self.level:g} (guarantee {self.guarantee:g})"

@@ -231,7 +231,7 @@ def certify(calibration: Pairs, order: FloatArray, promise: Promise, *, tuning: 
 
 def naive(pairs: Pairs, thresholds: FloatArray, promise: Promise) -> float:
     """Gives the lowest threshold at which the pairs themselves keep the promise: the usual way, without guarantee."""
-    kept = np.flatnonzero(Curve.of(pairs, thresholds).risk(promise) <= _allowed(promise))
+    kept = np.flatnonzero(Curve.of(pairs, thresholds).risk(promise) <= promise.allowed)
     return float(np.sort(thresholds)[kept[0]]) if len(kept) else NEVER
 
 
@@ -247,15 +247,11 @@ def check_pairs(pairs: Pairs, what: str, promise: Promise) -> None:
         )
 
 
-def _allowed(promise: Promise) -> float:
-    return promise.level if promise.kind == "max_accuracy_drop" else 1 - promise.level
-
-
 def _needed(tuning: Pairs, calibration: Pairs, order: FloatArray, promise: Promise) -> int | None:
     """Guesses how many pairs would certify the best threshold, from all that is known of it."""
     risks = [Curve.of(pairs, order[:1]).risk(promise)[0] * len(pairs) for pairs in (tuning, calibration)]
     risk = float(sum(risks)) / (len(tuning) + len(calibration))
-    allowed = _allowed(promise)
+    allowed = promise.allowed
     gap = allowed - risk
     if gap <= 0:
         return None

@@ -78,6 +78,7 @@ class ServeConfig:
     policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
     certificate: Path | None = None  # of the policy's promise: a cascade's, or of a collage's fills
     promise: Promise | None = None  # kept where a request asks for none
+    misses: float = 0.0  # share of the answers that may be degraded within a promise
     audit: float = 0.0  # share of the requests that both models of a cascade answer
     audit_file: Path | None = None  # to which each audit is appended, as a line of JSON
     health: HealthSettings = field(default_factory=HealthSettings)
@@ -210,7 +211,8 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         if changes.get(f"{name}_s") == 0:
             raise ConfigurationError(f"{name}: must be above 0")
     config = replace(config, **changes)
-    if config.certificate is None and (config.promise is not None or config.audit or config.audit_file is not None):
+    promised = (config.promise, config.misses, config.audit, config.audit_file)
+    if config.certificate is None and any(promised):
         raise ConfigurationError("promises: need policy.certificate, which `evenkeel certify` writes")
     if not config.replicas.total:
         raise ConfigurationError("replicas: at least one is needed")
@@ -249,10 +251,11 @@ def _promises(raw: Any, folder: Path) -> dict[str, Any]:
             changes["promise"] = Promise(kinds[0], level, guarantee)
         except ConfigurationError as error:
             raise ConfigurationError(f"promises.default.{error}") from None
-    if "audit" in fields:
-        changes["audit"] = fields.number("audit")
-        if not 0 <= changes["audit"] <= 1:
-            raise ConfigurationError(f"promises.audit: must be a share from 0 to 1, found {changes['audit']:g}")
+    for name in ("misses", "audit"):
+        if name in fields:
+            changes[name] = fields.number(name)
+            if not 0 <= changes[name] <= 1:
+                raise ConfigurationError(f"promises.{name}: must be a share from 0 to 1, found {changes[name]:g}")
     if "audit_file" in fields:
         changes["audit_file"] = folder / fields.text("audit_file")
     fields.finish()
@@ -283,6 +286,11 @@ def _policy(raw: Any) -> Policy:
     for name in ("min_confidence", "max_extra_load", "max_approximate"):
         if name in fields:
             changes[name] = fields.number(name)
+    if "on_miss" in fields:
+        on_miss = fields.take("on_miss")
+        if on_miss not in ("degrade", "reject"):
+            raise ConfigurationError(f"policy.on_miss: must be degrade or reject, found {on_miss!r}")
+        changes["degrade"] = on_miss == "degrade"
     for name, low, high in (("copies", 1, 5), ("max_attempts", 1, 5), ("default_label", 0, 1 << 30)):
         if name in fields:
             changes[name] = fields.whole(name, low, high)

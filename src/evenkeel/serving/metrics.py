@@ -60,6 +60,11 @@ class _GatewayCollector(Collector):
                 0 if promises is None else promises.alarms,
                 "Thresholds that audits showed to be wrong.",
             ),
+            (
+                "degraded_within_promise",
+                0 if promises is None else promises.degraded,
+                "Degraded answers that their promise leaves room for.",
+            ),
             ("bad_replies", stats.bad_replies, "Replies of a wrong shape, or not finite."),
             ("readmissions", stats.readmissions, "Replicas taken back after good probes."),
             ("probes", stats.probes, "Copies of items sent to ejected replicas."),
@@ -79,6 +84,9 @@ class _GatewayCollector(Collector):
             for key, value in sorted(values.items()):
                 metric.add_metric([key], value)
             yield metric
+        if promises is not None:
+            text = "Promises that cannot be shown now: too many answers were degraded or missing."
+            yield GaugeMetricFamily(_PREFIX + "promises_unshown", text, promises.unshown)
         yield GaugeMetricFamily(_PREFIX + "in_flight", "Items without an answer yet.", self._gateway.in_flight)
         up = GaugeMetricFamily(
             _PREFIX + "backend_up", "1 when a replica is there and was not ejected.", labels=["backend"]

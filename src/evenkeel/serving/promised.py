@@ -88,6 +88,7 @@ def apply_certificate(
         return PromiseGate(
             certificate,
             config.promise,
+            misses=config.misses,
             light_cost=cards[certificate.light].relative_cost,
             audit_share=config.audit,
             record=audits,

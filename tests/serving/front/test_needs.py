@@ -19,7 +19,7 @@ def test_needs_are_read() -> None:
     promise = Promise("min_accuracy", 0.8, 0.9)
     assert read_options(parameters) == Options(timeout_s=0.001, promise=promise, max_cost=0.5, degrade=True)
     assert read_options({"max_accuracy_drop": 0.01}).promise == Promise("max_accuracy_drop", 0.01)
-    assert read_options({"on_miss": "reject"}) == Options()
+    assert read_options({"on_miss": "reject"}) == Options(degrade=False)
     assert read_options({"min_agreement": 0.9, "packet_loss": 0.1}).loss == 0.1
 
 

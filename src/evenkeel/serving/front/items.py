@@ -271,12 +271,13 @@ def _read_needs(parameters: Parameters, exact: bool, timeout_s: float | None, co
             promise = Promise(kinds[0], level, 0.95 if guarantee is None else guarantee)
         except ConfigurationError as error:
             raise RequestError(f"parameter {error}") from None
-    on_miss = parameters.get("on_miss", "reject")
-    if on_miss not in ("degrade", "reject"):
+    on_miss = parameters.get("on_miss")
+    if on_miss not in (None, "degrade", "reject"):
         raise RequestError(f"parameter 'on_miss' must be degrade or reject, found {shown(on_miss)}")
     max_cost = _number(parameters, "max_cost", float("inf"))
     loss = _number(parameters, "packet_loss", 1.0)
-    return Options(exact, timeout_s, confidence, promise, max_cost, on_miss == "degrade", loss or 0.0)
+    degrade = None if on_miss is None else on_miss == "degrade"
+    return Options(exact, timeout_s, confidence, promise, max_cost, degrade, loss or 0.0)
 
 
 def _number(parameters: Parameters, name: str, high: float) -> float | None:

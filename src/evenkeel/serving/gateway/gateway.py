@@ -164,8 +164,12 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Tells whether a new item could be answered: a replica is ready, and its passes do not keep failing."""
-        return not self.draining and self.replicas.any_ready
+        """Tells whether a new item could be answered.
+
+        A replica is ready, and its passes do not keep failing; or a light model may answer in its place.
+        """
+        alone = self.policy.degrade and self._spares.answers_alone
+        return not self.draining and (self.replicas.any_ready or alone)
 
     @property
     def in_flight(self) -> int:
@@ -217,13 +221,14 @@ class Gateway:
             RequestError: it wants a promise that cannot be shown.
         """
         grant = self._granted(options)
+        policy = self.policy
+        degrade = not options.exact and (policy.degrade if options.degrade is None else options.degrade)
         replica = self.replicas.choose()
-        if replica is None:
+        if replica is None or (degrade and self._spares.answers_alone):
             if not self._spares.room(self._max_outstanding):
-                raise self._shed(None)
+                raise self._shed(replica)
         elif replica.outstanding >= self._max_outstanding:
             raise self._shed(replica)
-        policy = self.policy
         now = self._clock.time()
         number = self._next_number
         self._next_number = number + 1
@@ -236,7 +241,7 @@ class Gateway:
         if options.timeout_s is not None and options.timeout_s < timeout_s:
             timeout_s = options.timeout_s
         item.exact = options.exact
-        item.degrade = options.degrade
+        item.degrade = degrade
         item.grant = grant
         if self.promises is not None and policy.light_first:
             item.audited = self.promises.chooses_audit()
@@ -485,10 +490,14 @@ class Gateway:
             self._give_up(item, now)
             return
         if item.suspect:
-            self._suspects.add(item, now)
+            if not self._degrade(item):
+                self._suspects.add(item, now)
             return
         busy = [attempt.node for attempt in item.open_attempts]
         replica = self.replicas.choose(item.tried) or self.replicas.choose(busy)
+        no_use = replica is None or replica.health.stalled or replica.outstanding >= self._max_outstanding
+        if no_use and not self._rest_ends_before(item.deadline_at) and self._degrade(item):
+            return
         if replica is None:
             if not item.open_attempts:
                 self._spares.stand_in(item)
@@ -497,6 +506,18 @@ class Gateway:
         # everything would make it slower.
         if not (busy and replica.silent_s(now) > self.replicas.stall_after_s / 2):
             self._send_again(item, replica, now)
+
+    def _rest_ends_before(self, moment_s: float) -> bool:
+        """Tells whether a replica that has no room now will have some by then."""
+        rested_at_s = self.replicas.rested_at_s()
+        return rested_at_s is not None and self._clock.time() < rested_at_s < moment_s
+
+    def _degrade(self, item: Item) -> bool:
+        """Gives the light model's answer, of which it was not sure, if the request takes that in place of none."""
+        if not item.degrade or item.light is None:
+            return False
+        self._finish(item, replace(item.light, source="degraded"), self._clock.time())
+        return True
 
     def _cross_check(self, item: Item, now: float) -> None:
         """Judges an item with which two workers were lost at the same time, neither of them in a second attempt.
@@ -730,16 +751,15 @@ class Gateway:
 
     def _answer(self, item: Item, answer: Answer, now: float) -> None:
         count(self.stats.sources, answer.source)
-        grant = item.grant
-        certificate = grant.certificate if grant is not None and answer.source in ("edge", "exact", "hedge") else ""
+        certificate = "" if item.grant is None else item.grant.covers(answer.source)
         item.on_outcome(Outcome(answer, None, now - item.since_s, certificate))
 
     def _fail(self, item: Item, error: EvenkeelError) -> None:
-        if item.degrade and item.light is not None:
-            degraded = replace(item.light, source="degraded")
-            self._finish(item, degraded, self._clock.time())
+        if self._degrade(item):
             return
         self.stats.failed += 1
+        if item.grant is not None:
+            item.grant.failed()
         self._close(item)
         item.on_outcome(Outcome(None, error, self._clock.time() - item.since_s))
 

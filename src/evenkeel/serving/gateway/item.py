@@ -30,7 +30,7 @@ class Options:
         min_confidence: that fills must reach.
         promise: that the answers must keep; refused where it cannot be shown.
         max_cost: most that an answer may cost on average, in passes of the accurate model.
-        degrade: rather the light model's answer, although it is not sure, than none.
+        degrade: rather the light model's answer, although it is not sure, than none; None: as the policy says.
         loss: share of the packets that were lost on the way of the item, 0..1.
     """
 
@@ -39,7 +39,7 @@ class Options:
     min_confidence: float | None = None
     promise: Promise | None = None
     max_cost: float | None = None
-    degrade: bool = False
+    degrade: bool | None = None
     loss: float = 0.0
 
 

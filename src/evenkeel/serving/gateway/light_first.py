@@ -25,13 +25,20 @@ class LightFirst(Spares):
         self._light = light
         self._escalate = escalate
 
+    @property
+    def answers_alone(self) -> bool:
+        """Tells whether a light worker is there."""
+        return self._light.any_ready
+
     def cover(self, item: Item, now_s: float) -> None:
         """Hands the item to the light model, or to a replica where that could not answer it."""
         if item.exact:
             return  # a replica has it
         item.late_at = item.hedge_at = float("inf")
-        # An audited item is for both, also where the light model's answer will not be used.
-        if (item.min_confidence >= NEVER and not item.audited) or not self._light.any_ready:
+        # An audited item is for both, also where the light model's answer will not be used; and where that may be used
+        # in place of none, it must be there before the replica is late.
+        wanted = item.min_confidence < NEVER or item.audited or item.degrade
+        if not (wanted and self._light.any_ready):
             self._escalate(item)
         else:
             self._light.take(item)
@@ -56,7 +63,8 @@ class LightFirst(Spares):
 
     def stand_in(self, item: Item) -> None:
         """Has the light model answer, if it was not asked yet."""
-        if not item.exact and not item.unsure and not item.passes and item.min_confidence < NEVER:
+        wanted = item.min_confidence < NEVER or item.degrade
+        if wanted and not item.exact and not item.unsure and not item.passes:
             self._light.take(item)
 
     @property

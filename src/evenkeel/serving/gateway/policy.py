@@ -69,6 +69,7 @@ class Policy:
         False  # a light model is asked before any replica, which then only answers what it is not sure of
     )
     default_label: int | None = None  # answered at the deadline instead of an error
+    degrade: bool = False  # rather the light model's answer, although it is not sure, than none; a request may say else
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range, so that every policy that exists can be run."""

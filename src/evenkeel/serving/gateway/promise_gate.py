@@ -3,6 +3,9 @@
 A promise that the certificate does not keep is refused, never answered as if it were kept. A random share of all
 requests is audited: both models answer, whoever answered the user. A test by betting watches whether they differ as
 rarely as was certified; when it gives alarm, that threshold goes to the safe value: the accurate model answers all.
+
+Answers that the accurate model could not give in time count too: each may be wrong. A threshold that was certified for
+more than a request asks for leaves room for some of them. What goes beyond it is promised nothing.
 """
 
 import logging
@@ -24,6 +27,9 @@ _LEAST_RATE = 1e-4  # that an audit can watch: below, a single difference would 
 _FALSE_ALARM = 0.01  # probability of an alarm although all is as certified, ever
 _MAX_GRANTS = 4096  # different promises that are remembered
 
+_RESOLUTION = 0.001  # to which a promise is kept: a lone miss among thousands does not undo it
+_PROMISED = ("edge", "exact", "hedge")  # sources of answers that were given as the certificate says
+
 OnAudit = Callable[[float, bool], object]
 
 
@@ -36,6 +42,11 @@ class Grant:
         certificate: that answers name; empty where nothing is promised.
         offload_high: bound of the share that goes to the accurate model.
         test: of the audits.
+        allowed: share of all answers that the promise lets be wrong, or worse, or different.
+        slack: how much less the threshold was certified for: the share of answers that may be degraded within it.
+        answers: given so far, the misses among them.
+        degraded: those that the light model gave in place of the accurate one, within the promise.
+        missed: those beyond it, and requests that ended without an answer.
     """
 
     threshold: float
@@ -43,6 +54,37 @@ class Grant:
     offload_high: float
     kind: str
     test: RateTest
+    allowed: float
+    slack: float
+    answers: int = 0
+    degraded: int = 0
+    missed: int = 0
+
+    @property
+    def kept(self) -> bool:
+        """Tells whether the promise is kept by all answers so far but the `missed`, if every degraded one is wrong.
+
+        Of n answers (allowed - slack) n may be wrong as certified, which with the degraded must not be more than what
+        is allowed of the n - missed.
+        """
+        return self.degraded + self.allowed * self.missed <= (self.slack + _RESOLUTION) * self.answers
+
+    def covers(self, source: str) -> str:
+        """Counts an answer by its source; gives the certificate that it may name, empty where nothing is shown."""
+        self.answers += 1
+        if source in _PROMISED:
+            return self.certificate if self.kept else ""
+        room = self.slack * self.answers - self.allowed * self.missed
+        if source == "degraded" and self.degraded + 1 <= room:
+            self.degraded += 1
+            return self.certificate
+        self.missed += 1
+        return ""
+
+    def failed(self) -> None:
+        """Counts a request that ended without an answer."""
+        self.answers += 1
+        self.missed += 1
 
 
 class PromiseGate:
@@ -51,6 +93,7 @@ class PromiseGate:
     Args:
         certificate: that was found valid, and for these models.
         default: what requests get that ask for nothing.
+        misses: share of the answers for which room is to be left, where the certificate has a threshold for that.
         light_cost: of a pass of the light model, in passes of the accurate one.
         audit_share: of the requests, audited; 0: none.
         time_s: the gateway's clock, which never jumps.
@@ -64,6 +107,7 @@ class PromiseGate:
         certificate: Certificate,
         default: Promise | None = None,
         *,
+        misses: float = 0.0,
         light_cost: float = 0.0,
         audit_share: float = 0.0,
         time_s: Callable[[], float] = time.monotonic,
@@ -74,6 +118,7 @@ class PromiseGate:
         self.certificate = certificate
         self.audit_share = audit_share
         self._default = default
+        self._misses = misses
         self._light_cost = light_cost
         self._time_s = time_s
         self._wall_s = wall_s
@@ -120,6 +165,16 @@ class PromiseGate:
             )
         return grant
 
+    @property
+    def unshown(self) -> int:
+        """Counts the promises that cannot be shown now, because too many answers were degraded or missing."""
+        return sum(not grant.kept for grant in self._grants.values())
+
+    @property
+    def degraded(self) -> int:
+        """Counts the degraded answers that were given within their promise."""
+        return sum(grant.degraded for grant in self._grants.values())
+
     def chooses_audit(self) -> bool:
         """Draws whether a request is audited."""
         return self._random.random() < self.audit_share
@@ -145,7 +200,9 @@ class PromiseGate:
                         other.certificate = ""  # nobody certified the accurate model alone
 
     def _grant(self, promise: Promise, bucket: int) -> Grant:
-        found = self.certificate.keeping(promise, bucket)
+        stricter = promise.stricter(self._misses) if self._misses else None
+        found = None if stricter is None else self.certificate.keeping(stricter, bucket)
+        found = found or self.certificate.keeping(promise, bucket)
         if found is None or found.threshold is None:
             kept = "; ".join(str(one) for one in self.certificate.thresholds if one.certified and one.bucket == bucket)
             raise RequestError(
@@ -156,7 +213,10 @@ class PromiseGate:
         if test is None:
             test = self._tests[found] = RateTest(max(found.disagreement_high, _LEAST_RATE), _FALSE_ALARM)
         threshold = NEVER if test.alarm else found.threshold
-        grant = Grant(threshold, self.certificate.id, found.offload_high, found.promise.kind, test)
+        slack = max(0.0, promise.allowed - found.promise.allowed)
+        grant = Grant(
+            threshold, self.certificate.id, found.offload_high, found.promise.kind, test, promise.allowed, slack
+        )
         if len(self._grants) < _MAX_GRANTS:
             self._grants[promise, bucket] = grant
         return grant

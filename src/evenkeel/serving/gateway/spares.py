@@ -21,6 +21,11 @@ class Spares(ABC):
 
     sends_items: bool = True
 
+    @property
+    def answers_alone(self) -> bool:
+        """Tells whether it can answer any item without a replica, if need be less surely than was wanted."""
+        return False
+
     @abstractmethod
     def cover(self, item: Item, now_s: float) -> None:
         """Takes a new item into account, and sets the times at which it counts as late or is hedged."""
