@@ -99,7 +99,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         assert raw.pop(example)
     assert raw["policy"].pop("default_label") == 0
     assert raw["policy"].pop("certificate")
-    assert set(raw.pop("promises")) == {"default", "audit", "audit_file"}
+    assert set(raw.pop("promises")) == {"default", "misses", "audit", "audit_file"}
     config = read_config(raw)
     assert config == ServeConfig(name="cifar10-base")
     fields = set(ServeConfig.__dataclass_fields__) - {
@@ -110,6 +110,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         "worker_key_file",
         "certificate",
         "promise",
+        "misses",
         "audit",
         "audit_file",
     }

@@ -17,6 +17,7 @@ from evenkeel.cli.bench_serving import serving
 from evenkeel.cli.certify import certify
 from evenkeel.cli.demo import demo
 from evenkeel.cli.device import device
+from evenkeel.cli.edge import edge
 from evenkeel.cli.fit import fit
 from evenkeel.cli.lab import lab
 from evenkeel.cli.plan_coding import coding
@@ -64,7 +65,7 @@ def bench() -> None:
     """Measure policies, fills, codes, gradients, aggregation and coded training."""
 
 
-for command in (demo, serve, worker, device, fit, certify, lab, switch):
+for command in (demo, serve, edge, worker, device, fit, certify, lab, switch):
     main.add_command(command)
 for command in (serving, fills, codes, gradients, aggregation, coded):
     bench.add_command(command)

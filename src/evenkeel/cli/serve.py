@@ -9,7 +9,7 @@ from evenkeel.cli.options import example, node_options
 from evenkeel.errors import ConfigurationError
 from evenkeel.processes import end_by_signal, end_with_parent
 
-__all__ = ["serve"]
+__all__ = ["run_server", "serve"]
 
 
 _POLICY_FLAGS = (
@@ -52,7 +52,7 @@ def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
         settings = read_config(_with_flags(raw, flags), folder)
     except ConfigurationError as error:
         raise ConfigurationError(f"{config}: {error}" if config else str(error)) from None
-    _run_server(settings)
+    run_server(settings)
 
 
 def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
@@ -73,7 +73,8 @@ def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
     return merged
 
 
-def _run_server(settings: Any) -> None:
+def run_server(settings: Any) -> None:
+    """Serves until a signal comes, and says on which URL."""
     import uvloop
 
     from evenkeel.serving.log_queue import log_to_stderr

@@ -28,6 +28,7 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
 from evenkeel.models.cards import ModelCard, class_difference, load_card
 from evenkeel.models.digest import ModelDigests, card_digest
+from evenkeel.promises.certificate import read_certificate
 from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
 from evenkeel.serving.gateway.gateway import Gateway
 from evenkeel.serving.http.app import App
@@ -113,6 +114,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         max_bodies_bytes=config.max_bodies_bytes,
         decode_processes=config.decode_processes,
         decode_bytes=config.decode_memory_bytes,
+        digest="" if config.run else digests_here.get(card.name, ""),
         promised=promises is not None,
     )
 
@@ -248,12 +250,18 @@ def _nodes(
 
 
 def _digests(config: ServeConfig) -> dict[str, str]:
-    """Hashes every model whose file is here; a gateway of workers elsewhere may have the cards alone."""
+    """Hashes every model whose file is here; a gateway of workers elsewhere may have the cards alone.
+
+    For those a certificate says which they must be; the workers and servers that say otherwise are refused.
+    """
+    said = {} if config.certificate is None else read_certificate(config.certificate).digests
     known: dict[str, str] = {}
     for path in (config.model, *(code.model for code in config.codes if code.model is not None)):
         card = load_card(path)
         if (path.parent / card.file).is_file():
             known[card.name] = card_digest(card, path.parent)
+        elif card.name in said:
+            known[card.name] = str(said[card.name])
     return known
 
 

@@ -240,8 +240,10 @@ class EchoGateway:
     def __init__(self) -> None:
         self.tickets = 0
         self.cancelled: list[int] = []
+        self.options: list = []
 
     def submit(self, array, on_outcome, options=None, key=None) -> int:
+        self.options.append(options)
         scores = np.array([0, array.mean(), self.factor * array.mean()], np.float32)
         if not self.hold:
             asyncio.get_running_loop().call_soon(on_outcome, Outcome(Answer(scores, "exact", 1.0), None, 0.0))
@@ -259,9 +261,9 @@ class EchoGateway:
 
 
 @contextlib.asynccontextmanager
-async def connected_to_our_own(card: ModelCard = CARD, **options):
+async def connected_to_our_own(card: ModelCard = CARD, digest: str = "", **options):
     gateway, stop, port = EchoGateway(), asyncio.Event(), asyncio.get_running_loop().create_future()
-    app = App(name="remote", version="1", card=card, gateway=gateway, metrics=bytes)
+    app = App(name="remote", version="1", card=card, gateway=gateway, metrics=bytes, digest=digest)
     serve = asyncio.create_task(
         run_server(app, gateway, "127.0.0.1", 0, stop=stop, grace_s=0, drain_s=0.0, on_started=port.set_result)
     )
@@ -285,6 +287,27 @@ def test_our_own_server_does_tasks_in_binary(layout, datatype):
         rows = rows if layout == "NHWC" else rows.transpose(0, 3, 1, 2)
         async with connected_to_our_own(card) as (_, backend, _):
             assert (await ask(backend, rows)[0]).outputs.tolist() == SCORES
+
+    asyncio.run(run())
+
+
+def test_another_gateway_is_asked_for_exact_answers_and_nothing_else_is_passed_off_as_a_replicas():
+    async def run():
+        async with connected_to_our_own() as (gateway, backend, _):
+            assert (await ask(backend)[0]).error is None
+            assert [options.exact for options in gateway.options] == [True] * 3
+
+    asyncio.run(run())
+
+
+def test_another_gateway_with_another_model_is_refused():
+    async def run():
+        digests = ModelDigests({"toy": "onnx:aa"})
+        async with connected_to_our_own(digest="onnx:aa", versions=digests) as (_, backend, _):
+            assert backend.ready
+        with pytest.raises(BackendError, match="another 'toy' than this gateway: digest bb, not digest aa"):
+            async with connected_to_our_own(digest="onnx:bb", versions=digests, start_timeout_s=0.2):
+                pass
 
     asyncio.run(run())
 

@@ -38,6 +38,7 @@ _log = logging.getLogger(__name__)
 _MAX_WORD_BYTES = 1 << 20  # of metadata, of readiness
 _READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up everything else
 _MAX_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
+_MAX_DIGEST = 100  # characters
 _MAX_DIGITS = 18  # of a length
 _HEADERS = (HEADER_LENGTH.lower().encode(), b"content-encoding", b"retry-after")
 _JSON = b"content-type: application/json\r\n"
@@ -342,10 +343,16 @@ class OipBackend(Backend):
             server = await self._metadata("/v2")
             model = await self._metadata(self._model_path)
             self._contract = agree(self._card, server, model, self._check_version)
+            digest = model.get("digest")  # another evenkeel says it
+            if isinstance(digest, str) and digest.startswith("onnx:"):
+                self._check_digest(digest[:_MAX_DIGEST])
 
     def _check_version(self, version: str) -> None:
+        self._check_digest(f"version:{version[:100]}")
+
+    def _check_digest(self, digest: str) -> None:
         try:
-            self._versions.check(self._card.name, f"version:{version[:100]}", f"the server of {self.name}")
+            self._versions.check(self._card.name, digest, f"the server of {self.name}")
         except ConfigurationError as error:
             raise ProtocolError(str(error)) from None
 

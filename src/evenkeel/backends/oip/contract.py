@@ -33,6 +33,7 @@ class Contract:
         binary: tensor data travels as binary sections.
         gives_up: the server stops working on a request whose connection is closed.
         check_version: is given the model's version as the server says it; raises where it is not the right one.
+        says_exact: the server may answer by other models than the one that is asked, unless it is told not to.
     """
 
     card: ModelCard
@@ -42,6 +43,7 @@ class Contract:
     gives_up: bool
     check_version: Callable[[str], object] = str
     says_range: bool = False  # its metadata says that pixels are 0..255, so that it understands who says the same
+    says_exact: bool = False
     # The JSON before binary values is nearly always what it was before: it is neither written nor read again.
     _written: dict[tuple[int, ...], bytes] = field(default_factory=dict, repr=False, compare=False)  # by shape
     _agreed: dict[tuple[bytes, int, int], tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
@@ -55,7 +57,8 @@ class Contract:
         if known is not None:
             return known + pack(tensor), len(known)
         output = RequestedOutput(self.output_name, True if self.binary else None)
-        body, header_length = write_request([tensor], [output], binary=self.binary)
+        exact: Parameters = {"exact": True} if self.says_exact else {}
+        body, header_length = write_request([tensor], [output], binary=self.binary, parameters=exact)
         if header_length is not None and len(self._written) < _MAX_KNOWN:
             self._written[inputs.shape] = body[:header_length]
         return body, header_length
@@ -147,6 +150,7 @@ def agree(
         "cancel_on_disconnect" in extensions,
         check_version,
         isinstance(limits := wanted.get("parameters"), dict) and limits.get("maximum") == 255,
+        server.get("name") == "evenkeel",
     )
 
 

@@ -103,6 +103,7 @@ class App:
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
         max_bodies_bytes: what all bodies together may take up, decompressed ones too; further ones get 503.
+        digest: of the model's file; empty where it is not known.
         promised: answers say by which way they came, and of which certificate's promise they are part.
 
     Attributes:
@@ -126,6 +127,7 @@ class App:
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
         max_bodies_bytes: int = 256 << 20,
+        digest: str = "",
         promised: bool = False,
     ) -> None:
         self.limits = HttpLimits(
@@ -136,6 +138,7 @@ class App:
         )
         self._name = name
         self._version = version
+        self._digest = digest
         self._card = card
         self._gateway = gateway
         self._metrics = metrics
@@ -410,6 +413,7 @@ class App:
                 "name": self._name,
                 "versions": [self._version],
                 "platform": "evenkeel",
+                **({"digest": self._digest} if self._digest else {}),
                 "inputs": [
                     {
                         "name": card.input_name,
