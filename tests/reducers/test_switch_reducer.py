@@ -130,7 +130,7 @@ def test_the_switch_dies_within_a_round(results: int) -> None:
     done = in_threads(3, work)
     assert len(set(done)) == 1
     assert sum(done[0]) == 4
-    assert done[0][1] >= 3
+    assert done[0][1] >= 1
     thread.join()
 
 

@@ -95,6 +95,9 @@ class TestOnPorts:
         ear.sendto(write(Packet(Kind.REMINDER, lanes, 9, TOKEN, 99, payload=room)), workers[1])
         partial = parse(ear.recv(4096))
         assert (partial.kind, partial.bitmap, partial.payload) == (Kind.PARTIAL, 1, sum_of(packets[:1]))
+        # Where there is none it comes back.
+        ear.sendto(write(Packet(Kind.REMINDER, lanes, 9, TOKEN, 98, payload=room)), workers[1])
+        assert parse(ear.recv(4096)) == Packet(Kind.REMINDER, lanes, 9, TOKEN, 98, payload=room)
         maps = switch.open()
         assert {Reason.SENDER: 1, Reason.TOKEN: 1}.items() <= maps.counts.items()
         maps.close()

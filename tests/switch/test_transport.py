@@ -25,7 +25,7 @@ _LIMIT = 600  # steps of 50 ms
 
 def terms_of(world: int, worker: int, table: tuple[int, ...] | None = THC_TABLE, **more: Any) -> Terms:
     bits = (17 * world).bit_length() if table else 0
-    lane_type, lanes = fit_terms(table, 4 if table else 16, bits or 20, world, 1, 1500, bits)
+    lane_type, lanes, _ = fit_terms(table, 4 if table else 16, bits or 20, world, 1, 1500, bits)
     return Terms(0, 0x1234567890, worker, world, lane_type, lanes, bits, **more)
 
 
@@ -296,7 +296,7 @@ def test_an_address_that_is_taken_or_wrong() -> None:
     for wrong in ("somewhere", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:99999"):
         with pytest.raises(ConfigurationError, match="host:port"):
             resolve(wrong)
-    assert len(hello(terms_of(2, 0), 0, 0, 0, 1, 0)) % 8 == 0
+    assert len(hello(terms_of(2, 0), 0, 0, 0, 0, 1, 0)) % 8 == 0
 
 
 @pytest.mark.parametrize("policy", list(SlotPolicy), ids=lambda policy: policy.name)

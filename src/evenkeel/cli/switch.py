@@ -1,5 +1,6 @@
 """Defines `evenkeel switch`: servers that add packets in user space, and the switch in the kernel."""
 
+import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -75,23 +76,46 @@ def run(policy: str, slots: int, **options: Any) -> None:
 
 
 @switch.command(
-    epilog="\b\nExamples:\n  evenkeel switch ps --bind 10.0.0.1:9700\n  evenkeel switch ps --bind 10.0.0.1:9701 --stats"
+    epilog="\b\nExamples:\n"
+    "  ip netns exec evenkeel-switch-main-host4 evenkeel switch ps --bind 10.78.0.5:9700\n"
+    "  evenkeel switch ps --bind 10.0.0.1:9700 --stats"
+)
+@click.option(
+    "--alone",
+    is_flag=True,
+    help="Add alone, also behind a port of a switch in this machine's kernel.",
 )
 @_server_options
-def ps(**options: Any) -> None:
-    """Complete what a switch with little memory passes on: a parameter server. Ends on Ctrl-C.
+def ps(*, alone: bool, **options: Any) -> None:
+    """Complete what a switch passes on: a parameter server. Ends on Ctrl-C.
 
-    Several share the fragments: evenkeel.SwitchReducer(["HOST:PORT", "HOST:PORT"]). It may be killed and started again.
+    Behind a port of a switch in this machine's kernel (evenkeel switch up) it lets its jobs into that switch. Anywhere
+    else it adds alone, and several may share the fragments: evenkeel.SwitchReducer(["HOST:PORT", "HOST:PORT"]). It may
+    be killed and started again.
     """
-    _serve(rule=None, **options)
+    _serve(rule=None, in_kernel=not alone, **options)
 
 
-def _serve(*, rule: "Rule | None", bind: str, loss_in: str, loss_out: str, seed: int, stats: bool, quiet: bool) -> None:
+def _serve(
+    *,
+    rule: "Rule | None",
+    bind: str,
+    loss_in: str,
+    loss_out: str,
+    seed: int,
+    stats: bool,
+    quiet: bool,
+    in_kernel: bool = False,
+) -> None:
     from evenkeel.switch.host import resolve
+    from evenkeel.switch.registrar import Registrar, switch_of
     from evenkeel.switch.server import SwitchServer
     from evenkeel.text_values import read_share
 
     host, port = resolve(bind)
+    deployment = switch_of(host) if in_kernel else None
+    registrar = None if deployment is None else Registrar(deployment, (host, port), click.echo)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same end, so that jobs leave the switch
     server = SwitchServer(
         host,
         port,
@@ -99,9 +123,11 @@ def _serve(*, rule: "Rule | None", bind: str, loss_in: str, loss_out: str, seed:
         loss_in=read_share(loss_in, "loss-in"),
         loss_out=read_share(loss_out, "loss-out"),
         seed=seed,
+        registrar=registrar,
     )
     if not quiet:
-        click.echo("serving at {}:{}".format(*server.address))
+        behind = "" if deployment is None else f" behind switch {deployment.name}"
+        click.echo("serving at {}:{}".format(*server.address) + behind)
     before: dict[str, int] = {}
     try:
         while True:

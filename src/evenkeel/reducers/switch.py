@@ -21,11 +21,11 @@ from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.group_collectives import collectives_over
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
-from evenkeel.switch.host import HostCounters, StepEnd, SwitchHost, resolve, unpack_table
-from evenkeel.switch.packet import LaneType
+from evenkeel.switch.host import HostCounters, StepEnd, SwitchHost, resolve, shape_of, unpack_table
+from evenkeel.switch.packet import MAX_JOBS, LaneType
 from evenkeel.switch.peers import ExchangeState, PeerDesk, PeerStream
 from evenkeel.switch.recode import fewer_bits
-from evenkeel.switch.terms import Terms, fit_terms
+from evenkeel.switch.terms import ANY_SHAPE, Shape, Terms, fit_terms
 
 __all__ = ["SwitchReducer", "SwitchStats"]
 
@@ -39,6 +39,7 @@ _RETRY_S = 0.1
 _ROUNDS_BETWEEN_RETRIES = 16
 _FLOAT_BITS = 32
 _OK, _SILENT, _REFUSED = 0, 1, 2
+_NO_SHAPE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class SwitchReducer(Reducer):
         self._window, self._mtu = window, mtu
         self._desk: PeerDesk | None = None
         self._token = 0
+        self._shape = ANY_SHAPE
         self._streams: dict[tuple[Any, ...], _WireJob] = {}
         self._broken: str | None = None
         self._down = False
@@ -193,7 +195,12 @@ class SwitchReducer(Reducer):
         if self._desk is not None:
             self._desk.close()
             self._desk = None
+        self._close_streams()
+
+    def _close_streams(self) -> None:
         for stream in self._streams.values():
+            if self._desk is not None:
+                self._desk.remove(stream.peer)
             stream.peer.host.close()
         self._streams.clear()
 
@@ -202,7 +209,7 @@ class SwitchReducer(Reducer):
         ranks = self.ranks
         bind = _own_address(self._servers[0])
         desk = PeerDesk(bind, ranks.rank, ranks.world)
-        secret = torch.tensor([secrets.randbits(62)], dtype=torch.int64, device=device)
+        secret = torch.tensor([1 + secrets.randbelow(1 << 62)], dtype=torch.int64, device=device)
         settings = crc32(repr(self).encode())
         row = torch.tensor([int.from_bytes(socket.inet_aton(bind), "big"), desk.address[1], settings], device=device)
         try:
@@ -217,6 +224,17 @@ class SwitchReducer(Reducer):
         self._token = int(secret)
         desk.open(self._token, [(socket.inet_ntoa(each[0].to_bytes(4, "big")), each[1]) for each in rows])
         self._desk = desk
+        self._shape = self._ask_shape(_HELLO_S, device) or ANY_SHAPE
+
+    def _ask_shape(self, wait_s: float, device: torch.device) -> Shape | None:
+        """Finds out what fragments the switch adds, the same on all ranks; None where it is silent."""
+        said = torch.full([2], _NO_SHAPE, dtype=torch.int64, device=device)
+        found = shape_of(self._servers[0], wait_s) if self.ranks.rank == 0 else None
+        if found is not None:
+            said[0], said[1] = found.words, found.bytes_only
+        self.ranks.broadcast(said)
+        words, bytes_only = (int(value) for value in said)
+        return None if words == _NO_SHAPE else Shape(words, bool(bytes_only))
 
     def _stream(self, wire: Wire, device: torch.device) -> "_WireJob":
         """Gives the job that adds messages of this wire; a new one is opened by all ranks."""
@@ -232,14 +250,16 @@ class SwitchReducer(Reducer):
             levels, map_bytes = fewer_bits(table, ranks.world, self._recode)
             bits = self._recode
         granule = wire.granule if self._deadline is not None else 1
-        kind, lanes = fit_terms(table, wire.up_width, wire.down_width, ranks.world, granule, self._mtu, bits)
+        kind, lanes, filled = fit_terms(
+            table, wire.up_width, wire.down_width, ranks.world, granule, self._mtu, bits, self._shape
+        )
         at_least = 0
         if self._deadline is not None:
             at_least = max(1, ranks.world - 1) if self._at_least is None else self._at_least
             if not 1 <= at_least <= ranks.world:
                 raise ConfigurationError(f"at_least must be 1 to {ranks.world}, the number of ranks, found {at_least}")
         terms = Terms(
-            job=number,
+            job=MAX_JOBS + number,
             token=self._token,
             worker=ranks.rank,
             world=ranks.world,
@@ -259,7 +279,7 @@ class SwitchReducer(Reducer):
             self._fall("it did not answer")
         assert self._desk is not None
         self._desk.add(peer)
-        return _WireJob(peer, levels)
+        return _WireJob(peer, levels, filled)
 
     def _greet(self, host: SwitchHost, wait_s: float) -> int:
         try:
@@ -372,11 +392,17 @@ class SwitchReducer(Reducer):
         self._down_rounds += 1
         if self._down_rounds % _ROUNDS_BETWEEN_RETRIES:
             return
+        shape = self._ask_shape(_RETRY_S, device)
+        if shape is None:
+            return
         self._epoch += 1
+        if shape != self._shape:  # another kind of switch: its fragments are others
+            self._shape = shape
+            self._close_streams()
         said = _OK
         for stream in self._streams.values():
             stream.peer.host.anew(self._epoch)
-            said = max(said, self._greet(stream.peer.host, _RETRY_S) if said == _OK else said)
+            said = max(said, self._greet(stream.peer.host, _HELLO_S) if said == _OK else said)
         if self._agree(said, device) != _OK:
             return
         for stream in self._streams.values():
@@ -392,6 +418,7 @@ class SwitchReducer(Reducer):
         _, totals, bitmaps = stream.peer.past[-1]
         count, lost = self._counts(stream, wire, lanes, bitmaps, device)
         lane_type = host.terms.lane_type
+        totals = stream.filled_part(totals)
         if stream.levels is not None and host.sum_bits:
             sums = torch.from_numpy(unpack_table(totals, stream.levels, host.sum_bits, lanes))
             return Total(sums.to(device), count, lost=lost)
@@ -409,7 +436,7 @@ class SwitchReducer(Reducer):
         world, rank = self.ranks.world, self.ranks.rank
         if self._deadline is None or bool((bitmaps == bitmaps.dtype.type((1 << world) - 1)).all()):
             return world, None
-        granules, each = -(-lanes // wire.granule), stream.peer.host.terms.lanes // wire.granule
+        granules, each = -(-lanes // wire.granule), stream.filled // wire.granule
         within = torch.from_numpy(((bitmaps[:, None] >> np.arange(world, dtype=np.uint32)) & 1).astype(np.int64))
         counts = within.sum(1).repeat_interleave(each)[:granules]
         lost = (within[:, rank] == 0).repeat_interleave(each)[:granules]
@@ -420,10 +447,11 @@ class SwitchReducer(Reducer):
 
 @dataclass
 class _WireJob:
-    """Holds one wire's job: its transport, and what rounded sums stand for."""
+    """Holds one wire's job: its transport, what rounded sums stand for, and how many lanes of a fragment are filled."""
 
     peer: PeerStream
     levels: NDArray[np.uint8] | None
+    filled: int
     stuck_at: int = -1
 
     def rows_of(self, wire: Wire, message: Tensor, lanes: int) -> NDArray[np.uint8]:
@@ -434,10 +462,22 @@ class _WireJob:
         else:
             kind = {LaneType.BYTES: np.uint8, LaneType.SHORTS: np.uint16, LaneType.INTS: np.uint32}[terms.lane_type]
             row = wire.unpack(message, lanes).cpu().numpy().astype(kind).view(np.uint8)
-        fragments = -(-lanes // terms.lanes)
-        rows = np.zeros(fragments * terms.up_bytes, np.uint8)
+        fragments, each = -(-lanes // self.filled), self.filled * terms.lane_type.raw_bits // 8
+        rows = np.zeros(fragments * each, np.uint8)
         rows[: row.size] = row
-        return rows
+        if each == terms.up_bytes:
+            return rows
+        wider = np.zeros((fragments, terms.up_bytes), np.uint8)
+        wider[:, :each] = rows.reshape(fragments, each)
+        return wider.reshape(-1)
+
+    def filled_part(self, totals: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Leaves out what only fills up fragments."""
+        host = self.peer.host
+        if self.filled == host.terms.lanes:
+            return totals
+        each = self.filled * (host.sum_bits or host.terms.lane_type.sum_bits) // 8
+        return np.ascontiguousarray(totals.reshape(-1, host.down_bytes)[:, :each]).reshape(-1)
 
 
 def _own_address(server: tuple[str, int]) -> str:

@@ -77,6 +77,11 @@ class Deployment:
     ports: tuple[Port, ...]
     maps: Mapping[str, int]
 
+    @property
+    def file(self) -> Path:
+        """Names the file in which it is written down."""
+        return _state_file(self.name)
+
     def open(self) -> Maps:
         """Opens its maps; to be closed.
 
@@ -315,6 +320,8 @@ def _make_hosts(namespace: str, ports: Sequence[Port], mtu: int) -> tuple[Port, 
         )
         _ip("-n", port.host, "link", "set", "eth0", "addrgenmode", "none")
         _ip("-n", port.host, "address", "add", f"{port.address}/24", "brd", "+", "dev", "eth0")
+        # Runs of packets are cut on their way out: a veth pair would hand them on whole, and the switch knows packets.
+        _ip("-n", port.host, "link", "set", "eth0", "gso_max_segs", "1")
         _ip("-n", namespace, "link", "set", port.interface, "master", "br0", "up")
         _ip("-n", port.host, "link", "set", "eth0", "up")
         mac = inside(port.host, _join_packets)

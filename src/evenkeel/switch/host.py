@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.switch.build import load
-from evenkeel.switch.terms import Control, Terms, Welcome, hello, read_control
+from evenkeel.switch.terms import Control, Shape, Terms, Welcome, ask_shape, hello, read_control, read_shape
 
-__all__ = ["HostCounters", "StepEnd", "SwitchHost", "resolve", "unpack_table"]
+__all__ = ["HostCounters", "StepEnd", "SwitchHost", "resolve", "shape_of", "unpack_table"]
 
 _HELLO_AGAIN_S = 0.1
 _MAX_SERVERS = 16
@@ -67,6 +68,12 @@ class SwitchHost:
 
     Raises:
         ConfigurationError: no server, too many, or no compiler for the C parts.
+
+    Attributes:
+        job: number by which the job's packets go; its name until a server has said one.
+        epoch: of the numbers that are sent.
+        sum_bits: in which sums come; 0: as lanes.
+        down_bytes: of a fragment's sums.
     """
 
     def __init__(self, servers: Sequence[tuple[str, int]], terms: Terms, *, silence_s: float = 1.0) -> None:
@@ -74,6 +81,7 @@ class SwitchHost:
             raise ConfigurationError(f"servers: one to {_MAX_SERVERS} can share the work, found {len(servers)}")
         self.servers = list(servers)
         self.terms = terms
+        self.job = terms.job
         self.epoch = 0
         self._silence_ns = int(silence_s * 1e9)
         self._library = _library()
@@ -102,7 +110,7 @@ class SwitchHost:
             for server in waiting:
                 shard = self.servers.index(server)
                 with contextlib.suppress(OSError):  # unreachable for now: silent
-                    self._socket.sendto(hello(terms, self.epoch, sent, low, len(self.servers), shard), server)
+                    self._socket.sendto(hello(terms, self.job, self.epoch, sent, low, len(self.servers), shard), server)
             again = min(until, time.monotonic() + _HELLO_AGAIN_S)
             while waiting and (left := again - time.monotonic()) > 0:
                 self._socket.settimeout(max(left, 1e-3))
@@ -112,7 +120,7 @@ class SwitchHost:
                     break
                 except OSError:
                     continue  # nobody listens there
-                found = read_control(answer, terms)
+                found = read_control(answer, terms, self.job)
                 if found is None or server not in waiting:
                     continue
                 word, body = found
@@ -122,9 +130,10 @@ class SwitchHost:
                 if word == Control.WELCOME and (welcome := Welcome.read(body)) is not None:
                     welcomes.append(welcome)
                     del waiting[server]
-        if len({welcome.sum_bits for welcome in welcomes}) > 1:
+        if len({(welcome.sum_bits, welcome.job) for welcome in welcomes}) > 1:
             raise ConfigurationError("servers: some are switches and some are parameter servers; use one kind")
         self._socket.setblocking(True)
+        self.job = welcomes[0].job
         self._settle(welcomes[0].sum_bits, min(welcome.span for welcome in welcomes))
         return True
 
@@ -196,10 +205,11 @@ class SwitchHost:
         if self._handle is not None:
             if sum_bits != self.sum_bits:
                 raise ConfigurationError("the server that is there now writes sums otherwise than the one before")
+            self._library.host_renumber(self._handle, self.job)
             return
         self.sum_bits, self.down_bytes = sum_bits, terms.down_bytes(sum_bits)
         packed = _CTerms(
-            *(terms.job, self.epoch, terms.worker, terms.world, terms.lane_type, terms.up_bytes, self.down_bytes),
+            *(self.job, self.epoch, terms.worker, terms.world, terms.lane_type, terms.up_bytes, self.down_bytes),
             *(terms.at_least, terms.window, span, terms.token, self._silence_ns),
         )
         addresses = (c_uint32 * len(self.servers))(
@@ -230,6 +240,25 @@ def resolve(text: str) -> tuple[str, int]:
     return str(address), int(number)
 
 
+def shape_of(server: tuple[str, int], wait_s: float) -> Shape | None:
+    """Asks a server what fragments its switch adds; None if it does not answer."""
+    nonce, until = secrets.randbits(64), time.monotonic() + wait_s
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        while (left := until - time.monotonic()) > 0:
+            try:
+                asking.sendto(ask_shape(nonce), server)
+                asking.settimeout(min(left, _HELLO_AGAIN_S))
+                found = read_shape(asking.recv(65536), nonce)
+            except TimeoutError:
+                continue
+            except OSError:  # unreachable for now
+                time.sleep(min(left, _HELLO_AGAIN_S))
+                continue
+            if found is not None:
+                return found
+    return None
+
+
 def unpack_table(packed: NDArray[np.uint8], table: NDArray[np.uint8], bits: int, lanes: int) -> NDArray[np.uint8]:
     """Reads places of `bits` bits, up to 8, in a table, and gives its numbers."""
     found = np.empty(lanes, np.uint8)
@@ -243,6 +272,7 @@ def _library() -> ctypes.CDLL:
     library.host_open.restype = c_void_p
     library.host_open.argtypes = c_int, POINTER(c_uint32), POINTER(c_uint16), c_int, POINTER(_CTerms)
     library.host_close.argtypes = (c_void_p,)
+    library.host_renumber.argtypes = c_void_p, c_uint32
     library.host_begin.argtypes = c_void_p, c_void_p, c_void_p, c_void_p, c_uint32, c_uint32
     library.host_step.argtypes = c_void_p, c_uint64
     library.host_anew.argtypes = c_void_p, c_uint32

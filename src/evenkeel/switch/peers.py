@@ -142,6 +142,12 @@ class PeerDesk:
         """Answers for one more job."""
         self._streams[stream.host.terms.job] = stream
 
+    def remove(self, stream: PeerStream) -> None:
+        """Answers for a job no longer."""
+        job = stream.host.terms.job
+        self._streams.pop(job, None)
+        self._frozen_peers.pop(job, None)
+
     def frozen_by_another(self, job: int, first: int) -> bool:
         """Says whether another worker has frozen this exchange, or a later one."""
         frozen = self._frozen_peers.get(job)

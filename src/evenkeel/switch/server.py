@@ -9,6 +9,7 @@ from functools import cache
 from evenkeel.errors import ConfigurationError
 from evenkeel.switch.aggregator import Rule, SlotPolicy
 from evenkeel.switch.build import load
+from evenkeel.switch.registrar import Registrar
 from evenkeel.switch.table import Table
 
 __all__ = ["DEFAULT_RULE", "SERVER_COUNTERS", "SwitchServer"]
@@ -21,7 +22,18 @@ _JOB_BYTES = 128 << 20
 DEFAULT_RULE = Rule(SlotPolicy.UNLIMITED, sets=1 << 15, regions=1 << 4)
 
 SERVER_COUNTERS = (
-    *("packets", "results", "results_again", "nacks", "queries", "partials", "left_out", "late", "duplicates"),
+    *(
+        "packets",
+        "results",
+        "results_again",
+        "nacks",
+        "queries",
+        "reminders",
+        "partials",
+        "left_out",
+        "late",
+        "duplicates",
+    ),
     *("injected_in", "injected_out", "old", "ahead", "overlap"),
     *("short", "magic", "version", "kind", "lane_type", "length", "bitmap", "job", "token", "sender", "epoch"),
     "bound",
@@ -40,6 +52,7 @@ class SwitchServer:
         loss_out: the same, of results that go out.
         seed: of these losses.
         job_bytes: most memory of one job; what is over it waits.
+        registrar: lets the jobs into the switch in the kernel that adds before the server; then there is no `rule`.
 
     Raises:
         ConfigurationError: the address cannot be bound, or there is no compiler for the C parts.
@@ -55,7 +68,10 @@ class SwitchServer:
         loss_out: float = 0.0,
         seed: int = 0,
         job_bytes: int = _JOB_BYTES,
+        registrar: Registrar | None = None,
     ) -> None:
+        if rule is not None and registrar is not None:
+            raise ConfigurationError("a server has a switch in its own process or in the kernel, not both")
         for name, share in (("loss_in", loss_in), ("loss_out", loss_out)):
             if not 0 <= share < 1:
                 raise ConfigurationError(f"{name}: must be a share of at least 0 and below 1, found {share}")
@@ -75,6 +91,9 @@ class SwitchServer:
         self._handle: int | None = self._library.server_open(self._socket.fileno(), table, _RING, job_bytes, *losses)
         if not self._handle:
             raise MemoryError("no room for the server's buffers")
+        self._registrar = registrar
+        if registrar is not None:
+            self._library.server_behind(self._handle, registrar.words, registrar.bytes_only, registrar.callback)
 
     def run(self, stop: threading.Event) -> None:
         """Serves until `stop` is set."""
@@ -83,6 +102,8 @@ class SwitchServer:
 
     def serve(self, slice_s: float) -> None:
         """Serves for so long."""
+        if self._registrar is not None and self._registrar.changed():
+            self._library.server_enroll_again(self._handle)
         self._library.server_run(self._handle, int(slice_s * 1e9))
 
     def counters(self) -> dict[str, int]:
@@ -109,6 +130,8 @@ def _library() -> ctypes.CDLL:
     library.server_open.restype = c_void_p
     library.server_open.argtypes = c_int, c_void_p, c_uint32, c_uint64, c_uint64, c_uint64, c_uint64
     library.server_close.argtypes = (c_void_p,)
+    library.server_behind.argtypes = c_void_p, c_uint32, c_uint32, c_void_p
+    library.server_enroll_again.argtypes = (c_void_p,)
     library.server_run.argtypes = c_void_p, c_uint64
     library.server_counters.argtypes = c_void_p, POINTER(c_int)
     library.server_counters.restype = POINTER(c_uint64)

@@ -7,11 +7,25 @@ from enum import IntEnum
 from evenkeel.errors import ConfigurationError, PacketError
 from evenkeel.switch.packet import MAX_WORDS, MAX_WORKERS, Kind, LaneType, Packet, parse, words_for_mtu, write
 
-__all__ = ["THC_TABLE", "Control", "Terms", "Welcome", "control_packet", "fit_terms", "hello", "read_control"]
+__all__ = [
+    "ANY_SHAPE",
+    "THC_TABLE",
+    "Control",
+    "Shape",
+    "Terms",
+    "Welcome",
+    "ask_shape",
+    "control_packet",
+    "fit_terms",
+    "hello",
+    "read_control",
+    "read_shape",
+]
 
 _CONTROL = struct.Struct("<II")
 _HELLO = struct.Struct("<8IQ4I256s")
-_WELCOME = struct.Struct("<QII")
+_WELCOME = struct.Struct("<QIIII")
+_SHAPE = struct.Struct("<II")
 _LANE_STEP = 64  # so many lanes of any width are whole words
 
 # What the four-bit places of THC's default table stand for: the data plane adds 1 twice, and looks nothing up.
@@ -23,7 +37,7 @@ class Terms:
     """Holds what all workers of a job say to the servers in the same words, but for the worker's own number.
 
     Attributes:
-        job: number of the job.
+        job: name of the job among its workers; from 256 on it is no number that a switch has given to another.
         token: known to its workers only.
         worker: number of this one.
         world: how many there are.
@@ -67,6 +81,8 @@ class Control(IntEnum):
     QUERY = 4
     LACKING = 5
     ALIVE = 6
+    ASK = 7
+    SHAPE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +93,77 @@ class Welcome:
         boot: changes when the server is started again.
         span: how far a worker may be ahead of its first missing sum, in fragments.
         sum_bits: in which sums come; 0: as lanes.
+        job: by which number the job's packets go from now on.
     """
 
     boot: int
     span: int
     sum_bits: int
+    job: int
 
     @classmethod
     def read(cls, body: bytes) -> "Welcome | None":
         """Reads it; None if it is too short."""
-        return cls(*_WELCOME.unpack_from(body)) if len(body) >= _WELCOME.size else None
+        return cls(*_WELCOME.unpack_from(body)[:4]) if len(body) >= _WELCOME.size else None
 
 
-def control_packet(terms: Terms, epoch: int, word: Control, count: int, body: bytes) -> bytes:
-    """Writes a CONTROL packet of a worker."""
-    payload = _CONTROL.pack(word, count) + body
-    payload += bytes(-len(payload) % 8)
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Says what fragments a server's switch adds.
+
+    Attributes:
+        words: that the sums of a fragment must have; 0: any number.
+        bytes_only: whether lanes of 4 bits are not added.
+    """
+
+    words: int = 0
+    bytes_only: bool = False
+
+
+ANY_SHAPE = Shape()
+
+
+def control_packet(terms: Terms, job: int, epoch: int, word: Control, count: int, body: bytes) -> bytes:
+    """Writes a CONTROL packet of a worker, about the job of this number or name."""
     own = 1 << terms.worker
-    return write(Packet(Kind.CONTROL, LaneType.NONE, terms.job, terms.token, 0, own, epoch, payload=payload))
+    return write(
+        Packet(Kind.CONTROL, LaneType.NONE, job, terms.token, 0, own, epoch, payload=_payload(word, count, body))
+    )
 
 
-def read_control(data: bytes, terms: Terms) -> tuple[Control, bytes] | None:
-    """Reads what a server says about this job; None if it is something else."""
+def ask_shape(nonce: int) -> bytes:
+    """Writes the packet that asks a server for its shape; the answer has the same nonce."""
+    return write(Packet(Kind.CONTROL, LaneType.NONE, 0, nonce, 0, payload=_payload(Control.ASK, 0, b"")))
+
+
+def read_shape(data: bytes, nonce: int) -> Shape | None:
+    """Reads the answer; None if it is something else."""
+    found = _read(data)
+    if found is None or found[0].token != nonce or found[1] != Control.SHAPE or len(found[2]) < _SHAPE.size:
+        return None
+    words, bytes_only = _SHAPE.unpack_from(found[2])
+    return Shape(words, bool(bytes_only)) if words <= MAX_WORDS else None
+
+
+def read_control(data: bytes, terms: Terms, job: int) -> tuple[Control, bytes] | None:
+    """Reads what a server says about the job of this number or name; None if it is something else."""
+    found = _read(data)
+    if found is None or (found[0].job, found[0].token) != (job, terms.token):
+        return None
+    return found[1:]
+
+
+def _payload(word: Control, count: int, body: bytes) -> bytes:
+    payload = _CONTROL.pack(word, count) + body
+    return payload + bytes(-len(payload) % 8)
+
+
+def _read(data: bytes) -> tuple[Packet, Control, bytes] | None:
     try:
         packet = parse(data)
     except PacketError:
         return None
-    if packet.kind != Kind.CONTROL or (packet.job, packet.token) != (terms.job, terms.token):
+    if packet.kind != Kind.CONTROL:
         return None
     if len(packet.payload) < _CONTROL.size:
         return None
@@ -111,14 +171,15 @@ def read_control(data: bytes, terms: Terms) -> tuple[Control, bytes] | None:
     if word not in Control._value2member_map_:
         return None
     body = packet.payload[_CONTROL.size :]
-    return Control(word), body[:count] if word in (Control.REFUSED, Control.WELCOME) else body
+    return packet, Control(word), body[:count] if word in (Control.REFUSED, Control.WELCOME) else body
 
 
-def hello(terms: Terms, epoch: int, sent: int, low: int, shards: int, shard: int) -> bytes:
+def hello(terms: Terms, job: int, epoch: int, sent: int, low: int, shards: int, shard: int) -> bytes:
     """Writes the packet by which a worker joins a job.
 
     Args:
         terms: of the job.
+        job: its number, if a server has given it one, or its name.
         epoch: of the numbers that it sends.
         sent: it has sent no fragment from this one on.
         low: it has the sums of all fragments below this one.
@@ -129,13 +190,20 @@ def hello(terms: Terms, epoch: int, sent: int, low: int, shards: int, shard: int
         *(terms.world, terms.worker, terms.lanes, terms.lane_type, terms.sum_bits, int(terms.map is not None)),
         *(terms.at_least, terms.window, int(terms.deadline_s * 1e9), sent, low, shards, shard, terms.map or b""),
     )
-    return control_packet(terms, epoch, Control.HELLO, len(body), body)
+    return control_packet(terms, job, epoch, Control.HELLO, len(body), body)
 
 
 def fit_terms(
-    table: tuple[int, ...] | None, up_width: int, down_width: int, world: int, granule: int, mtu: int, sum_bits: int
-) -> tuple[LaneType, int]:
-    """Chooses how a wire's lanes travel, and how many make a fragment.
+    table: tuple[int, ...] | None,
+    up_width: int,
+    down_width: int,
+    world: int,
+    granule: int,
+    mtu: int,
+    sum_bits: int,
+    shape: Shape = ANY_SHAPE,
+) -> tuple[LaneType, int, int]:
+    """Chooses how a wire's lanes travel, how many make a fragment, and how many of these are filled.
 
     Args:
         table: numbers that the lanes are places in; None: lanes are the numbers.
@@ -145,27 +213,39 @@ def fit_terms(
         granule: lanes that must not be cut: 1 where any may be.
         mtu: most bytes of an IP packet.
         sum_bits: in which sums come down; 0: as lanes.
+        shape: what fragments the switch adds.
 
     Raises:
-        ConfigurationError: too many workers, or a granule does not fit into a packet.
+        ConfigurationError: too many workers, or a granule or the switch's fragments do not fit into a packet.
     """
     if world > MAX_WORKERS:
         raise ConfigurationError(f"a switch adds for at most {MAX_WORKERS} workers, found {world}: use shares")
-    if table == THC_TABLE and down_width <= 8:
+    if table == THC_TABLE and down_width <= 8 and not shape.bytes_only:
         lane_type = LaneType.THC
-    elif up_width == 4 and down_width <= 8 and table in (None, tuple(range(16))):
+    elif up_width == 4 and down_width <= 8 and table in (None, tuple(range(16))) and not shape.bytes_only:
         lane_type = LaneType.NIBBLES
     else:
         lane_type = LaneType.BYTES if down_width <= 8 else LaneType.SHORTS if down_width <= 16 else LaneType.INTS
-    # Before a server packs sums it holds them as lanes, in as many words as a packet may have at most.
-    room = 64 * words_for_mtu(mtu)
-    most = min(room // max(lane_type.raw_bits, sum_bits or lane_type.sum_bits), 64 * MAX_WORDS // lane_type.sum_bits)
+    if shape.words:
+        if shape.words > words_for_mtu(mtu):
+            raise ConfigurationError(
+                f"the switch adds fragments of {shape.words} words, and packets of at most {mtu} bytes hold "
+                f"{words_for_mtu(mtu)}: give SwitchReducer the mtu that the switch was started with"
+            )
+        most = whole = 64 * shape.words // lane_type.sum_bits
+    else:
+        # Before a server packs sums it holds them as lanes, in as many words as a packet may have at most.
+        room = 64 * words_for_mtu(mtu)
+        most = min(
+            room // max(lane_type.raw_bits, sum_bits or lane_type.sum_bits), 64 * MAX_WORDS // lane_type.sum_bits
+        )
+        whole = most // _LANE_STEP * _LANE_STEP
     if granule > 1:
-        lanes = most // granule * granule
-        if not lanes or granule % _LANE_STEP:
+        filled = most // granule * granule
+        if not filled or granule % _LANE_STEP:
             raise ConfigurationError(
                 f"with a deadline a block of the code must fit into one packet, of {most} lanes here, but it has "
                 f"{granule}: give the code a smaller one, such as THC(block=1024)"
             )
-        return lane_type, lanes
-    return lane_type, most // _LANE_STEP * _LANE_STEP
+        return lane_type, whole if shape.words else filled, filled
+    return lane_type, whole, whole

@@ -13,6 +13,8 @@ enum ek_word {
 	EK_QUERY = 4,   /* worker to server: these results are overdue */
 	EK_LACKING = 5, /* server to worker: of these fragments your part is missing */
 	EK_ALIVE = 6,   /* server to worker: here I am, and have no more than you */
+	EK_ASK = 7,     /* anybody to server: what must fragments be like? */
+	EK_SHAPE = 8,   /* the answer */
 };
 
 /* Begins the payload of a CONTROL packet. `count` bytes or numbers follow, padded with zeros to whole words. */
@@ -33,6 +35,13 @@ struct ek_welcome {
 	uint64_t boot;     /* changes when a server is started again */
 	uint32_t span;     /* how far a worker may be ahead of its first missing result, in fragments */
 	uint32_t sum_bits; /* in which sums come; 0: as lanes */
+	uint32_t job;      /* by which number packets of the job go from now on */
+	uint32_t unused;
+};
+
+struct ek_shape {
+	uint32_t words;      /* that the sums of a fragment must have; 0: any number */
+	uint32_t bytes_only; /* lanes of 4 bits cannot be added, as their sums are longer */
 };
 
 #define EK_CONTROL_BYTES (EK_HEADER_BYTES + 8)

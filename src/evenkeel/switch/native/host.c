@@ -98,6 +98,9 @@ void host_close(struct host *h)
 	free(h);
 }
 
+/* Has the job's packets go by another number. */
+void host_renumber(struct host *h, uint32_t job) { h->terms.job = job; }
+
 static void all_heard(struct host *h)
 {
 	for (int i = 0; i < h->servers; i++)

@@ -1,5 +1,5 @@
-/* Adds what workers send, answers who lacks a result, and calls in what it lacks itself: a parameter server, and with
- * the switch's rule in front of it the switch in user space.
+/* Adds what workers send, answers who lacks a result, and calls in what it lacks itself: a parameter server, also that
+ * behind a switch in the kernel, and with the switch's rule in front of it the switch in user space.
  *
  * A job is opened by its workers' HELLOs, which must agree. Of each fragment a ring of entries keeps who is in it, the
  * sums while it is open, and the result packet once it is done, so that whoever lost it gets it again. An entry is used
@@ -14,12 +14,13 @@
 #define MAX_JOBS 64
 #define MAX_WORKERS EK_MAX_WORKERS
 #define MAX_PACKET (EK_HEADER_BYTES + 8 * EK_MAX_WORDS)
+#define ASKS_ENOUGH 2 /* for a fragment, of each worker on average */
 #define REORDERED 8 /* packets of a worker that may overtake another before that one counts as lost */
 
 enum { FREE, OPEN, DONE };
 
 enum counter {
-	PACKETS, RESULTS, RESULTS_AGAIN, NACKS, QUERIES, PARTIALS, LEFT_OUT, LATE, DUPLICATES, INJECTED_IN, INJECTED_OUT,
+	PACKETS, RESULTS, RESULTS_AGAIN, NACKS, QUERIES, REMINDERS, PARTIALS, LEFT_OUT, LATE, DUPLICATES, INJECTED_IN, INJECTED_OUT,
 	BAD_OLD, BAD_AHEAD, BAD_OVERLAP,
 	/* as in `enum ek_reason`, in its order */
 	BAD_SHORT, BAD_MAGIC, BAD_VERSION, BAD_KIND, BAD_LANE_TYPE, BAD_LENGTH, BAD_BITMAP, BAD_JOB, BAD_TOKEN, BAD_SENDER,
@@ -30,13 +31,16 @@ struct entry {
 	uint32_t fragment;
 	uint32_t seen;   /* whose packets came by, whatever became of them */
 	uint32_t bitmap; /* who is in the sums */
+	uint32_t waiting; /* who has asked for the result */
 	uint8_t state;
+	uint8_t asks;    /* how often */
+	uint8_t reminders;
 	uint64_t first_ns;
 };
 
 struct job {
-	int used;
-	uint32_t number, epoch, full, joined, late, ring, span, highest, open_from, safe_from;
+	int used, enrolled;
+	uint32_t name, number, epoch, full, joined, late, ring, span, highest, open_from, safe_from;
 	uint64_t token, heard_ns;
 	struct ek_hello terms;
 	int up_bytes, sum_bytes, down_bytes, lane_bytes;
@@ -51,8 +55,23 @@ struct job {
 	uint32_t alive; /* workers that asked, and learn that we live */
 };
 
+/* What is to be known of a job for letting its packets into the switch in the kernel. */
+struct ek_asked {
+	uint64_t token;
+	uint32_t job, epoch, workers, joined, words, lanes, via_server;
+	uint32_t addresses[MAX_WORKERS];
+	uint32_t ports[MAX_WORKERS];
+	char why[200]; /* written: the reason of a refusal */
+};
+
+/* Gives the number by which the job's packets go. -1: not yet, or for the reason that was written. Of a job that nobody
+ * has joined it is told that it is over. */
+typedef int (*registrar)(struct ek_asked *asked);
+
 struct server {
 	int fd, segments, pack;
+	registrar enroll; /* where a switch in the kernel adds before us */
+	struct ek_shape shape;
 	struct ek_table *table; /* of the rule that adds before us, if it is in this process */
 	uint64_t boot, seed, in_share, out_share, in_count, out_count;
 	uint32_t ring_most;
@@ -70,6 +89,24 @@ static uint32_t bits_of(uint32_t workers) { return workers >= 32 ? 0xffffffffu :
 static int lane_bytes_of(uint32_t type) { return type == EK_INTS ? 4 : type == EK_SHORTS ? 2 : 1; }
 
 static int is_nibbles(uint32_t type) { return type == EK_NIBBLES || type == EK_THC; }
+
+static void describe(const struct job *job, struct ek_asked *asked)
+{
+	*asked = (struct ek_asked){
+		.token = job->token,
+		.job = job->number,
+		.epoch = job->epoch,
+		.workers = job->terms.world,
+		.joined = job->joined,
+		.words = job->sum_bytes / 8,
+		.lanes = job->terms.lane_type,
+		.via_server = job->terms.deadline_ns > 0,
+	};
+	for (uint32_t w = 0; w < job->terms.world; w++) {
+		asked->addresses[w] = ntohl(job->address[w].sin_addr.s_addr);
+		asked->ports[w] = ntohs(job->address[w].sin_port);
+	}
+}
 
 static void job_free(struct server *s, struct job *job)
 {
@@ -90,6 +127,15 @@ static struct job *job_find(struct server *s, uint32_t number, uint64_t token)
 		if (s->jobs[i].used && s->jobs[i].number == number && s->jobs[i].token == token)
 			return &s->jobs[i];
 	return NULL;
+}
+
+/* The same for a HELLO: a worker that has not heard of the number yet says the name that its job has among workers. */
+static struct job *job_named(struct server *s, uint32_t name, uint64_t token)
+{
+	for (int i = 0; i < MAX_JOBS; i++)
+		if (s->jobs[i].used && s->jobs[i].name == name && s->jobs[i].token == token)
+			return &s->jobs[i];
+	return job_find(s, name, token);
 }
 
 static void say(struct server *s, const struct sockaddr_in *to, const struct ek_header *about, enum ek_word word,
@@ -132,9 +178,15 @@ static struct job *job_open(struct server *s, const struct ek_header *p, const s
 				job = &s->jobs[i];
 		if (now - job->heard_ns < 60000000000ull)
 			return NULL;
+		if (s->enroll) {
+			struct ek_asked over;
+
+			describe(job, &over);
+			over.joined = 0;
+			s->enroll(&over);
+		}
 		job_free(s, job);
 	}
-	job->number = p->job;
 	job->token = p->token;
 	job->epoch = p->epoch;
 	job->terms = *h;
@@ -179,13 +231,33 @@ static struct job *job_open(struct server *s, const struct ek_header *p, const s
 	return job;
 }
 
+/* Lets a job into the switch in the kernel. Its workers hear WELCOME only then: nothing of it comes before. */
+static int enroll(struct server *s, struct job *job, const struct sockaddr_in *to, const struct ek_header *about)
+{
+	struct ek_asked asked;
+	int number;
+
+	describe(job, &asked);
+	number = s->enroll(&asked);
+	if (number < 0) {
+		asked.why[sizeof asked.why - 1] = 0;
+		if (asked.why[0])
+			refuse(s, to, about, asked.why);
+		return 0;
+	}
+	job->number = number;
+	job->enrolled = job->joined == job->full;
+	return 1;
+}
+
 /* Opens a job, or lets a worker join it. */
 static void take_hello(struct server *s, const struct sockaddr_in *from, const struct ek_header *p, int size)
 {
 	struct ek_hello h;
-	struct job *job = job_find(s, p->job, p->token);
+	struct job *job = job_named(s, p->job, p->token);
 	struct ek_welcome welcome;
-	int bytes;
+	uint32_t name = p->job, number = p->job;
+	int bytes, moved;
 
 	if (size < EK_CONTROL_BYTES + (int)sizeof h) {
 		s->counters[BAD_LENGTH]++;
@@ -199,10 +271,20 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		return;
 	}
 	bytes = lane_bytes_of(h.lane_type);
-	if (h.lane_type < EK_NIBBLES || h.lane_type > EK_INTS || h.lanes < 64 || h.lanes % 64 ||
-	    h.lanes > 8 * EK_MAX_WORDS || (int)h.lanes * bytes > 8 * EK_MAX_WORDS || (int)h.sum_bits > 8 * bytes ||
-	    (h.mapped && bytes > 1)) {
+	/* Lanes as they come are whole words; sums in fewer bits are if the lanes are a multiple of 64. */
+	if (h.lane_type < EK_NIBBLES || h.lane_type > EK_INTS || h.lanes < 16 || h.lanes * bytes % 16 ||
+	    (h.sum_bits && h.lanes % 64) || h.lanes > 8 * EK_MAX_WORDS || (int)h.lanes * bytes > 8 * EK_MAX_WORDS ||
+	    (int)h.sum_bits > 8 * bytes || (h.mapped && bytes > 1)) {
 		refuse(s, from, p, "lanes of such a type or number are not added here");
+		return;
+	}
+	if (s->enroll && (h.lanes * bytes != 8 * s->shape.words || (s->shape.bytes_only && is_nibbles(h.lane_type)))) {
+		refuse(s, from, p, "fragments do not have the length or the lanes of the switch in the kernel; "
+				   "was it another kind of switch before?");
+		return;
+	}
+	if (s->enroll && h.shards > 1) {
+		refuse(s, from, p, "a job in the kernel's switch has one server: give one address");
 		return;
 	}
 	if (h.world * (h.lane_type == EK_THC ? 17 : h.lane_type == EK_NIBBLES ? 15 : 1) > 255) {
@@ -223,6 +305,8 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		return;
 	}
 	if (job && p->epoch > job->epoch) {
+		name = job->name;
+		number = job->number;
 		job_free(s, job);
 		job = NULL;
 	}
@@ -236,12 +320,16 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		}
 	} else {
 		job = job_open(s, p, &h);
-	}
-	if (!job) {
-		refuse(s, from, p, "there is no room for another job");
-		return;
+		if (!job) {
+			refuse(s, from, p, "there is no room for another job");
+			return;
+		}
+		job->name = name;
+		job->number = number;
 	}
 	job->heard_ns = now_ns();
+	moved = job->address[h.worker].sin_port != from->sin_port ||
+		job->address[h.worker].sin_addr.s_addr != from->sin_addr.s_addr;
 	job->address[h.worker] = *from;
 	if (!(job->joined & 1u << h.worker)) {
 		job->joined |= 1u << h.worker;
@@ -250,7 +338,9 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		if ((int32_t)(h.sent - job->safe_from) > 0)
 			job->safe_from = h.sent;
 	}
-	welcome = (struct ek_welcome){s->boot, job->span, h.sum_bits};
+	if (s->enroll && (moved || !job->enrolled) && !enroll(s, job, from, p))
+		return;
+	welcome = (struct ek_welcome){s->boot, job->span, h.sum_bits, job->number};
 	say(s, from, p, EK_WELCOME, &welcome, sizeof welcome, sizeof welcome);
 }
 
@@ -306,7 +396,8 @@ static void pack_result(struct job *job, const uint8_t *sums, uint8_t *out)
 	}
 }
 
-static void finish(struct server *s, struct job *job, uint32_t at)
+/* Ends a fragment, and keeps its result. The workers get it, unless they have it from the switch. */
+static void finish(struct server *s, struct job *job, uint32_t at, int tell)
 {
 	struct entry *e = &job->entries[at];
 	struct ek_header *r = result_of(job, at);
@@ -325,7 +416,7 @@ static void finish(struct server *s, struct job *job, uint32_t at)
 	};
 	pack_result(job, job->sums + (size_t)at * job->sum_bytes, (uint8_t *)r + EK_HEADER_BYTES);
 	e->state = DONE;
-	if (job->dones < job->ring)
+	if (tell && job->dones < job->ring)
 		job->done[job->dones++] = at;
 	s->counters[RESULTS]++;
 }
@@ -461,7 +552,7 @@ static void settle(struct server *s, struct job *job, uint32_t at, uint64_t now)
 				s->jobs[i].late |= missing;
 		s->counters[LEFT_OUT] += ek_count(missing);
 	}
-	finish(s, job, at);
+	finish(s, job, at, 1);
 	if (s->table) { /* the rule lets go of what it may still hold of it */
 		struct ek_header out, result = *result_of(job, at);
 
@@ -491,12 +582,14 @@ static struct entry *entry_for(struct server *s, struct job *job, uint32_t fragm
 	*e = (struct entry){.fragment = fragment, .state = OPEN, .first_ns = now};
 	if ((int32_t)(fragment + 1 - job->highest) > 0)
 		job->highest = fragment + 1;
+	if ((int32_t)(job->open_from - fragment) > 0) /* later ones were quicker */
+		job->open_from = fragment;
 	return e;
 }
 
 static void take_data(struct server *s, struct job *job, int worker, struct ek_header *p, int size, uint64_t now)
 {
-	int partial = p->kind == EK_PARTIAL;
+	int partial = p->kind == EK_PARTIAL || p->kind == EK_RESULT;
 	int bytes = partial ? job->sum_bytes : job->up_bytes;
 	uint32_t at = p->fragment & (job->ring - 1), own = p->bitmap;
 	struct entry *e;
@@ -512,6 +605,16 @@ static void take_data(struct server *s, struct job *job, int worker, struct ek_h
 		job->reached[worker] = p->fragment + 1;
 	if (worker >= 0 && job->reached[worker] == job->highest)
 		job->late &= ~own;
+	if (p->kind == EK_RESULT) { /* of the switch: the workers have it too, but for those on whose way it was lost */
+		if (e->state == OPEN) {
+			merge(s, job, at, job->full, 0, (const uint8_t *)(p + 1));
+			finish(s, job, at, 0);
+			for (uint32_t w = 0; w < job->terms.world; w++)
+				if (e->waiting >> w & 1 && job->agains[w] < job->ring)
+					job->again[w][job->agains[w]++] = at;
+		}
+		return;
+	}
 	if (e->state == DONE) {
 		s->counters[e->bitmap & own ? DUPLICATES : LATE]++;
 		if (worker >= 0 && job->agains[worker] < job->ring)
@@ -547,7 +650,58 @@ static void take_data(struct server *s, struct job *job, int worker, struct ek_h
 	settle(s, job, at, now);
 }
 
-static void take_query(struct server *s, struct job *job, int worker, const struct ek_header *p, int size)
+/* Has the switch in the kernel give out what it holds of a fragment: a packet with room for it. */
+static void remind_kernel(struct server *s, struct job *job, const struct entry *e)
+{
+	struct ek_header *p = (void *)s->scratch;
+	int size = EK_HEADER_BYTES + job->sum_bytes;
+
+	memset(s->scratch, 0, size);
+	*p = (struct ek_header){
+		.magic = EK_MAGIC,
+		.version = EK_VERSION,
+		.kind = EK_REMINDER,
+		.lanes = job->terms.lane_type,
+		.words = job->sum_bytes / 8,
+		.token = job->token,
+		.job = job->number,
+		.fragment = e->fragment,
+		.epoch = job->epoch,
+	};
+	s->counters[REMINDERS]++;
+	sendto(s->fd, s->scratch, size, MSG_DONTWAIT, (void *)&job->address[0], sizeof job->address[0]);
+}
+
+/* Calls in the parts of a fragment that are in the kernel's switch or were lost on their way to it.
+ *
+ * While a worker has not sent its part, nothing is amiss: what is in a slot stays there until all have asked, or one has
+ * asked so often that the result was probably lost. A deadline waits for nobody, and begins to count here. */
+static void call_from_kernel(struct server *s, struct job *job, struct entry *e, int worker)
+{
+	e->waiting |= 1u << worker;
+	if (e->asks < 255)
+		e->asks++;
+	if (!job->terms.deadline_ns && (e->waiting | e->bitmap) != job->full && e->asks < ASKS_ENOUGH * job->terms.world)
+		return;
+	if (e->reminders++ % 2 == 0)
+		remind_kernel(s, job, e);
+	else if (!(e->bitmap & 1u << worker))
+		ask_for(s, job, worker, e->fragment);
+}
+
+/* The switch in the kernel holds nothing of a fragment. */
+static void take_bounce(struct server *s, struct job *job, const struct ek_header *p)
+{
+	struct entry *e = &job->entries[p->fragment & (job->ring - 1)];
+
+	if (e->state != OPEN || e->fragment != p->fragment)
+		return;
+	for (uint32_t w = 0; w < job->terms.world; w++)
+		if (e->waiting & ~e->bitmap & 1u << w)
+			ask_for(s, job, w, e->fragment);
+}
+
+static void take_query(struct server *s, struct job *job, int worker, const struct ek_header *p, int size, uint64_t now)
 {
 	const struct ek_control *c = (const void *)((const uint8_t *)p + EK_HEADER_BYTES);
 	const uint8_t *list = (const uint8_t *)p + EK_CONTROL_BYTES;
@@ -577,7 +731,9 @@ static void take_query(struct server *s, struct job *job, int worker, const stru
 		if (e->state == DONE && e->fragment == fragment) {
 			if (job->agains[worker] < job->ring)
 				job->again[worker][job->agains[worker]++] = at;
-		} else if (e->state != OPEN || e->fragment != fragment || !(e->seen & 1u << worker)) {
+		} else if (s->enroll && (e = entry_for(s, job, fragment, now))) {
+			call_from_kernel(s, job, e, worker);
+		} else if (!e || e->state != OPEN || e->fragment != fragment || !(e->seen & 1u << worker)) {
 			ask_for(s, job, worker, fragment);
 		}
 	}
@@ -694,8 +850,13 @@ static void take_packet(struct server *s, const struct sockaddr_in *from, uint8_
 		take_hello(s, from, p, size);
 		return;
 	}
+	if (word == EK_ASK) {
+		say(s, from, p, EK_SHAPE, &s->shape, sizeof s->shape, sizeof s->shape);
+		return;
+	}
 	if (p->kind == EK_CONTROL ? word != EK_QUERY
-				  : p->kind != EK_GRADIENT && p->kind != EK_RESEND && p->kind != EK_PARTIAL) {
+				  : p->kind != EK_GRADIENT && p->kind != EK_RESEND && p->kind != EK_PARTIAL &&
+					    (!s->enroll || (p->kind != EK_RESULT && p->kind != EK_REMINDER))) {
 		s->counters[BAD_KIND]++;
 		return;
 	}
@@ -710,21 +871,27 @@ static void take_packet(struct server *s, const struct sockaddr_in *from, uint8_
 		s->counters[BAD_EPOCH]++;
 		return;
 	}
-	if (p->bitmap & ~job->joined || (p->kind != EK_PARTIAL && !ek_one_bit(p->bitmap))) {
+	if (p->kind == EK_REMINDER) {
+		take_bounce(s, job, p);
+		return;
+	}
+	if (p->bitmap & ~job->joined ||
+	    (p->kind == EK_RESULT ? p->bitmap != job->full : p->kind != EK_PARTIAL && !ek_one_bit(p->bitmap))) {
 		s->counters[BAD_BITMAP]++;
 		if (word == EK_QUERY)
 			refuse(s, from, p, "this worker is not in the job: say hello");
 		return;
 	}
-	worker = p->kind == EK_PARTIAL ? -1 : __builtin_ctz(p->bitmap);
+	worker = p->kind == EK_PARTIAL || p->kind == EK_RESULT ? -1 : __builtin_ctz(p->bitmap);
 	job->heard_ns = now;
 	if (word == EK_QUERY) {
-		take_query(s, job, worker, p, size);
+		take_query(s, job, worker, p, size, now);
 		return;
 	}
 	/* Who sends a fragment has all results up to `span` before it. */
-	if (worker >= 0 && p->fragment > job->span && (int32_t)(p->fragment - job->span - job->low[worker]) > 0)
-		job->low[worker] = p->fragment - job->span;
+	for (uint32_t w = 0; w < job->terms.world && p->fragment > job->span; w++)
+		if (p->bitmap >> w & 1 && (int32_t)(p->fragment - job->span - job->low[w]) > 0)
+			job->low[w] = p->fragment - job->span;
 	take_data(s, job, worker, p, size, now);
 }
 
@@ -760,8 +927,34 @@ struct server *server_open(int fd, struct ek_table *table, uint32_t ring, uint64
 	return s;
 }
 
+/* Has a switch in the kernel add before the server. */
+void server_behind(struct server *s, uint32_t words, uint32_t bytes_only, registrar enroll)
+{
+	s->shape = (struct ek_shape){words, bytes_only};
+	s->enroll = enroll;
+}
+
+/* Lets all jobs into the switch again: it is another one. */
+void server_enroll_again(struct server *s)
+{
+	for (int i = 0; i < MAX_JOBS; i++)
+		if (s->jobs[i].used && s->jobs[i].enrolled) {
+			struct ek_header about = {.job = s->jobs[i].number, .token = s->jobs[i].token};
+
+			enroll(s, &s->jobs[i], &s->jobs[i].address[0], &about);
+		}
+}
+
 void server_close(struct server *s)
 {
+	for (int i = 0; i < MAX_JOBS && s->enroll; i++)
+		if (s->jobs[i].used) {
+			struct ek_asked over;
+
+			describe(&s->jobs[i], &over);
+			over.joined = 0;
+			s->enroll(&over);
+		}
 	for (int i = 0; i < MAX_JOBS; i++)
 		if (s->jobs[i].used)
 			job_free(s, &s->jobs[i]);

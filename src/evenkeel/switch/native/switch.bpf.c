@@ -360,6 +360,8 @@ int ek_switch(struct xdp_md *ctx)
 		frame->packet = out;
 		seal(frame, in);
 		header.job = out.job;
+	} else {
+		frame->udp.check = 0; /* a host's own may be half done, to be finished by a network card that is none */
 	}
 	if (sent.to == EK_ALL)
 		return bpf_redirect_map(&ports, 0, BPF_F_BROADCAST);
@@ -414,6 +416,8 @@ int ek_leave(struct xdp_md *ctx)
 	if (to->from_address)
 		replace(&sum, &frame->udp.source, to->from_udp);
 	replace(&sum, &frame->udp.dest, to->udp);
+	if (!frame->udp.check)
+		return XDP_PASS;
 	check = ~folded(sum + (uint16_t)~frame->udp.check);
 	frame->udp.check = check ? check : 0xffff;
 	return XDP_PASS;
