@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.switch.priority import LEAST, MOST, JobClock, Urgency, priority
+from evenkeel.switch.priority import LEAST, MOST, JobClock, PriorityMeter, Urgency, priority
 
 times = st.floats(1e-3, 1e6)
 
@@ -79,3 +79,25 @@ def test_a_job_of_unknown_length_counts_what_it_has_taken():
         clock.step(-1.0, 1.0)
     with pytest.raises(ConfigurationError, match="steps: must be at least 1"):
         JobClock(0)
+
+
+def test_a_training_is_measured_as_it_goes():
+    meter = PriorityMeter(steps=3602)
+    found = []
+    for step in range(3):
+        for exchange in range(4):
+            found.append(meter.begin(step, step + 0.1 * exchange))
+            meter.end(0.125)
+    assert found[:4] == [128] * 4  # nothing is known yet
+    # 3,600 steps of a second are left, half of it communication; the first layers' gradients come last.
+    assert found[4:8] == [priority(Urgency(3601, 0.5, 0.5), layer) for layer in (4, 3, 2, 1)]
+    assert found[8:] == [96, 103, 112, 128]
+
+
+def test_what_no_clock_can_say_is_no_error():
+    meter = PriorityMeter()
+    meter.begin(0, 5.0)
+    meter.end(100.0)
+    assert meter.begin(1, 4.0) == LEAST  # the clock was set back: a step that took no time
+    meter.end(1.0)
+    assert meter.begin(2, 6.0) > LEAST

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.switch.aggregator import Rule, SlotPolicy
 from evenkeel.switch.host import StepEnd, SwitchHost, resolve
-from evenkeel.switch.packet import HEADER_BYTES, Kind, LaneType, Packet, write
+from evenkeel.switch.packet import HEADER_BYTES, Kind, LaneType, Packet, parse, write
 from evenkeel.switch.server import SwitchServer
 from evenkeel.switch.terms import THC_TABLE, Terms, fit_terms, hello
 from switch_helpers import serving
@@ -287,6 +287,20 @@ def test_a_silent_server_is_noticed() -> None:
         host.begin(message(0, host.terms.up_bytes), 0)
         outcomes = [host.step(0.05) for _ in range(10)]
         assert StepEnd.SILENT in outcomes
+        host.close()
+
+
+def test_packets_carry_the_priority_of_their_exchange() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(5)
+        host = SwitchHost([server.getsockname()], terms_of(2, 0), silence_s=10)
+        host._settle(6, 1000)
+        for first, priority in ((0, 77), (1, 200)):
+            host.begin(message(0, host.terms.up_bytes), first, priority)
+            host.step(0.01)
+            sent = parse(server.recv(65536))
+            assert (sent.kind, sent.fragment, sent.priority) == (Kind.GRADIENT, first, priority)
         host.close()
 
 

@@ -52,8 +52,8 @@ _name = click.option("--name", default="main", show_default=True, help="Name of 
 def up(hosts: str, policy: str, slots: int, jobs: int, mtu: int, port: int, mode: str, name: str) -> None:
     """Put a switch into this machine's kernel (Linux, root, clang, libbpf).
 
-    It adds for jobs that are registered (docs/how-to/switch.md), and lets all others pass. `evenkeel switch run` needs
-    none of this, and is what trainings use.
+    It adds for the jobs of each `evenkeel switch ps` behind one of its ports, and lets all else pass
+    (docs/how-to/switch.md). `evenkeel switch run` is the same switch in user space and needs none of this.
     """
     from evenkeel.switch.aggregator import Rule, SlotPolicy
     from evenkeel.switch.deployment import read_ports, up as make

@@ -24,6 +24,7 @@ from evenkeel.reducers.sharded import Sharded
 from evenkeel.switch.host import HostCounters, StepEnd, SwitchHost, resolve, shape_of, unpack_table
 from evenkeel.switch.packet import MAX_JOBS, LaneType
 from evenkeel.switch.peers import ExchangeState, PeerDesk, PeerStream
+from evenkeel.switch.priority import PriorityMeter
 from evenkeel.switch.recode import fewer_bits
 from evenkeel.switch.terms import ANY_SHAPE, Shape, Terms, fit_terms
 
@@ -90,6 +91,8 @@ class SwitchReducer(Reducer):
         recode: bits, 2 to 7, to which a switch in user space rounds each finished sum on its way down; None: sums come
             exact.
         window: most fragments under way.
+        steps: of the whole training; a switch with little memory puts the fragments of jobs that end soon first. None:
+            priorities go by the time taken so far.
         mtu: most bytes of an IP packet on the way.
 
     Attributes:
@@ -111,6 +114,7 @@ class SwitchReducer(Reducer):
         at_least: int | None = None,
         recode: int | None = None,
         window: int = 512,
+        steps: int | None = None,
         mtu: int = 1500,
     ) -> None:
         self._servers = [resolve(each) for each in ([switch] if isinstance(switch, str) else switch)]
@@ -136,6 +140,7 @@ class SwitchReducer(Reducer):
         self._deadline, self._at_least, self._recode = deadline, at_least, recode
         self.waits = deadline is None
         self._window, self._mtu = window, mtu
+        self._steps, self._meter = steps, PriorityMeter(steps)
         self._desk: PeerDesk | None = None
         self._token = 0
         self._shape = ANY_SHAPE
@@ -150,7 +155,7 @@ class SwitchReducer(Reducer):
     def __repr__(self) -> str:
         return (
             f"SwitchReducer(deadline={self._deadline}, at_least={self._at_least}, recode={self._recode}, "
-            f"servers={len(self._servers)}, mtu={self._mtu})"
+            f"servers={len(self._servers)}, steps={self._steps}, mtu={self._mtu})"
         )
 
     def total(self, wire: Wire, message: Tensor, lanes: int, this_round: Round) -> Total:
@@ -165,7 +170,7 @@ class SwitchReducer(Reducer):
             stream = self._stream(wire, message.device)
             if self._down:
                 self._try_again(message.device)
-            if self._down or not self._through_switch(stream, wire, message, lanes):
+            if self._down or not self._through_switch(stream, wire, message, lanes, this_round):
                 self.fell_back += 1
                 return self._shares.total(wire, message, lanes, this_round)
             self._tally["through_switch"] += 1
@@ -301,15 +306,15 @@ class SwitchReducer(Reducer):
             raise ConfigurationError(self._refusal or "the switch refused another rank; see its output")
         return worst
 
-    def _through_switch(self, stream: "_WireJob", wire: Wire, message: Tensor, lanes: int) -> bool:
+    def _through_switch(self, stream: "_WireJob", wire: Wire, message: Tensor, lanes: int, this_round: Round) -> bool:
         """Exchanges a message for the sum; False where all ranks have agreed that the switch is gone."""
         peer, host = stream.peer, stream.peer.host
         assert self._desk is not None
         rows = stream.rows_of(wire, message, lanes)
-        first = peer.next
+        first, begin = peer.next, time.perf_counter()
+        priority = self._meter.begin(this_round.step, begin)
         with peer.lock:
-            totals, bitmaps = host.begin(rows, first)
-        begin = time.perf_counter()
+            totals, bitmaps = host.begin(rows, first, priority)
         before = host.counters().sent_bytes
         until, left, moved = begin + self._timeout_s, -1, begin
         while (outcome := host.step(_SLICE_S)) != StepEnd.FINISHED:
@@ -334,6 +339,7 @@ class SwitchReducer(Reducer):
                 )
         peer.finish(first, totals, bitmaps)
         took_s = time.perf_counter() - begin
+        self._meter.end(took_s)
         self.ranks.exchanged_s += took_s
         self.exchange_s += took_s
         self.exchange_bytes += max(rows.nbytes, totals.nbytes)

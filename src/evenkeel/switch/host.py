@@ -137,12 +137,15 @@ class SwitchHost:
         self._settle(welcomes[0].sum_bits, min(welcome.span for welcome in welcomes))
         return True
 
-    def begin(self, message: NDArray[np.uint8], first: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+    def begin(
+        self, message: NDArray[np.uint8], first: int, priority: int = 128
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """Begins an exchange; gives the sums' bytes and who is in each fragment, to be filled in.
 
         Args:
             message: whole fragments.
             first: number of its first fragment, the same on all workers.
+            priority: of all its fragments, 1 to 255.
         """
         fragments = message.size // self.terms.up_bytes
         totals = np.empty(fragments * self.down_bytes, np.uint8)
@@ -151,7 +154,7 @@ class SwitchHost:
         self._held = message, totals, bitmaps
         self._low, self._fragments = first, fragments
         if self._library.host_begin(
-            self._handle, message.ctypes.data, totals.ctypes.data, bitmaps.ctypes.data, first, fragments
+            self._handle, message.ctypes.data, totals.ctypes.data, bitmaps.ctypes.data, first, fragments, priority
         ):
             raise MemoryError(f"no room for an exchange of {fragments} fragments")
         return totals, bitmaps
@@ -273,7 +276,7 @@ def _library() -> ctypes.CDLL:
     library.host_open.argtypes = c_int, POINTER(c_uint32), POINTER(c_uint16), c_int, POINTER(_CTerms)
     library.host_close.argtypes = (c_void_p,)
     library.host_renumber.argtypes = c_void_p, c_uint32
-    library.host_begin.argtypes = c_void_p, c_void_p, c_void_p, c_void_p, c_uint32, c_uint32
+    library.host_begin.argtypes = c_void_p, c_void_p, c_void_p, c_void_p, c_uint32, c_uint32, c_uint32
     library.host_step.argtypes = c_void_p, c_uint64
     library.host_anew.argtypes = c_void_p, c_uint32
     library.host_missing.argtypes = c_void_p, POINTER(c_uint32), c_int

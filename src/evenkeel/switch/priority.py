@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["LEAST", "MOST", "JobClock", "Urgency", "priority"]
+__all__ = ["LEAST", "MOST", "JobClock", "PriorityMeter", "Urgency", "priority"]
 
 LEAST, MOST = 1, 255
 _MIDDLE = 128
@@ -102,3 +102,44 @@ class JobClock:
             return Urgency(self._taken_s, communication, computation)
         left = max(self._steps - self._done, 0)
         return Urgency(left * (communication + computation), communication, computation)
+
+
+class PriorityMeter:
+    """Gives each exchange of a training its priority, from what was measured in the steps before.
+
+    Gradients of the last layers are exchanged first. So the layer of a step's n-th exchange is counted from the end: of
+    as many as the step before had. An exchange lasts until its last worker is there: where workers are uneven, the
+    quick ones measure more communication than the slow ones, and slots take the largest of their priorities.
+
+    Args:
+        steps: of the whole training; None where that is not known.
+    """
+
+    def __init__(self, steps: int | None = None) -> None:
+        self._clock = JobClock(steps)
+        self._step: int | None = None
+        self._began_s = self._exchanging_s = 0.0
+        self._exchanges = self._exchanges_before = 0
+
+    def begin(self, step: int, now_s: float) -> int:
+        """Gives the priority of an exchange that begins.
+
+        Args:
+            step: number of the training step that it belongs to.
+            now_s: the time.
+        """
+        if step != self._step:
+            if self._step is not None:
+                whole_s = max(now_s - self._began_s, 0.0)
+                communication_s = min(self._exchanging_s, whole_s)
+                self._clock.step(communication_s, whole_s - communication_s)
+            self._step, self._began_s, self._exchanging_s = step, now_s, 0.0
+            self._exchanges_before, self._exchanges = self._exchanges, 0
+        layer = max(self._exchanges_before - self._exchanges, 1)
+        self._exchanges += 1
+        urgency = self._clock.urgency
+        return _MIDDLE if urgency is None else priority(urgency, layer)
+
+    def end(self, took_s: float) -> None:
+        """Takes note of how long an exchange lasted."""
+        self._exchanging_s += max(took_s, 0.0)

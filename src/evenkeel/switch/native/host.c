@@ -38,6 +38,7 @@ struct host {
 	uint8_t *totals;
 	uint32_t *bitmaps;
 	uint32_t first, fragments, unsent, low, highest, here, under_way;
+	uint8_t priority;
 	uint8_t *state;
 	uint64_t *sent_ns, *asked_ns;
 	uint8_t *asked, *resent;
@@ -111,7 +112,8 @@ static void all_heard(struct host *h)
  *
  * message: fragments * up_bytes; totals: fragments * down_bytes, written; bitmaps: who is in each fragment, written. All
  * three must stay until the exchange is over. Gives -1 where memory is short. */
-int host_begin(struct host *h, const uint8_t *message, uint8_t *totals, uint32_t *bitmaps, uint32_t first, uint32_t fragments)
+int host_begin(struct host *h, const uint8_t *message, uint8_t *totals, uint32_t *bitmaps, uint32_t first, uint32_t fragments,
+	       uint32_t priority)
 {
 	if (fragments > h->room) {
 		free(h->state);
@@ -133,6 +135,7 @@ int host_begin(struct host *h, const uint8_t *message, uint8_t *totals, uint32_t
 	memset(h->state, UNSENT, fragments);
 	memset(h->asked, 0, fragments);
 	memset(h->resent, 0, fragments);
+	h->priority = priority;
 	h->message = message;
 	h->totals = totals;
 	h->bitmaps = bitmaps;
@@ -165,6 +168,7 @@ static void header_of(struct host *h, struct ek_header *p, int kind, int lanes, 
 		.version = EK_VERSION,
 		.kind = kind,
 		.lanes = lanes,
+		.priority = h->priority,
 		.words = bytes / 8,
 		.token = h->terms.token,
 		.job = h->terms.job,
