@@ -1,12 +1,15 @@
 """Estimators find the optimum that one machine with all data finds, with and without scikit-learn."""
 
 import importlib.util
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from coded_helpers import coded_data
 from evenkeel.errors import ConfigurationError
+from evenkeel.training.coded import estimators
 from evenkeel.training.coded.device import Device
 from evenkeel.training.coded.estimators import CodedLinearSVC, CodedLogisticRegression, CodedRidge
 from evenkeel.training.coded.links import LocalDevices
@@ -112,9 +115,23 @@ def test_training_where_the_data_is_gives_the_same_model() -> None:
         CodedLogisticRegression().fit_devices(LocalDevices(odd), 6)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sklearn") is not None, reason="scikit-learn checks for itself")
-def test_without_scikit_learn_parameters_and_data_are_checked_too() -> None:
-    model = CodedLogisticRegression(C=3.0)
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The estimators as they are where scikit-learn is not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert estimators.__file__
+    spec = importlib.util.spec_from_file_location("plain_estimators", estimators.__file__)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_scikit_learn_parameters_and_data_are_checked_too(plain: ModuleType) -> None:
+    model = plain.CodedLogisticRegression(C=3.0)
     assert model.get_params()["C"] == 3.0
     assert model.set_params(C=1.0, devices=2).get_params()["devices"] == 2
     with pytest.raises(ValueError, match="Invalid parameter 'c'"):
@@ -127,8 +144,10 @@ def test_without_scikit_learn_parameters_and_data_are_checked_too() -> None:
     with pytest.raises(ValueError, match="y has shape"):
         model.fit(table, labels[1:])
     model.fit(table, labels)
+    assert model.score(table, labels) > 0.8
     with pytest.raises(ValueError, match="X has 4 features, but 5"):
         model.predict(np.ones((1, 4)))
+    assert plain.CodedRidge().fit(table, table[:, 0]).score(table, table[:, 0]) > 0.9
 
 
 @pytest.mark.timeout(400)
