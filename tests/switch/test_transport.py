@@ -299,8 +299,9 @@ def test_packets_carry_the_priority_of_their_exchange() -> None:
         for first, priority in ((0, 77), (1, 200)):
             host.begin(message(0, host.terms.up_bytes), first, priority)
             host.step(0.01)
-            sent = parse(server.recv(65536))
-            assert (sent.kind, sent.fragment, sent.priority) == (Kind.GRADIENT, first, priority)
+            while (sent := parse(server.recv(65536))).kind != Kind.GRADIENT:
+                pass  # it asks for what is overdue
+            assert (sent.fragment, sent.priority) == (first, priority)
         host.close()
 
 
