@@ -103,7 +103,7 @@ def seen(
         pixels[current[0]], asked[current[0]] = image.pixels, True
         clock.call_soon(on_reply, Reply(np.zeros((1, 10), np.float32)))
 
-    server = LossyServer(answer, relay.back, clock, ("classifier",))
+    server = LossyServer(answer, relay.back, clock, {"classifier": ""})
     backend = LossyBackend("lossy", relay, "classifier", form, options=options, clock=clock)
     relay.to_server, relay.to_client = server.received, backend.received
     backend.begin()

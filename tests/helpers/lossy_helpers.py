@@ -83,7 +83,7 @@ class Ends:
             else:
                 self.clock.call_soon(on_reply, Reply(image.pixels.mean((0, 1), dtype=np.float32)[None]))
 
-        self.server = LossyServer(means, self.relay.answer, self.clock, ("means",), key, limits)
+        self.server = LossyServer(means, self.relay.answer, self.clock, {"means": ""}, key, limits)
         self.relay.to_server = self.server.received
         self.backend = LossyBackend(
             "lossy", self.relay, "means", form, options=options, clock=self.clock, layout=layout

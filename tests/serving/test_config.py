@@ -8,7 +8,7 @@ import yaml
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
-from evenkeel.serving.config import NodesConfig, ServeConfig, load_raw, read_config
+from evenkeel.serving.config import LossyConfig, NodesConfig, ServeConfig, load_raw, read_config
 from evenkeel.serving.gateway.health import HealthSettings
 
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
@@ -100,6 +100,11 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     assert raw["policy"].pop("default_label") == 0
     assert raw["policy"].pop("certificate")
     assert set(raw.pop("promises")) == {"default", "misses", "audit", "audit_file"}
+    assert raw["lossy"].pop("listen")
+    assert raw["lossy"].pop("key_file")
+    assert {f"{name}_s" if name in ("wait", "deadline") else name for name in raw["lossy"]} == set(
+        LossyConfig.__dataclass_fields__
+    ) - {"listen", "key_file"}
     config = read_config(raw)
     assert config == ServeConfig(name="cifar10-base")
     fields = set(ServeConfig.__dataclass_fields__) - {
@@ -145,7 +150,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
         ),
         (
             {"replicas": ["tcp://:1", "ftp://x"]},
-            r"replicas\[1\]: expected unix:/path, tcp://host:port or http\(s\)://h",
+            r"replicas\[1\]: expected unix:/path, tcp://host:port, http\(s\)://h",
         ),
         ({"backups": [1, 2]}, r"backups\[0\]: expected unix:/path, .*, found 1$"),
         ({"replicas": ["tcp://host"]}, r"replicas\[0\]: address 'tcp://host'"),

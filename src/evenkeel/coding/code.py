@@ -22,7 +22,7 @@ from evenkeel.arrays import Array
 
 __all__ = ["Answer", "Code", "Source", "Task"]
 
-Source = Literal["exact", "collage", "hedge", "edge", "degraded", "decoded", "default"]
+Source = Literal["exact", "collage", "hedge", "concealed", "edge", "degraded", "decoded", "default"]
 
 
 @dataclass(frozen=True, slots=True)

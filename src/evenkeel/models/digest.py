@@ -60,6 +60,10 @@ class ModelDigests:
     def __init__(self, known: dict[str, str] | None = None) -> None:
         self._known = {(name, _kind(digest)): digest for name, digest in (known or {}).items() if digest}
 
+    def known(self, model: str) -> str:
+        """Gives the digest of the ONNX file that a model must have; empty where none is known."""
+        return self._known.get((model, "onnx"), "")
+
     def check(self, model: str, digest: str, where: str) -> None:
         """Accepts what the worker at `where` holds; a worker that gives no digest is believed.
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 import yaml.nodes
 
+from evenkeel.backends.lossy.udp import udp_address
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.batching import MAX_BATCH
 from evenkeel.coding.answers.by_name import CODES, CodeSettings, CollageSettings, ReplicateSettings, settings_of
@@ -25,11 +26,12 @@ from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import Policy, parse_trigger, preset
 from evenkeel.text_values import read_duration_s, without_password
 
-__all__ = ["CodeConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
+__all__ = ["CodeConfig", "LossyConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
 
 _BASE = shipped.card_path("cifar10-base")
 _COLLAGES = (shipped.card_path("cifar10-collage-2x2"), shipped.card_path("cifar10-collage-3x3"))
 _HTTP = ("http://", "https://")
+_UDP = "udp://"
 _OLDER_KINDS = {"concat-parity": "parity:form=concat"}
 _OLDER_FIELDS = {
     "items": ("k", 1024),
@@ -44,11 +46,29 @@ class NodesConfig:
     count: int = 0  # started and supervised by the gateway
     addresses: tuple[str, ...] = ()  # unix:/path or tcp://host:port of `evenkeel worker`
     urls: tuple[str, ...] = ()  # http://host:port of an Open Inference Protocol server
+    links: tuple[str, ...] = ()  # udp://host:port of a gateway that listens for images with packet loss
 
     @property
     def total(self) -> int:
         """Counts all nodes."""
-        return self.count + len(self.addresses) + len(self.urls)
+        return self.count + len(self.addresses) + len(self.urls) + len(self.links)
+
+
+@dataclass(frozen=True)
+class LossyConfig:
+    """Says how images cross links that lose packets, and where they are listened for."""
+
+    listen: str = ""  # udp://host:port; "": nowhere
+    key_file: str = ""  # shared with the other ends; "": `worker_key_file`
+    no_key: bool = False  # other machines may reach this end, or be reached, without a key
+    quality: int = 75  # of JPEG; this and what follows is for images that are sent
+    subsampling: int = 0
+    blocks: int = 1  # in a restart interval
+    payload: int = 1200  # bytes of a packet at most
+    wait_s: float = 0.05  # after which the other end makes do with what has come
+    deadline_s: float = 0.5  # after which an image counts as lost, also for those who listen
+    parity: float = 0.0  # parity packets for each data packet
+    retransmit: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,7 @@ class ServeConfig:
     audit: float = 0.0  # share of the requests that both models of a cascade answer
     audit_file: Path | None = None  # to which each audit is appended, as a line of JSON
     health: HealthSettings = field(default_factory=HealthSettings)
+    lossy: LossyConfig = LossyConfig()
     host: tuple[str, ...] = ("127.0.0.1",)  # addresses to listen on, and unix:/path; loopback by default
     port: int = 8000
     threads: int = 1  # of one pass in the workers started here
@@ -206,6 +227,8 @@ def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         changes |= _promises(fields.take("promises"), folder)
     if "health" in fields:
         changes["health"] = _health(fields.take("health"))
+    if "lossy" in fields:
+        changes["lossy"] = _lossy(fields.take("lossy"), folder)
     fields.finish()
     for name in ("keep_alive", "pass_limit", "load_limit"):
         if changes.get(f"{name}_s") == 0:
@@ -329,26 +352,59 @@ def _health(raw: Any) -> HealthSettings:
     return settings
 
 
+def _lossy(raw: Any, folder: Path) -> LossyConfig:
+    fields, changes = _Fields(raw, "lossy"), dict[str, Any]()
+    if "listen" in fields:
+        changes["listen"] = fields.text("listen")
+        _check_link(changes["listen"], "lossy.listen")
+    if "key_file" in fields:
+        changes["key_file"] = str(folder / fields.text("key_file"))
+    for name in ("no_key", "retransmit"):
+        if name in fields:
+            changes[name] = fields.truth(name)
+    for name, low, high in (("quality", 1, 100), ("subsampling", 0, 2), ("blocks", 1, 65535), ("payload", 100, 1200)):
+        if name in fields:
+            changes[name] = fields.whole(name, low, high)
+    for name in ("wait", "deadline"):
+        if name in fields:
+            changes[f"{name}_s"] = fields.seconds(name)
+    if "parity" in fields:
+        changes["parity"] = fields.number("parity")
+    fields.finish()
+    config = replace(LossyConfig(), **changes)
+    if not 0 < config.wait_s < config.deadline_s:
+        raise ConfigurationError(
+            f"lossy.wait: must be above 0 and below lossy.deadline, {config.deadline_s:g}s, found {config.wait_s:g}s"
+        )
+    if not 0 <= config.parity <= 1:
+        raise ConfigurationError(f"lossy.parity: must be a number from 0 to 1, found {config.parity:g}")
+    if config.subsampling == 1:
+        raise ConfigurationError("lossy.subsampling: must be 0 or 2, found 1")
+    return config
+
+
 def _nodes(raw: Any, name: str) -> NodesConfig:
     if isinstance(raw, int) and not isinstance(raw, bool):
         raw = {"count": raw}
     elif isinstance(raw, Sequence) and not isinstance(raw, str):
         for place, entry in enumerate(raw):
-            if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", *_HTTP)):
+            if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", _UDP, *_HTTP)):
                 shown = without_password(entry) if isinstance(entry, str) else entry
                 raise ConfigurationError(
-                    f"{name}[{place}]: expected unix:/path, tcp://host:port or http(s)://host:port, found {shown!r}"
+                    f"{name}[{place}]: expected unix:/path, tcp://host:port, http(s)://host:port or udp://host:port, "
+                    f"found {shown!r}"
                 )
-            if not entry.startswith(_HTTP):
+            if not entry.startswith((_UDP, *_HTTP)):
                 _check_address(entry, f"{name}[{place}]")
-        http = [text for text in raw if text.startswith(_HTTP)]
-        raw = {"addresses": [text for text in raw if text not in http], "urls": http}
+        http, udp = ([text for text in raw if text.startswith(one)] for one in (_HTTP, _UDP))
+        raw = {"addresses": [text for text in raw if text not in http + udp], "urls": http, "links": udp}
     elif not isinstance(raw, Mapping):
         raise ConfigurationError(f"{name}: expected a whole number, a list of addresses, or fields, found {raw!r}")
     fields = _Fields(raw, name)
     count = fields.whole("count", 0, 4096) if "count" in fields else 0
     addresses = fields.texts("addresses") if "addresses" in fields else ()
     urls = fields.texts("urls") if "urls" in fields else ()
+    links = fields.texts("links") if "links" in fields else ()
     fields.finish()
     for place, address in enumerate(addresses):
         _check_address(address, f"{name}.addresses[{place}]")
@@ -356,7 +412,18 @@ def _nodes(raw: Any, name: str) -> NodesConfig:
         if not url.startswith(_HTTP):
             shown = without_password(url)
             raise ConfigurationError(f"{name}.urls[{place}]: expected http(s)://host:port, found {shown!r}")
-    return NodesConfig(count, addresses, urls)
+    for place, link in enumerate(links):
+        _check_link(link, f"{name}.links[{place}]")
+    if links and name == "backups":
+        raise ConfigurationError("backups: no link of lost packets leads to them; name udp:// under replicas")
+    return NodesConfig(count, addresses, urls, links)
+
+
+def _check_link(text: str, name: str) -> None:
+    try:
+        udp_address(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{name}: {error}") from None
 
 
 def _check_address(text: str, name: str) -> None:

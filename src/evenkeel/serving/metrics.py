@@ -1,6 +1,6 @@
 """Exposes the gateway's counts to Prometheus, read at scrape time, so that requests pay nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -14,11 +14,16 @@ _PREFIX = "evenkeel_"
 
 
 class Metrics:
-    """Writes the body of `/metrics` for one gateway."""
+    """Writes the body of `/metrics` for one gateway.
 
-    def __init__(self, gateway: Gateway) -> None:
+    Args:
+        gateway: whose counts are shown.
+        lossy: what each end of a link that loses packets counts, by its name.
+    """
+
+    def __init__(self, gateway: Gateway, lossy: Mapping[str, Mapping[str, int]] | None = None) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_GatewayCollector(gateway))
+        self._registry.register(_GatewayCollector(gateway, lossy or {}))
 
     def __call__(self) -> bytes:
         """Writes the metrics in the text format of Prometheus."""
@@ -26,8 +31,9 @@ class Metrics:
 
 
 class _GatewayCollector(Collector):
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, lossy: Mapping[str, Mapping[str, int]]) -> None:
         self._gateway = gateway
+        self._lossy = lossy
 
     def collect(self) -> Iterator[Metric]:
         stats, promises = self._gateway.stats, self._gateway.promises
@@ -87,6 +93,14 @@ class _GatewayCollector(Collector):
         if promises is not None:
             text = "Promises that cannot be shown now: too many answers were degraded or missing."
             yield GaugeMetricFamily(_PREFIX + "promises_unshown", text, promises.unshown)
+        if self._lossy:
+            metric = CounterMetricFamily(
+                _PREFIX + "lossy", "Packets and images on links that lose packets.", labels=["end", "what"]
+            )
+            for end, counts in self._lossy.items():
+                for what, value in sorted(counts.items()):
+                    metric.add_metric([end, what], value)
+            yield metric
         yield GaugeMetricFamily(_PREFIX + "in_flight", "Items without an answer yet.", self._gateway.in_flight)
         up = GaugeMetricFamily(
             _PREFIX + "backend_up", "1 when a replica is there and was not ejected.", labels=["backend"]

@@ -14,6 +14,7 @@ import numpy as np
 
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, Reply
+from evenkeel.backends.lossy.backend import LossyBackend
 from evenkeel.backends.oip.backend import OipBackend
 from evenkeel.backends.worker.address import Address, parse_address
 from evenkeel.backends.worker.config import WorkerConfig
@@ -33,6 +34,7 @@ from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
 from evenkeel.serving.gateway.gateway import Gateway
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
+from evenkeel.serving.lossy import listen_for_images, lossy_backend
 from evenkeel.serving.metrics import Metrics
 from evenkeel.serving.promised import AuditFile, apply_certificate
 
@@ -101,6 +103,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
     )
     own = [backend for backend in (*replicas, *backups) if isinstance(backend, ProcessBackend)]
     elsewhere = [backend for backend in (*replicas, *backups) if not isinstance(backend, ProcessBackend)]
+    lossy_counts = {one.name: one.counts for one in replicas if isinstance(one, LossyBackend)}
     # Until a pass has succeeded nothing shows that a replica can do any.
     gateway.watch(_blank(card))
     app = App(
@@ -108,7 +111,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         version=card.version,
         card=card,
         gateway=gateway,
-        metrics=Metrics(gateway),
+        metrics=Metrics(gateway, lossy_counts),
         max_body_bytes=config.max_body_bytes,
         max_connections=config.max_connections,
         max_bodies_bytes=config.max_bodies_bytes,
@@ -135,6 +138,10 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         gc.collect()
         gc.freeze()
 
+    listening = None
+    if config.lossy.listen:
+        listening = await listen_for_images(config, gateway, card, digests_here.get(card.name, ""))
+        lossy_counts["listener"] = listening[0].counts
     stop = asyncio.Event()
     bound: asyncio.Future[int] = loop.create_future()
     hosts = [host for host in config.host if not host.startswith("unix:")]
@@ -171,6 +178,9 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         starting.cancel()
         stop.set()
         await asyncio.gather(starting, server, return_exceptions=True)
+        if listening is not None:
+            listening[0].close()
+            listening[1].close()
         await asyncio.gather(*(backend.close() for backend in (*replicas, *backups)), return_exceptions=True)
         executor.shutdown(wait=False, cancel_futures=True)
         if audits is not None:
@@ -246,6 +256,9 @@ def _nodes(
         if len(cards) > 1:
             raise ConfigurationError("backups.urls: a remote server holds one model; reach backups as workers instead")
         backends.append(_remote(config, f"{kind}-{len(backends)}", url, cards[0], digests))
+    for link in nodes.links:
+        name = f"{kind}-{len(backends)}"
+        backends.append(lossy_backend(config, name, link, cards[0], digests.known(cards[0].name)))
     return backends
 
 

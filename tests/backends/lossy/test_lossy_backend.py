@@ -327,7 +327,7 @@ def test_over_real_sockets():
         def answer(image, on_reply):
             loop.call_soon(on_reply, Reply(image.pixels.mean((0, 1), dtype=np.float32)[None]))
 
-        server, transport = await serve_udp(answer, "127.0.0.1", 0, ("means",), key=KEY)
+        server, transport = await serve_udp(answer, "127.0.0.1", 0, {"means": ""}, key=KEY)
         port = transport.get_extra_info("sockname")[1]
         options = LossyOptions(payload=200, key=KEY, wait_s=2.0, deadline_s=10.0)
         backend = LossyBackend("lossy", UdpLink("127.0.0.1", port), "means", FORM, options=options)
@@ -347,4 +347,4 @@ def test_over_real_sockets():
 
 def test_an_address_that_others_reach_needs_a_key():
     with pytest.raises(ConfigurationError, match="same key"):
-        asyncio.run(serve_udp(lambda *_: None, "0.0.0.0", 0, ("means",)))
+        asyncio.run(serve_udp(lambda *_: None, "0.0.0.0", 0, {"means": ""}))

@@ -217,7 +217,7 @@ def test_a_certificate_is_named_only_while_the_promise_is_kept_in_the_worst_case
     sources: list[str], allowed: float, share: float
 ) -> None:
     slack = share * allowed
-    grant = Grant(0.5, "name", 1.0, "min_agreement", RateTest(0.1), allowed, slack)
+    grant = Grant(0.5, "name", 1.0, "min_agreement", RateTest(0.1), allowed, slack, LOOSE, 0)
     named: list[str] = []
     for number, source in enumerate(sources, 1):
         certificate = "" if source == "failed" else grant.covers(source)

@@ -20,7 +20,14 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply, Reply
 from evenkeel.backends.lossy.intervals import JpegForm
-from evenkeel.backends.lossy.messages import MAX_NAME_BYTES, NONCE_BYTES, Greeting, LossyAnswer, read_missing
+from evenkeel.backends.lossy.messages import (
+    MAX_NAME_BYTES,
+    NONCE_BYTES,
+    Greeting,
+    LossyAnswer,
+    model_digest,
+    read_missing,
+)
 from evenkeel.backends.lossy.packets import (
     MAX_PAYLOAD,
     MIN_PAYLOAD,
@@ -61,6 +68,7 @@ class LossyOptions:
         parity: parity packets for each data packet; each makes good one loss in its group.
         retransmit: sends again what the other end misses, while there is time.
         conceal: has holes filled from the pixels beside them.
+        exact: wants the named model itself, where the other end would answer some images by another.
         bytes_per_s: that are sent at most.
         images: that are under way at most.
         heartbeat_s: between two signs of life; after three without one the other end is lost.
@@ -73,6 +81,7 @@ class LossyOptions:
     parity: float = 0.0
     retransmit: bool = True
     conceal: bool = True
+    exact: bool = False
     bytes_per_s: float = 4e6
     images: int = 32
     heartbeat_s: float = 1.0
@@ -122,6 +131,8 @@ class LossyBackend(Backend):
         model: that answers there.
         form: of the images.
         layout: of the rows that are submitted, NHWC or NCHW.
+        called: what the other end calls the model; the same by default.
+        digest: that the model must have there, where that is known here.
         options: how images are sent.
         clock: the running loop's by default.
 
@@ -140,11 +151,15 @@ class LossyBackend(Backend):
         form: JpegForm,
         *,
         layout: str = "NHWC",
+        called: str = "",
+        digest: str = "",
         options: LossyOptions | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if not 1 <= len(model.encode()) <= MAX_NAME_BYTES:
-            raise ConfigurationError(f"a model's name has 1 to {MAX_NAME_BYTES} bytes, found {model!r}")
+        self._called = called or model
+        if not 1 <= len(self._called.encode()) <= MAX_NAME_BYTES:
+            raise ConfigurationError(f"a model's name has 1 to {MAX_NAME_BYTES} bytes, found {self._called!r}")
+        self._digest = model_digest(digest)
         self.name = name
         self._link, self._model, self._form, self._layout = link, model, form, layout
         self.options = options or LossyOptions()
@@ -269,7 +284,8 @@ class LossyBackend(Backend):
             self._greeted_s = now
             options = self.options
             greeting = Greeting(
-                self._nonce, self._model, self._form, options.payload, options.retransmit, options.conceal
+                self._nonce, self._called, self._form, options.payload, options.retransmit, options.conceal,
+                options.exact, self._digest,
             )  # fmt: skip
             self._link.send(self._seal.close(ImagePacket(PacketKind.HELLO, body=greeting.write())))
         self._beat = self._clock.call_at(now + self.options.heartbeat_s, self._heartbeat)

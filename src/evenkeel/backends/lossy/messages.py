@@ -1,5 +1,6 @@
 """Writes and reads what the packets of a session say besides images: the greeting, what is missing, the answer."""
 
+import hashlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from evenkeel.backends.lossy.intervals import JpegForm
 from evenkeel.backends.lossy.packets import MAX_PAYLOAD, MIN_PAYLOAD
 from evenkeel.errors import ConfigurationError, ProtocolError
 
-__all__ = ["NONCE_BYTES", "Greeting", "LossyAnswer", "read_missing", "write_missing"]
+__all__ = ["NONCE_BYTES", "Greeting", "LossyAnswer", "model_digest", "read_missing", "write_missing"]
 
 NONCE_BYTES = 16
 MAX_NAME_BYTES = 32
-_GREETING = struct.Struct(f">{NONCE_BYTES}s8sHHBBHHB")
-_RETRANSMIT, _CONCEAL = 1, 2
+MODEL_BYTES = 8
+_GREETING = struct.Struct(f">{NONCE_BYTES}s8s{MODEL_BYTES}sHHBBHHB")
+_RETRANSMIT, _CONCEAL, _EXACT = 1, 2, 4
 _MISSING_BYTES = 48  # of a packet's bitmap; what lies beyond is asked for when this is here
 _ANSWER = struct.Struct(">BHB")
 _MAX_DIMENSIONS = 8
@@ -35,6 +37,8 @@ class Greeting:
         payload: bytes of a packet at most, both ways.
         retransmit: whether it sends again what is said to be missing.
         conceal: whether holes are filled before the model sees the image.
+        exact: whether the named model itself must answer, and nothing in its place.
+        digest: of the model that is meant, from `model_digest`; zeros: whichever has the name.
     """
 
     nonce: bytes
@@ -43,12 +47,15 @@ class Greeting:
     payload: int
     retransmit: bool
     conceal: bool
+    exact: bool = False
+    digest: bytes = bytes(MODEL_BYTES)
 
     def write(self) -> bytes:
         """Gives it as bytes, of at least the length of the welcome: nobody is sent more than they sent."""
-        form, flags = self.form, _RETRANSMIT * self.retransmit | _CONCEAL * self.conceal
+        form = self.form
+        flags = _RETRANSMIT * self.retransmit | _CONCEAL * self.conceal | _EXACT * self.exact
         return _GREETING.pack(
-            self.nonce, form.digest, form.width, form.height, form.quality, form.subsampling, form.blocks,
+            self.nonce, form.digest, self.digest, form.width, form.height, form.quality, form.subsampling, form.blocks,
             self.payload, flags,
         ) + self.model.encode()  # fmt: skip
 
@@ -61,7 +68,9 @@ class Greeting:
         """
         if not _GREETING.size < len(body) <= _GREETING.size + MAX_NAME_BYTES:
             raise ProtocolError("a greeting of another length")
-        nonce, digest, width, height, quality, subsampling, blocks, payload, flags = _GREETING.unpack_from(body)
+        nonce, of_form, digest, width, height, quality, subsampling, blocks, payload, flags = _GREETING.unpack_from(
+            body
+        )
         try:
             form = JpegForm(width, height, quality, subsampling, blocks)
             model = body[_GREETING.size :].decode()
@@ -69,9 +78,15 @@ class Greeting:
             raise ProtocolError(f"a greeting that makes no sense: {error}") from error
         if not MIN_PAYLOAD <= payload <= MAX_PAYLOAD:
             raise ProtocolError(f"a payload has {MIN_PAYLOAD} to {MAX_PAYLOAD} bytes, found {payload}")
-        if form.digest != digest:
+        if form.digest != of_form:
             raise ProtocolError("both ends write JPEG files with different tables; install the same Pillow on both")
-        return cls(nonce, model, form, payload, bool(flags & _RETRANSMIT), bool(flags & _CONCEAL))
+        retransmit, conceal, exact = (bool(flags & flag) for flag in (_RETRANSMIT, _CONCEAL, _EXACT))
+        return cls(nonce, model, form, payload, retransmit, conceal, exact, digest)
+
+
+def model_digest(text: str) -> bytes:
+    """Gives the bytes by which a greeting names a model: of its digest as text; zeros where that is empty."""
+    return hashlib.blake2s(text.encode(), digest_size=MODEL_BYTES).digest() if text else bytes(MODEL_BYTES)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ and given to `send`, and time is a `Clock`'s.
 
 import secrets
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 from evenkeel.arrays import PixelArray
 from evenkeel.backends.backend import Backend, Reply
 from evenkeel.backends.lossy.conceal import conceal
-from evenkeel.backends.lossy.messages import NONCE_BYTES, Greeting, LossyAnswer, write_missing
+from evenkeel.backends.lossy.messages import NONCE_BYTES, Greeting, LossyAnswer, model_digest, write_missing
 from evenkeel.backends.lossy.packets import (
     MAX_PACKETS,
     MAX_PAYLOAD,
@@ -66,11 +66,13 @@ class LossyImage:
         model: that is asked.
         pixels: uint8 `[height, width, 3]`.
         lost: share of its blocks that did not come.
+        exact: the model itself must answer, and nothing in its place.
     """
 
     model: str
     pixels: PixelArray
     lost: float
+    exact: bool = False
 
 
 AnswerImage = Callable[[LossyImage, Callable[[Reply], object]], object]
@@ -93,7 +95,7 @@ class LossyServer:
         answer: has an image answered, and calls back once.
         send: sends a datagram to a peer.
         clock: tells the time.
-        models: that may be asked.
+        models: that may be asked, and the digest of each, as text; empty: unknown.
         key: shared with the clients; empty: everybody's.
         limits: on what clients can make it do.
 
@@ -107,14 +109,14 @@ class LossyServer:
         answer: AnswerImage,
         send: Callable[[bytes, Hashable], object],
         clock: Clock,
-        models: tuple[str, ...],
+        models: Mapping[str, str],
         key: bytes = b"",
         limits: ServerLimits | None = None,
     ) -> None:
         self._answer = answer
         self._send = send
         self._clock = clock
-        self._models = models
+        self._models = {name: model_digest(digest) for name, digest in models.items()}
         self._key = key
         self._seal = Seal(key)
         self.limits = limits or ServerLimits()
@@ -173,6 +175,9 @@ class LossyServer:
             greeting = Greeting.read(packet.body)
             if greeting.model not in self._models:
                 raise ProtocolError(f"no model {greeting.model!r} here")
+            here = self._models[greeting.model]
+            if any(greeting.digest) and any(here) and greeting.digest != here:
+                raise ProtocolError(f"another {greeting.model!r} here")
         except ProtocolError as error:
             self.counts["refused"] += 1
             # Never longer than what it answers.
@@ -367,9 +372,8 @@ class _Session:
         self._counts["concealed" if lost else "whole"] += 1
         if self._greeting.conceal:
             conceal(pixels, known, form.side)
-        self._answer(
-            LossyImage(self._greeting.model, pixels, lost), lambda reply: self._replied(number, lost, reply)
-        )  # fmt: skip
+        image = LossyImage(self._greeting.model, pixels, lost, self._greeting.exact)
+        self._answer(image, lambda reply: self._replied(number, lost, reply))
 
     def _replied(self, number: int, lost: float, reply: Reply) -> None:
         if reply.outputs is None:

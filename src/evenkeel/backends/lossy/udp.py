@@ -1,17 +1,32 @@
 """Carries the lossy transport's datagrams over UDP, on asyncio."""
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, cast
 
 from evenkeel.backends.lossy.backend import DatagramLink
 from evenkeel.backends.lossy.server import AnswerImage, LossyServer, ServerLimits
-from evenkeel.backends.worker.address import Address
+from evenkeel.backends.worker.address import Address, parse_address
 from evenkeel.backends.worker.key import check_open
 from evenkeel.clock import LoopClock
 from evenkeel.errors import BackendLostError, ConfigurationError
+from evenkeel.text_values import without_password
 
-__all__ = ["UdpLink", "serve_udp"]
+__all__ = ["UdpLink", "serve_udp", "udp_address"]
+
+
+def udp_address(text: str) -> Address:
+    """Reads `udp://host:port`; without a host it is the loopback one.
+
+    Raises:
+        ConfigurationError: it names none.
+    """
+    try:
+        if not text.startswith("udp://"):
+            raise ConfigurationError("of another kind")
+        return parse_address("tcp://" + text.removeprefix("udp://"))
+    except ConfigurationError:
+        raise ConfigurationError(f"address {without_password(text)!r}: expected udp://host:port") from None
 
 
 class UdpLink(DatagramLink):
@@ -47,13 +62,13 @@ async def serve_udp(
     answer: AnswerImage,
     host: str,
     port: int,
-    models: tuple[str, ...],
+    models: Mapping[str, str],
     *,
     key: bytes = b"",
     no_key: bool = False,
     limits: ServerLimits | None = None,
 ) -> tuple[LossyServer, asyncio.DatagramTransport]:
-    """Receives images at a host and port, until the transport is closed.
+    """Receives images at a host and port, until the transport is closed; see `LossyServer`.
 
     Raises:
         ConfigurationError: the address cannot be had, or others can reach it although there is no key.

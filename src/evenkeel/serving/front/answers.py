@@ -17,7 +17,7 @@ __all__ = ["OUTPUTS", "PROMISED", "AnswerWriter"]
 OUTPUTS = {"scores": "FP32", "label": "BYTES", "source": "BYTES", "confidence": "FP32", "latency_ms": "FP32"}
 # Besides, where a certificate says what is promised.
 PROMISED = {"path": "BYTES", "certificate": "BYTES"}
-_PATHS = {"exact": "data centre", "hedge": "data centre"}  # of a source; else it is the path itself
+_PATHS = dict.fromkeys(("exact", "hedge", "concealed"), "data centre")  # of a source; else it is the path itself
 
 _MAX_HEADS = 1024
 _MAX_FP32 = float(np.finfo(np.float32).max)

@@ -365,6 +365,8 @@ class Gateway:
         if item.suspect:
             self._suspects.over(attempt)
         outputs = reply.outputs
+        if reply.lost and item.exact and outputs is not None:
+            reply, outputs = Reply(error=BackendError(f"{reply.lost:.0%} of the image did not arrive there")), None
         if outputs is None:
             if not reply.cancelled:
                 self.stats.lost_attempts += 1
@@ -373,15 +375,31 @@ class Gateway:
                 if not item.done:
                     self._on_loss(item, attempt, reply, now)
             return
+        if source == "hedge" and not item.done:
+            self.stats.hedges_won += 1
+        if reply.lost:
+            if not item.done:
+                self._answer_concealed(item, outputs[0], reply.lost, now)
+            return
         if item.done:
             self._compare(item, outputs[0])
         else:
-            if source == "hedge":
-                self.stats.hedges_won += 1
             if item.light is not None:
                 self._audited(item, item.light, outputs[0])
             self._finish(item, self._scores.answer(outputs[0], source), now)
         self._spares.replica_replied(item, outputs)
+
+    def _answer_concealed(self, item: Item, scores: Array, lost: float, now: float) -> None:
+        """Answers an item that reached the replica in part, with what the certificate promises for that loss."""
+        answer = self._scores.answer(scores, "concealed")
+        if item.grant is not None and self.promises is not None:
+            found = self.promises.at_loss(item.grant, lost)
+            if found is None:
+                item.grant.failed()
+            elif item.light is not None and item.light.confidence >= found.threshold:
+                answer = item.light
+            item.grant = found
+        self._finish(item, answer, now)
 
     def _checked(self, replica: Replica, reply: Reply) -> Reply:
         """Gives the reply, or an error in its place if its outputs are no scores."""

@@ -28,7 +28,7 @@ _FALSE_ALARM = 0.01  # probability of an alarm although all is as certified, eve
 _MAX_GRANTS = 4096  # different promises that are remembered
 
 _RESOLUTION = 0.001  # to which a promise is kept: a lone miss among thousands does not undo it
-_PROMISED = ("edge", "exact", "hedge")  # sources of answers that were given as the certificate says
+_PROMISED = ("edge", "exact", "hedge", "concealed")  # sources of answers that were given as the certificate says
 
 OnAudit = Callable[[float, bool], object]
 
@@ -44,6 +44,8 @@ class Grant:
         test: of the audits.
         allowed: share of all answers that the promise lets be wrong, or worse, or different.
         slack: how much less the threshold was certified for: the share of answers that may be degraded within it.
+        promise: that was granted.
+        bucket: of packet loss, for which the threshold is.
         answers: given so far, the misses among them.
         degraded: those that the light model gave in place of the accurate one, within the promise.
         missed: those beyond it, and requests that ended without an answer.
@@ -56,6 +58,8 @@ class Grant:
     test: RateTest
     allowed: float
     slack: float
+    promise: Promise
+    bucket: int
     answers: int = 0
     degraded: int = 0
     missed: int = 0
@@ -175,6 +179,21 @@ class PromiseGate:
         """Counts the degraded answers that were given within their promise."""
         return sum(grant.degraded for grant in self._grants.values())
 
+    def at_loss(self, grant: Grant, loss: float) -> Grant | None:
+        """Gives what a request gets of which that share was lost on its way to the accurate model; None: no promise.
+
+        The light model has answered from `grant`'s threshold on. Where the one for this loss is higher, that was not
+        what was certified, so nothing is promised.
+        """
+        if grant.test.alarm or self._time_s() >= self._until_s or self._wall_s() >= self.certificate.expires_s:
+            return None
+        bucket = max(grant.bucket, bucket_of(loss))
+        try:
+            found = self._grants.get((grant.promise, bucket)) or self._grant(grant.promise, bucket)
+        except RequestError:
+            return None
+        return found if found.threshold <= grant.threshold else None
+
     def chooses_audit(self) -> bool:
         """Draws whether a request is audited."""
         return self._random.random() < self.audit_share
@@ -214,9 +233,8 @@ class PromiseGate:
             test = self._tests[found] = RateTest(max(found.disagreement_high, _LEAST_RATE), _FALSE_ALARM)
         threshold = NEVER if test.alarm else found.threshold
         slack = max(0.0, promise.allowed - found.promise.allowed)
-        grant = Grant(
-            threshold, self.certificate.id, found.offload_high, found.promise.kind, test, promise.allowed, slack
-        )
+        kind, allowed = found.promise.kind, promise.allowed
+        grant = Grant(threshold, self.certificate.id, found.offload_high, kind, test, allowed, slack, promise, bucket)
         if len(self._grants) < _MAX_GRANTS:
             self._grants[promise, bucket] = grant
         return grant
