@@ -97,6 +97,7 @@ class Backups(Spares):
         on_pass_over: called with every item that has no answer although the last pass for it is back.
         model: that replicas run; a code that runs it too lets backups stand in for replicas.
         pass_limit_s: longest time of one pass; beyond, it counts as lost.
+        may_add_worker: tells whether one more worker may have an item.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Backups(Spares):
         on_pass_over: OnPassOver,
         model: str,
         pass_limit_s: float,
+        may_add_worker: Callable[[Item], bool],
     ) -> None:
         self._clock = clock
         self._backups = [_Backup(backend, pass_limit_s) for backend in backends]
@@ -130,6 +132,7 @@ class Backups(Spares):
         self._offload = offload
         self._on_answer = on_answer
         self._on_pass_over = on_pass_over
+        self._may_add_worker = may_add_worker
         self._waiting = Waiting(clock, group_wait_s, self._elastic.max_items, self._feed)
         self._next_pass = PASS_KEYS
 
@@ -175,7 +178,8 @@ class Backups(Spares):
 
     def stand_in(self, item: Item) -> None:
         """Has a backup do the replicas' own pass, which is exact; not for items that may have broken a worker."""
-        if self._exact is None or item.passes or item.suspect or item.lost_a_pass or item in self._waiting:
+        may_break = item.lost_a_pass or (item.suspect and not item.cleared)
+        if self._exact is None or item.passes or may_break or item in self._waiting:
             return
         self._alone[item.number] = item
         self._clock.call_soon(self.wake)
@@ -270,11 +274,10 @@ class Backups(Spares):
 
     def _send(self, backup: _Backup, code: BackupCode, taken: Sequence[Item]) -> None:
         stats = self._stats
-        # What could not be made ready goes without a spare, and so does what was answered in the meantime.
-        items = [
-            item for item in taken if not item.done and (code.form in item.prepared or code.is_prepared(item.array))
-        ]
-        stats.code_errors += sum(not item.done for item in taken) - len(items)
+        # What could not be made ready goes without a spare, and so does what was answered or sent on in the meantime.
+        wanted = [item for item in taken if not item.done and self._may_add_worker(item)]
+        items = [item for item in wanted if code.form in item.prepared or code.is_prepared(item.array)]
+        stats.code_errors += len(wanted) - len(items)
         backup.reserved = False
         try:
             tasks = code.spares([item.prepared.get(code.form, item.array) for item in items]) if items else []
@@ -290,8 +293,9 @@ class Backups(Spares):
                 item.on_own_reply = partial(self._use_primary, group, place)
         count(stats.passes, code.name, len(tasks))
         count(stats.grouped, code.name, len(items))
+        group.open_spares = len(tasks)
         for item in items:
-            item.passes += len(tasks)
+            item.passes += 1
         cost = self._costs.get(code.model, 1.0)
         for number, task in enumerate(tasks, start=len(items)):
             stats.backup_cost += cost * len(task.inputs)
@@ -303,8 +307,10 @@ class Backups(Spares):
         group.replied(place, outputs, self._stats, self._on_answer)
 
     def _on_reply(self, group: Group, number: int, attempt: Attempt, reply: Reply) -> None:
-        for item in group.items:
-            item.passes -= 1
+        group.open_spares -= 1
+        if not group.open_spares:
+            for item in group.items:
+                item.passes -= 1
         if isinstance(reply.error, BackendLostError) and reply.began:
             _mark_lost(group)
         try:

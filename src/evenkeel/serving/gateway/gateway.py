@@ -16,7 +16,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 
 import numpy as np
 
@@ -63,6 +62,8 @@ _PROBE_ATTEMPT = 1 << 16
 # attempts would only spread it.
 _MAX_FAILURES = 2
 _MAX_ATTEMPTS = 20  # on one item, whatever became of them
+_RETURN_S = 10.0  # after an item may have broken the last worker: clients are not sent away so soon
+_MAX_WORKERS = 2  # that may have an item at once, beside what a large fleet can spare
 _NEVER = float("inf")
 _MAX_SCORE = float(np.finfo(np.float32).max)  # answers are FP32
 _log = logging.getLogger(__name__)
@@ -134,6 +135,7 @@ class Gateway:
         self._sweeper: Timer | None = None
         self._suspects = Suspects(clock, self.replicas, self._send_again, self._check)
         self._poison = PoisonMemory()
+        self._broken_at_s = -_NEVER  # when a worker was last lost while it was at work on an item
         self._sample: Array | None = None  # sent as a probe when there is no traffic
         self._prober: Timer | None = None
         self._probe_at = _NEVER
@@ -154,6 +156,7 @@ class Gateway:
             on_lost=self._fail,
             on_pass_over=self._on_pass_over,
             escalate=self._escalate,
+            may_add_worker=self._may_add_worker,
         )
         # What a code's model is known to do well enough; a request may ask for more.
         self._min_confidences = {code.name: code.min_confidence for code in codes}
@@ -199,7 +202,7 @@ class Gateway:
         if count > self.max_items:
             raise TooLargeError(f"a request may hold at most {self.max_items} items, found {count}")
         tasks = (count - 1) * min(self.policy.copies, len(replicas.all)) + 1
-        if tasks <= (replicas.room(limit) if replicas.any_usable else self._spares.room(limit)):
+        if tasks <= (replicas.room(limit) if replicas.any_usable else self._spares.room(limit) or self._room_to_wait()):
             return
         if not replicas.any_usable:
             raise self._shed(None, count)
@@ -225,7 +228,7 @@ class Gateway:
         degrade = not options.exact and (policy.degrade if options.degrade is None else options.degrade)
         replica = self.replicas.choose()
         if replica is None or (degrade and self._spares.answers_alone):
-            if not self._spares.room(self._max_outstanding):
+            if not self._spares.room(self._max_outstanding) and not self._room_to_wait():
                 raise self._shed(replica)
         elif replica.outstanding >= self._max_outstanding:
             raise self._shed(replica)
@@ -322,6 +325,13 @@ class Gateway:
             return OverloadedError("no replica has room; try again later", wait_s)
         # By then even the shortest queue has been worked off, so that there is room for more than one.
         return OverloadedError("all queues are full; try again later", self._worked_off_s(replica.outstanding))
+
+    def _room_to_wait(self) -> int:
+        """Counts the items that may wait for workers that an item may have broken, which are back within seconds."""
+        replicas = self.replicas
+        if replicas.any_connected or not self._spares.sends_items or self._clock.time() > self._broken_at_s + _RETURN_S:
+            return 0
+        return max(0, self._max_outstanding * len(replicas.all) - len(self._items))
 
     def _worked_off_s(self, outstanding: int) -> float:
         """Gives the seconds until a queue is worked off, after which a refused client may try again."""
@@ -434,6 +444,8 @@ class Gateway:
             self._retry(item, now)
         else:
             # An item that only waited where a worker was lost goes elsewhere as if nothing had happened.
+            if reply.began:
+                self._broken_at_s = now
             if reply.began and not attempt.blamed:
                 self._blame(item, attempt, error, now)
             self._rescue(item, now)
@@ -501,6 +513,8 @@ class Gateway:
             return
         if self._use_fill(item, now) or item.cross_check_open:
             return
+        if item.suspect and not item.cleared and not item.tried_again and self._is_frozen(item):
+            self._clear(item)
         if item.suspect and not item.tried_again and item.failures + item.lost_a_pass >= _MAX_FAILURES:
             self._cross_check(item, now)
             return
@@ -524,6 +538,8 @@ class Gateway:
         # everything would make it slower.
         if not (busy and replica.silent_s(now) > self.replicas.stall_after_s / 2):
             self._send_again(item, replica, now)
+        else:
+            self._spares.stand_in(item)
 
     def _rest_ends_before(self, moment_s: float) -> bool:
         """Tells whether a replica that has no room now will have some by then."""
@@ -541,12 +557,14 @@ class Gateway:
         """Judges an item with which two workers were lost at the same time, neither of them in a second attempt.
 
         Either the item broke both, or the whole fleet was killed or froze. So another replica does a blank pass: if it
-        can, the item is to blame; if not, or without another replica, the item has a second attempt as any suspect has.
+        can, the item is to blame; if not, a backup may take it. In that case, and without another replica, the item has
+        a second attempt as any suspect has.
         """
         replica = None if item.cross_checked else self.replicas.choose(item.tried)
         item.cross_checked = True
         if replica is None or replica.health.stalled:
-            self._on_cross_checked(item, False)
+            item.failures = 1
+            self._suspects.add(item, now)
         else:
             item.cross_check_open = True
             self._check(item, replica, partial(self._on_cross_checked, item))
@@ -557,12 +575,26 @@ class Gateway:
             return
         now = self._clock.time()
         if fleet_is_well:
+            self._suspects.forget(item)
             item.failures = _MAX_FAILURES
             item.tried_again = True
             self._give_up(item, now)
         else:
-            item.failures = 1
+            self._clear(item)
             self._suspects.add(item, now)
+
+    def _clear(self, item: Item) -> None:
+        """Lets a backup take a suspect: what happened to its worker happens to others without it."""
+        item.failures = 1
+        item.cleared = True
+        self._spares.stand_in(item)
+
+    def _is_frozen(self, item: Item) -> bool:
+        """Tells whether all replicas are silent, and one of them over something else than the item."""
+        if not self.replicas.all_stalled:
+            return False
+        heads = [replica.at_work for replica in self.replicas.all if replica.health.stalled]
+        return any(head and not any(attempt.item is item for attempt in head) for head in heads)
 
     def _check(self, item: Item, replica: Replica, then: Callable[[bool], object]) -> None:
         """Has a replica do a pass of a blank item, and calls `then` with whether it could."""
@@ -649,7 +681,24 @@ class Gateway:
             return False
         if item.failures or item.lost_alone or (item.fill is not None and not item.late):
             return False  # what has a fill is answered as soon as it is late
+        if not self._may_add_worker(item):
+            return False
         return self.replicas.choose(item.tried) is not None
+
+    def _may_add_worker(self, item: Item) -> bool:
+        """Tells whether one more worker may have an item: one that hangs takes every worker with it that has it.
+
+        Two may. A third gains little where few tasks are slow; where many are it keeps the p99 out of the slow mode.
+        So large fleets have it: up to a third of the healthy replicas, and none since an item was at fault.
+        """
+        workers, replicas = item.workers, self.replicas
+        if item.suspect or workers < _MAX_WORKERS:
+            return item.cleared or not item.suspect
+        return (
+            workers < replicas.healthy / 3
+            and not replicas.any_stalled
+            and not self._poison.holds_any(self._clock.time())
+        )
 
     def _hedge_gain_s(self, item: Item) -> float:
         """Gives the seconds that a hedge is expected to gain."""
@@ -697,8 +746,11 @@ class Gateway:
 
     def _on_pass_over(self, item: Item) -> None:
         """Goes on with an item that has no answer although the last spare that worked on it has replied."""
+        now = self._clock.time()
         if not item.open_attempts:
-            self._rescue(item, self._clock.time())
+            self._rescue(item, now)
+        elif item.late and item.hedge_at == _NEVER and item.fill is None and not item.unsure:
+            self._hedge(item, now)  # the backup gave no answer, and is no longer in the way of another replica
 
     def _use_fill(self, item: Item, now: float) -> bool:
         """Answers from the spare, if it has replied."""
@@ -813,7 +865,7 @@ class Gateway:
         replicas, spares = self.replicas, self._spares
         for stalled in replicas.eject_stalled(now):
             stalled.backend.suspect()
-            for attempt in list(islice(stalled.open, stalled.backend.batch)):  # any of them may be in the pass
+            for attempt in stalled.at_work:
                 if attempt.item is not None and not attempt.item.done and not attempt.blamed:
                     silent = BackendLostError(f"{stalled.backend.name} stopped replying")
                     self._blame(attempt.item, attempt, silent, now)

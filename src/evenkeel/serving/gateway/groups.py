@@ -93,11 +93,12 @@ class Waiting:
 class Group:
     """Holds the items that one encoding covers, and the replies so far."""
 
-    __slots__ = ("code", "items", "replies")
+    __slots__ = ("code", "items", "open_spares", "replies")
 
     def __init__(self, code: Code, items: list[Item]) -> None:
         self.code = code
         self.items = items
+        self.open_spares = 0  # spare tasks whose replies are not in
         self.replies: dict[int, Array] = {}
 
     @property

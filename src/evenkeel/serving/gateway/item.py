@@ -67,6 +67,7 @@ class Item:
         "attempts",
         "audited",
         "blamed_at_s",
+        "cleared",
         "cross_check_open",
         "cross_checked",
         "deadline_at",
@@ -126,6 +127,7 @@ class Item:
         self.failures = 0  # passes for it that ended in an error, or that their worker did not survive
         self.error: EvenkeelError | None = None  # of the last of these
         self.suspect = False  # a worker died or stopped replying while it worked on this item
+        self.cleared = False  # of the suspicion: another worker was lost or fell silent without it
         self.blamed_at_s = 0.0  # when that was seen last
         self.tried_again = False  # a suspect had its second attempt, or what is known of it does for one
         self.cross_checked = False  # where two workers were lost with it at once, another one is looked at, once
@@ -138,9 +140,15 @@ class Item:
         self.min_confidence = 0.0
         self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
         self.uncovered = False  # to be handed to the backups only when it is late
-        self.passes = 0  # of spares that may still answer it
+        self.passes = 0  # of backups that may still answer it
         self.lost_a_pass = False  # a backup died or stopped replying with it, so no other gets it
         self.lost_alone = False  # the same, and no other item was in that pass
         self.unsure = False  # a spare answered, but below `min_confidence`
         self.on_own_reply: Callable[[Array], object] | None = None  # of the group whose decoding needs that reply
         self.prepared: dict[Hashable, Array] = {}  # form -> what codes of that form keep of the item
+
+    @property
+    def workers(self) -> int:
+        """Counts the workers that are, or will be, at work on it; not those that fell silent over something else."""
+        waits = [one for one in self.open_attempts if one.node.health.stalled and one not in one.node.at_work]
+        return len(self.open_attempts) - len(waits) + self.passes

@@ -5,6 +5,7 @@ keep it for ever, and the worker's slot with it. So each task has a limit, beyon
 """
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from evenkeel.arrays import Array
@@ -84,6 +85,11 @@ class Node:
         self.backend = backend
         self.open: dict[Attempt, None] = {}
         self._limit_s = limit_s
+
+    @property
+    def at_work(self) -> list[Attempt]:
+        """Gives the tasks that may be in its pass now."""
+        return list(islice(self.open, self.backend.batch))
 
     def send(
         self,

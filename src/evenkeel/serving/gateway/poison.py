@@ -24,11 +24,15 @@ class PoisonMemory:
         if len(self._until_s) > _MAX_KEPT:
             del self._until_s[next(iter(self._until_s))]
 
-    def holds(self, item: Array, now_s: float) -> bool:
-        """True for an item that is remembered. Costs nothing while none is."""
+    def holds_any(self, now_s: float) -> bool:
+        """True while an item is remembered."""
         while self._until_s and next(iter(self._until_s.values())) <= now_s:
             del self._until_s[next(iter(self._until_s))]
-        return bool(self._until_s) and _digest(item) in self._until_s
+        return bool(self._until_s)
+
+    def holds(self, item: Array, now_s: float) -> bool:
+        """True for an item that is remembered. Costs nothing while none is."""
+        return self.holds_any(now_s) and _digest(item) in self._until_s
 
 
 def _digest(item: Array) -> bytes:

@@ -181,6 +181,16 @@ class Replicas:
         return bool(self._usable)
 
     @property
+    def any_connected(self) -> bool:
+        """Tells whether any replica is there, however well it does."""
+        return any(replica.backend.ready for replica in self.all)
+
+    @property
+    def all_stalled(self) -> bool:
+        """Tells whether all that could be sent an item are silent."""
+        return bool(self._usable) and all(replica.health.stalled for replica in self._usable)
+
+    @property
     def healthy(self) -> int:
         """Counts the replicas that are ready and neither ejected nor broken."""
         return self._healthy

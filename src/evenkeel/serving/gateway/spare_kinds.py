@@ -38,6 +38,7 @@ def make_spares(
     on_lost: OnLost,
     on_pass_over: OnPassOver,
     escalate: Callable[[Item], object],
+    may_add_worker: Callable[[Item], bool],
 ) -> Spares:
     """Makes the spares that the policy can use; see `Gateway` for the arguments.
 
@@ -85,6 +86,7 @@ def make_spares(
             on_pass_over,
             model,
             pass_limit_s,
+            may_add_worker,
         )
         return LightFirst(made, escalate) if policy.light_first else made
     return NoSpares()
