@@ -62,6 +62,8 @@ class Collage(BackupCode):
         self.name = f"collage{grid}x{grid}"
         self.max_items = grid * grid
         self._tile = Tile(tile_side, tile_side, self.pixels, crop=not squeezed)
+        # Kept, since they are looked at for every item that waits and in every pass.
+        self._tile_shape, self._dtype = self._tile.shape, self.pixels.dtype
         side = grid * tile_side
         self._canvas_shape = (1, *self.pixels.shape(side, side))
         # Rows and columns of each box, so that encoding is slice copies and nothing else.
@@ -108,7 +110,7 @@ class Collage(BackupCode):
 
     def is_prepared(self, item: Array) -> bool:
         """Tells whether the item is a tile already."""
-        return item.shape == self._tile.shape and item.dtype == self.pixels.dtype
+        return item.shape == self._tile_shape and item.dtype == self._dtype
 
     def spares(self, prepared: Sequence[Array]) -> list[Task]:
         """Makes one task: the canvas; boxes that show nothing are blank (0)."""
@@ -116,15 +118,16 @@ class Collage(BackupCode):
         check_count(count, self.max_items)
         copies = self._copies(count)
         blank = np.empty if count + copies == self.max_items else np.zeros
-        canvas = blank(self._canvas_shape, self.pixels.dtype)
-        image = canvas[0] if self.pixels.layout == "NHWC" else canvas[0].transpose(1, 2, 0)
+        upright = self.pixels.layout == "NHWC"
+        canvas = blank(self._canvas_shape, self._dtype)
+        image = canvas[0] if upright else canvas[0].transpose(1, 2, 0)
         for number, tile in enumerate(prepared):
-            if tile.shape != self._tile.shape or tile.dtype != self.pixels.dtype:
+            if tile.shape != self._tile_shape or tile.dtype != self._dtype:
                 raise CodeError(
-                    f"item {number} is {tile.dtype} {list(tile.shape)}, expected a tile of {self.pixels.dtype} "
-                    f"{list(self._tile.shape)}; prepare items before they are encoded"
+                    f"item {number} is {tile.dtype} {list(tile.shape)}, expected a tile of {self._dtype} "
+                    f"{list(self._tile_shape)}; prepare items before they are encoded"
                 )
-            seen = tile if self.pixels.layout == "NHWC" else tile.transpose(1, 2, 0)
+            seen = tile if upright else tile.transpose(1, 2, 0)
             image[self._boxes[number]] = seen
             if number < copies:
                 image[self._boxes[count + number]] = seen[:, ::-1]

@@ -73,6 +73,13 @@ def _prepared(work: Sequence[tuple[Item, BackupCode]]) -> None:
             _log.exception("an item could not be prepared for %s", code.name)
 
 
+def _usable(item: Item, code: BackupCode) -> Array | None:
+    """Gives what the code takes of the item; None where that has still to be prepared."""
+    if item.prepared and (prepared := item.prepared.get(code.form)) is not None:
+        return prepared
+    return item.array if code.is_prepared(item.array) else None
+
+
 def _mark_lost(group: Group) -> None:
     """Notes of a group's items that a worker was lost with them, or fell silent: any of them may be the reason."""
     for item in group.items:
@@ -205,7 +212,7 @@ class Backups(Spares):
 
     def _add(self, item: Item) -> None:
         self._waiting.add(item)
-        if any(backup.idle for backup in self._backups):
+        if self._any_idle():
             # Taken at once, and if alone by the smallest code, which may need no preparation.
             self._waiting.wake()
         else:
@@ -215,10 +222,11 @@ class Backups(Spares):
         """Gives waiting items to backups that have become idle or ready."""
         if self._alone:
             self._feed_alone()
-        for backup in self._backups:
-            if backup.idle:
-                self._waiting.wake()
-                return
+        if self._waiting and self._any_idle():
+            self._waiting.wake()
+
+    def _any_idle(self) -> bool:
+        return any(backup.idle for backup in self._backups)
 
     def replica_replied(self, item: Item, outputs: Array) -> None:
         """Gives a replica's reply to the item's group, if that can use it."""
@@ -239,12 +247,7 @@ class Backups(Spares):
 
     def _prepare(self, items: Sequence[Item], codes: Sequence[BackupCode], then: Callable[[], object]) -> None:
         """Prepares items for codes of different forms, in another thread if that takes long; then goes on."""
-        work = [
-            (item, code)
-            for item in items
-            for code in codes
-            if code.form not in item.prepared and not code.is_prepared(item.array)
-        ]
+        work = [(item, code) for item in items for code in codes if _usable(item, code) is None]
         if work:
             self._offload(partial(_prepared, work), lambda _: then())
         else:
@@ -275,12 +278,18 @@ class Backups(Spares):
     def _send(self, backup: _Backup, code: BackupCode, taken: Sequence[Item]) -> None:
         stats = self._stats
         # What could not be made ready goes without a spare, and so does what was answered or sent on in the meantime.
-        wanted = [item for item in taken if not item.done and self._may_add_worker(item)]
-        items = [item for item in wanted if code.form in item.prepared or code.is_prepared(item.array)]
-        stats.code_errors += len(wanted) - len(items)
+        items, arrays = [], []
+        for item in taken:
+            if not item.done and self._may_add_worker(item):
+                array = _usable(item, code)
+                if array is None:
+                    stats.code_errors += 1
+                else:
+                    items.append(item)
+                    arrays.append(array)
         backup.reserved = False
         try:
-            tasks = code.spares([item.prepared.get(code.form, item.array) for item in items]) if items else []
+            tasks = code.spares(arrays) if items else []
         except CodeError:
             stats.code_errors += 1
             tasks = []
