@@ -294,6 +294,73 @@ def nobody_else_sees_weights_that_are_ahead() -> None:
         train(ddp, optimizer, STEPS, STEPS + 3)
 
 
+def states_taken_within_a_pass_hold_the_true_weights() -> None:
+    """As when a signal, or a hook of the model, asks for a checkpoint in the middle of a step."""
+    _, ddp, optimizer, _ = piped()
+    train(ddp, optimizer, 0, STEPS)
+    true, states, seen = weights(ddp), [], seen_by(ddp.module)
+
+    def take(*_: Any) -> None:
+        states.extend([ddp.state_dict(), ddp.module.state_dict(), ddp.module.state_dict(keep_vars=True)])
+
+    ddp.module[1].register_forward_hook(take)
+    next(ddp.parameters()).register_post_accumulate_grad_hook(take)
+    optimizer.zero_grad()
+    loss_of(ddp, STEPS, dist.get_rank()).backward()
+    assert len(states) == 6
+    assert not torch.equal(seen[0], true)
+    for state in states:
+        assert torch.equal(torch.cat([value.detach().flatten() for value in state.values()]), true)
+
+
+def a_closure_looks_ahead_like_no_closure() -> None:
+    """Frameworks give the optimizer a closure that computes the gradients."""
+
+    def trained(closure: bool) -> Tensor:
+        _, ddp, optimizer, _ = piped()
+        for step in range(STEPS):
+
+            def computed(step: int = step, ddp: Any = ddp, optimizer: Any = optimizer) -> Tensor:
+                optimizer.zero_grad()
+                loss = loss_of(ddp, step, dist.get_rank())
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(ddp.parameters(), 0.2)
+                return loss
+
+            if closure:
+                optimizer.step(computed)
+            else:
+                computed()
+                optimizer.step()
+        return weights(ddp)
+
+    assert torch.equal(trained(True), trained(False))
+
+
+def a_fused_step_is_tried_without_the_loss_scale() -> None:
+    """GradScaler leaves dividing by the loss scale to such an optimizer."""
+
+    def distances(fused: bool) -> list[float]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        pipe = evenkeel.PipeSGD(evenkeel.HookState(None, loss_scale=scaler.get_scale))
+        ddp = DistributedDataParallel(network())
+        ddp.register_comm_hook(pipe, evenkeel.comm_hook)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05, momentum=0.9, fused=fused)
+        pipe.attach(optimizer, look_ahead=ddp)
+        moved, seen = [], seen_by(ddp.module)
+        for step in range(8):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(ddp, step, dist.get_rank())).backward()
+            moved.append(float((seen[-1] - weights(ddp)).norm()))
+            scaler.step(optimizer)
+            scaler.update()
+        return moved
+
+    expected = distances(False)
+    assert all(distance > 0 for distance in expected[2:])
+    assert distances(True) == pytest.approx(expected, rel=1e-3)
+
+
 def several_passes_in_one_step() -> None:
     """Forward and backward passes in any order, recomputed activations too, give the gradients at the same weights."""
     rank = dist.get_rank()
@@ -554,6 +621,9 @@ def everything() -> list[str]:
         stop_and_resume,
         only_passes_in_training_are_ahead,
         nobody_else_sees_weights_that_are_ahead,
+        states_taken_within_a_pass_hold_the_true_weights,
+        a_closure_looks_ahead_like_no_closure,
+        a_fused_step_is_tried_without_the_loss_scale,
         several_passes_in_one_step,
         of_several_optimizers_all_look_ahead,
         parameters_that_share_memory_go_on_so,
@@ -570,7 +640,7 @@ def everything() -> list[str]:
 def test_two_ranks() -> None:
     done = local_ranks(2, everything, timeout_s=100)
     assert done[0] == done[1]
-    assert len(done[0]) == 12
+    assert len(done[0]) == 15
 
 
 def test_an_optimizer_that_cannot_try_a_step_is_refused() -> None:

@@ -129,7 +129,8 @@ def test_a_flush_in_the_middle_empties_the_pipeline() -> None:
     assert equal([model.step(pipe, gradients_of(0, 4), SPLIT)], [gradients_of(0, 3)])
 
 
-def test_an_attached_optimizer_does_nothing_while_the_pipeline_fills() -> None:
+@pytest.mark.parametrize("call", ["no closure", "closure", "closure by name"])
+def test_an_attached_optimizer_does_nothing_while_the_pipeline_fills(call: str) -> None:
     (ranks,) = thread_collectives(1)
     pipe, model = evenkeel.PipeSGD(hook_state(ranks, False)), Model([(3, 2)])
     (weight,) = model.parameters
@@ -140,8 +141,16 @@ def test_an_attached_optimizer_does_nothing_while_the_pipeline_fills() -> None:
     moved = []
     for _ in range(3):
         before = weight.detach().clone()
-        (weight.grad,) = model.step(pipe, [torch.ones(3, 2)], [[0]])
-        optimizer.step()
+
+        def computed() -> float:
+            (weight.grad,) = model.step(pipe, [torch.ones(3, 2)], [[0]])
+            return 7.0
+
+        if call == "no closure":
+            computed()
+            optimizer.step()
+        else:
+            assert (optimizer.step(computed) if call == "closure" else optimizer.step(closure=computed)) == 7.0
         moved.append(not torch.equal(before, weight))
     assert moved == [False, True, True]
     assert optimizer.state[weight]["step"] == 2

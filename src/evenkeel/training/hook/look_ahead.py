@@ -1,6 +1,7 @@
 """Computes gradients at the weights that they will be applied to: it foresees Pipe-SGD's own delay."""
 
 import copy
+import functools
 import inspect
 import math
 import warnings
@@ -17,7 +18,7 @@ from torch.futures import Future
 from evenkeel.errors import ConfigurationError
 from evenkeel.training.hook.buckets import as_gradient_of
 
-__all__ = ["LookAhead"]
+__all__ = ["LookAhead", "before_gradients_are_applied"]
 
 _NO_TRIAL = {"LBFGS", "ZeroRedundancyOptimizer"}
 _EagerFunction = TypeVar("_EagerFunction", bound=Callable[..., None])
@@ -38,8 +39,8 @@ class LookAhead:
 
     The weights that are ahead differ from rank to rank, so nobody else may see them: they are put in the parameters'
     places when a forward pass of training begins and taken out when it ends, and likewise for a backward pass through
-    its outputs, however either ends. Whatever runs at any other time - evaluation, `state_dict`, averages of weights,
-    copies - finds the true ones.
+    its outputs, however either ends. Whatever runs at any other time - evaluation, averages of weights, copies - finds
+    the true ones, and `state_dict` gives them even while such a pass runs, as when a signal asks for a checkpoint.
 
     A trial gradient is scaled as the user scaled the latest average before the optimizer applied it (clipping by norm,
     a GradScaler's `unscale_`); their norms give the scale.
@@ -92,7 +93,12 @@ class LookAhead:
         return (
             model.register_forward_pre_hook(self._before_forward),
             model.register_forward_hook(self._after_forward, always_call=True),
-            optimizer.register_step_pre_hook(self._before_step),
+            # PyTorch marks this hook with an attribute, which methods cannot have.
+            *(
+                each.register_state_dict_post_hook(functools.partial(self._after_state_dict))
+                for each in model.modules()
+            ),
+            before_gradients_are_applied(optimizer, self._before_applying),
             _Removal(lambda: self._detach(trial)),
         )
 
@@ -264,12 +270,43 @@ class LookAhead:
         self._true = self._within = None
         torch.clear_autocast_cache()  # which may hold weights of this pass in half precision
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _after_state_dict(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        """Puts the true weights of `module`'s own parameters in the places of those that are ahead."""
+        for name, parameter in module.named_parameters(recurse=False):
+            if self._true is not None and parameter in self._true and prefix + name in state:
+                state[prefix + name] = self._true[parameter]
+
+    def _before_applying(self, optimizer: torch.optim.Optimizer) -> None:
         self._leave()
         self._ready = False
         for trial in self._trials:
             if trial.optimizer is optimizer:
                 trial.note_scale(self._given)
+
+
+def before_gradients_are_applied(optimizer: torch.optim.Optimizer, act: Callable[[torch.optim.Optimizer], None]) -> Any:
+    """Has `act` called within each step of `optimizer`, when the gradients are there: after its closure, if it has one.
+
+    Returns:
+        A handle whose `remove` undoes it.
+    """
+
+    def before_step(stepping: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs["closure"] if "closure" in kwargs else args[1] if len(args) > 1 else None
+        if closure is None:
+            act(stepping)
+            return None
+
+        def computed() -> Any:
+            loss = closure()
+            act(stepping)
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": computed}
+        return (args[0], computed, *args[2:]), kwargs
+
+    return optimizer.register_step_pre_hook(before_step)
 
 
 class _Trial:
@@ -321,6 +358,8 @@ class _Trial:
         parameters = self.parameters()
         before = _norm(given[each][0].value().narrow(0, *given[each][1:]) for each in parameters if each in given)
         applied = _norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+        # A fused step divides by the loss scale itself, where a GradScaler has put it on the optimizer.
+        applied /= float(getattr(self.optimizer, "grad_scale", None) or 1.0)
         if before > 0 and math.isfinite(applied / before):
             self.scale = applied / before
 

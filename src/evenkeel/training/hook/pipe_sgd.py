@@ -24,7 +24,7 @@ from evenkeel.training.hook.buckets import (
 from evenkeel.training.hook.checks import check_loss_scale, check_pickles, check_saved_state
 from evenkeel.training.hook.ddp_hook import comm_hook
 from evenkeel.training.hook.hook_state import HookState
-from evenkeel.training.hook.look_ahead import LookAhead
+from evenkeel.training.hook.look_ahead import LookAhead, before_gradients_are_applied
 from evenkeel.training.hook.parameter_book import ParameterBook
 from evenkeel.training.hook.stats import HookStats
 
@@ -172,7 +172,7 @@ class PipeSGD:
         """
         pipe = weakref.ref(self)
 
-        def without_gradients(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        def without_gradients(stepping: torch.optim.Optimizer) -> None:
             attached = pipe()
             if attached is not None and attached.skip_step:
                 # Optimizers pass over parameters without a gradient, their momentum and weight decay included.
@@ -181,7 +181,7 @@ class PipeSGD:
                         parameter.grad = None
 
         handles = [] if look_ahead is None else self._ahead.attach(look_ahead, optimizer)
-        return Attachment([*handles, optimizer.register_step_pre_hook(without_gradients)])
+        return Attachment([*handles, before_gradients_are_applied(optimizer, without_gradients)])
 
     def flush(self) -> bool:
         """Puts the averages still unused into the parameters' `grad`; False when there are none.
