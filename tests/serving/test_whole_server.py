@@ -206,3 +206,38 @@ def test_a_worker_that_cannot_start_is_told_in_one_line(tmp_path: Path) -> None:
                 pass
 
     asyncio.run(run())
+
+
+def test_an_image_whose_pass_never_ends_costs_no_other_request_although_both_workers_have_it(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text(
+        "import threading\nimport numpy as np\n"
+        "def make():\n"
+        "    def run(rows):\n"
+        "        if (rows == 7).all():\n"
+        "            threading.Event().wait()\n"
+        "        return np.eye(10, dtype=np.float32)[rows[:, 0, 0, 0] % 10] * 9\n"
+        "    return run\n"
+    )
+    config = {"replicas": 1, "backups": 1, "codes": ["replicate"], "run": f"python:{tmp_path}/hangs.py:make"}
+
+    async def ask(session: aiohttp.ClientSession, pixel: int) -> tuple[int, float]:
+        data = np.full((1, 32, 32, 3), pixel, np.uint8).tobytes()
+        path, kind = "/v2/models/cifar10-base/infer", "application/octet-stream"
+        headers = {"Inference-Header-Content-Length": "0", "Content-Type": kind}
+        async with session.post(path, data=data, headers=headers) as response:
+            found = await response.json()
+            return response.status, found["outputs"][0]["data"][pixel % 10] if response.status == 200 else 0.0
+
+    async def run() -> None:
+        async with ServerProcess(config) as server, aiohttp.ClientSession(server.url) as session:
+            assert await ask(session, 3) == (200, 9.0)
+            poison = asyncio.create_task(ask(session, 7))
+            others: list[asyncio.Task[tuple[int, float]]] = []
+            while not poison.done():  # two a second
+                others.append(asyncio.create_task(ask(session, 8 + len(others) % 200)))
+                await asyncio.wait([poison], timeout=0.5)
+            assert (await poison)[0] == 500
+            assert await asyncio.gather(*others) == [(200, 9.0)] * len(others)
+            assert (await read_counters(server.url))["failed"] == 1
+
+    asyncio.run(run())

@@ -483,3 +483,16 @@ def test_whatever_may_be_in_the_pass_of_a_silent_worker_is_suspect(batch):
     assert blamed[:batch] == had[:batch]
     assert len(blamed) == batch
     scene.assert_everything_answered()
+
+
+def test_a_frozen_worker_is_found_by_its_first_passes_where_there_were_too_few_for_a_quantile():
+    scene = Scene("none", replicas=2, backups=0, deadline_s=60.0)
+    assert scene.gateway.replicas.stall_after_s == 10.0
+    scene.slow(0, 1, seconds=0.01)
+    scene.send(2)
+    scene.run()
+    assert scene.gateway.replicas.stall_after_s == 1.0
+    scene.slow(0, 1, seconds=0.1)
+    scene.send(2)
+    scene.run()
+    assert scene.gateway.replicas.stall_after_s == pytest.approx(5.0)

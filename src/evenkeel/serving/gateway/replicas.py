@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 # A replica that has no room and does not say until when rests for this long, twice as long each time in a row.
 _FIRST_REST_S = 0.1
 _MAX_REST_S = 60.0  # whatever it says
+# Silence that counts as a stall before the usual time is known: so many times the longest pass, or without any pass.
+_FEW_FACTOR = 50.0
+_UNKNOWN_STALL_S = 10.0
 
 
 def described(error: BaseException | None) -> str:
@@ -160,6 +163,7 @@ class Replicas:
         self.any_ejected = False
         self.any_stalled = False
         self.any_ready = False
+        self._longest_s = 0.0  # of all passes; used while they are too few for a quantile
         self.sweep_every_s = max(settings.min_stall_s / 4, 0.01)
         self.refresh()
 
@@ -239,6 +243,8 @@ class Replicas:
                 self._readmit(replica, now_s)
             return
         self._service_times.add(service_s)
+        if service_s > self._longest_s:
+            self._longest_s = service_s
         if health.replied(service_s):
             self.refresh(now_s)
         if health.is_slow(self._service_times.quantile(0.5)) and self._may_eject():
@@ -273,8 +279,11 @@ class Replicas:
     def stall_after_s(self) -> float:
         """Gives the seconds of silence that count as a stall."""
         p95_s = self._service_times.quantile(0.95)
-        # While nothing is known, be slow to suspect anybody.
-        return max(self.settings.min_stall_s, 10.0 if p95_s is None else self.settings.stall_factor * p95_s)
+        if p95_s is not None:
+            limit_s = self.settings.stall_factor * p95_s
+        else:  # while little is known, be slow to suspect anybody
+            limit_s = min(_FEW_FACTOR * self._longest_s, _UNKNOWN_STALL_S) if self._longest_s else _UNKNOWN_STALL_S
+        return max(self.settings.min_stall_s, limit_s)
 
     def eject_stalled(self, now_s: float) -> list[Replica]:
         """Ejects the replicas that have been silent for too long, and gives them."""
@@ -302,6 +311,8 @@ class Replicas:
         self, replica: Replica, service_s: float | None, now_s: float, error: Exception | None = None
     ) -> None:
         """Judges a replica by a probe that came back after `service_s`, or failed (None) with `error`."""
+        if service_s is not None:
+            self._longest_s = max(self._longest_s, service_s)
         if replica.health.probe_back(service_s, self._service_times.quantile(0.5), now_s):
             self._readmit(replica, now_s)
         elif service_s is None and (replica.health.ejected or replica.health.broken):
