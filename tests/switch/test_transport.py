@@ -15,7 +15,7 @@ from evenkeel.switch.aggregator import Rule, SlotPolicy
 from evenkeel.switch.host import StepEnd, SwitchHost, resolve
 from evenkeel.switch.packet import HEADER_BYTES, Kind, LaneType, Packet, parse, write
 from evenkeel.switch.server import SwitchServer
-from evenkeel.switch.terms import THC_TABLE, Terms, fit_terms, hello
+from evenkeel.switch.terms import THC_TABLE, Control, Terms, control_packet, fit_terms, hello, read_control
 from switch_helpers import serving
 
 _TABLE = np.array(THC_TABLE, np.uint8)
@@ -196,6 +196,48 @@ def test_late_workers_are_left_out_and_get_the_sum() -> None:
             host.close()
 
 
+def test_a_fragment_that_a_later_one_has_overtaken_is_ended_at_its_deadline_too() -> None:
+    with serving(rule=None) as server:
+        hosts = [
+            SwitchHost([server.address], terms_of(3, worker, deadline_s=0.01, at_least=2), silence_s=10)
+            for worker in range(3)
+        ]
+        for host in hosts:
+            assert host.hello(5)
+        terms = hosts[0].terms
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
+            ear.bind(("127.0.0.1", 0))
+            ear.settimeout(5)
+            ear.sendto(hello(terms, None, 0, 0, 0, 1, 0), server.address)
+            for fragment in (5, 0):
+                for worker in range(2):
+                    packet = Packet(Kind.GRADIENT, terms.lane_type, terms.job, terms.token, fragment, 1 << worker)
+                    ear.sendto(write(replace(packet, payload=bytes(terms.up_bytes))), server.address)
+                while (result := parse(ear.recv(65536))).kind != Kind.RESULT:
+                    pass
+                assert (result.fragment, result.bitmap) == (fragment, 0b011)
+        for host in hosts:
+            host.close()
+
+
+def test_a_welcome_of_an_earlier_epoch_is_none() -> None:
+    with serving() as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ear:
+        ear.settimeout(5)
+        terms = terms_of(2, 0)
+        ear.sendto(hello(terms, None, 3, 0, 0, 1, 0), server.address)
+        welcome = ear.recv(65536)
+        assert read_control(welcome, terms, 4) is None
+        found = read_control(welcome, terms, 3)
+        assert found is not None
+        assert found[0] == Control.WELCOME
+        # Who asks in an epoch that the server does not know is told so.
+        first = control_packet(terms, 4, Control.QUERY, 1, bytes(4))
+        ear.sendto(first, server.address)
+        refused = read_control(ear.recv(65536), terms, 4)
+        assert refused is not None
+        assert refused[0] == Control.REFUSED
+
+
 def test_what_does_not_fit_is_counted_and_dropped() -> None:
     with serving() as server:
         host, other = (SwitchHost([server.address], terms_of(2, worker), silence_s=10) for worker in range(2))
@@ -311,7 +353,7 @@ def test_an_address_that_is_taken_or_wrong() -> None:
     for wrong in ("somewhere", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:99999"):
         with pytest.raises(ConfigurationError, match="host:port"):
             resolve(wrong)
-    assert len(hello(terms_of(2, 0), 0, 0, 0, 0, 1, 0)) % 8 == 0
+    assert len(hello(terms_of(2, 0), None, 0, 0, 0, 1, 0)) % 8 == 0
 
 
 @pytest.mark.parametrize("policy", list(SlotPolicy), ids=lambda policy: policy.name)

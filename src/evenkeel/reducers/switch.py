@@ -22,7 +22,7 @@ from evenkeel.reducers.ranks.group_collectives import collectives_over
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.switch.host import HostCounters, StepEnd, SwitchHost, resolve, shape_of, unpack_table
-from evenkeel.switch.packet import MAX_JOBS, LaneType
+from evenkeel.switch.packet import LaneType
 from evenkeel.switch.peers import ExchangeState, PeerDesk, PeerStream
 from evenkeel.switch.priority import PriorityMeter
 from evenkeel.switch.recode import fewer_bits
@@ -264,7 +264,7 @@ class SwitchReducer(Reducer):
             if not 1 <= at_least <= ranks.world:
                 raise ConfigurationError(f"at_least must be 1 to {ranks.world}, the number of ranks, found {at_least}")
         terms = Terms(
-            job=MAX_JOBS + number,
+            job=number,
             token=self._token,
             worker=ranks.rank,
             world=ranks.world,

@@ -18,7 +18,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.switch.build import load
 from evenkeel.switch.terms import Control, Shape, Terms, Welcome, ask_shape, hello, read_control, read_shape
 
-__all__ = ["HostCounters", "StepEnd", "SwitchHost", "resolve", "shape_of", "unpack_table"]
+__all__ = ["HostCounters", "HostTerms", "StepEnd", "SwitchHost", "resolve", "shape_of", "typed", "unpack_table"]
 
 _HELLO_AGAIN_S = 0.1
 _MAX_SERVERS = 16
@@ -49,7 +49,9 @@ class HostCounters:
     round_trip_ns: int
 
 
-class _CTerms(ctypes.Structure):
+class HostTerms(ctypes.Structure):
+    """Mirrors `struct terms`."""
+
     _fields_ = (
         *((name, c_uint32) for name in ("job", "epoch", "worker", "world", "lane_type", "up_bytes", "down_bytes")),
         *((name, c_uint32) for name in ("at_least", "window", "span")),
@@ -70,7 +72,7 @@ class SwitchHost:
         ConfigurationError: no server, too many, or no compiler for the C parts.
 
     Attributes:
-        job: number by which the job's packets go; its name until a server has said one.
+        number: by which the job's packets go; None until a server has said it.
         epoch: of the numbers that are sent.
         sum_bits: in which sums come; 0: as lanes.
         down_bytes: of a fragment's sums.
@@ -81,7 +83,7 @@ class SwitchHost:
             raise ConfigurationError(f"servers: one to {_MAX_SERVERS} can share the work, found {len(servers)}")
         self.servers = list(servers)
         self.terms = terms
-        self.job = terms.job
+        self.number: int | None = None
         self.epoch = 0
         self._silence_ns = int(silence_s * 1e9)
         self._library = _library()
@@ -110,7 +112,9 @@ class SwitchHost:
             for server in waiting:
                 shard = self.servers.index(server)
                 with contextlib.suppress(OSError):  # unreachable for now: silent
-                    self._socket.sendto(hello(terms, self.job, self.epoch, sent, low, len(self.servers), shard), server)
+                    self._socket.sendto(
+                        hello(terms, self.number, self.epoch, sent, low, len(self.servers), shard), server
+                    )
             again = min(until, time.monotonic() + _HELLO_AGAIN_S)
             while waiting and (left := again - time.monotonic()) > 0:
                 self._socket.settimeout(max(left, 1e-3))
@@ -120,7 +124,7 @@ class SwitchHost:
                     break
                 except OSError:
                     continue  # nobody listens there
-                found = read_control(answer, terms, self.job)
+                found = read_control(answer, terms, self.epoch)
                 if found is None or server not in waiting:
                     continue
                 word, body = found
@@ -133,7 +137,7 @@ class SwitchHost:
         if len({(welcome.sum_bits, welcome.job) for welcome in welcomes}) > 1:
             raise ConfigurationError("servers: some are switches and some are parameter servers; use one kind")
         self._socket.setblocking(True)
-        self.job = welcomes[0].job
+        self.number = welcomes[0].job
         self._settle(welcomes[0].sum_bits, min(welcome.span for welcome in welcomes))
         return True
 
@@ -208,11 +212,19 @@ class SwitchHost:
         if self._handle is not None:
             if sum_bits != self.sum_bits:
                 raise ConfigurationError("the server that is there now writes sums otherwise than the one before")
-            self._library.host_renumber(self._handle, self.job)
+            self._library.host_renumber(self._handle, self.number)
             return
         self.sum_bits, self.down_bytes = sum_bits, terms.down_bytes(sum_bits)
-        packed = _CTerms(
-            *(self.job, self.epoch, terms.worker, terms.world, terms.lane_type, terms.up_bytes, self.down_bytes),
+        packed = HostTerms(
+            *(
+                terms.job if self.number is None else self.number,
+                self.epoch,
+                terms.worker,
+                terms.world,
+                terms.lane_type,
+                terms.up_bytes,
+                self.down_bytes,
+            ),
             *(terms.at_least, terms.window, span, terms.token, self._silence_ns),
         )
         addresses = (c_uint32 * len(self.servers))(
@@ -271,9 +283,13 @@ def unpack_table(packed: NDArray[np.uint8], table: NDArray[np.uint8], bits: int,
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = load("host")
+    return typed(load("host"))
+
+
+def typed(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Says what the functions of `native/host.c` take and give."""
     library.host_open.restype = c_void_p
-    library.host_open.argtypes = c_int, POINTER(c_uint32), POINTER(c_uint16), c_int, POINTER(_CTerms)
+    library.host_open.argtypes = c_int, POINTER(c_uint32), POINTER(c_uint16), c_int, POINTER(HostTerms)
     library.host_close.argtypes = (c_void_p,)
     library.host_renumber.argtypes = c_void_p, c_uint32
     library.host_begin.argtypes = c_void_p, c_void_p, c_void_p, c_void_p, c_uint32, c_uint32, c_uint32

@@ -12,7 +12,7 @@ from evenkeel.switch.build import load
 from evenkeel.switch.registrar import Registrar
 from evenkeel.switch.table import Table
 
-__all__ = ["DEFAULT_RULE", "SERVER_COUNTERS", "SwitchServer"]
+__all__ = ["DEFAULT_RULE", "SERVER_COUNTERS", "SwitchServer", "typed_server"]
 
 _SLICE_S = 0.1
 _RING = 1 << 14
@@ -126,12 +126,17 @@ def _share(share: float) -> int:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = load("server")
+    return typed_server(load("server"))
+
+
+def typed_server(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Says what the functions of `native/server.c` take and give."""
     library.server_open.restype = c_void_p
     library.server_open.argtypes = c_int, c_void_p, c_uint32, c_uint64, c_uint64, c_uint64, c_uint64
     library.server_close.argtypes = (c_void_p,)
     library.server_behind.argtypes = c_void_p, c_uint32, c_uint32, c_void_p
     library.server_enroll_again.argtypes = (c_void_p,)
+    library.server_turn.argtypes = c_void_p, POINTER(c_int)
     library.server_run.argtypes = c_void_p, c_uint64
     library.server_counters.argtypes = c_void_p, POINTER(c_int)
     library.server_counters.restype = POINTER(c_uint64)

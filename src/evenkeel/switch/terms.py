@@ -23,7 +23,8 @@ __all__ = [
 ]
 
 _CONTROL = struct.Struct("<II")
-_HELLO = struct.Struct("<8IQ4I256s")
+_HELLO = struct.Struct("<8IQ6I256s")
+_NO_NUMBER = 0xFFFFFFFF
 _WELCOME = struct.Struct("<QIIII")
 _SHAPE = struct.Struct("<II")
 _LANE_STEP = 64  # so many lanes of any width are whole words
@@ -37,7 +38,7 @@ class Terms:
     """Holds what all workers of a job say to the servers in the same words, but for the worker's own number.
 
     Attributes:
-        job: name of the job among its workers; from 256 on it is no number that a switch has given to another.
+        job: name of the job among its workers.
         token: known to its workers only.
         worker: number of this one.
         world: how many there are.
@@ -123,11 +124,11 @@ class Shape:
 ANY_SHAPE = Shape()
 
 
-def control_packet(terms: Terms, job: int, epoch: int, word: Control, count: int, body: bytes) -> bytes:
-    """Writes a CONTROL packet of a worker, about the job of this number or name."""
-    own = 1 << terms.worker
+def control_packet(terms: Terms, epoch: int, word: Control, count: int, body: bytes) -> bytes:
+    """Writes a CONTROL packet of a worker, about the job of this name."""
+    payload = _payload(word, count, body)
     return write(
-        Packet(Kind.CONTROL, LaneType.NONE, job, terms.token, 0, own, epoch, payload=_payload(word, count, body))
+        Packet(Kind.CONTROL, LaneType.NONE, terms.job, terms.token, 0, 1 << terms.worker, epoch, payload=payload)
     )
 
 
@@ -145,10 +146,10 @@ def read_shape(data: bytes, nonce: int) -> Shape | None:
     return Shape(words, bool(bytes_only)) if words <= MAX_WORDS else None
 
 
-def read_control(data: bytes, terms: Terms, job: int) -> tuple[Control, bytes] | None:
-    """Reads what a server says about the job of this number or name; None if it is something else."""
+def read_control(data: bytes, terms: Terms, epoch: int) -> tuple[Control, bytes] | None:
+    """Reads what a server says about the job of this name in this epoch; None if it is something else."""
     found = _read(data)
-    if found is None or (found[0].job, found[0].token) != (job, terms.token):
+    if found is None or (found[0].job, found[0].token, found[0].epoch) != (terms.job, terms.token, epoch):
         return None
     return found[1:]
 
@@ -174,12 +175,12 @@ def _read(data: bytes) -> tuple[Packet, Control, bytes] | None:
     return packet, Control(word), body[:count] if word in (Control.REFUSED, Control.WELCOME) else body
 
 
-def hello(terms: Terms, job: int, epoch: int, sent: int, low: int, shards: int, shard: int) -> bytes:
+def hello(terms: Terms, number: int | None, epoch: int, sent: int, low: int, shards: int, shard: int) -> bytes:
     """Writes the packet by which a worker joins a job.
 
     Args:
         terms: of the job.
-        job: its number, if a server has given it one, or its name.
+        number: by which its packets go, if a server has said so.
         epoch: of the numbers that it sends.
         sent: it has sent no fragment from this one on.
         low: it has the sums of all fragments below this one.
@@ -188,9 +189,10 @@ def hello(terms: Terms, job: int, epoch: int, sent: int, low: int, shards: int, 
     """
     body = _HELLO.pack(
         *(terms.world, terms.worker, terms.lanes, terms.lane_type, terms.sum_bits, int(terms.map is not None)),
-        *(terms.at_least, terms.window, int(terms.deadline_s * 1e9), sent, low, shards, shard, terms.map or b""),
+        *(terms.at_least, terms.window, int(terms.deadline_s * 1e9), sent, low, shards, shard),
+        *(_NO_NUMBER if number is None else number, 0, terms.map or b""),
     )
-    return control_packet(terms, job, epoch, Control.HELLO, len(body), body)
+    return control_packet(terms, epoch, Control.HELLO, len(body), body)
 
 
 def fit_terms(

@@ -7,7 +7,7 @@
 #include "packet.h"
 
 enum ek_word {
-	EK_HELLO = 1,   /* worker to server: these are my job's terms */
+	EK_HELLO = 1,   /* worker to server: these are my job's terms; for `job` stands its name among workers */
 	EK_WELCOME = 2, /* server to worker: you are in */
 	EK_REFUSED = 3, /* server to worker: you are not; a text says why */
 	EK_QUERY = 4,   /* worker to server: these results are overdue */
@@ -23,11 +23,15 @@ struct ek_control {
 	uint32_t count;
 };
 
+#define EK_NO_NUMBER 0xffffffffu
+
 struct ek_hello {
 	uint32_t world, worker, lanes, lane_type, sum_bits, mapped, at_least, window;
 	uint64_t deadline_ns;
 	uint32_t sent, low;     /* the worker has sent no fragment from the first on; below the second it has all results */
 	uint32_t shards, shard; /* fragments f with f % shards == shard are this server's */
+	uint32_t number;        /* by which the job's packets go, if a server has said so; EK_NO_NUMBER */
+	uint32_t unused;
 	uint8_t map[256];       /* of a sum, to what is written for it */
 };
 

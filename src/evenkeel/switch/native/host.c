@@ -444,8 +444,7 @@ static void ask(struct host *h, uint64_t now)
 			header_of(h, (void *)bytes, EK_CONTROL, EK_NO_LANES, 8 * words);
 			memcpy(bytes + EK_HEADER_BYTES, &c, sizeof c);
 			h->counters[QUERIES]++;
-			sendto(h->fd, bytes, EK_HEADER_BYTES + 8 * words, MSG_DONTWAIT, (void *)&h->server[server],
-			       sizeof h->server[server]);
+			send_one(h->fd, &h->server[server], bytes, EK_HEADER_BYTES + 8 * words);
 		}
 	}
 }
@@ -464,7 +463,7 @@ static void tell_low(struct host *h)
 	memcpy(bytes + EK_HEADER_BYTES, &c, sizeof c);
 	memcpy(bytes + EK_CONTROL_BYTES, &low, 4);
 	for (int i = 0; i < h->servers; i++)
-		sendto(h->fd, bytes, sizeof bytes, MSG_DONTWAIT, (void *)&h->server[i], sizeof h->server[i]);
+		send_one(h->fd, &h->server[i], bytes, sizeof bytes);
 }
 
 /* Goes on with the exchange for so long. */

@@ -129,13 +129,13 @@ static struct job *job_find(struct server *s, uint32_t number, uint64_t token)
 	return NULL;
 }
 
-/* The same for a HELLO: a worker that has not heard of the number yet says the name that its job has among workers. */
+/* The same by the name that the job has among its workers. */
 static struct job *job_named(struct server *s, uint32_t name, uint64_t token)
 {
 	for (int i = 0; i < MAX_JOBS; i++)
 		if (s->jobs[i].used && s->jobs[i].name == name && s->jobs[i].token == token)
 			return &s->jobs[i];
-	return job_find(s, name, token);
+	return NULL;
 }
 
 static void say(struct server *s, const struct sockaddr_in *to, const struct ek_header *about, enum ek_word word,
@@ -154,7 +154,7 @@ static void say(struct server *s, const struct sockaddr_in *to, const struct ek_
 	*c = (struct ek_control){word, count};
 	memset(s->scratch + EK_CONTROL_BYTES, 0, 8 * words - sizeof *c);
 	memcpy(s->scratch + EK_CONTROL_BYTES, body, bytes);
-	sendto(s->fd, s->scratch, EK_HEADER_BYTES + 8 * words, 0, (const void *)to, sizeof *to);
+	send_one(s->fd, to, s->scratch, EK_HEADER_BYTES + 8 * words);
 }
 
 static void refuse(struct server *s, const struct sockaddr_in *to, const struct ek_header *about, const char *why)
@@ -232,12 +232,15 @@ static struct job *job_open(struct server *s, const struct ek_header *p, const s
 }
 
 /* Lets a job into the switch in the kernel. Its workers hear WELCOME only then: nothing of it comes before. */
-static int enroll(struct server *s, struct job *job, const struct sockaddr_in *to, const struct ek_header *about)
+static int enroll(struct server *s, struct job *job, const struct sockaddr_in *to, const struct ek_header *about,
+		  uint32_t wanted)
 {
 	struct ek_asked asked;
 	int number;
 
 	describe(job, &asked);
+	if (asked.job == EK_NO_NUMBER)
+		asked.job = wanted;
 	number = s->enroll(&asked);
 	if (number < 0) {
 		asked.why[sizeof asked.why - 1] = 0;
@@ -256,7 +259,6 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 	struct ek_hello h;
 	struct job *job = job_named(s, p->job, p->token);
 	struct ek_welcome welcome;
-	uint32_t name = p->job, number = p->job;
 	int bytes, moved;
 
 	if (size < EK_CONTROL_BYTES + (int)sizeof h) {
@@ -305,8 +307,6 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		return;
 	}
 	if (job && p->epoch > job->epoch) {
-		name = job->name;
-		number = job->number;
 		job_free(s, job);
 		job = NULL;
 	}
@@ -314,6 +314,7 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		struct ek_hello mine = job->terms, theirs = h;
 
 		mine.worker = theirs.worker = mine.sent = theirs.sent = mine.low = theirs.low = 0;
+		mine.number = theirs.number = 0;
 		if (memcmp(&mine, &theirs, sizeof mine)) {
 			refuse(s, from, p, "the workers of this job differ in their terms");
 			return;
@@ -324,8 +325,8 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 			refuse(s, from, p, "there is no room for another job");
 			return;
 		}
-		job->name = name;
-		job->number = number;
+		job->name = p->job;
+		job->number = s->enroll ? EK_NO_NUMBER : p->job;
 	}
 	job->heard_ns = now_ns();
 	moved = job->address[h.worker].sin_port != from->sin_port ||
@@ -338,7 +339,7 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		if ((int32_t)(h.sent - job->safe_from) > 0)
 			job->safe_from = h.sent;
 	}
-	if (s->enroll && (moved || !job->enrolled) && !enroll(s, job, from, p))
+	if (s->enroll && (moved || !job->enrolled) && !enroll(s, job, from, p, h.number))
 		return;
 	welcome = (struct ek_welcome){s->boot, job->span, h.sum_bits, job->number};
 	say(s, from, p, EK_WELCOME, &welcome, sizeof welcome, sizeof welcome);
@@ -669,7 +670,7 @@ static void remind_kernel(struct server *s, struct job *job, const struct entry 
 		.epoch = job->epoch,
 	};
 	s->counters[REMINDERS]++;
-	sendto(s->fd, s->scratch, size, MSG_DONTWAIT, (void *)&job->address[0], sizeof job->address[0]);
+	send_one(s->fd, &job->address[0], s->scratch, size);
 }
 
 /* Calls in the parts of a fragment that are in the kernel's switch or were lost on their way to it.
@@ -869,6 +870,8 @@ static void take_packet(struct server *s, const struct sockaddr_in *from, uint8_
 	}
 	if (p->epoch != job->epoch) {
 		s->counters[BAD_EPOCH]++;
+		if (word == EK_QUERY && (int32_t)(p->epoch - job->epoch) > 0)
+			refuse(s, from, p, "the job has not begun this epoch here: say hello");
 		return;
 	}
 	if (p->kind == EK_REMINDER) {
@@ -941,7 +944,7 @@ void server_enroll_again(struct server *s)
 		if (s->jobs[i].used && s->jobs[i].enrolled) {
 			struct ek_header about = {.job = s->jobs[i].number, .token = s->jobs[i].token};
 
-			enroll(s, &s->jobs[i], &s->jobs[i].address[0], &about);
+			enroll(s, &s->jobs[i], &s->jobs[i].address[0], &about, EK_NO_NUMBER);
 		}
 }
 
@@ -963,38 +966,46 @@ void server_close(struct server *s)
 	free(s);
 }
 
+/* Takes in what is there, and sends what comes of it. Gives whether anything was there; `timed`: whether deadlines run. */
+int server_turn(struct server *s, int *timed)
+{
+	int runs = inbox_fill(&s->inbox, s->fd);
+	uint64_t now = now_ns();
+
+	*timed = 0;
+	for (int i = 0; i < runs; i++) {
+		int size = s->inbox.messages[i].msg_len, segment = run_segment(&s->inbox, i);
+		uint8_t *bytes = s->inbox.pieces[i].iov_base;
+
+		for (int at = 0; at < size; at += segment)
+			take_packet(s, &s->inbox.from[i], bytes + at, size - at < segment ? size - at : segment, now);
+	}
+	for (int i = 0; i < MAX_JOBS; i++) {
+		struct job *job = &s->jobs[i];
+
+		if (!job->used)
+			continue;
+		if (s->table) /* otherwise most packets end in the switch before us */
+			call_in(s, job);
+		expire(s, job, now);
+		*timed |= job->terms.deadline_ns && job->open_from != job->highest;
+		flush(s, job);
+	}
+	return runs > 0;
+}
+
 /* Serves for so long. */
 void server_run(struct server *s, uint64_t slice_ns)
 {
 	uint64_t end = now_ns() + slice_ns, now;
+	int timed;
 
-	while ((now = now_ns()) < end) {
-		int runs = inbox_fill(&s->inbox, s->fd), timed = 0;
-
-		for (int i = 0; i < runs; i++) {
-			int size = s->inbox.messages[i].msg_len, segment = run_segment(&s->inbox, i);
-			uint8_t *bytes = s->inbox.pieces[i].iov_base;
-
-			for (int at = 0; at < size; at += segment)
-				take_packet(s, &s->inbox.from[i], bytes + at, size - at < segment ? size - at : segment, now);
-		}
-		for (int i = 0; i < MAX_JOBS; i++) {
-			struct job *job = &s->jobs[i];
-
-			if (!job->used)
-				continue;
-			if (s->table) /* otherwise most packets end in the switch before us */
-				call_in(s, job);
-			expire(s, job, now);
-			timed |= job->terms.deadline_ns && job->open_from != job->highest;
-			flush(s, job);
-		}
-		if (!runs) {
+	while ((now = now_ns()) < end)
+		if (!server_turn(s, &timed)) {
 			uint64_t left = end - now, wait = timed ? 500000 : left;
 
 			wait_readable(s->fd, wait < left ? wait : left);
 		}
-	}
 }
 
 const uint64_t *server_counters(struct server *s, int *count)
