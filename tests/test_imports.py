@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": set(),
     "client": {"http_client", "oip", "promises.promise"},
     "delays": set(),
-    "edge": {"coding.answers", "figures", "images", "models", "promises", "serving"},
+    "edge": {"backends", "coding.answers", "figures", "images", "models", "promises", "serving"},
     "figures": set(),
     "http_client": set(),
     "images": set(),

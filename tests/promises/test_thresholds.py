@@ -156,3 +156,11 @@ def test_splits_share_nothing_and_leave_nothing_out() -> None:
     parts = split(1001, 3)
     assert sorted(np.concatenate(parts)) == list(range(1001))
     assert [len(part) for part in parts] == [200, 601, 200]
+
+
+def test_the_naive_threshold_is_the_lowest_that_keeps_the_promise_in_whatever_order_they_come() -> None:
+    scores = np.arange(1000) / 1000
+    pairs = Pairs(scores, scores >= 0.4)  # the models differ below .4 alone
+    falling = np.array([2.0, 0.6, 0.4, 0.35, 0.2, 0.0])
+    promise = Promise("min_agreement", 0.95)
+    assert naive(pairs, falling, promise) == naive(pairs, falling[::-1], promise) == 0.35

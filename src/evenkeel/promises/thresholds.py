@@ -231,8 +231,9 @@ def certify(calibration: Pairs, order: FloatArray, promise: Promise, *, tuning: 
 
 def naive(pairs: Pairs, thresholds: FloatArray, promise: Promise) -> float:
     """Gives the lowest threshold at which the pairs themselves keep the promise: the usual way, without guarantee."""
-    kept = np.flatnonzero(Curve.of(pairs, thresholds).risk(promise) <= promise.allowed)
-    return float(np.sort(thresholds)[kept[0]]) if len(kept) else NEVER
+    rising = np.sort(thresholds)
+    kept = np.flatnonzero(Curve.of(pairs, rising).risk(promise) <= promise.allowed)
+    return float(rising[kept[0]]) if len(kept) else NEVER
 
 
 def check_pairs(pairs: Pairs, what: str, promise: Promise) -> None:

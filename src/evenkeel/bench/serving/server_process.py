@@ -50,7 +50,7 @@ async def read_counters(url: str) -> Counters:
 
 
 class ServerProcess:
-    """Runs `evenkeel serve` with a configuration, as an asynchronous context.
+    """Runs `evenkeel serve`, or an edge node, with a configuration, as an asynchronous context.
 
     Attributes:
         url: where it listens.
@@ -58,9 +58,11 @@ class ServerProcess:
 
     Args:
         config: as the YAML file has it.
+        command: `serve` or `edge`.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], command: str = "serve") -> None:
+        self._command = command
         self._config = {"host": "127.0.0.1", "port": 0, **config}
         self.process: asyncio.subprocess.Process | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="evenkeel-bench-")
@@ -79,7 +81,7 @@ class ServerProcess:
         with log.open("wb") as stderr:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "evenkeel", "serve", str(path), "--parent-pid", str(os.getpid())),
+                *("-m", "evenkeel", self._command, str(path), "--parent-pid", str(os.getpid())),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=stderr,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
