@@ -38,6 +38,9 @@ def test_sparse_matrices_do_what_dense_ones_do(ones) -> None:
     assert thin.transposed_times(left) == pytest.approx(thick.transposed_times(left))
     rows = np.array([5, 0, 9, 3, 5])
     assert (thin.picked(rows).dense().values == thick.picked(rows).values).all()
+    for first, end in ((0, 6), (2, 5), (3, 4)):
+        assert (thin.between(first, end).dense().values == thick.values[first:end]).all()
+        assert (thick.between(first, end).values == thick.values[first:end]).all()
     assert (from_arrays(thin.arrays(), "x").transposed_times(left) == thin.transposed_times(left)).all()
 
 
@@ -209,6 +212,24 @@ def test_blocks_outlive_a_restart_and_a_spoilt_file_is_as_good_as_gone(tmp_path:
         BlockStore(tmp_path)
 
 
+def test_a_device_multiplies_some_rows_of_a_block_and_gives_up_what_nobody_waits_for() -> None:
+    table, w = np.arange(8.0).reshape(4, 2), np.array([1.0, -2.0])
+    device = Device("a", (table, np.ones(4)))
+    device.answer(DeviceMessage("adopt", {"training": "ab", "own": "d0", "dtype": "float64", "ones": False}))
+    fields = {"training": "ab", "blocks": {"d0": 1}, "spans": {"d0": [[0, 1], [2, 4]]}}
+    step = DeviceMessage("step", fields, {"w": w})
+    assert (device.answer(step).arrays["zd0"] == (table @ w)[[0, 2, 3]]).all()
+    pull = DeviceMessage("pull", fields, {"vd0": np.array([1.0, 2.0, 3.0])})
+    assert (device.answer(pull).arrays["gradient"] == np.array([1.0, 2.0, 3.0]) @ table[[0, 2, 3]]).all()
+    batch = DeviceMessage("step", fields, {"w": w, "rows": np.array([3, 9, 1, 0])})
+    assert (device.answer(batch).arrays["zd0"] == [(table @ w)[3], (table @ w)[1], (table @ w)[0]]).all()
+    assert device.work(step) == device.work(pull) == 3 / 8
+    both = DeviceMessage("step", {"training": "ab", "blocks": {"d0": 1}, "loss": "squared_error"}, {"w": w})
+    assert device.work(both) == 1.0
+    assert device.answer(both, lambda: True).kind == "error"
+    assert device.answer(both, lambda: False).kind == "products"
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -222,6 +243,20 @@ def test_blocks_outlive_a_restart_and_a_spoilt_file_is_as_good_as_gone(tmp_path:
         DeviceMessage("step", {"training": "ab", "blocks": {"d0": 1}, "loss": "no"}, {"w": np.ones(2)}),
         DeviceMessage("pull", {"training": "ab", "blocks": {"d0": 1}}, {"vd0": np.ones(9)}),
         DeviceMessage("pull", {"training": "ab", "blocks": {"d0": 7}}, {"vd0": np.ones(4)}),
+        *(
+            DeviceMessage("step", {"training": "ab", "blocks": {"d0": 1}, "spans": spans}, {"w": np.ones(2)})
+            for spans in (
+                {"d0": []},
+                {"d0": [[0, 5]]},
+                {"d0": [[2, 2]]},
+                {"d0": [[2, 3], [0, 1]]},
+                {"d0": [[0]]},
+                {"d0": 3},
+            )
+        ),
+        DeviceMessage("step", {"training": "ab", "blocks": {"d0": 1}, "spans": {"d0": [["0", 2]]}}, {"w": np.ones(2)}),
+        DeviceMessage("step", {"training": "ab", "blocks": {"d0": 1}, "spans": 3}, {"w": np.ones(2)}),
+        DeviceMessage("pull", {"training": "ab", "blocks": {"d0": 1}, "spans": {"d0": [[0, 2]]}}, {"vd0": np.ones(4)}),
         DeviceMessage("build", {"training": "ab", "block": "../x", "version": 1, "parts": [["", "d0", 1, 1.0]]}),
         DeviceMessage("build", {"training": "ab", "block": "p0", "version": 1, "parts": []}),
         DeviceMessage("build", {"training": "ab", "block": "p0", "version": 1, "parts": [["a"]]}),

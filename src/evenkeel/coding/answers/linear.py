@@ -241,6 +241,7 @@ class PartitionCode(LinearCode):
         super().__init__(rows, (*range(count), *holders), name=name, max_condition=max_condition)
         self.max_items = count
         self._shortened: dict[int, PartitionCode] = {}
+        self._choices: dict[tuple[tuple[int, ...], int], tuple[int, ...]] = {}
 
     @property
     def parity(self) -> FloatArray:
@@ -282,8 +283,17 @@ class PartitionCode(LinearCode):
         One sum for each partition that is missing and `slack` more, taken greedily by how much each adds to what is
         known already (QR with pivoting). Fewer blocks mean less to be asked for; more, a better condition.
         """
-        there = sorted(set(blocks))
-        check_numbers(there, self.blocks)
+        key = (tuple(sorted(set(blocks))), slack)
+        found = self._choices.get(key)
+        if found is None:
+            check_numbers(key[0], self.blocks)
+            found = self._choose(key[0], slack)
+            if len(self._choices) >= _MAX_CACHED:
+                del self._choices[next(iter(self._choices))]
+            self._choices[key] = found
+        return found
+
+    def _choose(self, there: tuple[int, ...], slack: int) -> tuple[int, ...]:
         own = [block for block in there if block < self.partitions]
         lost = [partition for partition in range(self.partitions) if partition not in own]
         sums = [block for block in there if block >= self.partitions]

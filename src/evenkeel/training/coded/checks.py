@@ -10,6 +10,7 @@ They find faults, of memory, files and links. They are no proof against a device
 """
 
 from collections.abc import Mapping
+from math import sqrt
 
 import numpy as np
 
@@ -52,15 +53,15 @@ class GradientCheck:
             rows: of a mini-batch.
         """
         wanted_p = wanted_w = scale_p = scale_w = 0.0
-        weights_norm, gradient_norm = float(np.linalg.norm(weights)), float(np.linalg.norm(gradient))
+        weights_norm, gradient_norm = _length(weights), _length(gradient)
         for block, vector in given.items():
             probed = picked(self.probed[block], rows)
             product = products[block]
             wanted_p += float(vector @ probed)
             wanted_w += float(vector @ product)
-            length, spread = float(np.linalg.norm(vector)), float(np.linalg.norm(probed))
+            length, spread = _length(vector), _length(probed)
             scale_p += length * spread
-            scale_w += length * (float(np.linalg.norm(product)) + spread * weights_norm)
+            scale_w += length * (_length(product) + spread * weights_norm)
         for name, found, wanted, scale in (
             ("the probe", float(gradient @ self.probe), wanted_p, scale_p + gradient_norm * self._probe_norm),
             ("its products", float(gradient @ weights), wanted_w, scale_w + gradient_norm * weights_norm),
@@ -68,6 +69,11 @@ class GradientCheck:
             if not abs(found - wanted) <= _ROUNDINGS * self._precision * scale:
                 return f"its gradient does not fit {name}: {found:.6g} instead of {wanted:.6g}"
         return ""
+
+
+def _length(values: Array) -> float:
+    """Gives the norm, several times quicker than numpy's function for any axis and order."""
+    return sqrt(float(np.dot(values, values)))
 
 
 def misfit(layout: BlockLayout, products: Mapping[str, Array]) -> float:

@@ -52,7 +52,7 @@ class CodedSettings:
     dtype: str = "float64"
     intercept: bool = False
     optimistic: bool = True
-    patience: float = 0.5
+    patience: float = 0.3
     least_wait_s: float = 0.005
     slack: int = 1
     inspect_every: int = 32
@@ -134,7 +134,8 @@ class Coordinator:
         self._round: GradientRound | None = None
         self._waiting: dict[int, DeviceMessage | None] = {}
         self._requests: dict[int, str] = {}
-        self._slow: set[str] = set()
+        self._late: set[str] = set()  # in the last round
+        self._slow: set[str] = set()  # late twice running: by more than chance
         self.setup_bytes = self.repair_bytes = self.rounds = 0
         if folder is not None:
             try:
@@ -438,7 +439,8 @@ class Coordinator:
         try:
             return self._run_round(self._round)
         finally:
-            self._slow = self._round.late
+            self._slow = self._late & self._round.late
+            self._late = self._round.late
             self._round = None
 
     def _run_round(self, running: GradientRound) -> Evaluation:

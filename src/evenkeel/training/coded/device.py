@@ -71,6 +71,7 @@ class Device:
             self._labels = as_labels(examples[1], self._data.shape[0], f"device {name}")
         self._digest = _digest(self._data, self._labels)
         self._own: HeldBlock | None = None
+        self._outdated: Callable[[], bool] = _never
         self._prepare_own()
 
     def connect(self, fetch: Fetch) -> None:
@@ -92,8 +93,14 @@ class Device:
         }
         return DeviceMessage("hello", fields)
 
-    def answer(self, request: DeviceMessage) -> DeviceMessage:
-        """Does what is asked for and gives the reply; never raises for a request that cannot be done."""
+    def answer(self, request: DeviceMessage, outdated: Callable[[], bool] | None = None) -> DeviceMessage:
+        """Does what is asked for and gives the reply; never raises for a request that cannot be done.
+
+        Args:
+            request: what is asked for.
+            outdated: tells whether nobody waits for the reply any more; asked before each multiplication.
+        """
+        self._outdated = outdated or _never
         ticket = request.fields.get("ticket", 0)
         handlers = {
             "adopt": self._adopt,
@@ -114,6 +121,27 @@ class Device:
             return DeviceMessage("error", {"ticket": ticket, "text": str(error), "lacking": error.blocks})
         except EvenkeelError as error:
             return DeviceMessage("error", {"ticket": ticket, "text": str(error), "lacking": []})
+
+    def work(self, request: DeviceMessage) -> float:
+        """Gives how much a request multiplies, as a share of an ordinary one: a product of the device's own partition,
+        and one of its transpose. 1 for requests that multiply nothing.
+        """
+        if request.kind not in ("step", "pull") or not isinstance(request.fields.get("blocks"), dict):
+            return 1.0
+        done = usual = 0.0
+        for name, version in request.fields["blocks"].items():
+            try:
+                block = self._block(name, version)
+                rows = _rows(request)
+                count = block.matrix.shape[0] if rows is None else len(rows)
+                spans = _spans(request, name, count)
+            except EvenkeelError:
+                return 1.0
+            share = 1.0 if spans is None else sum(high - low for low, high in spans) / count
+            both = request.fields.get("loss") is not None and block.labels is not None
+            done += share * (1 + both) * block.matrix.nonzeros
+            usual = max(usual, 2.0 * block.matrix.nonzeros)
+        return done / (2.0 * self._own.matrix.nonzeros if self._own is not None else usual)
 
     def _versions(self) -> dict[str, int]:
         own = {self._store.membership.own: self._own.version} if self._own is not None else {}
@@ -173,14 +201,17 @@ class Device:
         arrays: dict[str, Array] = {}
         total: Array | None = None
         for name, block in blocks.items():
-            matrix = _picked(block.matrix, request)
-            product = matrix.times(weights).astype(matrix.dtype, copy=False)
+            self._go_on()
+            matrices = _parts(block.matrix, request, name)
+            product = _joined([matrix.times(weights).astype(matrix.dtype, copy=False) for matrix in matrices])
             arrays[f"z{name}"] = product
-            if loss is not None and block.labels is not None:
+            if loss is not None and block.labels is not None and len(matrices) == 1:
+                matrix = matrices[0]
                 labels = signed_labels(block.labels, request.fields.get("classes"))
                 rows = _rows(request)
                 if rows is not None:
                     labels = np.where(rows < len(labels), labels[np.minimum(rows, len(labels) - 1)], 0.0)
+                self._go_on()
                 slope = loss.slope(product.astype(np.float64), labels)
                 if rows is not None:
                     slope[rows >= len(block.labels)] = 0.0
@@ -190,12 +221,20 @@ class Device:
             arrays["gradient"] = total
         return DeviceMessage("products", arrays=arrays)
 
+    def _go_on(self) -> None:
+        if self._outdated():
+            raise EvenkeelError("a later round has begun")
+
     def _pull(self, request: DeviceMessage) -> DeviceMessage:
         total: Array | None = None
         for name, block in self._blocks(request).items():
-            matrix = _picked(block.matrix, request)
-            part = matrix.transposed_times(request.array(f"v{name}", matrix.shape[0]))
-            total = part if total is None else total + part
+            self._go_on()
+            matrices = _parts(block.matrix, request, name)
+            vector, place = request.array(f"v{name}", sum(matrix.shape[0] for matrix in matrices)), 0
+            for matrix in matrices:
+                part = matrix.transposed_times(vector[place : place + matrix.shape[0]])
+                place += matrix.shape[0]
+                total = part if total is None else total + part
         assert total is not None
         return DeviceMessage("pulled", arrays={"gradient": total})
 
@@ -246,6 +285,10 @@ class Device:
         return DeviceMessage("block", arrays=block.matrix.arrays())
 
 
+def _never() -> bool:
+    return False
+
+
 class _LackingError(EvenkeelError):
     """Says that a device does not hold blocks that a request names."""
 
@@ -275,9 +318,41 @@ def _rows(request: DeviceMessage) -> Any:
     return rows
 
 
-def _picked(matrix: DataMatrix, request: DeviceMessage) -> DataMatrix:
+def _spans(request: DeviceMessage, block: str, count: int) -> list[tuple[int, int]] | None:
+    """Gives the rows of a block that a request is about, from where to before where; None: all of them.
+
+    Raises:
+        ProtocolError: they are none of the block's.
+    """
+    given = request.fields.get("spans", {})
+    listed = given.get(block) if isinstance(given, dict) else ()
+    if listed is None:
+        return None
+    try:
+        spans = [(low, high) for low, high in listed]
+        if not 1 <= len(spans) <= _MAX_PARTS or not all(type(cut) is int for span in spans for cut in span):
+            raise ValueError
+        cuts = [cut for span in spans for cut in span]
+        if cuts[0] < 0 or cuts[-1] > count or not all(low < high for low, high in spans) or cuts != sorted(cuts):
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"rows {listed!r} of block {block}, which has {count}") from error
+    return spans
+
+
+def _parts(matrix: DataMatrix, request: DeviceMessage, block: str) -> list[DataMatrix]:
+    """Gives the rows of a block that a request is about: of a mini-batch or all, and of these some or all."""
     rows = _rows(request)
-    return matrix if rows is None else matrix.picked(rows)
+    spans = _spans(request, block, matrix.shape[0] if rows is None else len(rows))
+    if spans is None:
+        return [matrix if rows is None else matrix.picked(rows)]
+    if rows is None:
+        return [matrix.between(low, high) for low, high in spans]
+    return [matrix.picked(rows[low:high]) for low, high in spans]
+
+
+def _joined(arrays: list[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _digest(data: DataMatrix | None, labels: FloatArray) -> str:

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import random
+import select
 import sys
 import threading
 import time
@@ -153,10 +154,18 @@ def _work(device: Device, connection: MessageSocket, delay: Delay | None, number
         if _outdated(request, requests):
             continue
         now = time.monotonic()
-        reply = device.answer(request)
+
+        def outdated(request: DeviceMessage = request) -> bool:
+            while connection.waiting():
+                requests.append(connection.receive())
+            return _outdated(request, requests)
+
+        reply = device.answer(request, outdated)
         if delay is not None and "round" in request.fields:
             drawn_s = delay.draw((request.fields["round"] << 16) + number, number, now - began_s)
-            time.sleep(max(0.0, now + drawn_s - time.monotonic()))
+            until_s = now + drawn_s * device.work(request)
+            while (left_s := until_s - time.monotonic()) > 0 and not outdated():
+                select.select([connection], [], [], left_s)
         connection.send(reply)
 
 
@@ -191,7 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--key-file", default="", metavar="FILE", help=f"File with the shared key; else the variable {KEY_VARIABLE}.")
     add("--no-key", action="store_true", help="Give blocks to anybody who can reach the address, without a key.")
-    add("--delay", default="", metavar="LAW", help="Delay to inject, for experiments: two-mode:scale=0.3,seed=7.")
+    add(
+        "--delay",
+        default="",
+        metavar="LAW",
+        help="Delay to inject, for experiments: two-mode:scale=0.3,seed=7. It is that of an ordinary round; requests "
+        "that multiply less take less.",
+    )
     add("--number", type=int, default=0, help=argparse.SUPPRESS)  # given to the delay
     add("--parent-pid", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args(sys.argv[1:] if arguments is None else arguments)

@@ -1,18 +1,26 @@
 """Computes one exact gradient from devices, some of which are slow, leave or err. Knows no sockets and no clock.
 
 First each device sends the products of its partition with the weights, and its gradient (the optimistic way: it holds
-its labels). If all did, their sum is the gradient. If some are missing once waiting longer is not worth it, then
+its labels). If all did, their sum is the gradient. If some are missing, or so late that waiting is not worth it, then
 
-    products   devices that replied multiply their further blocks too; the missing partitions' products are solved for
+    products   devices multiply their further blocks too; the missing partitions' products are solved for
     pull       each device multiplies its blocks' transposes with its share of what the missing gradients need
 
-Without labels on the devices all partitions count as missing, and the same two phases give the whole gradient. A device
-that is lost between the phases takes its share with it: the rest is solved for again without it. A device whose
-gradient does not fit its products is a fault, and then as good as lost.
+Without labels on the devices all partitions count as missing, and the same two phases give the whole gradient.
+
+Three things keep the two phases short. A missing partition is in several sums: its rows are shared out among them, so
+that each device multiplies a part of its sum alone. Whom the last two rounds did not wait for is not waited for in this
+one: the sums are asked for at once, and devices whose gradients must be corrected for them send these later, corrected.
+And what has been asked for stays: a gradient is linear in what blocks are multiplied with, so that where a device turns
+out to be late or lost, the others are asked for the difference; whichever way is complete first is taken.
+
+A device whose gradient does not fit its products is a fault, and then as good as lost.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -20,14 +28,22 @@ import numpy as np
 from evenkeel.arrays import Array, FloatArray
 from evenkeel.coding.answers.linear import LinearDecoder
 from evenkeel.errors import ProtocolError
-from evenkeel.training.coded.checks import GradientCheck, padded, picked, suspects
+from evenkeel.training.coded.checks import GradientCheck, picked, suspects
 from evenkeel.training.coded.layout import BlockLayout
 from evenkeel.training.coded.losses import PredictorLoss
 from evenkeel.training.coded.messages import DeviceMessage
 
 __all__ = ["Evaluation", "GradientRound", "RoundSettings", "RoundTask"]
 
+RowSpan = tuple[int, int]  # rows from the first to before the last
+
 _GOOD_CONDITION = 1e3  # with a better one, no further products are waited for
+_SPREAD_CONDITION = 100.0  # rows are not shared out among sums that condition worse
+_MOST_PARTS = 8  # into which rows are cut
+_LEAST_ROWS = 8  # of such a part
+_LEAST_WORK = 0.25  # of an ordinary request: smaller ones take as long, since sending takes time, too
+_MORE_PATIENT = 1.5  # times: after each time that it was not enough, or work would be given anew faster than it is done
+_ROUNDING = 1e-12  # of the largest number: what is smaller is the rounding of a difference that is zero
 
 
 @dataclass(frozen=True)
@@ -36,15 +52,16 @@ class RoundSettings:
 
     Attributes:
         optimistic: devices hold labels and send their gradient at once.
-        patience: how much longer than half of the devices took the others are waited for, as a share. Higher saves
-            work when devices are late by chance, lower saves time when they are slow.
+        patience: how much longer than its work should take, by what half of the devices took, a request is waited for,
+            as a share. Higher saves work when devices are late by chance, lower saves time when they are slow.
         least_wait_s: such waiting is never shorter.
-        slack: how many more blocks are asked for than are missing: better conditioned, and one may be late.
+        slack: how many more blocks are asked for than are missing, where their rows cannot be shared out: better
+            conditioned, and one may be late.
         precision: smallest relative difference of the devices' numbers.
     """
 
     optimistic: bool = True
-    patience: float = 0.5
+    patience: float = 0.3
     least_wait_s: float = 0.005
     slack: int = 1
     precision: float = 2.0**-52
@@ -96,16 +113,36 @@ class Evaluation:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class _OpenRequest:
+    """Holds a request that is not answered yet: which rows of which blocks, and until when it is not late."""
+
+    device: str
+    kind: Literal["step", "pull"]
+    rows: dict[str, list[RowSpan]]
+    with_loss: bool
+    work: float  # of an ordinary request, a partition multiplied both ways
+    sent_s: float
+    patience: float  # how many times as long as the first requests it may take
+
+
 @dataclass
+class _Pull:
+    """Holds what a device was to multiply its blocks' transposes with, and what came of it."""
+
+    device: str
+    shares: dict[str, FloatArray]
+    gradient: Array | None = None
+
+
+@dataclass(frozen=True)
 class _PullPlan:
-    """Holds the pull phase: which gradients it stands for, and what each device is to do."""
+    """Holds a way to the whole gradient: gradients that devices send of their own, and pulls that add the rest."""
 
     covered: frozenset[str]
-    missing: list[str]
-    shares: dict[str, dict[str, FloatArray]]  # device -> block -> vector
-    products: dict[str, Array]  # of the blocks that are multiplied
+    decoded: tuple[str, ...]
+    pulls: frozenset[int]
     condition: float
-    pulled: dict[str, Array] = field(default_factory=dict)
 
 
 class GradientRound:
@@ -117,7 +154,7 @@ class GradientRound:
         settings: how.
         check: compares gradients with known products.
         present: devices that are there.
-        slow: those that the last rounds did not wait for: this one does not, either.
+        slow: those that the last two rounds did not wait for: this one does not, either.
         ticket: gives a fresh number for each request.
         now: seconds.
 
@@ -141,22 +178,26 @@ class GradientRound:
         now: float,
     ) -> None:
         self._task, self._layout, self._settings, self._check = task, layout, settings, check
+        self._own, self._sums = set(layout.partitions), set(layout.sums)
+        self._length = max(layout.rows) if task.rows is None else len(task.rows)
         self._alive = set(present)
         self.late = set(slow) & self._alive
         self._ticket, self._began_s = ticket, now
-        self._open: dict[int, tuple[str, Literal["step", "pull"], tuple[str, ...]]] = {}
-        self._asked: set[str] = set()
-        self._products: dict[str, Array] = {}
+        self._open: dict[int, _OpenRequest] = {}
+        self._asked: dict[str, list[RowSpan]] = {}
+        self._had: dict[str, list[RowSpan]] = {}
+        self._products: dict[str, Array] = {}  # zero where rows were not asked for
         self._gradients: dict[str, tuple[frozenset[str], Array]] = {}
-        self._slopes: dict[str, FloatArray] = {}
+        self._slopes: dict[str, FloatArray] = {}  # of what was solved for
         self._costs: dict[str, float] = {}
-        self._responsive: set[str] = set()
-        self._recovering = False
-        self._plan: _PullPlan | None = None
-        self._chosen: tuple[object, list[str] | None] | None = None  # the last choice of blocks, and for what
-        self._inspected = False
-        self._timeouts = 0  # in the phases after the first
-        self._half_s = 0.0  # how long half of the devices took
+        self._replied: set[str] = set()
+        self._pulls: dict[int, _Pull] = {}
+        self._plans: list[_PullPlan] = []
+        self._chosen: tuple[object, dict[RowSpan, list[str]] | None] = (None, None)  # the last choice, and for what
+        self._inspected = not task.inspect
+        self._timeouts = 0
+        self._unit_s = 0.0  # how long half of the devices take for an ordinary request, once that is known
+        self._units: list[float] = []
         self.due_s: float | None = None
         self.result: Evaluation | None = None
         self.faults: dict[str, str] = {}
@@ -166,43 +207,50 @@ class GradientRound:
 
     def begin(self) -> list[tuple[str, DeviceMessage]]:
         """Gives the first requests."""
-        requests = []
         further = self._eager()
+        # Whose gradient will have to be corrected for what is missing sends it later, corrected.
+        waiting = set() if self._task.inspect else self._touched(further)
+        requests = []
         for device in sorted(self._alive):
-            requests += self._ask_products(device, further)
-        return requests
+            requests += self._ask_products(device, further, self._began_s, device not in waiting)
+        return requests + self._advance(self._began_s)
 
     def reply(self, device: str, message: DeviceMessage, now: float) -> list[tuple[str, DeviceMessage]]:
         """Takes a reply; gives what is to be asked next."""
-        sent = self._open.pop(message.fields.get("ticket"), None)  # type: ignore[arg-type]
-        if sent is None or sent[0] != device or device not in self._alive or self.result is not None:
+        ticket = message.fields.get("ticket")
+        sent = self._open.get(ticket)  # type: ignore[arg-type]
+        if sent is None or sent.device != device or device not in self._alive or self.result is not None:
             return []
-        _, kind, blocks = sent
+        del self._open[ticket]  # type: ignore[arg-type]
         if message.kind == "error":
-            lacking = [block for block in blocks if block in message.fields.get("lacking", ())]
+            lacking = [block for block in sent.rows if block in message.fields.get("lacking", ())]
             if not lacking:
                 return self._fault(device, f"it could not do its work: {message.fields.get('text')}", now)
             self.lacking += [(device, block) for block in lacking]
             return self.lost(device, now)
         try:
-            complaint = (
-                self._take_products(device, blocks, message) if kind == "step" else self._take_pull(device, message)
-            )
+            if sent.kind == "step":
+                complaint = self._take_products(sent, message)
+            else:
+                complaint = self._take_pull(int(ticket), message)  # type: ignore[arg-type]
         except ProtocolError as error:
             complaint = str(error)
         if complaint:
             return self._fault(device, complaint, now)
-        self._responsive.add(device)
+        self._replied.add(device)
+        if not self._unit_s:
+            self._units.append((now - sent.sent_s) / sent.work)
+            if 2 * len(self._units) >= len(self._alive - self.late):
+                self._unit_s = median(self._units)
         return self._advance(now)
 
     def lost(self, device: str, now: float) -> list[tuple[str, DeviceMessage]]:
         """Does without a device that is gone; what it sent before still counts."""
         self._alive.discard(device)
-        self._responsive.discard(device)
-        self._open = {ticket: sent for ticket, sent in self._open.items() if sent[0] != device}
-        if self._plan is not None and device in self._plan.shares.keys() - self._plan.pulled.keys():
-            self._drop_plan()
-        self._asked -= {block for block in self._layout.held_by({device}) if block not in self._products}
+        self._replied.discard(device)
+        self._forget({ticket for ticket, sent in self._open.items() if sent.device == device})
+        for block in self._layout.held_by({device}):
+            self._asked[block] = list(self._had.get(block, ()))
         return self._advance(now)
 
     def joined(self, device: str, now: float) -> list[tuple[str, DeviceMessage]]:
@@ -212,83 +260,143 @@ class GradientRound:
         requests = self.lost(device, now)
         self._alive.add(device)
         self.late.discard(device)
-        return requests + self._ask_products(device, self._eager())
+        further = {block: [self._whole(block)] for block in self._layout.sums} if self._task.inspect else {}
+        return requests + self._ask_products(device, further, now)
 
     def timeout(self, now: float) -> list[tuple[str, DeviceMessage]]:
         """Waits no longer for devices that are late."""
-        self.due_s = None
-        slow = {sent[0] for sent in self._open.values()}
-        self.late |= slow
-        if self._recovering:
-            self._timeouts += 1
-            self._responsive -= slow
-            if self._plan is not None and slow & (self._plan.shares.keys() - self._plan.pulled.keys()):
-                self._drop_plan()
-        self._recovering = True
+        self.late |= {sent.device for sent in self._open.values() if self._late_s(sent) <= now}
+        self._timeouts += self._chosen[0] is not None
         return self._advance(now)
 
     def missing(self) -> list[str]:
         """Names the partitions whose gradients are not there, and that the devices that are there do not tell."""
-        covered = frozenset().union(*(blocks for blocks, _ in self._gradients.values()))
+        covered = self._covered()
         return [block for block in self._layout.untold(self._layout.held_by(self._alive)) if block not in covered]
+
+    # Rows of blocks.
+
+    def _rows_of(self, block: str) -> int:
+        return self._layout.rows_of(block) if self._task.rows is None else self._length
+
+    def _whole(self, block: str) -> RowSpan:
+        return 0, self._rows_of(block)
+
+    def _within(self, spans: Mapping[str, list[RowSpan]], block: str, span: RowSpan) -> bool:
+        """Tells whether a block's rows of a span are among others; beyond its last row all are zero, and known."""
+        first, end = span[0], min(span[1], self._rows_of(block))
+        return first >= end or any(low <= first and end <= high for low, high in spans.get(block, ()))
+
+    def _full(self, block: str) -> bool:
+        return self._within(self._had, block, self._whole(block))
+
+    def _pieces(self) -> list[RowSpan]:
+        """Cuts the rows where what was asked for of a sum begins or ends."""
+        cuts = {0, self._length}
+        for block in self._sums & self._asked.keys():
+            cuts |= {cut for span in self._asked[block] for cut in span if cut < self._rows_of(block)}
+        return list(pairwise(sorted(cuts)))
 
     # Requests.
 
-    def _eager(self) -> set[str]:
-        """Names the further blocks that are asked for at once, since some partitions will be missing."""
+    def _eager(self) -> dict[str, list[RowSpan]]:
+        """Gives the rows of further blocks that are asked for at once, since some partitions will be missing."""
         layout = self._layout
         if self._task.inspect:
-            return set(layout.sums)
+            return {block: [self._whole(block)] for block in layout.sums}
         quick = layout.held_by(self._alive - self.late)
-        if len([block for block in quick if layout.place[block] < len(layout.rows)]) == len(layout.rows):
-            return set()
-        chosen = layout.code.choose((layout.place[block] for block in quick), self._settings.slack)
-        return {layout.blocks[place] for place in chosen} & set(layout.sums)
+        missing = [block for block in layout.partitions if block not in quick]
+        wanted: dict[str, list[RowSpan]] = {}
+        if missing:
+            for span, blocks in self._spread((0, self._length), quick, missing).items():
+                for block in self._sums.intersection(blocks):
+                    wanted.setdefault(block, []).append(span)
+        return wanted
+
+    def _touched(self, further: Collection[str]) -> set[str]:
+        """Names the devices that hold further blocks, or a partition in them."""
+        layout = self._layout
+        blocks = set(further)
+        for block in further:
+            row = layout.code.rows[layout.place[block]]
+            blocks |= {layout.blocks[place] for place in np.flatnonzero(row)}
+        return {layout.holders[block] for block in blocks}
 
     def _request(
         self,
         device: str,
         kind: Literal["step", "pull"],
-        blocks: Collection[str],
+        rows: dict[str, list[RowSpan]],
         arrays: dict[str, Array],
-        **more: object,
-    ) -> tuple[str, DeviceMessage]:
+        now: float,
+        with_loss: bool = False,
+    ) -> tuple[int, tuple[str, DeviceMessage]]:
         ticket = self._ticket()
-        self._open[ticket] = (device, kind, tuple(blocks))
+        counts = {block: sum(high - low for low, high in spans) for block, spans in rows.items()}
+        held = self._layout.held_by({device})
+        usual = max(self._rows_of(block) for block in self._own.intersection(held) or held)
+        own = sum(counts[block] for block in rows if block in self._own)
+        work = (sum(counts.values()) + with_loss * own) / (2 * usual)
+        self._open[ticket] = _OpenRequest(
+            device, kind, rows, with_loss, max(work, _LEAST_WORK), now, _MORE_PATIENT**self._timeouts
+        )
         if self._task.rows is not None:
             arrays["rows"] = self._task.rows
-        fields = {
+        fields: dict[str, object] = {
             "ticket": ticket,
             "round": self._task.number,
             "training": self._task.training,
-            "blocks": {block: self._layout.versions[block] for block in blocks},
-            **more,
+            "blocks": {block: self._layout.versions[block] for block in rows},
         }
-        return device, DeviceMessage(kind, fields, arrays)
+        partial = {block: spans for block, spans in rows.items() if spans != [self._whole(block)]}
+        if partial:
+            fields["spans"] = partial
+        if with_loss:
+            fields |= {"loss": self._task.loss.name, "classes": self._task.classes}
+        return ticket, (device, DeviceMessage(kind, fields, arrays))
 
-    def _ask_products(self, device: str, further: Collection[str]) -> list[tuple[str, DeviceMessage]]:
-        own = set(self._layout.partitions)
-        blocks = [
-            block
-            for block in self._layout.held_by({device})
-            if (block in own or block in further) and block not in self._asked and block not in self._products
-        ]
-        if not blocks:
+    def _ask_products(
+        self, device: str, further: Mapping[str, list[RowSpan]], now: float, with_loss: bool = True
+    ) -> list[tuple[str, DeviceMessage]]:
+        """Asks for a device's partitions, and for rows of further blocks, as far as it was not asked before."""
+        rows: dict[str, list[RowSpan]] = {}
+        own = 0
+        for block in self._layout.held_by({device}):
+            if block in self._own:
+                if block not in self._had and not self._asked.get(block):
+                    rows[block] = [self._whole(block)]
+                    own += 1
+                continue
+            spans = [(low, min(high, self._rows_of(block))) for low, high in further.get(block, ())]
+            spans = _merged(span for span in spans if not self._within(self._asked, block, span))
+            if spans:
+                rows[block] = spans
+        if not rows:
             return []
-        self._asked |= set(blocks)
-        with_loss = self._settings.optimistic and not own.isdisjoint(blocks)
-        more = {"loss": self._task.loss.name, "classes": self._task.classes} if with_loss else {}
-        return [self._request(device, "step", blocks, {"w": self._task.weights}, **more)]
+        for block, spans in rows.items():
+            self._asked[block] = _merged([*self._asked.get(block, ()), *spans])
+        with_loss = with_loss and self._settings.optimistic and own > 0
+        return [self._request(device, "step", rows, {"w": self._task.weights}, now, with_loss)[1]]
 
     # Replies.
 
-    def _rows_of(self, block: str) -> int:
-        return self._layout.rows_of(block) if self._task.rows is None else len(self._task.rows)
-
-    def _take_products(self, device: str, blocks: tuple[str, ...], message: DeviceMessage) -> str:
-        products = {block: message.array(f"z{block}", self._rows_of(block)) for block in blocks}
-        own = [block for block in blocks if self._layout.place[block] < len(self._layout.rows)]
-        if self._settings.optimistic and own:
+    def _take_products(self, sent: _OpenRequest, message: DeviceMessage) -> str:
+        rows = {block: sum(high - low for low, high in spans) for block, spans in sent.rows.items()}
+        found = {block: message.array(f"z{block}", count) for block, count in rows.items()}
+        products = {}
+        for block, values in found.items():
+            if sent.rows[block] == [self._whole(block)]:
+                products[block] = values
+                continue
+            before = self._products.get(block)
+            product = np.zeros(self._rows_of(block), values.dtype) if before is None else before.copy()
+            place = 0
+            for low, high in sent.rows[block]:
+                product[low:high] = values[place : place + high - low]
+                place += high - low
+            products[block] = product
+        own = [block for block in found if block in self._own]
+        if sent.with_loss:
             gradient = message.array("gradient", len(self._task.weights))
             slopes = {}
             for block in own:
@@ -296,8 +404,10 @@ class GradientRound:
             complaint = self._check.complaint(gradient, slopes, products, self._task.weights, self._task.rows)
             if complaint:
                 return complaint
-            self._gradients[device] = (frozenset(own), gradient)
+            self._gradients[sent.device] = (frozenset(own), gradient)
         self._products |= products
+        for block, spans in sent.rows.items():
+            self._had[block] = _merged([*self._had.get(block, ()), *spans])
         return ""
 
     def _slope(self, block: str, product: Array) -> tuple[FloatArray, float]:
@@ -312,52 +422,90 @@ class GradientRound:
             slope[beyond] = cost[beyond] = 0.0
         return slope, float(cost.sum())
 
-    def _take_pull(self, device: str, message: DeviceMessage) -> str:
+    def _take_pull(self, ticket: int, message: DeviceMessage) -> str:
         gradient = message.array("gradient", len(self._task.weights))
-        plan = self._plan
-        if plan is None:
-            return ""
-        complaint = self._check.complaint(
-            gradient, plan.shares[device], plan.products, self._task.weights, self._task.rows
-        )
+        pull = self._pulls[ticket]
+        complaint = self._check.complaint(gradient, pull.shares, self._products, self._task.weights, self._task.rows)
         if not complaint:
-            plan.pulled[device] = gradient
+            pull.gradient = gradient
         return complaint
 
     def _fault(self, device: str, complaint: str, now: float) -> list[tuple[str, DeviceMessage]]:
-        """Does without a device that erred, and without what it sent."""
+        """Does without a device that erred, and without what it sent and what was solved for with it."""
         self.faults[device] = complaint
         for block in self._layout.held_by({device}):
             self._products.pop(block, None)
+            self._had.pop(block, None)
         self._gradients.pop(device, None)
-        self._drop_plan()
+        self._forget({ticket for ticket, pull in self._pulls.items() if pull.device == device})
+        self._plans.clear()
+        self._slopes.clear()
         return self.lost(device, now)
+
+    def _forget(self, tickets: set[int]) -> None:
+        """Does without replies to these requests."""
+        for ticket in tickets:
+            self._open.pop(ticket, None)
+            pull = self._pulls.get(ticket)
+            if pull is not None and (pull.gradient is None or pull.device in self.faults):
+                del self._pulls[ticket]
+        self._plans = [plan for plan in self._plans if plan.pulls <= self._pulls.keys()]
 
     # What comes next.
 
-    def _drop_plan(self) -> None:
-        """Gives the pull phase up, to make another plan of it; replies to the old one count nothing."""
-        self._plan = None
-        self._open = {ticket: sent for ticket, sent in self._open.items() if sent[1] != "pull"}
+    def _covered(self) -> frozenset[str]:
+        return frozenset().union(*(blocks for blocks, _ in self._gradients.values()))
+
+    def _late_s(self, sent: _OpenRequest) -> float:
+        """Gives when a request is late: after so much longer than its work should take."""
+        usual_s = sent.work * self._unit_s
+        patient_s = max(self._settings.least_wait_s, self._settings.patience * usual_s)
+        return sent.sent_s + (usual_s + patient_s) * sent.patience
 
     def _advance(self, now: float) -> list[tuple[str, DeviceMessage]]:
         if self.result is not None:
             return []
-        if self._task.inspect and not self._inspected and (self._recovering or not self._open):
+        requests = self._next(now)
+        self.due_s = None
+        if self.result is None and self._unit_s:
+            waited = [self._late_s(sent) for sent in self._open.values() if sent.device not in self.late]
+            self.due_s = min(waited, default=None)
+        return requests
+
+    def _next(self, now: float) -> list[tuple[str, DeviceMessage]]:
+        layout = self._layout
+        steps = [sent for sent in self._open.values() if sent.kind == "step" and sent.device not in self.late]
+        if not self._inspected and not steps:
             self._inspected = True
             fault = self._inspect()
             if fault:
                 return self._fault(fault, "its products do not fit the code", now)
-        covered = frozenset().union(*(blocks for blocks, _ in self._gradients.values()))
-        missing = [block for block in self._layout.partitions if block not in covered]
-        if not missing and (self._inspected or not self._task.inspect):
-            self._finish(covered, None, now)
-            return []
-        if not self._recovering:
-            if not self._worth_recovering(now):
-                return []
-            self._recovering = True
-        return self._recover(covered, missing, now)
+        covered = self._covered()
+        expected = {block for sent in steps if sent.with_loss for block in sent.rows if block in self._own}
+        settled = covered | expected
+        missing = [block for block in layout.partitions if block not in settled]
+        requests = []
+        if missing and not self._is_planned(settled):
+            requests = self._recover(settled, missing, now)
+        if self._inspected:
+            plans = self._plans if len(covered) < len(layout.rows) else [_PullPlan(covered, (), frozenset(), 1.0)]
+            for plan in plans:
+                given = all(self._pulls[ticket].gradient is not None for ticket in plan.pulls)
+                if given and plan.covered <= covered:
+                    self._finish(plan, now)
+                    return []
+        return requests
+
+    def _is_planned(self, settled: frozenset[str]) -> bool:
+        """Tells whether there is a plan that waits for no device that is late."""
+        return any(
+            plan.covered <= settled
+            and not any(
+                self._pulls[ticket].gradient is None and self._pulls[ticket].device in self.late
+                for ticket in plan.pulls
+            )
+            for plan in self._plans
+        )
 
     def _inspect(self) -> str:
         """Gives the device whose products do not fit the code; empty where all fit.
@@ -365,7 +513,8 @@ class GradientRound:
         Raises:
             ProtocolError: they do not fit, and the device at fault is not known.
         """
-        found = suspects(self._layout, self._products, self._settings.precision)
+        whole = {block: product for block, product in self._products.items() if self._full(block)}
+        found = suspects(self._layout, whole, self._settings.precision)
         if found is None:
             return ""
         if len(found) != 1:
@@ -376,98 +525,157 @@ class GradientRound:
             )
         return found[0]
 
-    def _worth_recovering(self, now: float) -> bool:
-        """Tells whether to go on without the missing ones; once half have replied, says when it will be."""
-        waiting = {sent[0] for sent in self._open.values()}
-        if waiting <= self.late:
-            return True
-        if self.due_s is None and 2 * len(self._responsive) >= len(self._alive - self.late):
-            self._half_s = now - self._began_s
-            self.due_s = now + max(self._settings.least_wait_s, self._settings.patience * (now - self._began_s))
-        return False
-
-    def _recover(self, covered: frozenset[str], missing: list[str], now: float) -> list[tuple[str, DeviceMessage]]:
-        layout = self._layout
-        if self._plan is None:
+    def _recover(self, settled: frozenset[str], missing: list[str], now: float) -> list[tuple[str, DeviceMessage]]:
+        situation = (frozenset(self.late), frozenset(self._alive), tuple(missing))
+        requests = []
+        if self._chosen[0] != situation:
             target = self._target(missing)
-            if target is None:
-                return []  # who is missing must come back, or reply after all
-            requests = []
-            for device in sorted({layout.holders[block] for block in target}):
-                requests += self._ask_products(device, target)
-            known = [block for block in target if block in self._products]
-            pending = [block for block in target if block not in self._products]
-            if set(layout.untold(known)) & set(missing) or (pending and self._condition(known) > _GOOD_CONDITION):
-                self._wait(now)
+            self._chosen = (situation, target)
+            wanted: dict[str, list[RowSpan]] = {}
+            for span, blocks in (target or {}).items():
+                for block in blocks:
+                    wanted.setdefault(block, []).append(span)
+            for device in sorted({self._layout.holders[block] for block in wanted}):
+                requests += self._ask_products(device, wanted, now)
+        target = self._chosen[1]
+        if target is None:
+            return []  # who is missing must come back, or reply after all
+        known = {}
+        for span, blocks in target.items():
+            known[span] = [block for block in blocks if self._within(self._had, block, span)]
+            if len(known[span]) < len(blocks) and not self._may_tell(known[span], blocks, missing):
                 return requests
-            plan = self._make_plan(covered, missing, known)
-            self._plan = plan
-            for device, shares in plan.shares.items():
-                requests.append(self._request(device, "pull", shares, {f"v{block}": v for block, v in shares.items()}))
-            self._wait(now)
-            if plan.shares:
+            if self._untold(known[span]).intersection(missing):
                 return requests
-        plan = self._plan
-        if plan.shares.keys() <= plan.pulled.keys():
-            self._finish(plan.covered, plan, now)
-        return []
+            if len(known[span]) < len(blocks) and self._condition(known[span]) > _GOOD_CONDITION:
+                return requests
+        return requests + self._make_plan(settled, missing, known, now)
 
-    def _target(self, missing: list[str]) -> list[str] | None:
-        """Chooses blocks from which what is missing follows: of devices that replied, else of all that are there."""
+    def _target(self, missing: list[str]) -> dict[RowSpan, list[str]] | None:
+        """Chooses blocks from which what is missing follows, for all rows: of devices that are not late if possible."""
+        for devices in (self._replied - self.late, self._alive - self.late, self._alive):
+            held = self._layout.held_by(devices)
+            target: dict[RowSpan, list[str]] = {}
+            for span in self._pieces():
+                asked = [block for block in held if self._within(self._asked, block, span)]
+                if self._untold(asked).intersection(missing):
+                    target |= self._spread(span, held, missing, asked)
+                else:
+                    target[span] = self._relevant(asked, missing)
+            if all(target.values()):
+                return target
+        return None
+
+    def _spread(
+        self, span: RowSpan, held: list[str], missing: list[str], asked: Collection[str] = ()
+    ) -> dict[RowSpan, list[str]]:
+        """Cuts rows into parts and chooses blocks for each that tell what is missing, no sum twice: so more devices
+        share the work. No blocks where all that is held does not tell it.
+        """
+        if self._untold(held).intersection(missing):
+            return {span: []}
+        most = min(_MOST_PARTS, max(1, (span[1] - span[0]) // _LEAST_ROWS))
+        there, parts = list(held), list[list[str]]()
+        while len(parts) < most:
+            names = self._chosen_of(there, slack=0)
+            used = names.intersection(self._sums).difference(asked)
+            if not used or self._untold(names).intersection(missing) or self._condition(names) > _SPREAD_CONDITION:
+                break
+            parts.append(self._relevant([block for block in held if block in names or block in asked], missing))
+            there = [block for block in there if block not in used]
+        if len(parts) < 2:
+            names = self._chosen_of(held, self._settings.slack)
+            few = [block for block in held if block in names or block in asked]
+            parts = [held if self._untold(few).intersection(missing) else self._relevant(few, missing)]
+        cuts = [span[0] + (span[1] - span[0]) * part // len(parts) for part in range(len(parts) + 1)]
+        return dict(zip(pairwise(cuts), parts, strict=True))
+
+    def _chosen_of(self, blocks: list[str], slack: int) -> set[str]:
         layout = self._layout
-        situation = (frozenset(self._responsive), frozenset(self._alive), tuple(missing))
-        if self._chosen is None or self._chosen[0] != situation:
-            self._chosen = (situation, None)
-            for devices in (self._responsive, self._alive):
-                held = layout.held_by(devices)
-                few = layout.code.choose((layout.place[block] for block in held), self._settings.slack)
-                for blocks in ([layout.blocks[place] for place in few], held):
-                    if self._chosen[1] is None and not set(layout.untold(blocks)) & set(missing):
-                        self._chosen = (situation, blocks)
-        return self._chosen[1]
+        return {layout.blocks[place] for place in layout.code.choose((layout.place[each] for each in blocks), slack)}
 
-    def _condition(self, blocks: list[str]) -> float:
+    def _relevant(self, blocks: list[str], missing: list[str]) -> list[str]:
+        """Leaves out partitions that are neither missing nor in one of the sums: they say nothing about the others."""
+        wanted = self._inside(blocks).union(missing, self._sums)
+        return [block for block in blocks if block in wanted]
+
+    def _inside(self, blocks: Collection[str]) -> set[str]:
+        """Names the partitions in these blocks' sums."""
+        layout = self._layout
+        places = [layout.place[block] for block in blocks if block in self._sums]
+        return {layout.blocks[place] for place in np.flatnonzero(layout.code.rows[places].any(axis=0))}
+
+    def _may_tell(self, known: list[str], blocks: list[str], missing: list[str]) -> bool:
+        """Tells whether there are as many sums as unknowns, while more is to come: else waiting is right."""
+        unknown = self._inside(known).union(missing).difference(known)
+        return unknown.isdisjoint(blocks) and len(self._sums.intersection(known)) >= len(unknown)
+
+    def _untold(self, blocks: Iterable[str]) -> set[str]:
+        return set(self._layout.untold(blocks))
+
+    def _condition(self, blocks: Iterable[str]) -> float:
         return self._layout.code.decoder((self._layout.place[block] for block in blocks), partial=True).condition
 
-    def _wait(self, now: float) -> None:
-        settings = self._settings
-        usual_s = (1 + settings.patience) * (self._half_s or now - self._began_s)
-        # Twice as long after each time that it was not enough, or work would be given anew faster than it can be done.
-        self.due_s = now + max(settings.least_wait_s, usual_s) * 2.0**self._timeouts
-
-    def _make_plan(self, covered: frozenset[str], missing: list[str], known: list[str]) -> _PullPlan:
+    def _make_plan(
+        self, settled: frozenset[str], missing: list[str], known: dict[RowSpan, list[str]], now: float
+    ) -> list[tuple[str, DeviceMessage]]:
+        """Plans which device multiplies what, and asks for what earlier requests do not give already."""
         layout = self._layout
-        length = len(self._task.rows) if self._task.rows is not None else max(layout.rows)
-        there = dict.fromkeys([*known, *(block for block in layout.partitions if block in self._products)])
-        products = {block: padded(self._products[block], length) for block in there}
-        telling = layout.code.decoder((layout.place[block] for block in there), partial=True)
-        slopes = {}
         for block in missing:
-            if block in products:
-                product = products[block]
-            else:
-                row = telling.weights[layout.place[block]]
-                product = np.zeros(length)
-                for place in np.flatnonzero(row):
-                    product += row[place] * products[layout.blocks[telling.blocks[place]]]
-            slopes[block], self._costs[block] = self._slope(block, product[: self._rows_of(block)])
-        sharing = self._sharing(missing, known)
-        shares: dict[str, dict[str, FloatArray]] = {}
-        for column, number in enumerate(sharing.blocks):
-            name = layout.blocks[number]
-            vector = np.zeros(self._rows_of(name))
-            used = False
+            if block not in self._slopes:
+                product = self._products[block] if self._full(block) else self._solved(block, known)
+                self._slopes[block], self._costs[block] = self._slope(block, product)
+        shares: dict[str, FloatArray] = {}
+        condition = 1.0
+        for (low, high), blocks in known.items():
+            sharing = self._sharing(missing, blocks)
+            condition = max(condition, sharing.condition)
             for block in missing:
-                weight = sharing.weights[layout.place[block], column]
-                if weight:
-                    slope = slopes[block]
+                row, part = sharing.weights[layout.place[block]], self._slopes[block][low:high]
+                for column in np.flatnonzero(row):
+                    share = shares.setdefault(*self._zeros(layout.blocks[sharing.blocks[column]]))
                     # Cut where the block ends: all its further rows are zero.
-                    vector[: len(slope)] += weight * slope[: len(vector)]
-                    used = True
-            if used:
-                shares.setdefault(layout.holders[name], {})[name] = vector
-        sent = {block: self._products[block] for block in known}
-        return _PullPlan(covered, missing, shares, sent, sharing.condition)
+                    target = share[low : low + len(part)]
+                    target += row[column] * part[: len(target)]
+        most = max((float(np.abs(slope).max(initial=0.0)) for slope in self._slopes.values()), default=0.0)
+        pulls = {ticket for ticket, pull in self._pulls.items() if pull.device in self._alive - self.late}
+        for ticket in pulls:
+            for block, given in self._pulls[ticket].shares.items():
+                shares.setdefault(*self._zeros(block))
+                shares[block] -= given
+        work: dict[str, dict[str, list[RowSpan]]] = {}
+        for block, share in shares.items():
+            share[np.abs(share) <= _ROUNDING * most] = 0.0
+            spans = _spans(share != 0)
+            if spans:
+                work.setdefault(layout.holders[block], {})[block] = spans
+        requests = []
+        for device, rows in work.items():
+            arrays = {f"v{block}": _picked_spans(shares[block], spans) for block, spans in rows.items()}
+            ticket, request = self._request(device, "pull", rows, arrays, now)
+            self._pulls[ticket] = _Pull(device, {block: shares[block] for block in rows})
+            pulls.add(ticket)
+            requests.append(request)
+        decoded = tuple(block for block in missing if not self._full(block))
+        self._plans.append(_PullPlan(settled, decoded, frozenset(pulls), condition))
+        return requests
+
+    def _zeros(self, block: str) -> tuple[str, FloatArray]:
+        return block, np.zeros(self._rows_of(block))
+
+    def _solved(self, block: str, known: dict[RowSpan, list[str]]) -> FloatArray:
+        """Gives a partition's products as other blocks' tell them."""
+        layout, product = self._layout, np.zeros(self._rows_of(block))
+        for (low, high), blocks in known.items():
+            target = product[low:high]
+            decoder = layout.code.decoder((layout.place[each] for each in blocks), partial=True)
+            row = decoder.weights[layout.place[block]]
+            for column in np.flatnonzero(row):
+                there = self._products.get(layout.blocks[decoder.blocks[column]])
+                if there is not None:  # else only rows beyond its last are known
+                    part = there[low : low + len(target)]
+                    target[: len(part)] += row[column] * part
+        return product
 
     def _sharing(self, missing: list[str], known: list[str]) -> LinearDecoder:
         """Gives the decoder that shares the work: of as few sums as condition well, so that few devices are needed."""
@@ -477,30 +685,60 @@ class GradientRound:
             return few
         return code.decoder(places, partial=True)
 
-    def _finish(self, covered: frozenset[str], plan: _PullPlan | None, now: float) -> None:
+    def _finish(self, plan: _PullPlan, now: float) -> None:
         gradient = np.zeros(len(self._task.weights))
         for device in sorted(self._gradients, key=self._first_place):
             blocks, part = self._gradients[device]
-            if blocks <= covered:
+            if blocks <= plan.covered:
                 gradient += part
-        if plan is not None:
-            for device in sorted(plan.pulled):
-                gradient += plan.pulled[device]
+        for ticket in sorted(plan.pulls):
+            pulled = self._pulls[ticket].gradient
+            assert pulled is not None
+            gradient += pulled
         task = self._task
         if task.rows is None:
             examples = sum(map(len, task.labels.values()))
         else:
             examples = sum(int((task.rows < len(labels)).sum()) for labels in task.labels.values())
-        self.late -= self._responsive - {sent[0] for sent in self._open.values()}
+        self.late -= self._replied - {sent.device for sent in self._open.values()}
         self.due_s = None
         self.result = Evaluation(
             sum(self._costs[block] for block in self._layout.partitions),
             gradient,
             examples,
-            () if plan is None or not self._settings.optimistic else tuple(plan.missing),
-            1.0 if plan is None else plan.condition,
+            plan.decoded,
+            plan.condition,
             now - self._began_s,
         )
 
     def _first_place(self, device: str) -> int:
         return min(self._layout.place[block] for block in self._gradients[device][0])
+
+
+def _merged(spans: Iterable[RowSpan]) -> list[RowSpan]:
+    """Joins spans of rows that touch each other."""
+    merged: list[RowSpan] = []
+    for low, high in sorted(spans):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def _spans(wanted: Array) -> list[RowSpan]:
+    """Gives the rows that are wanted: as one span, or as a few where that leaves many rows out."""
+    places = np.flatnonzero(wanted)
+    if not len(places):
+        return []
+    gaps = np.flatnonzero(np.diff(places) > _LEAST_ROWS)
+    lows = [places[0], *places[gaps + 1]]
+    highs = [*places[gaps], places[-1]]
+    if len(lows) > _MOST_PARTS:
+        return [(int(places[0]), int(places[-1]) + 1)]
+    return [(int(low), int(high) + 1) for low, high in zip(lows, highs, strict=True)]
+
+
+def _picked_spans(values: FloatArray, spans: list[RowSpan]) -> FloatArray:
+    picked: FloatArray = np.concatenate([values[low:high] for low, high in spans])
+    return picked

@@ -34,6 +34,7 @@ class BlockLayout:
     code: PartitionCode = field(init=False)
     blocks: list[str] = field(init=False)
     place: dict[str, int] = field(init=False)
+    _lengths: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._changed()
@@ -50,11 +51,7 @@ class BlockLayout:
 
     def rows_of(self, block: str) -> int:
         """Counts the rows of a block: of the longest partition in it."""
-        place = self.place[block]
-        if place < len(self.rows):
-            return self.rows[place]
-        there = np.flatnonzero(self.parity[place - len(self.rows)])
-        return max((self.rows[partition] for partition in there), default=0)
+        return self._lengths[block]
 
     def held_by(self, devices: Collection[str]) -> list[str]:
         """Names the blocks of some devices, in the code's order."""
@@ -121,4 +118,6 @@ class BlockLayout:
         count = len(self.rows)
         self.blocks = [*(f"d{place}" for place in range(count)), *(f"p{place}" for place in range(len(self.parity)))]
         self.place = {name: place for place, name in enumerate(self.blocks)}
+        longest = [int(np.array(self.rows)[row != 0].max(initial=0)) for row in self.parity]
+        self._lengths = dict(zip(self.blocks, [*self.rows, *longest], strict=True))
         self.code = PartitionCode(self.parity.reshape(-1, count), [0] * len(self.parity), name="coded training")

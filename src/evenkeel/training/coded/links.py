@@ -67,7 +67,8 @@ class LocalDevices(DeviceLink):
 
     Args:
         devices: all of them; they reach each other by name.
-        delay: draws how long each request takes; None: no time at all.
+        delay: draws how long an ordinary request takes, a product of the device's partition and one of its transpose;
+            others take time by how much they multiply. None: no time at all.
     """
 
     def __init__(self, devices: Iterable[Device], delay: Delay | None = None) -> None:
@@ -78,7 +79,6 @@ class LocalDevices(DeviceLink):
         self._now = 0.0
         self._number = 0
         self._free_at: dict[str, float] = {}
-        self._began_at: dict[int, float] = {}
         self._queue: list[tuple[float, int, DeviceEvent]] = []
         for device in devices:
             self.add(device)
@@ -115,9 +115,12 @@ class LocalDevices(DeviceLink):
         self.sent_bytes += size_bytes(message)
         self._forget_outdated(device, message.fields.get("round"))
         number, began_s = self._numbers[device], max(self._now, self._free_at[device])
-        took_s = 0.0 if self._delay is None else self._delay.draw((self._number << 16) + number, number, began_s)
+        took_s = 0.0
+        if self._delay is not None:
+            took_s = self._delay.draw((self._number << 16) + number, number, began_s) * self._devices[device].work(
+                message
+            )
         self._free_at[device] = began_s + took_s
-        self._began_at[self._number + 1] = began_s
         self._push(self._free_at[device], DeviceEvent("message", device, message))
 
     def poll(self, until_s: float) -> list[DeviceEvent]:
@@ -126,8 +129,7 @@ class LocalDevices(DeviceLink):
             if until_s != float("inf"):
                 self._now = max(self._now, until_s)
             return []
-        self._now, number, event = heapq.heappop(self._queue)
-        self._began_at.pop(number, None)
+        self._now, _, event = heapq.heappop(self._queue)
         if event.kind != "message":
             return [event]
         reply = self._devices[event.device].answer(event.message)  # when it is due: not at all if it was lost before
@@ -146,14 +148,14 @@ class LocalDevices(DeviceLink):
         self._queue.clear()
 
     def _forget_outdated(self, device: str, number: object) -> None:
-        """Drops requests of earlier rounds that the device has not begun, as a device does itself."""
+        """Drops requests of earlier rounds, as a device does itself: also one that it is at."""
         if not isinstance(number, int):
             return
         kept = []
         for entry in self._queue:
             event = entry[2]
             own = event.message.fields.get("round") if event.kind == "message" and event.device == device else None
-            if not (isinstance(own, int) and own < number and self._began_at[entry[1]] > self._now):
+            if not (isinstance(own, int) and own < number):
                 kept.append(entry)
         if len(kept) < len(self._queue):
             self._queue = kept

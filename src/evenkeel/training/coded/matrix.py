@@ -48,6 +48,10 @@ class DataMatrix(ABC):
         """Gives some of its rows; a number beyond the last stands for a row of zeros."""
 
     @abstractmethod
+    def between(self, first: int, end: int) -> "DataMatrix":
+        """Gives the rows from `first` to before `end`, without copying their numbers."""
+
+    @abstractmethod
     def arrays(self) -> dict[str, Array]:
         """Gives what it consists of, for files and messages; `from_arrays` is the inverse."""
 
@@ -92,6 +96,10 @@ class DenseMatrix(DataMatrix):
         values = np.zeros((len(rows), self.shape[1]), self.dtype)
         values[there] = self._values[rows[there]]
         return DenseMatrix(values)
+
+    def between(self, first: int, end: int) -> "DenseMatrix":
+        """Gives rows next to each other."""
+        return DenseMatrix(self._values[first:end])
 
     def arrays(self) -> dict[str, Array]:
         """Gives the numbers."""
@@ -144,6 +152,12 @@ class SparseMatrix(DataMatrix):
         new = np.concatenate([[0], np.cumsum(lengths)])
         places = np.arange(new[-1]) + np.repeat(starts[rows] - new[:-1], lengths)
         return SparseMatrix(self._values[places], self._columns[places], new, self.shape[1])
+
+    def between(self, first: int, end: int) -> "SparseMatrix":
+        """Gives rows next to each other."""
+        starts = self._starts[first : end + 1]
+        low, high = starts[0], starts[-1]
+        return SparseMatrix(self._values[low:high], self._columns[low:high], starts - low, self.shape[1])
 
     def arrays(self) -> dict[str, Array]:
         """Gives the three arrays and the width."""
