@@ -72,6 +72,16 @@ ALLOWED: dict[str, set[str]] = {
         "training.coded.matrix",
     },
     "bench.aggregation": {"figures", "switch"},
+    "bench.modeless": {
+        "backends.backend",
+        "backends.lossy",
+        "coding.answers",
+        "edge.both_models",
+        "figures",
+        "images",
+        "models",
+        "promises",
+    },
     "bench.gradients": {"coding.sum_code", "coding.sums", "figures", "images", "lab", "reducers", "training.hook"},
     "cli": {
         "backends.worker.main",

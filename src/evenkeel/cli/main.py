@@ -13,6 +13,7 @@ from evenkeel.cli.bench_coded import coded
 from evenkeel.cli.bench_codes import codes
 from evenkeel.cli.bench_fills import fills
 from evenkeel.cli.bench_gradients import gradients
+from evenkeel.cli.bench_modeless import modeless
 from evenkeel.cli.bench_serving import serving
 from evenkeel.cli.certify import certify
 from evenkeel.cli.demo import demo
@@ -62,12 +63,12 @@ def plan() -> None:
 
 @main.group()
 def bench() -> None:
-    """Measure policies, fills, codes, gradients, aggregation and coded training."""
+    """Measure policies, fills, codes, gradients, aggregation, coded training and modeless serving."""
 
 
 for command in (demo, serve, edge, worker, device, fit, certify, lab, switch):
     main.add_command(command)
-for command in (serving, fills, codes, gradients, aggregation, coded):
+for command in (serving, fills, codes, gradients, aggregation, coded, modeless):
     bench.add_command(command)
 plan.add_command(serving_plan)
 plan.add_command(training)

@@ -119,6 +119,19 @@ def test_a_lost_answer_or_a_wholly_lost_image_is_asked_for(kind):
     assert (reply.error, reply.lost) == (None, 0)
 
 
+def test_where_packets_get_lost_a_short_answer_is_sent_several_times():
+    def answers(share: float) -> int:
+        ends = Ends(FORM, no_retransmission(), lose=losing(share, 3, ("there",)))
+        for seed in range(20):
+            before = len(ends.relay.back)
+            ends.ask(picture(seed, 48, 64))
+        return sum(data[0] == PacketKind.ANSWER for data in ends.relay.back[before:])
+
+    assert answers(0.0) == 1
+    assert answers(0.1) >= 2
+    assert answers(0.6) == 6  # at most
+
+
 def test_an_image_of_which_nothing_arrives_is_an_error_in_time():
     ends = Ends(FORM, no_retransmission(), lose=lambda way, number, data: data[0] in (6, 7))
     reply = ends.ask(IMAGE)

@@ -9,6 +9,7 @@ import secrets
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from math import ceil, log
 
 from evenkeel.arrays import PixelArray
 from evenkeel.backends.backend import Backend, Reply
@@ -35,6 +36,9 @@ _TENTH_MS = 1e-4
 _SLACK_S = 0.001  # that packets may come late, beside others of their image
 _REMEMBERED = 1024  # images of a session that are known to be over
 _MAX_ROUND_TRIP_S = 10.0
+_LOSS_WEIGHT = 0.2  # of an image in the running mean of a session's loss
+_ANSWERS_LOST = 0.02  # share of short answers that may be lost with all their copies
+_MAX_COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ class LossyServer:
 class _Gathering:
     """Holds the packets of one image."""
 
-    __slots__ = ("bodies", "count", "decode", "decode_at_s", "decoded", "parities", "resend", "resend_at_s")
+    __slots__ = ("bodies", "count", "decode", "decode_at_s", "decoded", "judged", "parities", "resend", "resend_at_s")
 
     def __init__(self, count: int, decode_at_s: float) -> None:
         self.count = count
@@ -211,6 +215,7 @@ class _Gathering:
         self.resend: Timer | None = None  # asks for what is missing
         self.resend_at_s = 0.0  # not before
         self.decoded = False
+        self.judged = False  # its loss is in the session's
 
     def stop(self) -> None:
         for timer in (self.decode, self.resend):
@@ -242,6 +247,7 @@ class _Session:
         self._tokens, self._filled_s = limits.burst_bytes, clock.time()
         self._greeted_s = clock.time()
         self._round_trip_s = 0.0
+        self._loss = 0.0  # of packets, before any is sent again
         self._closed = False
 
     def heard_of(self) -> None:
@@ -335,6 +341,7 @@ class _Session:
     def _ask_again(self, number: int, gathering: _Gathering) -> None:
         now = self._clock.time()
         gathering.resend = None
+        self._judge(gathering)
         if gathering.decoded or now + self._round_trip_s > gathering.decode_at_s:
             return
         gathering.bodies |= recovered(gathering.count, gathering.bodies, gathering.parities)
@@ -350,6 +357,7 @@ class _Session:
     def _decode(self, number: int, gathering: _Gathering) -> None:
         """Decodes what is there, and has it answered."""
         gathering.stop()
+        self._judge(gathering)
         gathering.decoded = True
         form = self._greeting.form
         gathering.bodies |= recovered(gathering.count, gathering.bodies, gathering.parities)
@@ -375,6 +383,20 @@ class _Session:
         image = LossyImage(self._greeting.model, pixels, lost, self._greeting.exact)
         self._answer(image, lambda reply: self._replied(number, lost, reply))
 
+    def _judge(self, gathering: _Gathering) -> None:
+        """Takes what an image lacks before anything of it is sent again into the session's loss."""
+        if not gathering.judged:
+            gathering.judged = True
+            missing = 1 - len(gathering.bodies) / gathering.count
+            self._loss += _LOSS_WEIGHT * (missing - self._loss)
+
+    @property
+    def _copies(self) -> int:
+        """Gives how often a short answer is sent, so that few are lost although none of them is asked for in time."""
+        if self._loss <= _ANSWERS_LOST:
+            return 1
+        return min(_MAX_COPIES, ceil(log(_ANSWERS_LOST) / log(min(self._loss, 0.9))))
+
     def _replied(self, number: int, lost: float, reply: Reply) -> None:
         if reply.outputs is None:
             self._answered(number, LossyAnswer(None, lost, str(reply.error or "no answer")))
@@ -396,7 +418,7 @@ class _Session:
             self._over[self._kept.popleft()] = []
         while len(self._over) > _REMEMBERED:
             self._over.popitem(last=False)
-        for data in packets:
+        for data in packets * (self._copies if len(packets) == 1 else 1):
             self._send(data)
 
 

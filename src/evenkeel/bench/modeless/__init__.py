@@ -1,0 +1,1 @@
+"""Measures modeless serving: who answers, and how images reach the accurate model over links that lose packets."""

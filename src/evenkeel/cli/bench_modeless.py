@@ -1,0 +1,55 @@
+"""Defines `evenkeel bench modeless`: who answers, and how images cross links that lose packets."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evenkeel.cli.options import example, output_options
+
+__all__ = ["modeless"]
+
+
+@click.command(
+    "modeless",
+    epilog=example(
+        "evenkeel bench modeless --figure modeless.png     # about two minutes",
+        "evenkeel bench modeless --trace mahimahi_cellular.npz:Verizon-LTE-short.up --json modeless.json",
+        "evenkeel bench modeless --images cifar10.parquet --split test --requests 1000",
+    ),
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Labelled images that the shipped CIFAR-10 models take; the shipped 400 by default.",
+)
+@click.option("--split", help="Part of them to read.")
+@click.option(
+    "--trace",
+    "traces",
+    multiple=True,
+    metavar="FILE:NAME",
+    help="Rate of the cellular link: FILE.npz:ARRAY (1,500-byte deliveries in each ms) or FILE.parquet:ROW; may be "
+    "repeated. A law of our own by default.",
+)
+@click.option("--requests", type=click.IntRange(20), default=400, show_default=True, help="Requests of each cell.")
+@click.option(
+    "--calibrations", type=click.IntRange(2), default=100, show_default=True, help="Calibrations of each promise."
+)
+@click.option(
+    "--round-trip-ms", type=click.FloatRange(1), default=40.0, show_default=True, help="Round trip of the links."
+)
+@click.option(
+    "--payload", type=click.IntRange(100, 1200), default=100, show_default=True, help="Bytes of a packet at most."
+)
+@click.option(
+    "--slowdown", type=click.FloatRange(0.1), default=10.0, show_default=True,
+    help="How much slower the computer at the edge is than the one that the models' cards were measured on.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of losses and calibrations.")
+@output_options("json", "figure", "markdown")
+def modeless(**arguments: Any) -> None:
+    """Compare ways of modeless serving: who answers, and how images reach the data centre, on virtual time."""
+    from evenkeel.bench.modeless.command import ModelessArguments, run_modeless
+
+    run_modeless(ModelessArguments(**arguments))
