@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from evenkeel.errors import EvenkeelError
 from evenkeel.figures.outputs import write, write_json
-from evenkeel.files import why_unwritten, write_whole
+from evenkeel.files import read_arrays, why_unwritten, write_whole
 from evenkeel.models.cards import load_card, save_card
 from evenkeel.models.shipped import card_path
 
@@ -63,3 +64,20 @@ def test_what_is_no_ordinary_file_is_written_directly(tmp_path):
 def test_only_a_full_disk_asks_for_space():
     assert why_unwritten(OSError(errno.EACCES, "Permission denied")) == "Permission denied"
     assert why_unwritten(OSError(errno.EDQUOT, "Disk quota exceeded")).endswith("; free some space and try again")
+
+
+def test_an_archive_of_arrays_is_read_whole_or_refused(tmp_path):
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, a=np.arange(1000), b=np.ones((2, 3), np.float32))
+    found = read_arrays(file)
+    assert sorted(found) == ["a", "b"]
+    assert np.array_equal(found["a"], np.arange(1000))
+    whole = file.read_bytes()
+    np.savez(file, a=np.array([{}], dtype=object))
+    pickled = file.read_bytes()
+    np.save(tmp_path / "one.npy", np.arange(3))
+    damaged = whole[:200] + bytes(50) + whole[250:]
+    for content in (b"", whole[:-30], whole[:300], damaged, pickled, b"{}", (tmp_path / "one.npy").read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"no npz|damaged|pickled|pickle"):
+            read_arrays(file)

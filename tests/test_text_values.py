@@ -4,6 +4,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.text_values import (
     read_duration_s,
     read_fraction,
+    read_json,
     read_quantity,
     read_rate_bps,
     read_share,
@@ -106,3 +107,20 @@ def test_what_is_no_fraction_is_refused_at_once(text):
 )
 def test_a_url_is_shown_without_its_password(url, shown):
     assert without_password(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"a": 1, "b": {"c": 1, "c": 1}}', "'c' is given twice"),
+        ('{"a": NaN}', "NaN is no finite number"),
+        ("[1, -Infinity]", "-Infinity is no finite number"),
+        ("[1e999]", "1e999 is no finite number"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{", "Expecting"),
+    ],
+)
+def test_json_that_could_be_misread_is_refused(text, says):
+    with pytest.raises(ValueError, match=says):
+        read_json(text)
+    assert read_json('{"a": [1, 2.5, true, null], "b": {"a": ""}}') == {"a": [1, 2.5, True, None], "b": {"a": ""}}

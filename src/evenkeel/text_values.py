@@ -1,8 +1,13 @@
-"""Reads short texts such as `two-mode:scale=0.3,seed=7`: how delays, faults and codes are written on a command line."""
+"""Reads short texts such as `two-mode:scale=0.3,seed=7`: how delays, faults and codes are written on a command line.
 
+Also JSON that users edit, with what would be misread silently refused.
+"""
+
+import json
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from evenkeel.errors import ConfigurationError
 
@@ -11,6 +16,7 @@ __all__ = [
     "read_count",
     "read_duration_s",
     "read_fraction",
+    "read_json",
     "read_number",
     "read_quantity",
     "read_rate_bps",
@@ -32,6 +38,33 @@ def is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def read_json(text: str | bytes) -> Any:
+    """Reads JSON, and refuses a key that is given twice in an object, numbers that are not finite, and deep nesting.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:60]} is no finite number")
+    return value
 
 
 def without_password(text: str) -> str:

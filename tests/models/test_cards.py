@@ -92,6 +92,20 @@ def test_a_byte_order_mark_in_front_does_not_count(tmp_path):
     assert load_card(copy) == load_card(source)
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text[:-2] + ', "classes": ["a", "b"]}', "'classes' is given twice"),
+        (lambda text: text.replace("0.49139968", "NaN"), "NaN is no finite number"),
+        (lambda text: "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_card_that_could_be_misread_is_refused(damage, says, tmp_path):
+    (tmp_path / "card.json").write_text(damage(card_path("cifar10-base").read_text().rstrip()))
+    with pytest.raises(ConfigurationError, match=f"is not JSON: .*{says}"):
+        load_card(tmp_path / "card.json")
+
+
 def test_the_page_on_cards_names_every_field():
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "cards.md").read_text(encoding="utf-8")
     missing = [field.name for field in dataclasses.fields(ModelCard) if f"`{field.name}`" not in page]

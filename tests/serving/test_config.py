@@ -188,7 +188,9 @@ def test_a_wrong_field_is_named(raw: object, field: str) -> None:
         read_config(raw)
 
 
-@pytest.mark.parametrize(("text", "why"), [("a: [", "is not YAML"), ("\x00", "is not YAML")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("a: [", "is not YAML"), ("\x00", "is not YAML"), ("a: " + "[" * 5000, "is not YAML")]
+)
 def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)

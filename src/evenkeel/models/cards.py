@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.files import write_whole
-from evenkeel.text_values import is_text
+from evenkeel.text_values import is_text, read_json
 
 __all__ = ["FORMAT", "Measured", "ModelCard", "class_difference", "load_card", "save_card"]
 
@@ -114,7 +114,7 @@ def load_card(path: str | Path) -> ModelCard:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte-order mark
+        raw = read_json(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte-order mark
     except OSError as error:
         raise ConfigurationError(f"model card {path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:

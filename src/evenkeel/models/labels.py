@@ -6,7 +6,6 @@ matched by its name or its number; where that cannot be done, the classifier's o
 show which class it is.
 """
 
-import json
 import math
 import re
 import unicodedata
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from evenkeel.arrays import IntegerArray, PixelArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import Estimate, share
-from evenkeel.text_values import is_text
+from evenkeel.text_values import is_text, read_json
 
 __all__ = [
     "Numbering",
@@ -281,8 +280,8 @@ def _names_of_lines(text: str) -> list[str]:
 
 def _names_of_json(text: str, path: Path) -> list[str]:
     try:
-        found: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        found: Any = read_json(text)
+    except ValueError as error:
         raise ConfigurationError(f"classes {path} is not JSON: {error}") from error
     if isinstance(found, dict):
         wanted = list(map(str, range(len(found))))

@@ -18,7 +18,7 @@ import yaml
 from evenkeel.errors import ConfigurationError
 from evenkeel.promises.promise import Promise
 from evenkeel.promises.thresholds import Threshold
-from evenkeel.text_values import is_text
+from evenkeel.text_values import is_text, read_json
 
 __all__ = [
     "BUCKETS",
@@ -203,8 +203,8 @@ def read_certificate(path: Path) -> Certificate:
     if len(text) > _MAX_BYTES:
         raise ConfigurationError(f"certificate {path} is larger than {_MAX_BYTES:,} bytes: it is none")
     try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        raw = read_json(text)
+    except ValueError as error:
         raise ConfigurationError(f"certificate {path} is not JSON: {error}") from error
     if not isinstance(raw, dict) or raw.pop("evenkeel_certificate", None) != FORMAT:
         raise ConfigurationError(f"certificate {path}: field 'evenkeel_certificate' must be {FORMAT}")

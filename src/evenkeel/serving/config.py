@@ -139,7 +139,7 @@ def load_raw(path: Path) -> Any:
         raw = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceLoader)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from evenkeel.errors import ConfigurationError, EvenkeelError, SwitchError
 from evenkeel.switch.aggregator import Job, Rule, SlotPolicy
 from evenkeel.switch.kernel import Maps, Member, attach, detach, load_program, open_map, require_kernel
+from evenkeel.text_values import read_json
 
 __all__ = ["MODES", "Deployment", "Port", "down", "find_deployment", "inside", "names", "read_ports", "up"]
 
@@ -235,7 +236,7 @@ def find_deployment(name: str = "main") -> Deployment | None:
     """
     _check_name(name)
     try:
-        found = json.loads(_state_file(name).read_text())
+        found = read_json(_state_file(name).read_text())
         rule = Rule(**{**found["rule"], "policy": SlotPolicy(found["rule"]["policy"])})
         ports = tuple(Port(**port) for port in found["ports"])
         return Deployment(name, rule, found["udp"], found["mode"], found["namespace"], ports, found["maps"])

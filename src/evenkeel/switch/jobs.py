@@ -9,6 +9,7 @@ import numpy as np
 
 from evenkeel.arrays import FloatArray
 from evenkeel.errors import ConfigurationError, MissingExtraError
+from evenkeel.files import read_arrays
 from evenkeel.switch.simulator import LayerLoad, TrainingJob
 from evenkeel.text_values import read_number, unknown
 
@@ -124,8 +125,7 @@ def recorded_spread(path: Path) -> SpreadLaw:
         ConfigurationError: the file cannot be read, or holds none.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values = np.asarray(file["cov"], np.float64)
+        values = np.asarray(read_arrays(path)["cov"], np.float64)
     except (OSError, KeyError, ValueError) as error:
         raise ConfigurationError(f"skew: {path} has no readable array 'cov': {error}") from error
     values = np.sort(values[np.isfinite(values) & (values >= 0)])

@@ -19,6 +19,7 @@ import numpy as np
 from evenkeel.arrays import Array, FloatArray
 from evenkeel.coding.answers.linear import LinearCode, PartitionCode
 from evenkeel.errors import ConfigurationError, EvenkeelError, ProtocolError, UndecodableError
+from evenkeel.files import read_arrays
 from evenkeel.training.coded.checks import GradientCheck, suspects
 from evenkeel.training.coded.device import OWN_VERSION, signed_labels
 from evenkeel.training.coded.gradient_round import Evaluation, GradientRound, RoundSettings, RoundTask
@@ -747,8 +748,7 @@ class Coordinator:
         if not path.exists():
             return
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(path)
             said: dict[str, Any] = json.loads(arrays["said"].tobytes())
             for name, value in said["settings"].items():
                 if getattr(self.settings, name) != value:

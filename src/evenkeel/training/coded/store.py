@@ -17,6 +17,7 @@ import numpy as np
 
 from evenkeel.arrays import FloatArray
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.text_values import read_json
 from evenkeel.training.coded.data_files import as_labels
 from evenkeel.training.coded.matrix import DataMatrix, from_arrays
 
@@ -84,7 +85,7 @@ class BlockStore:
             index = self.folder / "store.json"
             if not index.exists():
                 return
-            said = json.loads(index.read_text(encoding="utf-8"))
+            said = read_json(index.read_text(encoding="utf-8"))
             self.membership = Membership(**said["membership"])
             self._written = {
                 name: _Written(int(each["version"]), str(each["digest"])) for name, each in said["blocks"].items()

@@ -10,6 +10,7 @@ import numpy as np
 
 from evenkeel.arrays import Array, FloatArray
 from evenkeel.errors import ConfigurationError
+from evenkeel.files import read_arrays
 from evenkeel.training.coded.coordinator import Coordinator, replace_file
 from evenkeel.training.coded.gradient_round import Evaluation
 from evenkeel.training.coded.losses import PredictorLoss, SquaredError
@@ -202,8 +203,7 @@ def _write(file: Path, plan: TrainingPlan, arrays: dict[str, Array]) -> None:
 
 def _read(file: Path, plan: TrainingPlan) -> dict[str, Array]:
     try:
-        with np.load(file, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
+        arrays = read_arrays(file)
         said = json.loads(arrays.pop("said").tobytes())
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(f"{file} cannot be understood ({error}); use another folder") from error
