@@ -32,6 +32,7 @@ def test_what_an_edge_node_may_change() -> None:
     raw = {**LEAST, "data_centre": ["tcp://10.0.0.5:7000", "http://10.0.0.6"], "on_miss": "reject", "light_workers": 2}
     config = read_edge_config({**raw, "policy": {"min_confidence": 0.7}})
     assert (config.replicas.addresses, config.replicas.urls) == (("tcp://10.0.0.5:7000",), ("http://10.0.0.6",))
+    assert read_edge_config({**LEAST, "data_centre": "udp://10.0.0.5:7000"}).replicas.links == ("udp://10.0.0.5:7000",)
     assert (config.policy.degrade, config.policy.min_confidence, config.backups.count) == (False, 0.7, 2)
 
 
