@@ -214,3 +214,16 @@ def test_no_more_answers_are_approximate_than_the_budget_allows(share):
     assert all(record.status == 200 for record in records)
     assert stats.fills  # exact ones at least
     assert Figures(records, stats).p99 <= 0.95 * figures("none", law, 0.5, 4_000).p99
+
+
+def test_while_no_approximate_answer_may_be_given_backups_make_exact_passes():
+    law = TwoMode(slow_share=0.1)
+    times_s = arrivals(0.5 * 9 / law.mean_s, 4_000, seed=0)
+    runs = {}
+    for share in (0.02, 1.0):
+        records, stats = simulate(preset("collage+hedge", max_approximate=share), law, times_s)
+        runs[share] = (stats, sum(record.source == "collage" for record in records))
+    (few, given), (free, _) = runs.values()
+    assert given >= 0.019 * 4_000, "what may be given is"
+    assert few.passes["replicate"] > 1.3 * free.passes["replicate"]
+    assert few.fills["replicate"] > free.fills["replicate"]

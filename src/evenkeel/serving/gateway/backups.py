@@ -16,6 +16,7 @@ from evenkeel.clock import Clock
 from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.elastic import Elastic
 from evenkeel.errors import BackendLostError, CodeError
+from evenkeel.serving.gateway.budget import Budget
 from evenkeel.serving.gateway.groups import PASS_KEYS, Group, OnAnswer, Waiting
 from evenkeel.serving.gateway.item import Item
 from evenkeel.serving.gateway.node import Attempt, Node
@@ -105,6 +106,7 @@ class Backups(Spares):
         model: that replicas run; a code that runs it too lets backups stand in for replicas.
         pass_limit_s: longest time of one pass; beyond, it counts as lost.
         may_add_worker: tells whether one more worker may have an item.
+        approximate: of answers that are not exact; while it is spent, only exact passes are made.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Backups(Spares):
         model: str,
         pass_limit_s: float,
         may_add_worker: Callable[[Item], bool],
+        approximate: Budget,
     ) -> None:
         self._clock = clock
         self._backups = [_Backup(backend, pass_limit_s) for backend in backends]
@@ -140,6 +143,7 @@ class Backups(Spares):
         self._on_answer = on_answer
         self._on_pass_over = on_pass_over
         self._may_add_worker = may_add_worker
+        self._approximate = approximate
         self._waiting = Waiting(clock, group_wait_s, self._elastic.max_items, self._feed)
         self._next_pass = PASS_KEYS
 
@@ -271,6 +275,8 @@ class Backups(Spares):
         for backup in self._backups:
             while backup.idle and self._waiting:
                 code = self._elastic.choose(len(self._waiting))
+                if self._exact is not None and not self._approximate.has_token:
+                    code = self._exact  # what others give could not be used
                 items = self._waiting.take(code.max_items)
                 backup.reserve(self._clock.time())
                 self._prepare(items, [code], partial(self._send, backup, code, items))

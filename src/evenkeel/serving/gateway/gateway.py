@@ -157,6 +157,7 @@ class Gateway:
             on_pass_over=self._on_pass_over,
             escalate=self._escalate,
             may_add_worker=self._may_add_worker,
+            approximate=self._approximate.budget,
         )
         # What a code's model is known to do well enough; a request may ask for more.
         self._min_confidences = {code.name: code.min_confidence for code in codes}

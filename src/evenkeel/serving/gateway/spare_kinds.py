@@ -8,6 +8,7 @@ from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.cascade import Cascade
 from evenkeel.errors import ConfigurationError
 from evenkeel.serving.gateway.backups import Backups, Offload, OnPassOver
+from evenkeel.serving.gateway.budget import Budget
 from evenkeel.serving.gateway.coded_fleet import CodedFleet, OnLost
 from evenkeel.serving.gateway.groups import OnAnswer
 from evenkeel.serving.gateway.item import Item
@@ -39,6 +40,7 @@ def make_spares(
     on_pass_over: OnPassOver,
     escalate: Callable[[Item], object],
     may_add_worker: Callable[[Item], bool],
+    approximate: Budget,
 ) -> Spares:
     """Makes the spares that the policy can use; see `Gateway` for the arguments.
 
@@ -87,6 +89,7 @@ def make_spares(
             model,
             pass_limit_s,
             may_add_worker,
+            approximate,
         )
         return LightFirst(made, escalate) if policy.light_first else made
     return NoSpares()
