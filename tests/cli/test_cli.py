@@ -71,6 +71,15 @@ def test_version() -> None:
         ),
         (("bench", "serving", "--delay", "none", "--simulated"), "say --rate"),
         (("bench", "serving", "--load", "0", "--simulated"), "load: must be a finite number above zero, found 0"),
+        (
+            ("bench", "serving", "--max-approximate", "2", "--simulated"),
+            "policy.max_approximate: must be a number from 0",
+        ),
+        (
+            ("bench", "serving", "--max-approximate", "nan", "--simulated"),
+            "policy.max_approximate: must be a number from",
+        ),
+        (("bench", "serving", "--max-approximate", "0", "--url", "http://127.0.0.1:9"), "leave one of the two out"),
         (("bench", "serving", "--load", "nan", "--simulated"), "load: must be a finite number above zero"),
         (("bench", "serving", "--rate", "inf", "--simulated"), "rate: must be a finite number above zero"),
         (("bench", "serving", "--rate", "5", "--load", ".3", "--simulated"), "--rate and --load exclude each other"),
@@ -107,6 +116,25 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = seen[0]
     assert (config.port, config.replicas.count, config.backups.count) == (9, 3, 4)
     assert (config.policy.name, config.policy.deadline_s, str(config.policy.hedge_after)) == ("hedge", 2.0, "20ms")
+
+
+def test_a_bench_gives_the_frontier_of_p99_against_approximate_answers(tmp_path: Path) -> None:
+    rows, figure = tmp_path / "rows.json", tmp_path / "frontier.svg"
+    result = run(
+        *("bench", "serving", "--simulated", "--policy", "hedge", "--policy", "collage+hedge", "--requests", "3000"),
+        *("--max-approximate", "1", "--max-approximate", "0", "--max-approximate", "0.03"),
+        *("--delay", "two-mode:slow-share=0.06", "--json", str(rows), "--figure", str(figure)),
+    )
+    assert result.exit_code == 0, result.output
+    hedge, free, exact, some = json.loads(rows.read_text())["rows"]
+    assert (hedge["policy"], hedge.get("max_approximate")) == ("hedge", None), "once: the share is not for it"
+    assert [row["max_approximate"] for row in (free, exact, some)] == [1, 0, 0.03]
+    assert exact["approximate"] == 0 < some["approximate"] <= 0.03 + 1 / 3000 < free["approximate"]
+    assert free["p99_ms"] < exact["p99_ms"] < hedge["p99_ms"]
+    for row in (free, exact, some):
+        assert row["ideal_p99_ms"] < row["p99_ms"]
+    assert free["ideal_p99_ms"] < exact["ideal_p99_ms"]
+    assert "clairvoyant" in figure.read_text()
 
 
 def test_a_simulated_bench_writes_rows_records_and_a_report(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ __all__ = ["serving"]
     epilog=example(
         "evenkeel bench serving --policy none --policy collage+hedge --requests 2000 --json out.json",
         "evenkeel bench serving --policy none@10 --policy hedge@10 --policy collage+hedge --simulated",
+        "evenkeel bench serving --policy collage+hedge --max-approximate 0 --max-approximate 0.05 --simulated",
         "evenkeel bench serving --url http://127.0.0.1:8000 --rate 50 --requests 500",
     ),
 )
@@ -56,6 +57,14 @@ __all__ = ["serving"]
     multiple=True,
     metavar="FAULT",
     help="Fault to cause in a worker: freeze:replica=3,at=5s,for=2s.",
+)
+@click.option(
+    "--max-approximate",
+    "max_approximate",
+    type=float,
+    multiple=True,
+    metavar="SHARE",
+    help="Largest share of approximate answers, 0 to 1; repeated, it gives the frontier of p99 against that share.",
 )
 @click.option("--url", help="Address of a running server to measure, instead of starting one.")
 @click.option("--simulated", is_flag=True, help="Run on a virtual clock with fake workers.")

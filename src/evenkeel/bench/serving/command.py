@@ -7,12 +7,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from evenkeel.bench.serving.figure import latency_histograms
+from evenkeel.bench.serving.figure import frontier, latency_histograms
 from evenkeel.bench.serving.measure import Experiment, Run, check_faults, parse_contender, run_all
 from evenkeel.bench.serving.report import write_report
 from evenkeel.bench.serving.rows import count_sources, page_of
@@ -23,6 +24,7 @@ from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
 from evenkeel.figures.records import machine
+from evenkeel.serving.gateway.policy import preset
 
 __all__ = ["DemoArguments", "ServingArguments", "run_bench", "run_demo"]
 
@@ -44,6 +46,7 @@ class ServingArguments:
     backups: int
     batch: int
     faults: tuple[str, ...]
+    max_approximate: tuple[float, ...]
     url: str | None
     simulated: bool
     records: Path | None
@@ -80,21 +83,33 @@ def run_bench(arguments: ServingArguments) -> None:
         )
     if arguments.rate_per_s is not None and arguments.loads:
         raise ConfigurationError("load: --rate and --load exclude each other; give one of them")
+    if arguments.max_approximate and arguments.url is not None:
+        raise ConfigurationError("max_approximate: a running server has a policy of its own; leave one of the two out")
     if experiment.faults and (arguments.simulated or arguments.url is not None):
         raise ConfigurationError("fault: only workers started here can be hurt; leave --simulated or --url out")
     if arguments.url is not None and not arguments.url.startswith(("http://", "https://")):
         raise ConfigurationError(f"url: must start with http:// or https://, found {arguments.url!r}")
+    for bound in arguments.max_approximate:
+        preset("none", max_approximate=bound)  # refused here, before a bar is drawn
     arguments.outputs.check(arguments.records)
     runs: list[Run] = []
     loads = arguments.loads or (0.5,)
-    for load in loads:
+    # A share bounds what backups answer, so it makes no difference to a policy without them.
+    bounded = [policy for policy in policies if preset(policy.partition("@")[0]).uses_backups]
+    others = [policy for policy in policies if policy not in bounded]
+    shares: list[tuple[float | None, Sequence[str]]] = [(None, policies)]
+    if arguments.max_approximate:
+        shares = [(None, others), *((share, bounded) for share in arguments.max_approximate)]
+    for load, (share, chosen) in product(loads, shares):
         folder = arguments.records
         if folder is not None and len(loads) > 1:
             folder = folder / f"load-{load:g}"
+        if folder is not None and share is not None:
+            folder = folder / f"max-approximate-{share:g}"
         runs += _run(
             Console(stderr=True),
-            replace(experiment, load=load),
-            policies,
+            replace(experiment, load=load, max_approximate=share),
+            chosen,
             url=arguments.url,
             simulated=arguments.simulated,
             records_folder=folder,
@@ -158,11 +173,13 @@ def _publish(runs: Sequence[Run], arguments: Mapping[str, Any], outputs: Outputs
         command=shlex.join(["evenkeel", *sys.argv[1:]]),
         sources_by_policy={_title(run, runs): count_sources(run.records) for run in runs},
     )
-    publish([page_of(rows)], rows, arguments, outputs, draw=lambda: latency_histograms(latencies_ms), report=report)
+    shares = {row.get("max_approximate") for row in rows} - {None}
+    draw = partial(frontier, rows) if len(shares) > 1 else partial(latency_histograms, latencies_ms)
+    publish([page_of(rows)], rows, arguments, outputs, draw=draw, report=report)
 
 
 def _title(run: Run, runs: Sequence[Run]) -> str:
-    """Names the policy, and the load where there are several."""
-    if len({other.row["load"] for other in runs}) == 1:
-        return run.contender.label
-    return f"{run.contender.label} at load {run.row['load']}"
+    """Names the policy, the load where there are several, and the share of approximate answers where one is set."""
+    load = "" if len({other.row["load"] for other in runs}) == 1 else f" at load {run.row['load']}"
+    share = run.row.get("max_approximate")
+    return f"{run.contender.label}{load}" + ("" if share is None else f", at most {share:.0%} approximate")

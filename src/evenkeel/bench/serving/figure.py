@@ -1,6 +1,6 @@
 """Draws a serving comparison: histograms and tail of latency, and how answers were known."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Latencies", "colours", "latency_histograms", "sources", "tail"]
+__all__ = ["Latencies", "colours", "frontier", "latency_histograms", "sources", "tail"]
 
 Latencies = Mapping[str, ArrayLike]
 
@@ -128,6 +128,52 @@ def tail(latencies_by_policy: Latencies) -> "Figure":
         panel.set_xlabel("latency (s)")
         panel.set_ylabel("requests that take longer")
         panel.legend(loc="upper right", fontsize=9, handlelength=1.4)
+    return figure
+
+
+def frontier(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Draws the p99 against the share of approximate answers, beside that of who knows every draw and spends no more.
+
+    Args:
+        rows: of `bench serving`; those without `max_approximate` have no backups, and are drawn as levels.
+    """
+    lines: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["policy"], row["load"]), []).append(row)
+    several = len({load for _, load in lines}) > 1
+    palette = colours(f"{policy}, load {load}" if several else policy for policy, load in lines)
+    with drawing(3.9, left=0.8, right=0.4, top=0.35) as figure:
+        panel: Axes = figure.subplots()
+        for (policy, load), line in lines.items():
+            label = f"{policy}, load {load}" if several else policy
+            colour = palette[label]
+            if line[0].get("max_approximate") is None:
+                panel.axhline(line[0]["p99_ms"], color=colour, linewidth=1.3, label=label)
+                continue
+            line.sort(key=lambda row: float(row["max_approximate"]))
+            shares = [100 * row["approximate"] for row in line]
+            panel.plot(shares, [row["p99_ms"] for row in line], color=colour, marker="o", linewidth=1.7, label=label)
+            panel.plot(
+                shares,
+                [row["ideal_p99_ms"] for row in line],
+                color=colour,
+                marker=".",
+                linewidth=1.0,
+                linestyle=(0, (4, 3)),
+                label=f"{label}, clairvoyant",
+            )
+            for share, row in zip(shares, line, strict=True):
+                panel.annotate(
+                    f"{100 * row['max_approximate']:g} %",
+                    (share, row["p99_ms"]),
+                    (4, 5),
+                    textcoords="offset points",
+                    fontsize=8,
+                )
+        panel.set_ylim(0)
+        panel.set_xlabel("approximate answers (%); at each point, how many were allowed")
+        panel.set_ylabel("p99 (ms)")
+        figure.legend(loc="upper right", ncols=4, fontsize=8)
     return figure
 
 

@@ -13,7 +13,7 @@ import orjson
 from evenkeel.arrays import Array
 from evenkeel.bench.serving.faults_live import make_faults
 from evenkeel.bench.serving.load import Target, drive
-from evenkeel.bench.serving.rows import summarise
+from evenkeel.bench.serving.rows import FILLS, summarise
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
 from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
@@ -24,6 +24,7 @@ from evenkeel.models import shipped
 from evenkeel.models.cards import load_card
 from evenkeel.serving.config import read_config
 from evenkeel.serving.gateway.policy import preset
+from evenkeel.serving.ideal import ideal_quantile
 from evenkeel.serving.simulate import Fleet, arrivals, simulate
 
 __all__ = ["Contender", "Experiment", "Run", "check_faults", "parse_contender", "run_all"]
@@ -51,6 +52,7 @@ class Experiment:
         rate_per_s: overrides the load.
         batch: requests that come at once (9: the paper's experiment).
         replicate_after: timeout of the policy `replicate`.
+        max_approximate: largest share of approximate answers; None: as each policy has it.
         policy_fields: changes to every policy, as the configuration file has them.
         grids: grids of the coded models that backups hold; 1 is the replicas' own.
         faults: what happens to whom while it runs.
@@ -65,6 +67,7 @@ class Experiment:
     seed: int = 1
     batch: int = 1
     replicate_after: str = ""
+    max_approximate: float | None = None
     policy_fields: dict[str, Any] = field(default_factory=dict)
     grids: tuple[int, ...] = (1, 2, 3)
     model: str = "cifar10-base"
@@ -183,6 +186,8 @@ async def run_all(
             primary_tasks=counters.get("items", 0.0),
             exact_fills=int(counters.get("fills[replicate]", 0.0)),
         )
+        if experiment.max_approximate is not None:
+            row.update(_bounded(experiment, records, counters))
         runs.append(Run(contender, row, records, counters))
     return runs
 
@@ -194,6 +199,8 @@ def server_config(experiment: Experiment, contender: Contender) -> dict[str, Any
         # Twice the mean: the paper's fixed timeout, for a law of any scale.
         mean_s = parse_delay(experiment.delay).mean_s
         fields["hedge_after"] = experiment.replicate_after or f"{2 * mean_s:.6f}s"
+    if experiment.max_approximate is not None:
+        fields["max_approximate"] = experiment.max_approximate
     return {
         "model": experiment.model,
         "replicas": {"count": contender.replicas},
@@ -204,6 +211,34 @@ def server_config(experiment: Experiment, contender: Contender) -> dict[str, Any
         # An open loop that sends too much should be seen as latency, as in the simulations it is compared with.
         "max_outstanding": 4096,
     }
+
+
+def _bounded(experiment: Experiment, records: Sequence[RequestRecord], counters: Counters) -> dict[str, Any]:
+    """Gives the share of approximate answers, and the p99 of who knows every draw and spends no more than was spent.
+
+    What was spent are the approximate answers, and the further exact attempts: hedges and 1x1 passes of backups.
+    """
+    approximate = sum(record.source in FILLS for record in records) / len(records)
+    further = counters.get("hedges", 0.0) + counters.get("backup_passes[replicate]", 0.0)
+    costs = [_cost(experiment, grid) for grid in experiment.grids]
+    best_s = ideal_quantile(
+        parse_delay(experiment.delay),
+        0.99,
+        hedges=further / len(records),
+        approximate=approximate,
+        fill_cost=min(costs),
+        items=len(records),
+    )
+    return {
+        "max_approximate": experiment.max_approximate,
+        "approximate": approximate,
+        "ideal_p99_ms": best_s * 1e3,
+    }
+
+
+def _cost(experiment: Experiment, grid: int) -> float:
+    """Gives the cost of a pass that holds `grid` times `grid` items, relative to a replica's."""
+    return 1.0 if grid == 1 else load_card(shipped.card_path(f"cifar10-collage-{grid}x{grid}")).relative_cost
 
 
 def _above_zero(name: str, value: float) -> float:
@@ -247,10 +282,7 @@ async def _target(url: str, experiment: Experiment) -> Target:
 
 def _simulate(experiment: Experiment, contender: Contender) -> tuple[list[RequestRecord], Counters]:
     config = read_config(server_config(experiment, contender))
-    costs = tuple(
-        1.0 if grid == 1 else load_card(shipped.card_path(f"cifar10-collage-{grid}x{grid}")).relative_cost
-        for grid in experiment.grids
-    )
+    costs = tuple(_cost(experiment, grid) for grid in experiment.grids)
     fleet = Fleet(contender.replicas, contender.backups, experiment.grids, costs)
     records, stats = simulate(
         config.policy, parse_delay(experiment.delay), experiment.times_s(), fleet, config.health, experiment.seed

@@ -29,6 +29,11 @@ _COLUMNS = (
     Column("fill_accuracy", "fills right", "%", 100.0),
     Column("accuracy", "all right", "%", 100.0),
 )
+_MAX_APPROXIMATE = Column("max_approximate", "approximate, at most", "%", 100.0)
+_FRONTIER = (
+    Column("approximate", "approximate", "%", 100.0),
+    Column("ideal_p99_ms", "p99, clairvoyant", "ms"),  # which spends no more, knows every draw and never waits
+)
 _FAILED = Column("failed", "failed", "%", 100.0)
 
 
@@ -98,6 +103,9 @@ def page_of(rows: Sequence[Row]) -> Page:
     labels = [_POLICY, *(column for column in (_DELAY, _LOAD) if _differs(rows, column))]
     if _LOAD not in labels and _differs(rows, _RATE):  # a load says the rate
         labels.append(_RATE)
+    if any(row.get("max_approximate") is not None for row in rows):
+        labels.append(_MAX_APPROXIMATE)
+        return Page(rows, labels, [*_FRONTIER, *measured(rows)])
     return Page(rows, labels, measured(rows))
 
 
