@@ -95,7 +95,9 @@ def measure(library: ctypes.CDLL, policy: str, chosen: argparse.Namespace) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--fragments", type=int, default=10_000_000, help="that all workers of a job have the result of"
+        "--fragments",
+        type=int,
+        help="that all workers of a job have the result of; default: 10 million, or 1 million with --kernel",
     )
     parser.add_argument("--policies", default=",".join(policy.text for policy in SlotPolicy))
     parser.add_argument("--kernel", action="store_true", help="let the XDP program add, by test runs; needs root")
@@ -110,6 +112,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    chosen.fragments = chosen.fragments or (1_000_000 if chosen.kernel else 10_000_000)
     with tempfile.TemporaryDirectory() as folder:
         library = compiled(folder, chosen.broken)
         rows = []

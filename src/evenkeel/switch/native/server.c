@@ -259,6 +259,7 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 	struct ek_hello h;
 	struct job *job = job_named(s, p->job, p->token);
 	struct ek_welcome welcome;
+	uint32_t welcomed;
 	int bytes, moved;
 
 	if (size < EK_CONTROL_BYTES + (int)sizeof h) {
@@ -339,10 +340,16 @@ static void take_hello(struct server *s, const struct sockaddr_in *from, const s
 		if ((int32_t)(h.sent - job->safe_from) > 0)
 			job->safe_from = h.sent;
 	}
-	if (s->enroll && (moved || !job->enrolled) && !enroll(s, job, from, p, h.number))
-		return;
-	welcome = (struct ek_welcome){s->boot, job->span, h.sum_bits, job->number};
-	say(s, from, p, EK_WELCOME, &welcome, sizeof welcome, sizeof welcome);
+	welcomed = 1u << h.worker;
+	if (s->enroll && (moved || !job->enrolled)) {
+		if (!enroll(s, job, from, p, h.number))
+			return;
+		welcomed = job->joined; /* those that came first have waited for this */
+	}
+	welcome = (struct ek_welcome){.boot = s->boot, .span = job->span, .sum_bits = h.sum_bits, .job = job->number};
+	for (uint32_t w = 0; w < h.world; w++)
+		if (welcomed >> w & 1)
+			say(s, &job->address[w], p, EK_WELCOME, &welcome, sizeof welcome, sizeof welcome);
 }
 
 static struct ek_header *result_of(struct job *job, uint32_t at)
