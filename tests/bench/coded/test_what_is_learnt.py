@@ -1,5 +1,7 @@
 """What the coordinator learns: a device's raw rows, from the products that it decodes, even while it is away."""
 
+from itertools import product
+
 import numpy as np
 
 from evenkeel.coding.answers.linear_codes import linear_code
@@ -31,3 +33,13 @@ def test_products_of_enough_rounds_tell_the_rows_of_a_device_that_is_always_away
         known[number + 1] = float((np.rint(guess) == data[away]).all(axis=1).mean())
     assert known[5] < 0.5
     assert known[2 * COLUMNS] == 1.0
+
+
+def test_a_sum_of_partitions_of_zeros_and_ones_is_all_of_them():
+    """So masks that leave a device the sum alone would hide nothing from it."""
+    code = linear_code("balanced:copies=3", 20)
+    for row in code.parity:
+        factors = row[row != 0]
+        bits = np.array(list(product((0, 1), repeat=len(factors))))
+        sums = np.sort(bits @ factors)
+        assert np.diff(sums).min() > 1e-3

@@ -23,6 +23,9 @@ def test_a_slope_is_the_derivative_of_the_cost(name) -> None:
         step = 1e-6
         numeric = (loss.cost(predicted + step, labels) - loss.cost(predicted - step, labels)) / (2 * step)
         assert loss.slope(predicted, labels) == pytest.approx(numeric, abs=1e-6)
+        slope, cost = loss.slope_and_cost(predicted, labels)
+        assert slope == pytest.approx(loss.slope(predicted, labels), rel=1e-14)
+        assert cost == pytest.approx(loss.cost(predicted, labels), rel=1e-14)
         if loss.smooth:
             bend = (loss.slope(predicted + step, labels) - loss.slope(predicted - step, labels)) / (2 * step)
             assert bend.max() <= loss.curvature + 1e-3
@@ -32,6 +35,8 @@ def test_large_margins_neither_overflow_nor_vanish() -> None:
     margins = np.array([-800.0, 800.0])
     assert Logistic().cost(margins, np.ones(2)) == pytest.approx([800.0, 0.0])
     assert Logistic().slope(margins, np.ones(2)) == pytest.approx([-1.0, 0.0])
+    slope, cost = Logistic().slope_and_cost(margins, np.ones(2))
+    assert (slope == pytest.approx([-1.0, 0.0])) & (cost == pytest.approx([800.0, 0.0]))
     with pytest.raises(ConfigurationError, match="'log' is unknown; use one of logistic"):
         loss_named("log")
 

@@ -194,6 +194,7 @@ class GradientRound:
         self._pulls: dict[int, _Pull] = {}
         self._plans: list[_PullPlan] = []
         self._chosen: tuple[object, dict[RowSpan, list[str]] | None] = (None, None)  # the last choice, and for what
+        self._needed: set[str] = set()  # partitions whose products that choice waits for
         self._inspected = not task.inspect
         self._timeouts = 0
         self._unit_s = 0.0  # how long half of the devices take for an ordinary request, once that is known
@@ -416,7 +417,7 @@ class GradientRound:
         labels = picked(task.labels[block], task.rows)
         count = len(task.labels[block])
         predicted = product.astype(np.float64)
-        slope, cost = task.loss.slope(predicted, labels), task.loss.cost(predicted, labels)
+        slope, cost = task.loss.slope_and_cost(predicted, labels)
         if task.rows is not None:
             beyond = task.rows >= count
             slope[beyond] = cost[beyond] = 0.0
@@ -532,6 +533,7 @@ class GradientRound:
             target = self._target(missing)
             self._chosen = (situation, target)
             wanted: dict[str, list[RowSpan]] = {}
+            self._needed = self._own & {block for blocks in (target or {}).values() for block in blocks}
             for span, blocks in (target or {}).items():
                 for block in blocks:
                     wanted.setdefault(block, []).append(span)
@@ -540,10 +542,12 @@ class GradientRound:
         target = self._chosen[1]
         if target is None:
             return []  # who is missing must come back, or reply after all
+        if not self._needed <= self._had.keys():
+            return requests
         known = {}
         for span, blocks in target.items():
             known[span] = [block for block in blocks if self._within(self._had, block, span)]
-            if len(known[span]) < len(blocks) and not self._may_tell(known[span], blocks, missing):
+            if len(known[span]) < len(blocks) and not self._may_tell(known[span], missing):
                 return requests
             if self._untold(known[span]).intersection(missing):
                 return requests
@@ -605,10 +609,10 @@ class GradientRound:
         places = [layout.place[block] for block in blocks if block in self._sums]
         return {layout.blocks[place] for place in np.flatnonzero(layout.code.rows[places].any(axis=0))}
 
-    def _may_tell(self, known: list[str], blocks: list[str], missing: list[str]) -> bool:
+    def _may_tell(self, known: list[str], missing: list[str]) -> bool:
         """Tells whether there are as many sums as unknowns, while more is to come: else waiting is right."""
         unknown = self._inside(known).union(missing).difference(known)
-        return unknown.isdisjoint(blocks) and len(self._sums.intersection(known)) >= len(unknown)
+        return len(self._sums.intersection(known)) >= len(unknown)
 
     def _untold(self, blocks: Iterable[str]) -> set[str]:
         return set(self._layout.untold(blocks))
@@ -643,10 +647,13 @@ class GradientRound:
             for block, given in self._pulls[ticket].shares.items():
                 shares.setdefault(*self._zeros(block))
                 shares[block] -= given
+        corrected = bool(pulls)
         work: dict[str, dict[str, list[RowSpan]]] = {}
         for block, share in shares.items():
-            share[np.abs(share) <= _ROUNDING * most] = 0.0
-            spans = _spans(share != 0)
+            if corrected:
+                share[np.abs(share) <= _ROUNDING * most] = 0.0
+            ends = [(low, min(high, len(share))) for low, high in known]
+            spans = _merged((low, high) for low, high in ends if share[low:high].any())
             if spans:
                 work.setdefault(layout.holders[block], {})[block] = spans
         requests = []
@@ -724,19 +731,6 @@ def _merged(spans: Iterable[RowSpan]) -> list[RowSpan]:
         else:
             merged.append((low, high))
     return merged
-
-
-def _spans(wanted: Array) -> list[RowSpan]:
-    """Gives the rows that are wanted: as one span, or as a few where that leaves many rows out."""
-    places = np.flatnonzero(wanted)
-    if not len(places):
-        return []
-    gaps = np.flatnonzero(np.diff(places) > _LEAST_ROWS)
-    lows = [places[0], *places[gaps + 1]]
-    highs = [*places[gaps], places[-1]]
-    if len(lows) > _MOST_PARTS:
-        return [(int(places[0]), int(places[-1]) + 1)]
-    return [(int(low), int(high) + 1) for low, high in zip(lows, highs, strict=True)]
 
 
 def _picked_spans(values: FloatArray, spans: list[RowSpan]) -> FloatArray:

@@ -18,7 +18,7 @@ class PredictorLoss(ABC):
     """Gives what predictions cost; both methods work element by element, in float64.
 
     Law: `slope` is the derivative of `cost` by the prediction; where there is none (hinge at its corner), a
-    subgradient.
+    subgradient. `slope_and_cost` gives what the two give, to rounding.
 
     Attributes:
         name: as messages and options say it.
@@ -40,6 +40,10 @@ class PredictorLoss(ABC):
     def slope(self, predicted: FloatArray, labels: FloatArray) -> FloatArray:
         """Gives the derivative of each cost by its prediction."""
 
+    def slope_and_cost(self, predicted: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Gives both, which may be quicker than one after the other."""
+        return self.slope(predicted, labels), self.cost(predicted, labels)
+
 
 class Logistic(PredictorLoss):
     """Costs log(1 + exp(-y z))."""
@@ -57,6 +61,13 @@ class Logistic(PredictorLoss):
         """Gives -y / (1 + exp(y z))."""
         slope: FloatArray = -labels / (1.0 + np.exp(np.minimum(labels * predicted, 700.0)))  # exp(710) overflows
         return slope
+
+    def slope_and_cost(self, predicted: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Gives both from one exponential, since that takes longest."""
+        margin = labels * predicted
+        small = np.exp(-np.abs(margin))
+        slope = -labels * np.where(margin > 0, small, 1.0) / (1.0 + small)
+        return slope, np.maximum(-margin, 0.0) + np.log1p(small)
 
 
 class Hinge(PredictorLoss):
