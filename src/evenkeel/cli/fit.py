@@ -60,6 +60,16 @@ __all__ = ["fit"]
     help="Folder of an earlier fit whose weights to start from.",
 )
 @click.option(
+    "--lossy",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Largest share of an image that a link loses: learn from what remains of views that cross it too.",
+)
+@click.option(
+    "--jpeg-quality", type=int, default=90, show_default=True, help="Quality of the JPEG on that link, with --lossy."
+)
+@click.option(
     "--views",
     type=int,
     default=4,

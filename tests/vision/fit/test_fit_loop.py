@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from evenkeel.backends.lossy.intervals import JpegForm
 from evenkeel.coding.answers.tiles import Pixels, Tile
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.fit.loop import (
@@ -19,6 +20,7 @@ from evenkeel.vision.fit.loop import (
     start_from,
     whiten,
 )
+from evenkeel.vision.fit.lossy_views import LossyViews
 from evenkeel.vision.fit.views import ViewBank
 from evenkeel.vision.networks.architecture import TileNet
 from fit_helpers import easy_pixels
@@ -66,6 +68,36 @@ def test_it_learns_what_the_classifier_says_not_what_is_true(
     with torch.no_grad():
         found = fitted(standardise(torch.from_numpy(PIXELS).permute(0, 3, 1, 2))).argmax(1).numpy()
     assert (found == (LABELS + 1) % 10).mean() > 0.8
+
+
+def test_it_learns_what_is_left_of_an_image_by_a_link_that_loses_packets(tmp_path: Path) -> None:
+    views = bank(tmp_path / "s.npy")
+    lossy = LossyViews(0.9, 90)
+    shown = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+    remains = lossy(shown, torch.Generator().manual_seed(9))
+    right = {}
+    for name, recipe in (("whole", RECIPE), ("lossy", replace(RECIPE, lossy=0.9, quality=90, epochs=8))):
+        fitted = network(views)
+        list(fit_tiles(fitted, views, recipe, tmp_path / name))
+        with torch.no_grad():
+            right[name] = (fitted(standardise(remains)).argmax(1).numpy() == LABELS).mean()
+    assert right["lossy"] > right["whole"] + 0.02
+    with pytest.raises(ConfigurationError, match="is of"):  # a checkpoint of whole views does not go on with others
+        next(fit_tiles(network(views), views, replace(RECIPE, lossy=0.9, quality=90), tmp_path / "whole"))
+
+
+def test_lossy_views_are_the_transport_s_own_and_the_same_again() -> None:
+    shown = torch.from_numpy(PIXELS[:40]).permute(0, 3, 1, 2)
+    form = JpegForm(32, 32, 80)
+    whole = torch.from_numpy(np.stack([form.decode(form.encode(one))[0] for one in PIXELS[:40]])).permute(0, 3, 1, 2)
+    none, all_ = LossyViews(0.0, 80), LossyViews(0.95, 80)
+    assert torch.equal(none(shown, torch.Generator().manual_seed(1)), whole)
+    made = [all_(shown, torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*made)
+    changed = (made[0] != whole).flatten(1).any(1)
+    assert 0.5 < changed.float().mean() < 0.95  # a quarter is whole
+    blocks = (made[0] != whole).reshape(40, 3, 4, 8, 4, 8).any(5).any(3).any(1)
+    assert 0.2 < blocks.float().mean() < 0.5  # three quarters of half of 0.95
 
 
 @pytest.mark.parametrize("stopped", [1, 17, 47])

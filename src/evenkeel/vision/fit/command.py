@@ -53,6 +53,8 @@ class FitArguments:
     rate: float | None
     tiles: int | None
     start: Path | None
+    lossy: float
+    jpeg_quality: int
     views: int
     reach: int | None
     mirror: bool

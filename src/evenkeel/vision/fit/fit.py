@@ -353,6 +353,7 @@ class _FitRun:
             "distillation_temperature": recipe.temperature,
             "precision": options.precision,
             "rate": recipe.rate,
+            **({"lossy": options.lossy, "jpeg_quality": options.jpeg_quality} if options.lossy else {}),
             "started_from_an_earlier_fit": options.start is not None,
             "seed": options.seed,
             "training_seconds": round(seconds),
@@ -372,6 +373,8 @@ def _recipe(bank: ViewBank, options: FitOptions) -> FitRecipe:
         tiles=usual if options.tiles is None else options.tiles,
         temperature=soft_temperature(taught),
         jitter=round(0.7 * bank.reach),
+        lossy=options.lossy,
+        quality=options.jpeg_quality if options.lossy else 0,
         seed=options.seed,
     )
     return recipe if options.rate is None else replace(recipe, rate=options.rate)

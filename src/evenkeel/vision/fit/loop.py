@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.vision.fit.lossy_views import LossyViews
 from evenkeel.vision.fit.views import ViewBank
 from evenkeel.vision.networks.architecture import TileNet
 from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
@@ -36,6 +37,7 @@ __all__ = [
 FIT_MEAN = (0.5, 0.5, 0.5)
 FIT_STD = (0.25, 0.25, 0.25)
 _CHECKPOINT_EVERY_S = 60.0
+_OF_LINKS = ("lossy", "quality")
 _PART = 250  # tiles
 _GATHERED = 10_000  # images that the norms' statistics are of in the end
 _WHITENED = 1_000_000  # pixels whose 2x2 patches the first filters are made from: some 100 MB
@@ -53,6 +55,8 @@ class FitRecipe:
     decay: float = 4e-3  # what a step of 1,000 tiles takes from biases and head at the start
     average: float = 0.99  # of the weights, per step; nearer 1 is smoother and later
     temperature: float = 2.0  # of the classifier's scores
+    lossy: float = 0.0  # largest share of its blocks that a view loses
+    quality: int = 0  # of the JPEG that views with losses cross a link as
     jitter: int = 2  # pixels by which a view is moved once more when it is shown
     seed: int = 0
 
@@ -134,12 +138,13 @@ def fit_tiles(
         raise ConfigurationError(f"{len(bank)} images are too few: one step shows {recipe.tiles} tiles")
     steps = max(1, round(recipe.epochs * per_epoch))
     about = {
-        "recipe": asdict(recipe),
+        "recipe": {name: value for name, value in asdict(recipe).items() if recipe.lossy or name not in _OF_LINKS},
         "images": len(bank),
         "more": bank.more,
         "views": bank.views,
         "halvings": network.halvings,
     }
+    change = LossyViews(recipe.lossy, recipe.quality) if recipe.lossy else None
     step, spent_s = _load(checkpoint, about, network, average, optimisers)
     began = saved = time.monotonic()
     if step >= steps:
@@ -155,6 +160,8 @@ def fit_tiles(
             views = seen[images]
             shifts = torch.Generator().manual_seed(recipe.seed * 1_000_003 + 500_000 + step)
             pixels = translate(bank.pixels(images, views), recipe.jitter, shifts)
+            if change is not None:
+                pixels = change(pixels, shifts)
             pixels = shrink(pixels, side).to(device)
             loss = _step(network, pixels, bank.scores(images, views).to(device), recipe.temperature, optimisers)
             share = 1 - step / steps
@@ -171,14 +178,14 @@ def fit_tiles(
             if step == steps:
                 break
     network.load_state_dict(average.network.state_dict())
-    _gather_statistics(network, bank, side, device)
+    _gather_statistics(network, bank, side, device, change)
     with torch.no_grad():
         network.head.weight.mul_(recipe.temperature)  # scores as the classifier scales them
     network.eval()
 
 
 @torch.no_grad()
-def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str) -> None:
+def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str, change: LossyViews | None) -> None:
     """Gathers the norms' statistics for the weights as they are now: those met on the way are of other weights."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -187,7 +194,10 @@ def _gather_statistics(network: TileNet, bank: ViewBank, side: int, device: str)
     network.train()
     shown = bank.order(torch.Generator().manual_seed(0))[:_GATHERED]
     for images in torch.split(shown, _PART):
-        network(standardise(shrink(bank.pixels(images, images % bank.views), side).to(device)))
+        pixels = bank.pixels(images, images % bank.views)
+        if change is not None:
+            pixels = change(pixels, torch.Generator().manual_seed(int(images[0])))
+        network(standardise(shrink(pixels, side).to(device)))
 
 
 def whiten(network: TileNet, bank: ViewBank, side: int) -> None:

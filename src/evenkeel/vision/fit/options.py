@@ -51,6 +51,8 @@ class FitOptions:
         mirror: whether views are also mirrored left to right.
         rate: of learning, at the start; see `FitRecipe`. None: its default.
         tiles: in a step of training. None: `FitRecipe`'s, fewer where the images are few.
+        lossy: largest share of its blocks that a view loses, as on a link that loses packets; 0: views are whole.
+        jpeg_quality: of views that a link is to carry.
         start: an earlier fit of a network of the same size, whose weights to start from: its output folder.
         held_out: images that are not trained on, but calibrate the confidence; None: a twentieth, 200 to 2,000.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
@@ -68,6 +70,8 @@ class FitOptions:
     mirror: bool = True
     rate: float | None = None
     tiles: int | None = None
+    lossy: float = 0.0
+    jpeg_quality: int = 90
     start: Path | None = None
     held_out: int | None = None
     device: str = "auto"
@@ -90,6 +94,10 @@ class FitOptions:
             raise ConfigurationError(f"rate: must be above 0 and at most 1, found {self.rate}")
         if self.tiles is not None and not 16 <= self.tiles <= 10_000:
             raise ConfigurationError(f"tiles: must be from 16 to 10000, found {self.tiles}")
+        if not 0 <= self.lossy <= 0.95:
+            raise ConfigurationError(f"lossy: must be from 0 to 0.95, found {self.lossy}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigurationError(f"jpeg-quality: must be from 1 to 100, found {self.jpeg_quality}")
         if self.views < 1:
             raise ConfigurationError(f"views: must be at least 1, found {self.views}")
         cores = os.cpu_count() or 1

@@ -79,7 +79,7 @@ def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, o
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()
-            if name not in ("resume", "device")
+            if name not in ("resume", "device") and (options.lossy or name not in ("lossy", "jpeg_quality"))
         },
     }
     if classifier.height != classifier.width:
