@@ -27,15 +27,16 @@ CODES: dict[str, Callable[[], SumCode]] = {
     "gradiveq": lambda: evenkeel.GradiVeQ(sample_steps=4),
     "gradiveq_thc": lambda: evenkeel.GradiVeQ(evenkeel.THC(bits=4, block=64), sample_steps=4),
 }
-SHAPES = [(40, 24), (16, 8, 3, 3), (7,)]
+SHAPES = [(40, 24), (16, 8, 3, 3), (30,), ()]
 
 
 def naive_masks(vector: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
-    """Where a row is zero, or a column of 8 numbers or more."""
+    """Where a row is zero, or a column of 8 numbers or more. A vector is a column."""
     mask, start = torch.zeros_like(vector, dtype=torch.bool), 0
     for shape in shapes:
         size = torch.Size(shape).numel()
-        if len(shape) > 1 and size:
+        shape = (*shape, 1, 1) if len(shape) < 2 else shape
+        if size:
             cube = vector[start : start + size].view(shape[0], shape[1], -1)
             for row in range(shape[0]):
                 mask[start : start + size].view(cube.shape)[row] |= not bool(cube[row].ne(0).any())
@@ -48,14 +49,15 @@ def naive_masks(vector: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
 @pytest.mark.parametrize("seed", range(40))
 def test_finds_the_zero_lines_and_no_others(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(12, 5), (9,), (6, 4, 3, 3), (2, 20), (0, 3), (1, 9), (30, 1), (5, 2)]
+    shapes = [(12, 5), (9,), (6, 4, 3, 3), (2, 20), (0, 3), (1, 9), (30, 1), (5, 2), (), (3,)]
     sizes = [torch.Size(shape).numel() for shape in shapes]
     vector = torch.randn(sum(sizes) + 5, generator=generator)[5:]  # as in the middle of a bucket
     vector[torch.rand(len(vector), generator=generator) < 0.3] = 0.0
     share = [0.0, 0.2, 0.9, 1.0][seed % 4]
     for shape, part in zip(shapes, torch.split(vector, sizes), strict=True):
-        if len(shape) > 1:
+        if len(shape) > 0:
             part.view(shape)[torch.rand(shape[0], generator=generator) < share] = 0.0
+        if len(shape) > 1:
             part.view(shape)[:, torch.rand(shape[1], generator=generator) < share / 2] = 0.0
     if seed % 5 == 0:
         vector[3] = torch.nan
@@ -98,17 +100,19 @@ def test_bits_are_exchanged_only_where_every_rank_has_zeros() -> None:
 def with_zeros(rank: int, step: int) -> list[Tensor]:
     """Gradients with lines that are zero on all ranks, always or in odd steps, and some that are on rank 1 only."""
     generator = torch.Generator().manual_seed(100 * step + rank)
-    matrix, kernels, bias = (torch.randn(shape, generator=generator) for shape in SHAPES)
+    matrix, kernels, bias, scale = (torch.randn(shape, generator=generator) for shape in SHAPES)
     matrix[3:9] = 0.0
     matrix[:, 5] = 0.0
     kernels[2] = 0.0
     kernels[:, 1] = 0.0
+    bias[20:] = 0.0
     if step % 2:
+        scale.zero_()
         matrix[20:25] = 0.0
         kernels[7] = 0.0
     if rank == 1:
         matrix[30] = 0.0
-    return [matrix, kernels, bias]
+    return [matrix, kernels, bias, scale]
 
 
 @pytest.mark.parametrize("reducer", [evenkeel.Sharded, FakeReducer])
@@ -118,7 +122,7 @@ def test_averages_are_zero_where_all_gradients_are(name: str, feedback: bool, re
     def work(ranks: Collectives) -> list:
         state = evenkeel.HookState(CODES[name](), error_feedback=feedback, reducer=reducer(ranks), skip=None)
         model = Model(SHAPES)
-        return [model.step(state, with_zeros(ranks.rank, step), [[2, 1, 0]]) for step in range(14)]
+        return [model.step(state, with_zeros(ranks.rank, step), [[3, 2, 1, 0]]) for step in range(14)]
 
     one, other = in_threads(2, work)
     for step, (averages, same) in enumerate(zip(one, other, strict=True)):
@@ -143,7 +147,7 @@ def test_nothing_is_lost_where_gradients_come_and_go(name: str) -> None:
         model = Model(SHAPES)
         owed_by_row, total = [], [torch.zeros(shape) for shape in SHAPES]
         for step in range(steps):
-            averages = model.step(state, with_zeros(ranks.rank, step), [[0, 1, 2]])
+            averages = model.step(state, with_zeros(ranks.rank, step), [[0, 1, 2, 3]])
             total = [a + b for a, b in zip(total, averages, strict=True)]
             if step >= 2:
                 (memory,) = state.state_dict()["code"]["memory"].values()
@@ -187,8 +191,8 @@ def test_single_zeros_that_no_row_explains_are_hinted_at_once(
     state, model = evenkeel.HookState(CODES[name](), reducer=evenkeel.Sharded(ranks)), Model(SHAPES)
     mask = torch.rand(40, 24, generator=torch.Generator().manual_seed(0)) < 0.3
     for step in range(5):
-        matrix, kernels, bias = with_zeros(0, step)
-        model.step(state, [matrix * mask, kernels, bias], [[2, 1, 0]])
+        matrix, *others = with_zeros(0, step)
+        model.step(state, [matrix * mask, *others], [[3, 2, 1, 0]])
     hints = [record.getMessage() for record in caplog.records if "scattered" in record.getMessage()]
     assert len(hints) == said
     assert all("parameter of shape (40, 24)" in hint for hint in hints)

@@ -26,7 +26,7 @@ _FEW = 4  # less than one in so many lines is few: only these are touched then
 
 
 class _Matrix(NamedTuple):
-    """Describes a parameter of two dimensions or more within a vector, taken as `[rows, columns, rest]`."""
+    """Describes a parameter within a vector, taken as `[rows, columns, rest]`; the rows of a vector are its numbers."""
 
     start: int
     rows: int
@@ -152,8 +152,8 @@ def _matrices(shapes: tuple[tuple[int, ...], ...]) -> tuple[_Matrix, ...]:
     found, start = [], 0
     for shape in shapes:
         size = prod(shape)
-        if len(shape) > 1 and size:
-            rows, columns = shape[:2]
+        if size:
+            rows, columns = (*shape, 1, 1)[:2]
             long_enough = size // columns >= _SHORT
             found.append(_Matrix(start, rows, columns, size // rows // columns, columns if long_enough else 0))
         start += size
