@@ -36,6 +36,18 @@ def halves() -> float:
             found.append(mean_rank_of(ddp))
             state.close()
     assert len(set(found)) == 1
+    for make in (lambda state: state, lambda state: evenkeel.PipeSGD(state)):
+        ddp = DistributedDataParallel(nn.Linear(4, 4), process_group=group)
+        state = make(evenkeel.HookState(None, compare_weights_every=None))
+        ddp.register_comm_hook(state, evenkeel.comm_hook)
+        with pytest.raises(
+            ConfigurationError, match=r"belong to ranks \[\d, \d\], but the state exchanges over \[0, 1, 2, 3\]"
+        ):
+            mean_rank_of(ddp)
+    own = [dist.new_group([0, 1]), dist.new_group([2, 3])][dist.get_rank() // 2]
+    ddp = DistributedDataParallel(nn.Linear(4, 4), process_group=group)
+    ddp.register_comm_hook(evenkeel.HookState(None, group=own), evenkeel.comm_hook)
+    assert mean_rank_of(ddp) == found[0]
     with pytest.raises(ConfigurationError, match="exchanges buffers on it"):
         evenkeel.register(
             DistributedDataParallel(nn.Linear(4, 4), process_group=group), evenkeel.HookState(None, group=group)
@@ -81,19 +93,52 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 SCRIPT = """
-import sys, torch, torch.distributed as dist, evenkeel
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
-ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
-state = evenkeel.HookState(None)
-if sys.argv[2] != "dropped":
-    evenkeel.register(ddp, state)
-if sys.argv[2] == "run":
-    ddp(torch.ones(1, 4)).sum().backward()
-dist.destroy_process_group()
+import os, pickle, sys, torch, torch.distributed as dist, evenkeel
+def main(how):
+    state = evenkeel.HookState(None) if how != "pipe dropped" else evenkeel.PipeSGD()
+    if how == "made for forked ranks":
+        if not os.fork():
+            os._exit(0)
+        os.wait()
+        return state
+    if how == "made for spawned ranks":
+        pickle.dumps(state)
+        return state
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=0, world_size=1)
+    ddp = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    if how == "registered with a reducer":
+        state = evenkeel.HookState(None, reducer=evenkeel.Sharded(dist.new_group()))
+    if "dropped" not in how:
+        evenkeel.register(ddp, state)
+    if how == "run":
+        ddp(torch.ones(1, 4)).sum().backward()
+    if how == "dropped, with a worker":
+        if not os.fork():
+            os._exit(0)
+        os.wait()
+    if how == "dropped, but closed":
+        state.close()
+    dist.destroy_process_group()
+    return state if how == "dropped, kept" else None
+kept = main(sys.argv[2])
 """
 
 
-@pytest.mark.parametrize(("how", "warned"), [("dropped", True), ("registered", True), ("run", False)])
+@pytest.mark.parametrize(
+    ("how", "warned"),
+    [
+        ("dropped", True),
+        ("dropped, kept", True),
+        ("pipe dropped", True),
+        ("dropped, with a worker", True),
+        ("dropped, but closed", False),
+        ("registered", True),
+        ("registered with a reducer", True),
+        ("run", False),
+        ("made for forked ranks", False),
+        ("made for spawned ranks", False),
+    ],
+)
 def test_a_hook_that_never_ran_is_warned_of_at_exit(how: str, warned: bool, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), how], capture_output=True, text=True, timeout=60, check=True

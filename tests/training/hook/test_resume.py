@@ -121,6 +121,40 @@ def test_what_distributed_checkpoint_leaves_out_is_warned_of(code: Callable[[], 
 
 
 @in_one_process
+@pytest.mark.parametrize("code", [None, evenkeel.THC(bits=4)])
+def test_averages_in_flight_that_distributed_checkpoint_leaves_out_are_warned_of(
+    code: SumCode | None, tmp_path: Any
+) -> None:
+    (ranks,) = thread_collectives(1)
+    state = pipe(ranks, code)
+    run(state, Model(SHAPES), 0, range(6))
+    fresh, model = pipe(ranks, code), Model(SHAPES)
+    dcp.save({"pipe": state}, checkpoint_id=tmp_path, no_dist=True)
+    with pytest.warns(UserWarning, match="lacks") as warned:
+        dcp.load({"pipe": fresh}, checkpoint_id=tmp_path, no_dist=True)
+    said = [str(each.message) for each in warned if "lacks" in str(each.message)]
+    assert len(said) == (1 if code is None else 2)
+    assert "lacks 2 of its 2 tensors, so the pipeline starts empty" in said[-1]
+    assert fresh.state_dict()["step"] == 6
+    (averages,) = run(fresh, model, 0, [6])
+    assert fresh.skip_step
+    assert not any(bool(average.any()) for average in averages)
+    (averages,) = run(fresh, model, 0, [7])
+    assert all(bool(average.any()) for average in averages)
+
+
+def test_a_pipe_s_state_with_a_list_of_averages_as_in_older_files_is_loaded() -> None:
+    (ranks,) = thread_collectives(1)
+    state = pipe(ranks, None)
+    run(state, Model(SHAPES), 0, range(6))
+    saved, new, old = state.state_dict(), pipe(ranks, None), pipe(ranks, None)
+    new.load_state_dict(saved)
+    older = {name: value for name, value in saved.items() if name != "tensors"}
+    old.load_state_dict(older | {"flights": list(saved["flights"].values())})
+    assert equal(run(old, Model(SHAPES), 0, [6, 7]), run(new, Model(SHAPES), 0, [6, 7]))
+
+
+@in_one_process
 def test_a_state_that_has_its_tensors_comes_through_distributed_checkpoint_whole(tmp_path: Any) -> None:
     """As does one that was loaded before its first step: it has the numbers of its units both as texts and as such."""
     (ranks,) = thread_collectives(1)

@@ -146,6 +146,15 @@ def in_real_trainings() -> list[str]:
         told.append(train(make(), False, drift_at))
         told.append(train(make(), False, drift_at, static_graph=True, gradient_as_bucket_view=True))
         told += [train(evenkeel.PipeSGD(make()), ahead, drift_at) for ahead in (False, True)]
+    # Not all parameters are in the first step's first bucket here.
+    ddp = DistributedDataParallel(
+        nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 40_000), nn.Linear(40_000, 1)), find_unused_parameters=True
+    )
+    ddp.register_comm_hook(evenkeel.HookState(evenkeel.THC()), evenkeel.comm_hook)
+    with torch.no_grad():
+        ddp.module[0].weight[3, 3] += 1e-3 * rank
+    with pytest.raises(ConfigurationError, match=r"parameter 0.weight of shape \(8, 8\) differs on rank \[1\]"):
+        ddp(torch.randn(4, 8)).square().mean().backward()
     # Sharpness-aware minimisation moves each rank's weights by the rank's own gradient within a step.
     ddp = DistributedDataParallel(nn.Linear(8, 8))
     ddp.register_comm_hook(evenkeel.HookState(evenkeel.THC(), compare_weights_every=None), evenkeel.comm_hook)

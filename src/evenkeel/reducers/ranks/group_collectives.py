@@ -68,6 +68,12 @@ class GroupCollectives(Collectives):
         _need_process_group()
         return int(dist.get_world_size(self._given))
 
+    @property
+    def members(self) -> list[int]:
+        """Gives the ranks of the group, by their numbers among all ranks."""
+        _need_process_group()
+        return sorted(dist.get_process_group_ranks(self._given or dist.group.WORLD))
+
     def largest(self, values: Tensor) -> Tensor:
         """Gives the largest of all ranks' `values`, elementwise."""
         return self._all_reduce(values, dist.ReduceOp.MAX)

@@ -1,5 +1,6 @@
-"""Reads buckets of gradients and the backward pass that shows them; copies a bucket that must outlive its pass."""
+"""Reads buckets of gradients, finds the pass and model that show them, and copies one that must outlive its pass."""
 
+import gc
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from evenkeel.errors import ConfigurationError
 
@@ -16,6 +18,7 @@ __all__ = [
     "as_gradient_of",
     "check_dense",
     "gradient_views",
+    "models_of",
     "raise_failures_of",
     "runs_backward",
 ]
@@ -163,6 +166,20 @@ def runs_backward(bucket: object) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def models_of(parameter: Tensor) -> list[tuple[str, DistributedDataParallel]]:
+    """Finds the models that `parameter` is in, with its name there.
+
+    Hooks are never given the model, so all objects of the process are looked through. That takes many milliseconds.
+    """
+    return [
+        (name, each)
+        for each in gc.get_objects()
+        if issubclass(type(each), DistributedDataParallel) and hasattr(each, "module")
+        for name, candidate in each.module.named_parameters()
+        if candidate is parameter
+    ]
 
 
 def _wait_for(futures: Sequence["Future[Tensor]"]) -> None:

@@ -1,10 +1,20 @@
 """Checks what a training gives to the hook's states: arguments of a wrong kind, saved states that belong to another."""
 
+import warnings
 from collections.abc import Mapping
+
+from torch import Tensor
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["check_kind", "check_loss_scale", "check_pickles", "check_saved_state"]
+__all__ = [
+    "check_kind",
+    "check_loss_scale",
+    "check_pickles",
+    "check_saved_state",
+    "count_tensors",
+    "warn_of_lost_tensors",
+]
 
 # The fields that `state_dict` of each state holds, by which it is recognised.
 _HOLDS = {
@@ -52,3 +62,25 @@ def check_saved_state(state: object, owner: str) -> None:
     raise ConfigurationError(
         f"this is no state of a {owner} but {what}: load what {owner}.state_dict gave on this rank, and nothing else"
     )
+
+
+def count_tensors(state: object) -> int:
+    """Counts the tensors in dictionaries, lists and tuples of any depth."""
+    if isinstance(state, Mapping):
+        return sum(map(count_tensors, state.values()))
+    if isinstance(state, list | tuple):
+        return sum(map(count_tensors, state))
+    return int(isinstance(state, Tensor))
+
+
+def warn_of_lost_tensors(saved: int, found: int, starts_anew: str) -> bool:
+    """Says whether a state that was loaded lacks tensors that it was saved with; warns of what `starts_anew` then."""
+    if found >= saved:
+        return False
+    warnings.warn(
+        f"the state that was loaded lacks {saved - found} of its {saved} tensors, so {starts_anew}: "
+        "torch.distributed.checkpoint loads only what a new state has already; save state_dict() with torch.save, in a "
+        "file for each rank, or as bytes (docs/how-to/frameworks.md)",
+        stacklevel=3,
+    )
+    return True

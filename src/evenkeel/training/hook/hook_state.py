@@ -4,10 +4,10 @@ import atexit
 import contextlib
 import copy
 import logging
+import os
 import sys
 import warnings
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,13 +22,21 @@ from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.float32 import Plain
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.reducers.ranks.group_collectives import GroupCollectives
 from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.reducers.sharded import Sharded
 from evenkeel.training.hook.agreement import check_agreement
 from evenkeel.training.hook.bucket_average import BucketPlan, Unit, average_bucket
-from evenkeel.training.hook.buckets import Bucket, gradient_views, runs_backward
-from evenkeel.training.hook.checks import check_kind, check_loss_scale, check_pickles, check_saved_state
+from evenkeel.training.hook.buckets import Bucket, gradient_views, models_of, runs_backward
+from evenkeel.training.hook.checks import (
+    check_kind,
+    check_loss_scale,
+    check_pickles,
+    check_saved_state,
+    count_tensors,
+    warn_of_lost_tensors,
+)
 from evenkeel.training.hook.parameter_book import ParameterBook, Units
 from evenkeel.training.hook.same_weights import check_same_weights, digest, digests
 from evenkeel.training.hook.skipping import Listed, Skip, few_dimensions, skip_rule
@@ -150,8 +158,9 @@ class HookState:
         self._sizes_before: list[int] | None = None  # of the parameters of a state that was loaded
         if self._code is not None:
             warm_up(self._code, self._reducer.ranks)
+        self._unused = object()
         if reducer is None:
-            _UNUSED.add(self)
+            _UNUSED.add(self._unused)
 
     def average(self, bucket: Bucket) -> "Future[Tensor]":
         """Gives the future of the bucket's average, in its own buffer. For `comm_hook`."""
@@ -166,13 +175,15 @@ class HookState:
         first_step = self._steps_here == 0
         first_bucket = not self._begun
         if first_bucket:
+            if first_step:
+                self._check_group(parameters)
             self._begun = True
             self._scale = 1.0 if self.loss_scale is None else float(self.loss_scale())
         plan = self._plan(buffer, members, views)
         if first_step and bucket.is_last() and isinstance(self._skip, Listed):
             self._skip.check(self._book.parameters)
         fields = self._fields(parameters) if first_step and first_bucket else None
-        comparison = self._comparison(bucket) if first_bucket else None
+        comparison = self._comparison(bucket) if bucket.is_last() else None
         future = self._thread.submit(lambda: self._round(buffer, plan, fields, comparison), buffer.device)
         if bucket.is_last():
             self._end_step()
@@ -212,7 +223,7 @@ class HookState:
             self._reducer = Sharded(own, timeout_s=self._timeout_s)
             self._thread = OrderedThread("evenkeel-gradients", self._reducer.close, self._reducer.close)
         self._registered = True
-        _UNUSED_REGISTERED.append(self)
+        _UNUSED.add(self._unused)
 
     def stats(self) -> HookStats:
         """Gives what compression has cost and saved on this rank so far."""
@@ -240,7 +251,7 @@ class HookState:
             "sizes": list(self._book.sizes or self._sizes_before or []),
             "units": self._units.state_dict(),
             "code": code,
-            "tensors": _tensors_in(code),
+            "tensors": count_tensors(code),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -265,16 +276,10 @@ class HookState:
         self._units.load_state_dict(state["units"])
         self._sizes_before = list(state["sizes"]) or None  # none before a first step
         self._step = state["step"]
-        missing = state.get("tensors", 0) - _tensors_in(state["code"])
-        if missing > 0:
-            if feedback is not None:
-                feedback.reset()
-            warnings.warn(
-                f"the state that was loaded lacks {missing} of its {state['tensors']} tensors, so error feedback "
-                "starts from nothing: torch.distributed.checkpoint loads only what a new state has already; save "
-                "state_dict() with torch.save, in a file for each rank, or as bytes (docs/how-to/frameworks.md)",
-                stacklevel=2,
-            )
+        found = count_tensors(state["code"])
+        lost = warn_of_lost_tensors(state.get("tensors", found), found, "error feedback starts from nothing")
+        if feedback is not None and lost:
+            feedback.reset()
         if feedback is not None and moved:
             feedback.reset()
             warnings.warn(
@@ -291,6 +296,7 @@ class HookState:
 
     def __reduce__(self) -> tuple[Any, ...]:
         check_pickles(skip=self._skip, loss_scale=self.loss_scale)
+        self._note_use()  # perhaps by the process that is sent the pickle
         return self._parts()
 
     def _parts(self) -> tuple[Any, ...]:
@@ -310,7 +316,11 @@ class HookState:
         return _copy_of, (type(self), settings, self._step, sizes, self._units, self._given or self._lacks)
 
     def _comparison(self, bucket: Bucket) -> Callable[[], None] | None:
-        """Takes the weights' digests, where they are due: now, since the round may run while the optimizer steps."""
+        """Takes the weights' digests, where they are due.
+
+        Now, since the round may run while the optimizer steps; and with a step's last bucket, when even the first step
+        has shown all parameters.
+        """
         if self._compare_every is None or self._steps_here % self._compare_every:
             return None
         parameters = list(self._book.parameters)
@@ -382,9 +392,7 @@ class HookState:
         return self._skipped[number]
 
     def _note_use(self) -> None:
-        _UNUSED.discard(self)
-        if self in _UNUSED_REGISTERED:
-            _UNUSED_REGISTERED.remove(self)
+        _UNUSED.discard(self._unused)
 
     def _end_step(self) -> None:
         if self._steps_here == 0:
@@ -415,6 +423,19 @@ class HookState:
         if before is not None and any(number >= len(before) or before[number] != now[number] for number in members):
             raise ConfigurationError("the state that was loaded belongs to another model: load the one of this model")
 
+    def _check_group(self, parameters: Sequence[Tensor]) -> None:
+        """Refuses to average over other ranks than the model's DistributedDataParallel would, where that is known."""
+        ranks = self._reducer.ranks
+        if not isinstance(ranks, GroupCollectives) or not parameters:
+            return
+        found = [sorted(dist.get_process_group_ranks(each.process_group)) for _, each in models_of(parameters[0])]
+        if found and ranks.members not in found:
+            raise ConfigurationError(
+                f"this model's gradients belong to ranks {found[0]}, but the state exchanges over {ranks.members}: "
+                "evenkeel.register(ddp_model, state) takes the model's own ranks; or give HookState group=, a group of "
+                "these ranks that is used for nothing else"
+            )
+
     def _check_world(self) -> None:
         world, top = self._reducer.ranks.world, None if self._code is None else self._code.max_workers
         if top is not None and world > top:
@@ -441,9 +462,17 @@ class HookState:
         }
 
 
-# States that have averaged nothing yet; those that were registered are kept until the process ends.
-_UNUSED: "weakref.WeakSet[HookState]" = weakref.WeakSet()
-_UNUSED_REGISTERED: list[HookState] = []
+# One object for each state that has averaged nothing yet, also for states that are gone.
+_UNUSED: set[object] = set()
+
+
+def _forget_unused_of_launchers() -> None:
+    """After a fork: states of a process that is no rank itself were made for its children."""
+    if not (dist.is_available() and dist.is_initialized()):
+        _UNUSED.clear()
+
+
+os.register_at_fork(after_in_parent=_forget_unused_of_launchers)
 
 
 @atexit.register
@@ -461,18 +490,10 @@ def _copy_of(
     kind: type[HookState], settings: dict[str, Any], step: int, sizes: list[int], units: Units, lacks: str
 ) -> HookState:
     state = kind(**settings)
-    _UNUSED.discard(state)
+    state._note_use()  # a copy need not be trained
     state._step, state._sizes_before, state._units, state._lacks = step, sizes or None, units, lacks
     return state
 
 
 def _nothing() -> None:
     pass
-
-
-def _tensors_in(state: object) -> int:
-    if isinstance(state, Mapping):
-        return sum(map(_tensors_in, state.values()))
-    if isinstance(state, list | tuple):
-        return sum(map(_tensors_in, state))
-    return int(isinstance(state, Tensor))

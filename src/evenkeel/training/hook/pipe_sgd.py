@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,13 @@ from evenkeel.training.hook.buckets import (
     raise_failures_of,
     runs_backward,
 )
-from evenkeel.training.hook.checks import check_loss_scale, check_pickles, check_saved_state
+from evenkeel.training.hook.checks import (
+    check_loss_scale,
+    check_pickles,
+    check_saved_state,
+    count_tensors,
+    warn_of_lost_tensors,
+)
 from evenkeel.training.hook.ddp_hook import comm_hook
 from evenkeel.training.hook.hook_state import HookState
 from evenkeel.training.hook.look_ahead import LookAhead, before_gradients_are_applied
@@ -229,15 +235,22 @@ class PipeSGD:
                 "state_dict was called within a backward pass, or after one that failed: call it between two steps"
             )
         inner = getattr(self._state, "state_dict", None)
+        # By name, since torch.distributed.checkpoint fails where a list has another length in a new state.
+        flights = {str(place): flight for place, flight in enumerate(self._flights())}
+        look_ahead = self._ahead.state_dict()
         return {
             "step": self._step,
-            "flights": self._flights(),
-            "look_ahead": self._ahead.state_dict(),
+            "flights": flights,
+            "look_ahead": look_ahead,
             "state": inner() if inner is not None else {},
+            "tensors": count_tensors((flights, look_ahead)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken; before the first step.
+
+        Where averages in flight are missing, since `torch.distributed.checkpoint` fills in only what a state has
+        already, the pipeline starts empty, with a warning.
 
         Raises:
             ConfigurationError: it is no state of a PipeSGD, or a step was taken. Nothing has been loaded then.
@@ -246,11 +259,18 @@ class PipeSGD:
             raise ConfigurationError("load_state_dict must be called before the first step")
         check_saved_state(state, "PipeSGD")
         check_saved_state(state["look_ahead"], "LookAhead")
-        before = [_landed(flight) for flight in state["flights"]]
+        flights, look_ahead = state["flights"], state["look_ahead"]
+        # Older files have a list.
+        before = [_landed(flight) for flight in (flights.values() if isinstance(flights, Mapping) else flights)]
         inner = getattr(self._state, "load_state_dict", None)
         if inner is not None:
             inner(state["state"])
-        self._ahead.load_state_dict(state["look_ahead"])
+        found = count_tensors((flights, look_ahead))
+        if warn_of_lost_tensors(
+            state.get("tensors", found), found, "the pipeline starts empty, without the last average"
+        ):
+            before, look_ahead = [], LookAhead().state_dict()
+        self._ahead.load_state_dict(look_ahead)
         self._step, self._before = state["step"], before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PipeSGD":

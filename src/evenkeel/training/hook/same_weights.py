@@ -1,15 +1,14 @@
 """Compares the ranks' weights by digests: ranks that drift apart would train on without a word."""
 
-import gc
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.training.hook.buckets import models_of
 
 __all__ = ["check_same_weights", "digest", "digests"]
 
@@ -75,12 +74,8 @@ def check_same_weights(ranks: Collectives, row: Tensor, takes_part: bool, parame
 def described(parameter: Tensor) -> str:
     """Names a parameter as its DistributedDataParallel does, if there is one."""
     shape = f"of shape {tuple(parameter.shape)}"
-    # Hooks are never given the model; so it is looked for, once, when training ends with an error anyway.
-    for each in gc.get_objects():
-        if issubclass(type(each), DistributedDataParallel):
-            for name, candidate in each.module.named_parameters():
-                if candidate is parameter:
-                    return f"parameter {name} {shape}"
+    for name, _ in models_of(parameter):
+        return f"parameter {name} {shape}"
     return f"a parameter {shape}"
 
 
