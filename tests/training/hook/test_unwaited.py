@@ -15,7 +15,7 @@ from evenkeel.reducers.switch import SwitchReducer
 from evenkeel.training.hook.hook_state import HookState
 from evenkeel.training.hook.unwaited import Unwaited, _logarithms
 from switch_helpers import server_address
-from training_helpers import SHAPES, SPLIT, Model, gradients_of, in_threads, mean_of, nmse
+from training_helpers import GIANT, SHAPES, SPLIT, Model, gradients_of, in_threads, mean_of, nmse
 
 CODE = THC(bits=4, block=64)
 
@@ -49,6 +49,29 @@ def test_averages_are_near_and_alike_on_all_ranks() -> None:
     true = [torch.stack([mean_of(3, step)[part] for step in range(12)]).sum(0) for part in range(len(SHAPES))]
     found = [torch.stack([done[0][step][part] for step in range(12)]).sum(0) for part in range(len(SHAPES))]
     assert nmse(found, true) < 0.02  # what a step lacks comes with the next
+
+
+def test_a_resumed_training_goes_on_when_its_buckets_are_rebuilt() -> None:
+    """Its first step is compressed, in one bucket, and the biases of the later ones have other lengths."""
+
+    def work(ranks: Collectives) -> list[list[Tensor]]:
+        saved = None
+        for steps in (range(5), range(5, 9)):
+            state, model = HookState(CODE, reducer=unwaiting(ranks)), Model(SHAPES)
+            if saved is not None:
+                state.load_state_dict(saved)
+            found = [
+                model.step(state, gradients_of(ranks.rank, step), SPLIT if place else GIANT)
+                for place, step in enumerate(steps)
+            ]
+            saved = state.state_dict()
+        return found
+
+    one, other = in_threads(2, work)
+    for step, (averages, same) in enumerate(zip(one, other, strict=True), start=5):
+        assert all(torch.equal(a, b) for a, b in zip(averages, same, strict=True))
+        true = mean_of(2, step)
+        assert nmse([averages[1], averages[3]], [true[1], true[3]]) < 0.02  # which statistics of the step before clip
 
 
 def test_only_the_first_coded_round_waits_for_statistics() -> None:

@@ -75,6 +75,11 @@ class Unwaited:
         aside = None
         if plain is not None:
             this_round = Round(ranks.rank, ranks.world, step, plain[0] + _PLAIN)
+            owed = self.plain_code.memory(this_round.bucket)
+            if owed is not None and owed.shape != plain[1].shape:
+                # DDP has rebuilt its buckets after the first step, which compresses already in a resumed training.
+                self.plain_code.reset(this_round.bucket)
+                self._known.pop(this_round.bucket, None)
             aside = _Summand.of(plain[1], self.plain_code, this_round, self._known, reducer)
         rows = [_logarithms(unit.own) for unit in (*units, *([aside] if aside else []))]
         if aside is not None:
