@@ -184,6 +184,10 @@ def test_what_the_data_centre_has_no_room_for_is_degraded() -> None:
             rig.clock.run(rig.clock.time())
     rig.clock.run()
     assert sorted(seen(outcome)[0] for outcome in rig.outcomes) == ["degraded", "degraded", "exact", "exact"]
+    for _ in range(2):
+        rig.gateway.submit(np.full((1, 1, 3), 153, np.uint8), rig.outcomes.append, Options(promise=STRICT))
+        rig.clock.run(rig.clock.time())
+    rig.gateway.check_room(2)  # several at once are taken as one alone is
     assert rig.gateway.stats.shed == 0
 
 

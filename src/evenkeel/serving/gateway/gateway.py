@@ -205,6 +205,8 @@ class Gateway:
         tasks = (count - 1) * min(self.policy.copies, len(replicas.all)) + 1
         if tasks <= (replicas.room(limit) if replicas.any_usable else self._spares.room(limit) or self._room_to_wait()):
             return
+        if self.policy.degrade and self._spares.answers_alone and tasks <= self._spares.room(limit):
+            return
         if not replicas.any_usable:
             raise self._shed(None, count)
         self.stats.shed += count
