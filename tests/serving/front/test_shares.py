@@ -138,3 +138,25 @@ def test_a_batch_beyond_the_room_left_does_not_close_the_gateway():
     assert not gateway.ask(Client("a"), PLACES + 1)
     client = Client("b")
     assert sum(gateway.ask(client) for _ in range(PLACES)) >= PLACES * 3 // 4
+
+
+def test_a_client_that_asked_before_the_gateway_was_ready_is_taken_as_soon_as_it_is():
+    gateway, client = Gateway(), Client("a")
+    for _ in range(100):  # nothing is in flight, and nobody can take the item yet
+        gateway.now += 0.01
+        gateway.shares.admit(client, 1)
+        gateway.shares.refused(client, 1)
+    for _ in range(100):
+        gateway.now += 0.01
+        assert gateway.ask(client)
+        gateway.held.clear()
+
+
+def test_an_idle_gateway_refuses_nobody():
+    gateway, hasty = Gateway(), Client("a")
+    gateway.held = [Client("b")]
+    for _ in range(10):
+        gateway.shares.refused(hasty, 1)
+    assert not gateway.ask(hasty)
+    gateway.held.clear()
+    assert gateway.ask(hasty), "with nothing in flight there is nothing to share"

@@ -102,7 +102,9 @@ class FairShares:
             turns = max(turns, of_address)
             heeds = heeds or of_address >= _MAX_TURNS
         share = _OPEN_SHARE + _TURNS_SHARE * turns / _MAX_TURNS + _HEEDED_SHARE * heeds
-        if share < 1 and self._in_flight() + count > share * self._places:
+        in_flight = self._in_flight()
+        # With nothing in flight there is nothing to share, however few places there seemed to be.
+        if share < 1 and in_flight and in_flight + count > share * self._places:
             self._must_wait(client, now)
             raise OverloadedError("all queues are nearly full, and others waited longer; try again later")
 
@@ -117,6 +119,8 @@ class FairShares:
 
     def refused(self, client: Client, count: int) -> None:
         """Notes that the gateway had no room for them."""
+        if not self._in_flight():  # it is not full but not ready, or they were more than it ever holds
+            return
         now = self._time_s()
         if self._places is None:
             self._next_period_s = now + _PERIOD_S
