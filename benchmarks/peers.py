@@ -1,15 +1,16 @@
 """How many requests a second does each inference server answer, with a model that costs nothing and one replica?
 
-python benchmarks/peers.py [--only evenkeel,ray] [--seconds 5] [--venvs FOLDER] [--json FILE]
+python benchmarks/peers.py [--only evenkeel,ray] [--seconds 5] [--minutes 6] [--venvs FOLDER] [--json FILE]
 
 Each peer is installed in a virtual environment of its own, started, asked one question whose answer is known, warmed
 up, and measured by the same client with 1 and with 16 connections; then it is stopped and the next one comes. What
-cannot be installed, started or understood is shown with the reason. The model is x[3072] @ W[3072, 10] on one float32
-image of 3x32x32, 12 KB as raw bytes.
+cannot be installed, started or understood is shown with the reason, and so is what there was no time left for. The
+model is x[3072] @ W[3072, 10] on one float32 image of 3x32x32, 12 KB as raw bytes.
 """
 
 import base64
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -150,15 +151,19 @@ class CannotRunError(Exception):
     """A peer that cannot be measured here, and why."""
 
 
-def measure(peer: Peer, venvs: Path, seconds: float) -> Iterator[dict[str, Any]]:
+def measure(peer: Peer, venvs: Path, seconds: float, until_s: float) -> Iterator[dict[str, Any]]:
     """A row for each payload and number of connections, or one that says why there is none."""
     try:
-        python = _installed(peer, venvs)
-        with _running(peer, python) as url:
+        python = _installed(peer, venvs, until_s)
+        needs_s = len(peer.payloads) * len(_CONNECTIONS) * seconds * (1 + _WARM_UP_SHARE)
+        if time.monotonic() + needs_s > until_s:
+            raise CannotRunError("no time is left; give more --minutes")
+        with _running(peer, python, until_s - needs_s) as url:
             for payload in peer.payloads:
                 yield from _measure_payload(peer, payload, url, seconds)
     except (CannotRunError, OSError) as error:
-        yield {"peer": peer.name, "payload": None, "not_run": str(error)}
+        # Reasons may name files; where those lie is this machine's own affair.
+        yield {"peer": peer.name, "payload": None, "not_run": re.sub(r"(/[\w.+-]+)+/", ".../", str(error))}
 
 
 def _measure_payload(peer: Peer, payload: Payload, url: str, seconds: float) -> Iterator[dict[str, Any]]:
@@ -219,7 +224,7 @@ def _wait_for_answer(payload: Payload, url: str, request: bytes, patience_s: flo
     return wrong
 
 
-def _installed(peer: Peer, venvs: Path) -> str:
+def _installed(peer: Peer, venvs: Path, until_s: float) -> str:
     """The Python interpreter of the peer's environment, made if need be."""
     if not peer.venv:
         return sys.executable
@@ -236,7 +241,11 @@ def _installed(peer: Peer, venvs: Path) -> str:
             [peer.python, "-m", "venv", str(folder)],
             [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *peer.requirements],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            left_s = max(1.0, until_s - time.monotonic())
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left_s)
+            except subprocess.TimeoutExpired:
+                raise CannotRunError("no time is left to install it; give more --minutes") from None
             if done.returncode:
                 raise CannotRunError(f"cannot be installed: {_last_line(done.stderr or done.stdout)}")
         note.write_text(wanted, encoding="utf-8")
@@ -244,7 +253,7 @@ def _installed(peer: Peer, venvs: Path) -> str:
 
 
 @contextmanager
-def _running(peer: Peer, python: str) -> Iterator[str]:
+def _running(peer: Peer, python: str, until_s: float) -> Iterator[str]:
     """The peer's server, answering rightly; its URL. All that it started is ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="peer-") as name:
         folder = Path(name)
@@ -271,7 +280,7 @@ def _running(peer: Peer, python: str) -> Iterator[str]:
             url = f"http://127.0.0.1:{port}"
             first = peer.payloads[0]
             request = request_bytes(url + first.path, first.body, first.headers)
-            until_s = time.monotonic() + _START_TIMEOUT_S
+            until_s = min(until_s, time.monotonic() + _START_TIMEOUT_S)
             wrong = "no answer"
             while wrong and time.monotonic() < until_s:
                 wrong = _wait_for_answer(first, url, request, patience_s=1.0)
@@ -322,6 +331,7 @@ def _compared(rows: list[dict[str, Any]]) -> str:
 @click.command(help=__doc__)
 @click.option("--only", default="", help=f"Some of {', '.join(peer.name for peer in PEERS)}.")
 @click.option("--seconds", default=5.0, show_default=True, help="Of each measurement.")
+@click.option("--minutes", default=6.0, show_default=True, help="Of everything, installing included.")
 @click.option(
     "--venvs",
     type=click.Path(file_okay=False, path_type=Path),
@@ -329,7 +339,8 @@ def _compared(rows: list[dict[str, Any]]) -> str:
     help="Where peers are installed; by default in the user's cache.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows here as well.")
-def main(only: str, seconds: float, venvs: Path, json_path: Path | None) -> None:
+def main(only: str, seconds: float, minutes: float, venvs: Path, json_path: Path | None) -> None:
+    until_s = time.monotonic() + 60 * minutes
     wanted = [name.strip() for name in only.split(",") if name.strip()] or [peer.name for peer in PEERS]
     unknown = set(wanted) - {peer.name for peer in PEERS}
     if unknown:
@@ -339,7 +350,7 @@ def main(only: str, seconds: float, venvs: Path, json_path: Path | None) -> None
     for peer in PEERS:
         if peer.name in wanted:
             click.echo(f"{peer.name} ...", err=True)
-            rows += measure(peer, venvs.resolve(), seconds)
+            rows += measure(peer, venvs.resolve(), seconds, until_s)
     columns = {
         "peer": ("server", ""),
         "payload": ("payload", ""),

@@ -25,6 +25,7 @@ from evenkeel.serving.simulate import Fleet, arrivals, simulate
 P95 = Trigger(quantile=0.95)
 POLICIES = {
     "none": preset("none"),
+    "p90, no backup": preset("hedge", hedge_after=Trigger(quantile=0.9), max_extra_load=0.1),
     "p95": preset("collage+hedge", fill_after=P95, hedge_after=P95, max_extra_load=0.05, max_attempts=2),
     "auto": preset("collage+hedge"),
 }
