@@ -66,8 +66,12 @@ class Logistic(PredictorLoss):
         """Gives both from one exponential, since that takes longest."""
         margin = labels * predicted
         small = np.exp(-np.abs(margin))
-        slope = -labels * np.where(margin > 0, small, 1.0) / (1.0 + small)
-        return slope, np.maximum(-margin, 0.0) + np.log1p(small)
+        cost: FloatArray = np.log1p(small)
+        cost -= np.minimum(margin, 0.0)
+        slope: FloatArray = np.maximum(small, margin <= 0)
+        slope /= 1.0 + small
+        slope *= -labels
+        return slope, cost
 
 
 class Hinge(PredictorLoss):
