@@ -77,8 +77,8 @@ def run(policy: str, slots: int, **options: Any) -> None:
 
 @switch.command(
     epilog="\b\nExamples:\n"
-    "  ip netns exec evenkeel-switch-main-host4 evenkeel switch ps --bind 10.78.0.5:9700\n"
-    "  evenkeel switch ps --bind 10.0.0.1:9700 --stats"
+    "  evenkeel switch ps --bind 10.0.0.1:9700 --stats\n"
+    "  ip netns exec evenkeel-switch-main-host4 evenkeel switch ps --bind 10.78.0.5:9700"
 )
 @click.option(
     "--alone",
@@ -115,7 +115,6 @@ def _serve(
     host, port = resolve(bind)
     deployment = switch_of(host) if in_kernel else None
     registrar = None if deployment is None else Registrar(deployment, (host, port), click.echo)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same end, so that jobs leave the switch
     server = SwitchServer(
         host,
         port,
@@ -129,6 +128,7 @@ def _serve(
         behind = "" if deployment is None else f" behind switch {deployment.name}"
         click.echo("serving at {}:{}".format(*server.address) + behind)
     before: dict[str, int] = {}
+    ended = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: jobs leave the switch
     try:
         while True:
             server.serve(1.0)
@@ -141,4 +141,5 @@ def _serve(
             return
         click.echo("  ".join(f"{name} {value}" for name, value in server.counters().items() if value) or "no packets")
     finally:
+        signal.signal(signal.SIGTERM, ended)
         server.close()
