@@ -3,10 +3,9 @@
     python scripts/train_classifier.py --data cifar10.parquet --test-split test --name cifar10-base --out models/
     evenkeel fit --classifier models/cifar10-base.json --images cifar10.parquet --split train --out models/fit-3x3
 
-The second line then makes a Collage-CNN for it, as for any classifier. The light classifier to stand before it is
-made with `--name cifar10-light --widths 24 56 72 --epochs 12 --threads 1 --beside models/cifar10-base.json`. A stopped
-training goes on from its checkpoint in --out when it is started again. On Linux these two settings make it about a
-fifth faster, as freed memory is kept instead of being returned and fetched again at each step:
+The second line then makes a Collage-CNN for it, as for any classifier. A stopped training goes on from its checkpoint
+in --out when it is started again. On Linux these two settings make it about a fifth faster, as freed memory is kept
+instead of being returned and fetched again at each step:
 
     export MALLOC_MMAP_THRESHOLD_=2147483648 MALLOC_TRIM_THRESHOLD_=17179869184
 """
@@ -16,12 +15,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from evenkeel.images.image_set import read_images
-from evenkeel.models.cards import ModelCard, load_card, save_card
-from evenkeel.models.measure import ModelSession, interleaved_latencies_ms
 from evenkeel.vision.networks.data import as_images
 from evenkeel.vision.networks.export import export_classifier, write_demonstration_images
 from evenkeel.vision.networks.train_classifier import ClassifierRecipe, train_classifier
@@ -46,7 +42,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--demonstration", type=Path, help="also write 400 test images there (.npz)")
-    parser.add_argument("--beside", type=Path, help="card of the classifier that it relieves; their costs are compared")
     arguments = parser.parse_args()
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -75,23 +70,9 @@ def main() -> None:
     names = read.class_names or tuple(str(number) for number in range(int(train.labels.max()) + 1))
     data_name = arguments.data_name or arguments.data.name
     card = export_classifier(network, notes, arguments.name, data_name, names, held, test, arguments.out)
-    if arguments.beside is not None:
-        card = _compared(card, arguments.out, arguments.beside)
     if arguments.demonstration is not None:
         write_demonstration_images(test, arguments.demonstration)
     report(f"{card.name}: {card.accuracy}, {card.latency_ms} ms")
-
-
-def _compared(card: ModelCard, folder: Path, beside: Path) -> ModelCard:
-    """Writes the card anew, with the cost of a pass relative to one of the classifier at `beside`."""
-    image = np.random.default_rng(0).integers(0, 256, (1, card.height, card.width, 3), dtype=np.uint8)
-    sessions = [ModelSession.open(path) for path in (folder / card.file, beside.parent / load_card(beside).file)]
-    mine_ms, its_ms = interleaved_latencies_ms([lambda one=one: one(image) for one in sessions])  # type: ignore[misc]
-    card = replace(
-        card, relative_cost=round(mine_ms / its_ms, 3), notes={**card.notes, "beside": load_card(beside).name}
-    )
-    save_card(card, folder / f"{card.name}.json")
-    return card
 
 
 if __name__ == "__main__":
