@@ -9,9 +9,8 @@ spends on an image beside its model.
 """
 
 import argparse
-import random
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from evenkeel.backends.lossy.packets import (
     read_intervals,
 )
 from evenkeel.backends.lossy.server import LossyImage, LossyServer
+from evenkeel.bench.modeless.links import losses
 from evenkeel.clock import VirtualClock
 from evenkeel.figures.estimates import exact_share
 from evenkeel.models.session import open_session
@@ -48,16 +48,6 @@ _METHODS: dict[str, dict[str, Any]] = {
     "sent again, no concealment": {"conceal": False},
     "sent again": {},
 }
-
-
-def losses(share: float, burst: float, seed: int) -> Iterator[bool]:
-    """Draws for packet after packet if it is lost; bursts have a geometric length."""
-    chance, bad = random.Random(seed), False
-    leave = 1.0 / burst
-    enter = leave * share / (1.0 - share)
-    while True:
-        bad = chance.random() < share if burst == 1.0 else chance.random() < (1.0 - leave if bad else enter)
-        yield bad
 
 
 class Relay(DatagramLink):
