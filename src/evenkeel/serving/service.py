@@ -84,6 +84,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
             config, "backup", config.backups, list(cards.values()), config.replicas.total, epoch_s, digests
         )
     audits = None if config.audit_file is None else AuditFile(config.audit_file)
+    digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
     promises = apply_certificate(config, cards, codes, digests_here, audits)
     executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
     gateway = Gateway(
@@ -117,7 +118,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         max_bodies_bytes=config.max_bodies_bytes,
         decode_processes=config.decode_processes,
         decode_bytes=config.decode_memory_bytes,
-        digest="" if config.run else digests_here.get(card.name, ""),
+        digest=digest,
         promised=promises is not None,
     )
 
@@ -140,7 +141,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
 
     listening = None
     if config.lossy.listen:
-        listening = await listen_for_images(config, gateway, card, digests_here.get(card.name, ""))
+        listening = await listen_for_images(config, gateway, card, digest)
         lossy_counts["listener"] = listening[0].counts
     stop = asyncio.Event()
     bound: asyncio.Future[int] = loop.create_future()
