@@ -91,6 +91,11 @@ class TileNet(ClassifierNet):
         self.halvings = halvings  # of the tile before the first block: the weights alone do not show it
         self.blocks = nn.Sequential(*(_halving(24) for _ in range(halvings - 1)), *self.blocks)
 
+    @torch.no_grad()
+    def scale_scores(self, factor: float) -> None:
+        """Multiplies all scores from now on by `factor`."""
+        self.head.weight.mul_(factor)
+
 
 def _block(before: int, width: int, activation: type[nn.Module]) -> nn.Sequential:
     first, second = _dirac(_three_by_three(before, width)), _dirac(_three_by_three(width, width))
@@ -131,7 +136,7 @@ class CollageNet(nn.Module):
     tiles are is known.
     """
 
-    def __init__(self, tiles: TileNet, grid: int, side: int) -> None:
+    def __init__(self, tiles: nn.Module, grid: int, side: int) -> None:
         super().__init__()
         self.tiles, self.grid, self.side = tiles, grid, side
 

@@ -24,21 +24,24 @@ __all__ = ["quantise_convolutions"]
 def quantise_convolutions(path: Path, images: PixelArray) -> None:
     """Rewrites the ONNX file at `path`: all convolutions but the first in 8 bits, and what lies between them.
 
-    The first reads few channels, where 8 bits gain nothing.
+    The first reads few channels, where 8 bits gain nothing. A file without convolutions stays as it is.
 
     Args:
         path: a file with one input `images`.
         images: uint8 [n, height, width, 3], of the kind that it will see; their activations set the scales.
     """
-    first = next(node.name for node in onnx.load(str(path)).graph.node if node.op_type == "Conv")
+    nodes = onnx.load(str(path)).graph.node
+    convolutions = [place for place, node in enumerate(nodes) if node.op_type == "Conv"]
+    if not convolutions:
+        return
     with _quietly():
         quantize_static(
             str(path),
             str(path),
             _Reader(images),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Relu", "MaxPool"],
-            nodes_to_exclude=[first],
+            op_types_to_quantize=["Conv", "Relu", "Clip", "MaxPool", "Add"],
+            nodes_to_exclude=[node.name for node in nodes[: convolutions[0] + 1]],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
