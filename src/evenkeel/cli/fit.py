@@ -37,6 +37,13 @@ __all__ = ["fit"]
     help="Largest cost of one collage pass, as a multiple of one pass of the classifier.",
 )
 @click.option(
+    "--weights",
+    type=click.Choice(["auto", "fresh", "classifier"]),
+    default="auto",
+    show_default=True,
+    help="Weights to begin with: fresh ones, or the classifier's own, run on smaller images; auto tries both.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["int8", "fp32"]),
     default="int8",

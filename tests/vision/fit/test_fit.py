@@ -661,7 +661,17 @@ def rare(path: Path) -> Path:
 
 def test_rare_classes_are_told_apart_and_not_filled_wrongly(folder: Path, tmp_path: Path) -> None:
     """A network that has learned nothing says the largest class, and agrees in 96 %."""
-    result = run(folder, tmp_path / "out", "--epochs", "0.1", "--held-out", "400", images=str(rare(tmp_path / "r.npz")))
+    result = run(
+        folder,
+        tmp_path / "out",
+        "--epochs",
+        "0.1",
+        "--held-out",
+        "400",
+        "--weights",
+        "fresh",
+        images=str(rare(tmp_path / "r.npz")),
+    )
     assert result.exit_code == 0, result.output
     card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
     assert card.largest_class_share is not None
@@ -710,3 +720,39 @@ def test_a_classifier_that_is_fed_wrongly_is_noticed(
         assert "WARNING: fed" not in result.output
     else:
         assert f"WARNING: fed with {better} the classifier is right for 100% of 100 labelled images" in result.output
+
+
+def test_tiles_are_read_by_the_classifiers_own_weights_where_they_agree_more(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, tmp_path / "out", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert "3x3: agreement after a short training each: the classifier's own weights, tiles of 32 pixels: 100.0%; " in (
+        result.output
+    )
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.notes["weights_began_as"] == "the classifier's own"
+    assert card.agreement is not None
+    assert card.agreement.value > 0.98
+    again = run(folder, tmp_path / "out", "--epochs", "1", "--resume")
+    assert again.exit_code == 0, again.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").sha256 == card.sha256
+
+
+def test_a_classifier_that_cannot_be_trained_is_fitted_with_fresh_weights_and_the_reason_is_said(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(str(folder / "colours.onnx"))
+    model.graph.node[1].output[0] = "before"
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(10, dtype=np.int64)[None].repeat(1, 0), "order"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 10), np.float32), "nothing"))
+    model.graph.node.append(helper.make_node("ScatterElements", ["nothing", "order", "before"], ["y"], axis=1))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, str(tmp_path / "colours.onnx"))
+    for name in ("images.npz",):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    result = run(tmp_path, tmp_path / "out", "--epochs", "0.1")
+    assert result.exit_code == 0, result.output
+    assert "3x3: fresh weights, since " in result.output
+    assert "operators that evenkeel cannot train: ScatterElements" in result.output
+    refused = run(tmp_path, tmp_path / "other", "--epochs", "0.1", "--weights", "classifier")
+    assert refused.exit_code == 2
+    assert "ScatterElements" in refused.output

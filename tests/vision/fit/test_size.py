@@ -1,5 +1,6 @@
 """The size of a network is chosen by measured time."""
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -7,13 +8,13 @@ import torch
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.fit import size as module
-from evenkeel.vision.fit.size import Size, choose_size, sizes, tile_sides
+from evenkeel.vision.fit.size import Size, choose_own_side, choose_size, sizes, tile_sides
 from evenkeel.vision.networks.architecture import count_macs
 
 
 @cache
 def macs(size: Size, grid: int = 1) -> int:
-    return grid * grid * count_macs(size.network(10), (3, size.side, size.side))
+    return grid * grid * count_macs(size.fresh(10), (3, size.side, size.side))
 
 
 @pytest.fixture
@@ -115,3 +116,33 @@ def test_progress_knows_how_many_sizes_are_measured() -> None:
         reported: list[int] = []
         choose_size(lambda: None, 3, 10.0, 10, side, side, "int8", reported.append)
         assert 0 < sum(reported) <= module.max_measured(side, side)
+
+
+class Classifier:
+    """A classifier of 224 pixels whose pass costs as much as its pixels."""
+
+    height = width = 224
+    classes = 10
+
+    def one_pass(self) -> Callable[[], object]:
+        return lambda: None
+
+
+@pytest.mark.parametrize(("grid", "cost"), [(2, 0.6), (3, 0.6), (3, 1.5), (4, 1.0)])
+def test_the_classifier_itself_reads_tiles_as_large_as_the_cost_allows(
+    monkeypatch: pytest.MonkeyPatch, grid: int, cost: float
+) -> None:
+    monkeypatch.setattr(module, "_cost_of", lambda run, network, side, grid, *_: 1.1 * (grid * side / 224) ** 2)
+    monkeypatch.setattr(Size, "network", lambda self, classifier: torch.nn.Identity())
+    reported: list[int] = []
+    size, measured = choose_own_side(Classifier(), grid, cost, "fp32", reported.append)  # type: ignore[arg-type]
+    assert size.own
+    assert measured <= 0.98 * cost < 1.1 * (grid * (size.side + 8) / 224) ** 2
+    assert len(reported) <= module.max_own_measured(224, 224)
+
+
+def test_tiles_that_would_be_too_small_are_not_given_to_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_cost_of", lambda run, network, side, grid, *_: (grid * side / 224) ** 2)
+    monkeypatch.setattr(Size, "network", lambda self, classifier: torch.nn.Identity())
+    with pytest.raises(ConfigurationError, match=r"8x8 tiles itself at cost 0\.6: at 32 pixels a tile .* costs 1\.31"):
+        choose_own_side(Classifier(), 8, 0.6)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.scores import ScoreForm
@@ -26,7 +27,7 @@ from evenkeel.models.measure import (
     wilson,
 )
 from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
-from evenkeel.vision.networks.architecture import CollageNet, Served, TileNet, count_macs, count_parameters
+from evenkeel.vision.networks.architecture import CollageNet, Served, count_macs, count_parameters
 from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_name, write_onnx
 
 __all__ = ["AnsweredImages", "class_lines", "summary", "write_model"]
@@ -55,7 +56,7 @@ class AnsweredImages:
 
 
 def write_model(
-    network: TileNet,
+    network: nn.Module,
     grid: int,
     side: int,
     classifier: BlackBox,

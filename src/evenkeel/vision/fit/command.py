@@ -46,6 +46,7 @@ class FitArguments:
     out: Path
     grid: str
     cost: float
+    weights: str
     precision: str
     shared: bool
     minutes: float

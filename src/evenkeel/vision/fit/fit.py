@@ -24,14 +24,23 @@ from evenkeel.models.measure import fit_temperature
 from evenkeel.vision.fit.card import AnsweredImages, class_lines, summary, write_model
 from evenkeel.vision.fit.feeding import better_fed, count_ways
 from evenkeel.vision.fit.lock import locked
-from evenkeel.vision.fit.loop import FitRecipe, fit_tiles, soft_temperature, start_from, whiten
+from evenkeel.vision.fit.loop import (
+    FitRecipe,
+    TileReader,
+    agreement,
+    fit_tiles,
+    in_bfloat16,
+    soft_temperature,
+    start_from,
+    weights_of,
+    whiten,
+)
 from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
 from evenkeel.vision.fit.plan import PLAN, FitPlan, identity_of
 from evenkeel.vision.fit.serving import write_serving
-from evenkeel.vision.fit.size import Size, choose_size, max_measured
+from evenkeel.vision.fit.size import Size, choose_own_side, choose_size, max_measured, max_own_measured
 from evenkeel.vision.fit.views import ViewBank
 from evenkeel.vision.networks.architecture import TileNet
-from evenkeel.vision.networks.arithmetic import bfloat16_is_fast
 
 __all__ = ["fit"]
 
@@ -40,6 +49,9 @@ _NEARLY_ALL = 0.95  # answers of one class, which are then pointed out
 _MIX_SHOWN = 5  # classes
 _SOFTENED = 5000  # images by which the scores that are taught are softened
 _TRIAL_STEPS = 8  # timed to turn minutes into epochs
+_OWN_TILES = 64  # in a step that trains the classifier's own weights: they are near already, so many small steps help
+_COMPARED = 0.05  # of the whole training: how long each of two beginnings is trained to see which is better
+_EXAMINED = 1000  # held-out images by which they are compared
 
 
 def fit(
@@ -93,6 +105,7 @@ def fit(
         answers = run.answers(images, held, test)
         plan = run.plan(identity_of(classifier, images, more, options))
         bank = run.bank(images, kept, more, answers.held, reach)
+        run.choose_weights(plan, bank, answers.held)
         cards = run.models(plan, bank, answers)
         run.serving(cards, answers)
         return cards
@@ -191,31 +204,81 @@ class _FitRun:
         """Loads the plan in the folder, or makes a new one: sizes as large as the cost allows."""
         if (self.out / PLAN).is_file():
             return FitPlan.load(self.out, identity)
-        classifier, options = self.classifier, self.options
-        chosen: dict[int, Size] = {}
+        options = self.options
+        chosen: dict[int, list[Size]] = {}
         grids = list(options.grids[:1] if options.shared else options.grids)
         for grid in grids:
-            with self.watcher.stage(
-                f"{grid}x{grid}: measuring sizes, at most", max_measured(classifier.height, classifier.width)
-            ) as done:
-                size, cost = choose_size(
-                    classifier.one_pass(),
-                    grid,
-                    options.cost,
-                    classifier.classes,
-                    classifier.height,
-                    classifier.width,
-                    options.precision,
-                    done,
-                )
-            self.watcher.say(
-                f"{grid}x{grid}: channels {size.widths}, {'coarse ' if size.coarse else ''}tiles of {size.side} "
-                f"pixels, cost {cost:.2f} measured"
-            )
-            chosen[grid] = size
-        plan = FitPlan(self.out, identity, {grid: chosen.get(grid, chosen[grids[0]]) for grid in options.grids})
+            weights = options.weights if options.start is None else weights_of(options.start)
+            own = None if weights == "fresh" else self._own_size(grid)
+            fresh = self._fresh_size(grid) if own is None or weights == "auto" else None
+            chosen[grid] = [size for size in (own, fresh) if size is not None]
+        rivals = {grid: chosen.get(grid, chosen[grids[0]]) for grid in options.grids}
+        plan = FitPlan(self.out, identity, {grid: sizes[-1] for grid, sizes in rivals.items()}, rivals=rivals)
         plan.save()
         return plan
+
+    def _fresh_size(self, grid: int) -> Size:
+        classifier, options = self.classifier, self.options
+        most = max_measured(classifier.height, classifier.width)
+        with self.watcher.stage(f"{grid}x{grid}: measuring sizes, at most", most) as done:
+            size, cost = choose_size(
+                classifier.one_pass(),
+                grid,
+                options.cost,
+                classifier.classes,
+                classifier.height,
+                classifier.width,
+                options.precision,
+                done,
+            )
+        self.watcher.say(f"{grid}x{grid}: {size}, cost {cost:.2f} measured")
+        return size
+
+    def _own_size(self, grid: int) -> Size | None:
+        """Finds the side at which the classifier's own weights are affordable; None, with the reason said, if none."""
+        classifier, options = self.classifier, self.options
+        most = max_own_measured(classifier.height, classifier.width)
+        try:
+            with self.watcher.stage(f"{grid}x{grid}: measuring the classifier at smaller sides, at most", most) as done:
+                size, cost = choose_own_side(classifier, grid, options.cost, options.precision, done)
+        except ConfigurationError as error:
+            if options.weights == "classifier":
+                raise
+            self.watcher.say(f"{grid}x{grid}: fresh weights, since {error}")
+            return None
+        self.watcher.say(f"{grid}x{grid}: {size}, cost {cost:.2f} measured")
+        return size
+
+    def choose_weights(self, plan: FitPlan, bank: ViewBank, held: AnsweredImages) -> None:
+        """Trains both candidates of a grid for a while, where there are two; the plan keeps what agrees more."""
+        found: dict[tuple[Size, ...], Size] = {}
+        for grid, sizes in plan.rivals.items():
+            rivals = tuple(sizes)
+            if len(rivals) > 1 and rivals not in found:
+                agreements = [self._tried(size, bank, held) for size in rivals]
+                found[rivals] = rivals[int(np.argmax(agreements))]
+                shown = "; ".join(f"{size}: {share:.1%}" for size, share in zip(rivals, agreements, strict=True))
+                self.watcher.say(f"{grid}x{grid}: agreement after a short training each: {shown}")
+            plan.sizes[grid] = found.get(rivals, rivals[0])
+        plan.rivals = {}
+        plan.save()
+
+    def _tried(self, size: Size, bank: ViewBank, held: AnsweredImages) -> float:
+        """Trains a network of this size for a while; gives the share of held-out images on which it agrees."""
+        options = self.options
+        network, recipe = self._begun(size, bank), self._recipe(size, bank)
+        epochs = options.epochs or self._affordable_epochs(size, bank, recipe)
+        recipe = replace(recipe, epochs=_COMPARED * epochs)
+        trial = self.out / "trial.checkpoint"
+        trial.unlink(missing_ok=True)
+        with self.watcher.stage(
+            f"trying {size}", max(1, round(recipe.epochs * (bank.per_epoch // recipe.tiles)))
+        ) as done:
+            for _ in fit_tiles(network, bank, recipe, trial, size.side, options.torch_device):
+                done(1)
+        trial.unlink(missing_ok=True)
+        some = slice(0, _EXAMINED)
+        return agreement(network, held.images.pixels[some], held.answers[some], size.side)
 
     def bank(
         self, images: ImageSet, kept: NDArray[np.int64], more: ImageSet | None, held: AnsweredImages, reach: int
@@ -252,12 +315,11 @@ class _FitRun:
 
     def models(self, plan: FitPlan, bank: ViewBank, answers: _ClassifierAnswers) -> list[ModelCard]:
         """Trains, measures and writes the networks of all grids."""
-        recipe = _recipe(bank, self.options)
-        networks: dict[Size, tuple[TileNet, dict[str, Any]]] = {}
+        networks: dict[Size, tuple[TileReader, dict[str, Any]]] = {}
         cards = []
         for grid, size in plan.sizes.items():
             if size not in networks:
-                networks[size] = self._train(grid, size, bank, recipe, plan)
+                networks[size] = self._train(grid, size, bank, plan)
             network, notes = networks[size]
             try:
                 card = write_model(
@@ -297,21 +359,34 @@ class _FitRun:
         configuration = write_serving(self.classifier, answers.class_names, temperature, cards, self.out)
         self.watcher.say(f"serve them with: evenkeel serve {configuration}")
 
-    def _train(
-        self, grid: int, size: Size, bank: ViewBank, recipe: FitRecipe, plan: FitPlan
-    ) -> tuple[TileNet, dict[str, Any]]:
-        """Trains the network of a grid; gives it and how it was trained."""
+    def _begun(self, size: Size, bank: ViewBank) -> TileReader:
+        """Makes the network of this size as it is before training."""
         options = self.options
+        torch.manual_seed(options.seed)
+        network = size.network(self.classifier)
+        if options.start is not None:
+            start_from(network, options.start)
+        elif isinstance(network, TileNet):
+            whiten(network, bank, size.side)
+        return network
+
+    def _recipe(self, size: Size, bank: ViewBank) -> FitRecipe:
+        recipe = _recipe(bank, self.options)
+        if not size.own:
+            return recipe
+        tiles = min(_OWN_TILES, recipe.tiles) if self.options.tiles is None else recipe.tiles
+        own_rate = recipe.own_rate if self.options.rate is None else self.options.rate
+        # The classifier's statistics and filters are good already: the mean of more steps is nearer to the best.
+        return replace(recipe, tiles=tiles, own_rate=own_rate, average=0.998)
+
+    def _train(self, grid: int, size: Size, bank: ViewBank, plan: FitPlan) -> tuple[TileReader, dict[str, Any]]:
+        """Trains the network of a grid; gives it and how it was trained."""
+        options, recipe = self.options, self._recipe(size, bank)
         if grid not in plan.epochs:
             plan.epochs[grid] = options.epochs or self._affordable_epochs(size, bank, recipe)
             plan.save()
         recipe = replace(recipe, epochs=plan.epochs[grid])
-        torch.manual_seed(options.seed)
-        network = size.network(self.classifier.classes)
-        if options.start is None:
-            whiten(network, bank, size.side)
-        else:
-            start_from(network, options.start)
+        network = self._begun(size, bank)
         name = f"{grid}x{grid}"
         checkpoint = self.out / f"{name}.checkpoint"
         seconds, steps = 0.0, max(1, round(recipe.epochs * (bank.per_epoch // recipe.tiles)))
@@ -320,13 +395,13 @@ class _FitRun:
             for progress in fit_tiles(network, bank, recipe, checkpoint, size.side, options.torch_device):
                 done(progress.step - reached)
                 reached, seconds = progress.step, progress.seconds
-        return network.to("cpu"), self._notes(size, bank, recipe, seconds)
+        return network.to("cpu"), self._notes(size, network, bank, recipe, seconds)
 
     def _affordable_epochs(self, size: Size, bank: ViewBank, recipe: FitRecipe) -> float:
         """Counts the passes over the images that fit into the minutes, from a few steps of a throw-away network."""
         trial = self.out / "trial.checkpoint"
         trial.unlink(missing_ok=True)
-        network, short = size.network(self.classifier.classes), replace(recipe, epochs=1.0)
+        network, short = size.network(self.classifier), replace(recipe, epochs=1.0)
         times = []
         began = time.monotonic()
         steps = fit_tiles(network, bank, short, trial, size.side, self.options.torch_device)
@@ -337,11 +412,14 @@ class _FitRun:
         per_step = float(np.median(times[1:] or times))
         return round(max(1.0, self.options.minutes * 60 / per_step * recipe.tiles / bank.per_epoch), 2)
 
-    def _notes(self, size: Size, bank: ViewBank, recipe: FitRecipe, seconds: float) -> dict[str, Any]:
+    def _notes(
+        self, size: Size, network: TileReader, bank: ViewBank, recipe: FitRecipe, seconds: float
+    ) -> dict[str, Any]:
         options = self.options
         return {
             "classifier": self.classifier.name,
             "classifier_sha256": self.classifier.sha256,
+            "weights_began_as": "the classifier's own" if size.own else "fresh",
             "channels": list(size.widths),
             "coarse": size.coarse,
             "trained_on": f"{self.learned_from} in {bank.views} views, scored by the classifier; no labels",
@@ -352,13 +430,13 @@ class _FitRun:
             "tiles_per_step": recipe.tiles,
             "distillation_temperature": recipe.temperature,
             "precision": options.precision,
-            "rate": recipe.rate,
+            "rate": recipe.own_rate if size.own else recipe.rate,
             **({"lossy": options.lossy, "jpeg_quality": options.jpeg_quality} if options.lossy else {}),
             "started_from_an_earlier_fit": options.start is not None,
             "seed": options.seed,
             "training_seconds": round(seconds),
             "device": options.torch_device,
-            "arithmetic": "bfloat16" if bfloat16_is_fast(options.torch_device) else "float32",
+            "arithmetic": "bfloat16" if in_bfloat16(network, options.torch_device) else "float32",
             "threads": options.threads,
             "torch": str(torch.__version__),
         }

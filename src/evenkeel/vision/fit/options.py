@@ -5,13 +5,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["FitOptions", "Silent", "Watcher"]
+__all__ = ["FitOptions", "Silent", "Watcher", "Weights"]
+
+Weights = Literal["auto", "fresh", "classifier"]
 
 
 class Watcher(Protocol):
@@ -42,6 +44,8 @@ class FitOptions:
     Attributes:
         grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
         cost: of one collage pass, in passes of the classifier, at most.
+        weights: that a network begins with: "fresh" ones, those of the "classifier" at the resolution of a tile, or
+            "auto": whichever agrees more after a short training, where the cost allows both.
         precision: of the convolutions in the file, "int8" or "fp32"; training is in floating point.
         shared: one network reads every grid: the largest that the first grid can afford.
         epochs: passes over the images; None: as many as `minutes` allow.
@@ -61,6 +65,7 @@ class FitOptions:
 
     grids: tuple[int, ...] = (3,)
     cost: float = 0.6
+    weights: Weights = "auto"
     precision: str = "int8"
     shared: bool = False
     epochs: float | None = None
@@ -86,6 +91,10 @@ class FitOptions:
         for name in ("cost", "minutes"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{name}: must be a number above zero, found {getattr(self, name)}")
+        if self.weights not in get_args(Weights):
+            raise ConfigurationError(f"weights: must be auto, fresh or classifier, found {self.weights!r}")
+        if self.weights == "classifier" and self.start is not None:
+            raise ConfigurationError("start: its weights would replace the classifier's; leave one of the two away")
         if self.precision not in ("int8", "fp32"):
             raise ConfigurationError(f"precision: must be int8 or fp32, found {self.precision!r}")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):

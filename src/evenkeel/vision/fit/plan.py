@@ -29,12 +29,14 @@ class FitPlan:
         identity: what a fit that is resumed must have in common with this one.
         sizes: of each grid's network.
         epochs: of each grid's training, once they are known.
+        rivals: sizes of each grid that are still to be compared; none once they are.
     """
 
     folder: Path
     identity: dict[str, Any]
     sizes: dict[int, Size]
     epochs: dict[int, float] = field(default_factory=dict)
+    rivals: dict[int, list[Size]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, identity: dict[str, Any]) -> Self:
@@ -46,10 +48,8 @@ class FitPlan:
         path = folder / PLAN
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-            sizes = {
-                int(grid): Size(tuple(size["widths"]), int(size["side"]), bool(size.get("coarse", False)))
-                for grid, size in raw["sizes"].items()
-            }
+            sizes = {int(grid): _size(size) for grid, size in raw["sizes"].items()}
+            rivals = {int(grid): [_size(each) for each in found] for grid, found in raw.get("rivals", {}).items()}
             epochs = {int(grid): float(value) for grid, value in raw["epochs"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}); give another --out") from error
@@ -58,17 +58,24 @@ class FitPlan:
                 f"{folder} holds the fit of another classifier, other images or other options; give the same again "
                 "to go on with it, or another --out"
             )
-        return cls(folder, identity, sizes, epochs)
+        return cls(folder, identity, sizes, epochs, rivals)
 
     def save(self) -> None:
         """Writes it into its folder, whole or not at all."""
         path = self.folder / PLAN
         sizes = {str(grid): asdict(size) for grid, size in self.sizes.items()}
-        text = json.dumps({"identity": self.identity, "sizes": sizes, "epochs": self.epochs}, indent=2)
+        rivals = {str(grid): [asdict(each) for each in found] for grid, found in self.rivals.items()}
+        held = {"identity": self.identity, "sizes": sizes, "epochs": self.epochs, "rivals": rivals}
+        text = json.dumps(held, indent=2)
         try:
             write_whole(path, f"{text}\n".encode())
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be written: {why_unwritten(error)}") from error
+
+
+def _size(raw: dict[str, Any]) -> Size:
+    widths = tuple(int(width) for width in raw["widths"])
+    return Size(widths, int(raw["side"]), bool(raw.get("coarse", False)), bool(raw.get("own", False)))
 
 
 def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, options: FitOptions) -> dict[str, Any]:
@@ -79,7 +86,9 @@ def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, o
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()
-            if name not in ("resume", "device") and (options.lossy or name not in ("lossy", "jpeg_quality"))
+            if name not in ("resume", "device")
+            and (options.lossy or name not in ("lossy", "jpeg_quality"))
+            and (name, value) != ("weights", "auto")
         },
     }
     if classifier.height != classifier.width:

@@ -11,31 +11,49 @@ import numpy as np
 from torch import nn
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.models.black_box import BlackBox
 from evenkeel.models.measure import ModelSession, interleaved_latencies_ms
 from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
 from evenkeel.vision.networks.architecture import CollageNet, TileNet
 from evenkeel.vision.networks.export import fold_norms, write_onnx
+from evenkeel.vision.networks.own_tiles import OwnTiles
 
-__all__ = ["Size", "choose_size", "max_measured", "sizes", "tile_sides"]
+__all__ = ["Size", "choose_own_side", "choose_size", "max_measured", "max_own_measured", "sizes", "tile_sides"]
 
 _ROUNDS = 200  # two seconds each; with fewer, one disturbance halfway sent the search down by two sizes
 _MARGIN = 0.98  # what is aimed at; the medians of two measurements differ by one per cent
 _WIDTHS = (24, 88, 128)
 _ONLY_COARSE = 64  # pixels; with 100 classes a coarse network was 2 points ahead of a fine one in the same time
 _STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
+_OWN_STEP = 8  # pixels
+_LEAST_OWN = 32  # pixels along a tile; below, most classifiers' last maps are one or two numbers wide
 
 
 @dataclass(frozen=True, order=True)
 class Size:
-    """Holds the channels of a tile network's three blocks, its tile's side in pixels, and whether it is coarse."""
+    """Holds the channels of a tile network's three blocks, its tile's side in pixels, and whether it is coarse.
 
-    widths: tuple[int, int, int]
+    One that is `own` is the classifier itself at that side, and has the classifier's channels.
+    """
+
+    widths: tuple[int, ...]
     side: int = 32
     coarse: bool = False
+    own: bool = False
 
-    def network(self, classes: int) -> TileNet:
-        """Makes a fresh network of this size."""
-        return TileNet(classes, self.widths, self.side, self.coarse)
+    def __str__(self) -> str:
+        if self.own:
+            return f"the classifier's own weights, tiles of {self.side} pixels"
+        return f"channels {self.widths}, {'coarse ' if self.coarse else ''}tiles of {self.side} pixels"
+
+    def network(self, classifier: BlackBox) -> TileNet | OwnTiles:
+        """Makes a network of this size, for the classes of `classifier`, or with its weights."""
+        return OwnTiles(classifier, self.side, FIT_MEAN, FIT_STD) if self.own else self.fresh(classifier.classes)
+
+    def fresh(self, classes: int) -> TileNet:
+        """Makes a network of this size with weights drawn at random."""
+        first, second, third = self.widths
+        return TileNet(classes, (first, second, third), self.side, self.coarse)
 
 
 def sizes(side: int, coarse: bool = False, widest: int = 128) -> list[Size]:
@@ -126,20 +144,65 @@ def choose_size(
     )
 
 
+def choose_own_side(
+    classifier: BlackBox,
+    grid: int,
+    cost: float,
+    precision: str = "int8",
+    report: Callable[[int], object] = lambda done: None,
+) -> tuple[Size, float]:
+    """Finds the largest side at which the classifier itself reads the tiles of a collage at `cost`; gives its cost too.
+
+    Arguments as for `choose_size`.
+
+    Raises:
+        ConfigurationError: its graph cannot be trained, or even the smallest tiles cost more.
+    """
+    longest = math.isqrt(classifier.height * classifier.width)
+    sides = list(range(_LEAST_OWN, longest + 1, _OWN_STEP))
+    low, high, found = -1, len(sides), 0.0
+    why = f"the classifier takes images of {longest} pixels, and tiles below {_LEAST_OWN} say too little"
+    while high - low > 1:
+        # A pass costs what its pixels do: the first guess is mostly right, so that few sides are measured.
+        guess = math.isqrt(int(cost * classifier.height * classifier.width / grid**2)) // _OWN_STEP * _OWN_STEP
+        middle = sides.index(guess) if low == -1 and high == len(sides) and guess in sides else (low + high) // 2
+        size = Size((), sides[middle], own=True)
+        report(1)
+        network = size.network(classifier).eval()
+        measured = _cost_of(classifier.one_pass(), network, size.side, grid, precision)
+        if measured <= cost * _MARGIN:
+            low, found = middle, measured
+        else:
+            high, why = middle, f"at {size.side} pixels a tile its pass costs {measured:.2f}"
+    if low < 0:
+        raise ConfigurationError(f"the classifier cannot read {grid}x{grid} tiles itself at cost {cost:g}: {why}")
+    return Size((), sides[low], own=True), found
+
+
+def max_own_measured(height: int, width: int) -> int:
+    """Counts the sides that `choose_own_side` measures at most."""
+    return math.ceil(math.log2(max(2, math.isqrt(height * width) // _OWN_STEP))) + 1
+
+
 def max_measured(height: int, width: int) -> int:
     """Counts the sizes that `choose_size` measures at most on a quiet machine."""
     return 2 * len(tile_sides(height, width)) + math.ceil(math.log2(len(sizes(32)) + 1)) + 1
 
 
 def _cost(classifier: Callable[[], object], size: Size, grid: int, classes: int, precision: str) -> float:
-    side = grid * size.side
+    network = fold_norms(size.fresh(classes))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)  # biases that are alike, as at the start, become one in the file
+    return _cost_of(classifier, network, size.side, grid, precision)
+
+
+def _cost_of(classifier: Callable[[], object], network: nn.Module, tile_side: int, grid: int, precision: str) -> float:
+    side = grid * tile_side
     canvas = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.onnx"
-        network = CollageNet(fold_norms(size.network(classes)), grid, size.side)
-        for parameter in network.parameters():
-            nn.init.normal_(parameter, std=0.1)  # biases that are alike, as at the start, become one in the file
-        write_onnx(network, path, side, FIT_MEAN, FIT_STD, canvas if precision == "int8" else None)
+        collages = CollageNet(network, grid, tile_side)
+        write_onnx(collages, path, side, FIT_MEAN, FIT_STD, canvas if precision == "int8" else None)
         candidate = ModelSession.open(path)
     base, collage = interleaved_latencies_ms([classifier, lambda: candidate(canvas)], _ROUNDS)
     return collage / base
