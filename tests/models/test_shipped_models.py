@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import load_card
-from evenkeel.models.shipped import IMAGES, NAMES, card_path, model_path
-
-COLLAGES = [name for name in NAMES if "collage" in name]
+from evenkeel.models.shipped import COLLAGES, IMAGES, NAMES, card_path, model_path
 
 
 def run(name: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:

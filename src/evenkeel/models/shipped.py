@@ -4,10 +4,11 @@ from pathlib import Path
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["CERTIFICATE", "IMAGES", "MISSES", "NAMES", "PROMISED", "card_path", "model_path"]
+__all__ = ["CERTIFICATE", "COLLAGES", "IMAGES", "MISSES", "NAMES", "PROMISED", "card_path", "model_path"]
 
 _HERE = Path(__file__).parent
-NAMES = ("cifar10-base", "cifar10-light", "cifar10-collage-2x2", "cifar10-collage-3x3", "cifar10-collage-4x4")
+COLLAGES = ("cifar10-collage-2x2", "cifar10-collage-3x3", "cifar10-collage-4x4")
+NAMES = ("cifar10-base", "cifar10-light", *COLLAGES)
 IMAGES = _HERE / "cifar10_test_400.npz"  # `images` uint8 [400, 32, 32, 3] and `labels` int64 [400]
 
 CERTIFICATE = _HERE / "cifar10-light.certificate.json"  # of cifar10-light in front of cifar10-base

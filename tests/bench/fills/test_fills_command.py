@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from evenkeel.cli.main import main
 from evenkeel.models.cards import ModelCard, save_card
-from evenkeel.models.shipped import IMAGES, NAMES, card_path
+from evenkeel.models.shipped import COLLAGES, IMAGES, NAMES, card_path
 from onnx_bytes import FLOAT, UINT8, boxes_model, linear_model
 
 FIXED = ("method", "images_per_backup", "cost", "macs", "parameters", "latency_ms", "accuracy", "agreement")
@@ -68,7 +68,7 @@ def on(tiny, *arguments):
 
 def test_without_options_it_measures_what_is_shipped(tmp_path):
     rows, output = rows_of(tmp_path, "--limit", 20)
-    assert [row["model"] for row in rows] == [NAMES[0], *NAMES[1:], NAMES[0], NAMES[0]]
+    assert [row["model"] for row in rows] == [NAMES[0], *COLLAGES, NAMES[0], NAMES[0]]
     assert [row["images_per_backup"] for row in rows] == [1, 4, 9, 16, 4, 9]
     for row in rows:
         assert all(row[key] is not None for key in FIXED)
@@ -165,7 +165,7 @@ def test_labels_follow_the_classifiers_order_of_classes(tiny, tmp_path):
         (("--parity-concat", "{0}/base.json"), "base is a classifier; a parity is wanted here"),
         (("--collage", "{0}/none.json"), "cannot be read"),
         (("--collage", "none"), "expected a model card"),
-        (("--collage", NAMES[1]), "must have the same classes in the same order; they have 10 and 3"),
+        (("--collage", COLLAGES[0]), "must have the same classes in the same order; they have 10 and 3"),
         (("--cheap", f"{card_path(NAMES[0])}:9"), "must have the same classes"),
         (("--berrut", "2", "--labels", "none", "--same-class"), "the images have no labels"),
         (("--berrut", "2", "--labels", "none", "--figure", "{0}/a.png"), "needs images with labels"),

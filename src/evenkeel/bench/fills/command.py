@@ -104,7 +104,7 @@ def _backups(arguments: FillsArguments, classifier: UserClassifier) -> list[Meas
     backups += [cheap_backup(spec, classifier) for spec in arguments.cheaps]
     backups += [berrut_backup(items, classifier) for items in _counts(arguments.berrut)]
     if not backups and arguments.classifier == shipped.NAMES[0]:
-        backups = [collage_backup(name, classifier) for name in shipped.NAMES[1:]]
+        backups = [collage_backup(name, classifier) for name in shipped.COLLAGES]
         backups += [berrut_backup(items, classifier) for items in (4, 9)]
     if not backups:
         raise ConfigurationError(
