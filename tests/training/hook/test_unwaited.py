@@ -1,9 +1,12 @@
 """Averages that wait for nobody: nothing of a gradient is lost, only late, and all ranks get the same."""
 
+import copy
+import io
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
@@ -11,11 +14,12 @@ from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.wire import Round
 from evenkeel.reducers.fake import FakeReducer
 from evenkeel.reducers.ranks.collectives import Collectives
+from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 from evenkeel.reducers.switch import SwitchReducer
 from evenkeel.training.hook.hook_state import HookState
 from evenkeel.training.hook.unwaited import Unwaited, _logarithms
 from switch_helpers import server_address
-from training_helpers import GIANT, SHAPES, SPLIT, Model, gradients_of, in_threads, mean_of, nmse
+from training_helpers import GIANT, SHAPES, SPLIT, Model, equal, gradients_of, in_threads, mean_of, nmse
 
 CODE = THC(bits=4, block=64)
 
@@ -32,8 +36,8 @@ def unwaiting(ranks: Collectives, losses: Any = None) -> FakeReducer:
 
 
 def average(unwaited: Unwaited, vector: Tensor, code: ErrorFeedback, step: int, reducer: Any) -> Tensor:
-    means, plain = unwaited.average([(0, vector)], code, None, reducer, step)
-    assert plain is None
+    means, plain = unwaited.average([(0, vector)], code, [], reducer, step)
+    assert not plain
     return means[0]
 
 
@@ -72,6 +76,115 @@ def test_a_resumed_training_goes_on_when_its_buckets_are_rebuilt() -> None:
         assert all(torch.equal(a, b) for a, b in zip(averages, same, strict=True))
         true = mean_of(2, step)
         assert nmse([averages[1], averages[3]], [true[1], true[3]]) < 0.02  # which statistics of the step before clip
+
+
+@pytest.mark.parametrize("saves", [1, 2])
+@pytest.mark.parametrize("code", [CODE, ErrorFeedback(CODE)])
+def test_a_resume_goes_on_bit_for_bit_although_ranks_were_late(code: Any, saves: int) -> None:
+    """What biases and norms owe, and the statistics of the step before, are in the state."""
+
+    def work(ranks: Collectives, stop: int) -> list[list[Tensor]]:
+        def fresh() -> HookState:
+            return HookState(copy.deepcopy(code), reducer=unwaiting(ranks, seldom), compare_weights_every=None)
+
+        state, model = fresh(), Model(SHAPES)
+        found = [model.step(state, gradients_of(ranks.rank, step), SPLIT if step else GIANT) for step in range(stop)]
+        for _ in range(saves if stop < 9 else 0):
+            file = io.BytesIO()
+            torch.save(state.state_dict(), file)
+            file.seek(0)
+            state, model = fresh(), Model(SHAPES)
+            state.load_state_dict(torch.load(file, weights_only=True))
+        for place, step in enumerate(range(stop, 9)):
+            found.append(model.step(state, gradients_of(ranks.rank, step), SPLIT if place else GIANT))
+        return found
+
+    for stop in (1, 4, 6):  # after step 3 rank 1 owes all of its gradients
+        whole = in_threads(2, lambda ranks: work(ranks, 9))
+        resumed = in_threads(2, lambda ranks, at=stop: work(ranks, at))
+        for one, other in zip(whole, resumed, strict=True):
+            assert equal(one[stop:], other[stop:])
+
+
+def saved_after(steps: int) -> dict[str, Any]:
+    """The state of rank 0, and that of a rank 1 that was late."""
+
+    def work(ranks: Collectives) -> dict[str, Any]:
+        state, model = HookState(CODE, reducer=unwaiting(ranks, seldom), compare_weights_every=None), Model(SHAPES)
+        for step in range(steps):
+            model.step(state, gradients_of(ranks.rank, step), SPLIT if step else GIANT)
+        return state.state_dict()
+
+    return in_threads(2, work)[1]
+
+
+def test_a_state_without_what_biases_owe_is_loaded_with_one_warning() -> None:
+    saved = saved_after(5)
+    del saved["unwaited"], saved["tensors"]
+    _, ranks = thread_collectives(2)
+    state = HookState(CODE, reducer=unwaiting(ranks))
+    with pytest.warns(UserWarning, match="what biases and norms") as warned:
+        state.load_state_dict(saved)
+    (said,) = [str(each.message) for each in warned]
+    assert "older version" in said
+    assert state.state_dict()["code"]["memory"].keys() == saved["code"]["memory"].keys()
+
+
+def test_what_biases_owe_stays_with_the_rank_that_owes_it() -> None:
+    saved = saved_after(5)
+    owed = saved["unwaited"]["plain"]["memory"]
+    assert all(bool(each.any()) for each in owed.values())
+    ranks, _ = thread_collectives(2)
+    state = HookState(CODE, reducer=unwaiting(ranks))
+    with pytest.warns(UserWarning, match="state of rank 1 of 2 was loaded by rank 0 of 2"):
+        state.load_state_dict(saved)
+    loaded = state.state_dict()["unwaited"]
+    assert loaded["plain"]["memory"] == {}
+    assert loaded["known"].keys() == saved["unwaited"]["known"].keys()  # alike on all ranks
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:TypedStorage is deprecated")
+def test_what_biases_owe_comes_through_distributed_checkpoint_or_its_loss_is_warned_of(tmp_path: Any) -> None:
+    _, ranks = thread_collectives(2)
+
+    def loaded(saved: dict[str, Any]) -> HookState:
+        state = HookState(CODE, reducer=unwaiting(ranks))
+        state.load_state_dict(saved)
+        return state
+
+    saved = saved_after(5)
+    dcp.save({"hook": loaded(saved)}, checkpoint_id=tmp_path, no_dist=True)
+    other = copy.deepcopy(saved)
+    for part in (*other["unwaited"]["known"].values(), *other["unwaited"]["plain"]["memory"].values()):
+        part.zero_()
+    whole = loaded(other)
+    dcp.load({"hook": whole}, checkpoint_id=tmp_path, no_dist=True)
+    found = whole.state_dict()["unwaited"]
+    for number, owed in saved["unwaited"]["plain"]["memory"].items():
+        assert torch.equal(found["plain"]["memory"][number], owed)
+    for number, known in saved["unwaited"]["known"].items():
+        assert torch.equal(found["known"][number], known)
+    fresh = HookState(CODE, reducer=unwaiting(ranks))
+    with pytest.warns(UserWarning, match=r"lacks \d+ of its \d+ tensors, so error feedback starts from nothing"):
+        dcp.load({"hook": fresh}, checkpoint_id=tmp_path, no_dist=True)
+    assert fresh.state_dict()["unwaited"] == {}
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_training_with_a_deadline_says_once_that_zeros_are_not_kept(
+    waits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work(ranks: Collectives) -> None:
+        reducer = unwaiting(ranks)
+        reducer.waits = waits
+        state, model = HookState(CODE, reducer=reducer), Model(SHAPES)
+        for step in range(4):
+            model.step(state, gradients_of(ranks.rank, step), SPLIT if step else GIANT)
+
+    in_threads(2, work)
+    said = [each.getMessage() for each in caplog.records if "deadline" in each.getMessage()]
+    assert len(said) == (0 if waits else 1)
+    assert all("not kept at exactly zero" in each and "skip=" in each for each in said)
 
 
 def test_only_the_first_coded_round_waits_for_statistics() -> None:

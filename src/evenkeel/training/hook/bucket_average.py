@@ -44,7 +44,7 @@ class BucketPlan:
         units: to be coded.
         plain: views to be averaged as they are.
         metered: false before compression starts.
-        plain_number: names these views in all steps.
+        aside: these views as units, where the reducer does not wait for all ranks.
     """
 
     step: int
@@ -52,7 +52,7 @@ class BucketPlan:
     units: list[Unit]
     plain: list[Tensor]
     metered: bool
-    plain_number: int = 0
+    aside: Sequence[Unit] = ()
 
 
 def average_bucket(
@@ -188,14 +188,14 @@ def _average_coded(each: _Coded, plan: BucketPlan, reducer: Reducer, watch: Stop
 def _average_unwaited(plan: BucketPlan, code: SumCode, reducer: Reducer, unwaited: Unwaited, tally: Meter) -> None:
     ranks, scale = reducer.ranks, plan.loss_scale
     vectors = [(unit.number, _joined(unit.views).to(torch.float32) / scale) for unit in plan.units]
-    plain = (plan.plain_number, _joined(plan.plain).to(torch.float32) / scale) if plan.plain else None
-    means, plain_mean = unwaited.average(vectors, code, plain, reducer, plan.step)
+    plain = [(unit.number, _joined(unit.views).to(torch.float32) / scale) for unit in plan.aside]
+    means, plain_means = unwaited.average(vectors, code, plain, reducer, plan.step)
     for unit, mean in zip(plan.units, means, strict=True):
         code.observe(mean, Round(ranks.rank, ranks.world, plan.step, unit.number), ranks.broadcast)
         _write(unit.views, mean * scale)
         tally.coordinates += mean.numel()
-    if plain_mean is not None:
-        _write(plan.plain, plain_mean * scale)
+    for unit, mean in zip(plan.aside, plain_means, strict=True):
+        _write(unit.views, mean * scale)
 
 
 def _sample_error(code: SumCode, vector: Tensor, decoded: Tensor, this_round: Round, tally: Meter) -> None:

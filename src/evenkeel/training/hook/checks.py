@@ -23,7 +23,7 @@ _HOLDS = {
     "LookAhead": {"own", "scale"},
 }
 # What older files do not have.
-_SINCE = {"tensors"}
+_SINCE = {"tensors", "unwaited"}
 
 
 def check_kind(name: str, value: object, fits: bool, wanted: str) -> None:

@@ -177,6 +177,7 @@ class HookState:
         if first_bucket:
             if first_step:
                 self._check_group(parameters)
+                self._warn_of_zeros()
             self._begun = True
             self._scale = 1.0 if self.loss_scale is None else float(self.loss_scale())
         plan = self._plan(buffer, members, views)
@@ -244,6 +245,7 @@ class HookState:
         self._thread.submit(lambda: torch.empty(0), torch.device("cpu")).wait()
         ranks = self._reducer.ranks
         code = {} if self._code is None else self._code.state_dict()
+        unwaited = self._unwaited.state_dict()
         return {
             "step": self._step,
             "rank": ranks.rank,
@@ -251,7 +253,8 @@ class HookState:
             "sizes": list(self._book.sizes or self._sizes_before or []),
             "units": self._units.state_dict(),
             "code": code,
-            "tensors": count_tensors(code),
+            "unwaited": unwaited,
+            "tensors": count_tensors((code, unwaited)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -270,18 +273,31 @@ class HookState:
         check_saved_state(state, "HookState")
         ranks, theirs = self._reducer.ranks, (state["rank"], state["world"])
         feedback = self._code if isinstance(self._code, ErrorFeedback) else None
-        moved = feedback is not None and (ranks.rank, ranks.world) != theirs
+        unwaited, coded = state.get("unwaited", {}), self._code is not None
+        moved = (feedback is not None or bool(unwaited)) and (ranks.rank, ranks.world) != theirs
         if self._code is not None:
             self._code.load_state_dict(state["code"])
         self._units.load_state_dict(state["units"])
+        self._unwaited.load_state_dict(unwaited)
         self._sizes_before = list(state["sizes"]) or None  # none before a first step
         self._step = state["step"]
-        found = count_tensors(state["code"])
+        found = count_tensors((state["code"], unwaited))
         lost = warn_of_lost_tensors(state.get("tensors", found), found, "error feedback starts from nothing")
         if feedback is not None and lost:
             feedback.reset()
-        if feedback is not None and moved:
-            feedback.reset()
+        if lost:
+            self._unwaited.reset()
+        if "unwaited" not in state and not self._reducer.waits and coded and state["step"] > self._start_step:
+            warnings.warn(
+                "the state that was loaded is of an older version, which did not save what biases and norms (and "
+                "whatever else skip= names) still owed under a reducer with a deadline: that is lost, and their "
+                "error feedback starts from nothing",
+                stacklevel=2,
+            )
+        if moved:
+            if feedback is not None:
+                feedback.reset()
+            self._unwaited.plain_code.reset()
             warnings.warn(
                 f"the state of rank {state['rank']} of {state['world']} was loaded by rank {ranks.rank} of "
                 f"{ranks.world}: error feedback starts from nothing. The rest is alike on all ranks, so any rank's "
@@ -313,7 +329,15 @@ class HookState:
             "compare_weights_every": self._compare_every,
         }
         sizes = list(self._book.sizes or self._sizes_before or [])
-        return _copy_of, (type(self), settings, self._step, sizes, self._units, self._given or self._lacks)
+        return _copy_of, (
+            type(self),
+            settings,
+            self._step,
+            sizes,
+            self._units,
+            self._given or self._lacks,
+            self._unwaited,
+        )
 
     def _comparison(self, bucket: Bucket) -> Callable[[], None] | None:
         """Takes the weights' digests, where they are due.
@@ -368,8 +392,19 @@ class HookState:
             self._hint_at_masks([by_number[number] for number in coded])
         skipped = [number for number in by_number if self._is_skipped(number)]
         plain = [by_number[number] for number in skipped]
-        named = min(skipped, default=0)
-        return BucketPlan(self._step, self._scale, units, plain, metered=True, plain_number=named)
+        covering = {} if self._reducer.waits else self._unwaited.plain_covering(skipped)
+        aside = [Unit(number, [by_number[member] for member in unit]) for number, unit in covering.items()]
+        return BucketPlan(self._step, self._scale, units, plain, metered=True, aside=aside)
+
+    def _warn_of_zeros(self) -> None:
+        """Says in the first step that rows without a gradient are not kept at zero, where the reducer does not wait."""
+        if self._code is not None and not self._reducer.waits and self._reducer.ranks.rank == 0:
+            _log.warning(
+                "the reducer has a deadline, so rows and columns whose gradient is zero on all ranks (padding, words "
+                "that do not occur) are not kept at exactly zero as they are otherwise: no rank knows where late ones "
+                "have zeros. If they must not move, list the parameters in skip= (what never had a gradient is zero "
+                "there), write the zeros again after each step, or leave the deadline out"
+            )
 
     def _hint_at_masks(self, gradients: Sequence[Tensor]) -> None:
         """Says in the first compressed step where single weights may be masked, which no code that mixes them keeps."""
@@ -487,11 +522,19 @@ def _warn_of_unused() -> None:
 
 
 def _copy_of(
-    kind: type[HookState], settings: dict[str, Any], step: int, sizes: list[int], units: Units, lacks: str
+    kind: type[HookState],
+    settings: dict[str, Any],
+    step: int,
+    sizes: list[int],
+    units: Units,
+    lacks: str,
+    unwaited: Unwaited | None = None,  # older pickles have none
 ) -> HookState:
     state = kind(**settings)
     state._note_use()  # a copy need not be trained
     state._step, state._sizes_before, state._units, state._lacks = step, sizes or None, units, lacks
+    if unwaited is not None:
+        state._unwaited = unwaited
     return state
 
 

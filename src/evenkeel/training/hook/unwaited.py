@@ -12,6 +12,7 @@ Not kept here: exact zeros of rows and columns, since no rank knows where all ot
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.integer_lanes import IntegerWire, pack_bits
 from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.reducers.reducer import Reducer
+from evenkeel.training.hook.parameter_book import Units
 
 __all__ = ["Unwaited"]
 
@@ -37,29 +39,41 @@ _PLAIN = 1 << 20  # begins the numbers of units that are not compressed
 
 @dataclass
 class Unwaited:
-    """Keeps the statistics of each unit's last round, alike on all ranks.
+    """Keeps the statistics of each unit's last round, alike on all ranks, and what is owed of what is not compressed.
 
     Attributes:
         plain_code: for what is not compressed.
+        plain_units: what is not compressed, in units that survive when DDP rebuilds its buckets.
     """
 
     plain_code: ErrorFeedback = field(default_factory=lambda: ErrorFeedback(FixedPoint(bits=16, block=_GRANULE)))
+    plain_units: Units = field(default_factory=Units)
     _known: dict[int, Tensor] = field(default_factory=dict)
+
+    def plain_covering(self, members: Sequence[int]) -> dict[int, tuple[int, ...]]:
+        """Gives the units that make up what is not compressed of a bucket: number -> parameter numbers."""
+        if not members:
+            return {}
+        covering, given_up = self.plain_units.covering(members)
+        for number in given_up:
+            self.plain_code.reset(number + _PLAIN)
+            self._known.pop(number + _PLAIN, None)
+        return covering
 
     def average(
         self,
         vectors: Sequence[tuple[int, Tensor]],
         code: SumCode,
-        plain: tuple[int, Tensor] | None,
+        plain: Sequence[tuple[int, Tensor]],
         reducer: Reducer,
         step: int,
-    ) -> tuple[list[Tensor], Tensor | None]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Gives the means of the ranks' vectors that were on time: a sum for each, and one for all the rest.
 
         Args:
             vectors: this rank's units, float32 `[length]` each, with their numbers.
             code: what codes them.
-            plain: what is not compressed, and its number; None where there is nothing.
+            plain: what is not compressed, likewise, with the numbers of `plain_covering`.
             reducer: who adds.
             step: number of the training step.
 
@@ -72,29 +86,51 @@ class Unwaited:
             for number, vector in vectors
         ]
         means = [unit.mean(reducer.total(unit.wire, unit.message, unit.lanes, unit.this_round)) for unit in units]
-        aside = None
-        if plain is not None:
-            this_round = Round(ranks.rank, ranks.world, step, plain[0] + _PLAIN)
-            owed = self.plain_code.memory(this_round.bucket)
-            if owed is not None and owed.shape != plain[1].shape:
-                # DDP has rebuilt its buckets after the first step, which compresses already in a resumed training.
-                self.plain_code.reset(this_round.bucket)
-                self._known.pop(this_round.bucket, None)
-            aside = _Summand.of(plain[1], self.plain_code, this_round, self._known, reducer)
-        rows = [_logarithms(unit.own) for unit in (*units, *([aside] if aside else []))]
-        if aside is not None:
-            rows.append(aside.wire.unpack(aside.message, aside.lanes).to(torch.int32))
-        found = _summed(rows, Round(ranks.rank, ranks.world, step), reducer)
-        for place, unit in enumerate(units):
-            means[place] = self._agree(unit, found[place], means[place])
-        if aside is None:
-            return means, None
-        mean = aside.mean(found[-1])
-        return means, self._agree(aside, found[len(units)], mean)
+        asides = [
+            _Summand.of(
+                vector, self.plain_code, Round(ranks.rank, ranks.world, step, number + _PLAIN), self._known, reducer
+            )
+            for number, vector in plain
+        ]
+        rows = [_logarithms(unit.own) for unit in (*units, *asides)]
+        rows += [aside.wire.unpack(aside.message, aside.lanes).to(torch.int32) for aside in asides]
+        found = iter(_summed(rows, Round(ranks.rank, ranks.world, step), reducer))
+        means = [self._agree(unit, next(found), mean) for unit, mean in zip(units, means, strict=True)]
+        statistics = [next(found) for _ in asides]
+        plain_means = [
+            self._agree(aside, logarithms, aside.mean(total))
+            for aside, logarithms, total in zip(asides, statistics, found, strict=True)
+        ]
+        return means, plain_means
 
     def forget(self) -> None:
         """Waits for all ranks once more: after buckets were rebuilt."""
         self._known.clear()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.plain_code.reset()
+        self.plain_units = Units()
+        self._known.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives what a resume needs; nothing where there was no round yet.
+
+        Nothing at all, so that `torch.distributed.checkpoint` asks no field of a file that is older than this.
+        """
+        if not self._known:
+            return {}
+        known = {str(number): statistics.clone() for number, statistics in self._known.items()}
+        return {"known": known, "plain": self.plain_code.state_dict(), "units": self.plain_units.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.reset()
+        if not state:
+            return
+        self.plain_code.load_state_dict(state["plain"])
+        self.plain_units.load_state_dict(state["units"])
+        self._known = {int(number): statistics.clone() for number, statistics in state["known"].items()}
 
     def _agree(self, unit: "_Summand", total: Total, mean: Tensor) -> Tensor:
         """Takes over the mean of the ranks' statistics; gives the unit's mean, not finite where a rank's was not."""
@@ -130,6 +166,7 @@ class _Summand:
     ) -> "_Summand":
         before, own = known.get(this_round.bucket), code.measure(vector, this_round)
         if before is not None:
+            before = before.to(own.device)  # a loaded one may be elsewhere
             stats = before * _MARGIN
             if not bool(own.isfinite().all()):
                 vector = torch.zeros_like(vector)  # it must not get into what error feedback owes
