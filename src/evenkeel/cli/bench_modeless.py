@@ -16,12 +16,20 @@ __all__ = ["modeless"]
         "evenkeel bench modeless --figure modeless.png     # about two minutes",
         "evenkeel bench modeless --trace mahimahi_cellular.npz:Verizon-LTE-short.up --json modeless.json",
         "evenkeel bench modeless --images cifar10.parquet --split test --requests 1000",
+        "evenkeel bench modeless --mosaic 512              # about three minutes",
+        "evenkeel bench modeless --light thin.json --full wide.json --images my.parquet --split test",
     ),
 )
 @click.option(
+    "--light",
+    type=click.Path(path_type=Path),
+    help="Card or ONNX file of the light model; the shipped CIFAR-10 pair by default.",
+)
+@click.option("--full", type=click.Path(path_type=Path), help="Of the full model, which takes the same images.")
+@click.option(
     "--images",
     type=click.Path(path_type=Path),
-    help="Labelled images that the shipped CIFAR-10 models take; the shipped 400 by default.",
+    help="Labelled images that both models take; the 400 of the shipped pair by default.",
 )
 @click.option("--split", help="Part of them to read.")
 @click.option(
@@ -32,7 +40,12 @@ __all__ = ["modeless"]
     help="Rate of the cellular link: FILE.npz:ARRAY (1,500-byte deliveries in each ms) or FILE.parquet:ROW; may be "
     "repeated. A law of our own by default.",
 )
-@click.option("--requests", type=click.IntRange(20), default=400, show_default=True, help="Requests of each cell.")
+@click.option(
+    "--mosaic", type=click.IntRange(16, 1024), metavar="PIXELS",
+    help="Send mosaics of this side, a grid of images of which the one in the middle is asked about: larger images, "
+    "of some 65 packets at 512 pixels.",
+)  # fmt: skip
+@click.option("--requests", type=click.IntRange(20), help="Requests of each cell. [default: 400; of mosaics 60]")
 @click.option(
     "--calibrations", type=click.IntRange(2), default=100, show_default=True, help="Calibrations of each promise."
 )
@@ -40,7 +53,7 @@ __all__ = ["modeless"]
     "--round-trip-ms", type=click.FloatRange(1), default=40.0, show_default=True, help="Round trip of the links."
 )
 @click.option(
-    "--payload", type=click.IntRange(100, 1200), default=100, show_default=True, help="Bytes of a packet at most."
+    "--payload", type=click.IntRange(100, 1200), help="Bytes of a packet at most. [default: 100; of mosaics 1200]"
 )
 @click.option(
     "--slowdown", type=click.FloatRange(0.1), default=10.0, show_default=True,

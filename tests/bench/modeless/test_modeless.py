@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,9 @@ from evenkeel.cli.main import main
 from evenkeel.clock import VirtualClock
 from evenkeel.errors import ConfigurationError
 from evenkeel.figures.tables import table
-from evenkeel.models.shipped import IMAGES
+from evenkeel.models.black_box import BlackBox
+from evenkeel.models.cards import load_card, save_card
+from evenkeel.models.shipped import IMAGES, card_path, model_path
 from evenkeel.promises.promise import NEVER
 
 STEADY = Rate.of("steady", np.full(1000, 375.0))
@@ -97,15 +100,15 @@ def pair(seed: int = 0, count: int = 4000) -> list[Variant]:
     sure = chance.beta(2.2, 0.75, count)
     light, accurate = chance.random(count) < sure, chance.random(count) < 0.45 + 0.5 * sure
     return [
-        Variant("cifar10-collage-2x2", light, sure, 0.001, 0.01, 1_000),
-        Variant("cifar10-base", accurate, np.ones(count), 0.007, 0.03, 9_000),
+        Variant("light", light, sure, 0.001, 0.01, 1_000),
+        Variant("full", accurate, np.ones(count), 0.007, 0.03, 9_000),
     ]
 
 
 def test_only_the_certified_threshold_keeps_its_promise() -> None:
     variants = pair()
     level = round(float(variants[1].right.mean()) - 0.03, 3)
-    rows = {row["policy"]: row for row in policies(variants, [level], n=3000, repetitions=60, seed=1)}
+    rows = {row["policy"]: row for row in policies(*variants, [], [level], n=3000, repetitions=60, seed=1)}
     assert rows["ours threshold"]["missed"] <= 0.05 + 0.06  # 60 draws at 5 %: above 6 of them 3 % of the time
     assert rows["ours threshold"]["promised"] > 0.9
     assert rows["naive threshold"]["missed"] > 0.25
@@ -118,8 +121,9 @@ def test_only_the_certified_threshold_keeps_its_promise() -> None:
 
 
 def test_a_small_run_writes_rows_tables_and_a_figure(tmp_path, monkeypatch) -> None:
-    for name in ("_LOSSES", "_CELLULAR", "_RATIOS"):
+    for name in ("_CELLULAR", "_RATIOS"):
         monkeypatch.setattr(measure, name, (0.2,))
+    monkeypatch.setattr(measure, "_LOSSES", (0.0, 0.2))
     files = {name: tmp_path / f"m.{name}" for name in ("json", "png", "md")}
     result = CliRunner().invoke(
         main,
@@ -129,10 +133,19 @@ def test_a_small_run_writes_rows_tables_and_a_figure(tmp_path, monkeypatch) -> N
     assert result.exit_code == 0, result.output
     rows = json.loads(files["json"].read_text())["rows"]
     assert {row["kind"] for row in rows} == {"loss", "round trip", "model", "policy", "system"}
-    assert {row["policy"] for row in rows if row["kind"] == "system"} == {
-        "always data centre", "certified threshold", "INFaaS-like", "always edge",
+    systems = {(row["policy"], row["transport"]): row for row in rows if row["kind"] == "system"}
+    assert {policy for policy, _ in systems} == {
+        "always data centre", "random offload", "certified threshold", "INFaaS-like", "always edge",
     }  # fmt: skip
+    for way in ("TCP", "NACK", "NACK + concealment"):  # as many, but others
+        assert systems["random offload", way]["offload"] == systems["certified threshold", way]["offload"]
+    assert {row["model"] for row in rows if row["kind"] == "model"} >= {"cifar10-light", "cifar10-base"}
     assert files["png"].stat().st_size > 10_000
+    cells = {(row["method"], row["loss"], row["burst"]): row for row in rows if row["kind"] == "loss"}
+    assert len(cells) == len(METHODS) * 4
+    for method in METHODS:  # without losses there are no bursts
+        assert cells[method, 0.0, 1.0]["accuracy"] == cells[method, 0.0, 3.0]["accuracy"]
+    assert cells["UDP", 0.0, 1.0]["accuracy"] == cells["UDP", 0.0, 1.0]["whole_accuracy"]
     for page in pages_of(rows):
         console = Console(width=80, file=io.StringIO(), color_system=None)
         console.print(table(page))
@@ -145,3 +158,83 @@ def test_a_link_of_another_seed_loses_others(images) -> None:
     link = Link(STEADY, 0.02, 0.3)
     one, other = (carried("UDP", images[:10], replace(link, seed=seed), SENDING) for seed in (1, 5))
     assert (one.changed != other.changed).any() or (one.pixels != other.pixels).any()
+
+
+def shipped_setting(images, labels, **changes):
+    light, accurate = BlackBox.open("cifar10-light"), BlackBox.open("cifar10-base")
+    return measure.ModelessSetting(light, accurate, images, labels, (cellular_law(),), **changes)
+
+
+def test_mosaics_hold_each_image_in_their_middle_and_are_answered_for_it(images, monkeypatch) -> None:
+    labels = np.arange(40) % 10
+    setting = shipped_setting(images, labels, requests=50, mosaic=96, payload=300, quality=95, per_s=0.5)
+    runs = measure._Runs(setting)
+    assert runs.images.shape == (50, 96, 96, 3)
+    np.testing.assert_array_equal(runs.asked(runs.images), images[np.arange(50) % 40])
+    np.testing.assert_array_equal(runs.labels[38:42], [8, 9, 0, 1])
+    assert len({tile.tobytes() for tile in runs.images[:, :32, :32]}) > 20  # the others are drawn
+    wide = replace(STEADY, carried=10 * STEADY.carried)
+    assert runs.sending_s(wide) > 0
+    assert runs.sending_s(STEADY) == pytest.approx(10 * runs.sending_s(wide))
+    for name in ("_LOSSES", "_CELLULAR_OF_MOSAICS"):
+        monkeypatch.setattr(measure, name, (0.1,))
+    monkeypatch.setattr(measure, "_DEADLINES_OF_MOSAICS", (4.0,))
+    done: list[str] = []
+    rows = measure.measure(replace(setting, requests=20), done.append)
+    assert len(done) == measure.cells(setting) == len(METHODS) + 1
+    assert {row["kind"] for row in rows} == {"loss", "model", "system"}
+    assert pages_of(rows)
+    for side in (32, 100):
+        with pytest.raises(ConfigurationError, match="mosaic"):
+            replace(setting, mosaic=side)
+
+
+def test_a_mosaic_whose_middle_is_lost_is_answered_from_what_is_there() -> None:
+    with np.load(IMAGES) as file:
+        setting = shipped_setting(file["images"], file["labels"], requests=60, mosaic=96, payload=300, per_s=0.5)
+    runs = measure._Runs(setting)
+    link = Link(STEADY, 0.02, 0.6)
+    right = {name: runs.run(name, link, 1.0)[0].mean() for name in ("UDP", "NACK + concealment")}
+    assert right["UDP"] < right["NACK + concealment"] <= runs.right["light"].mean()
+
+
+def test_another_pair_needs_both_models_and_images_that_both_take(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(measure, "_LOSSES", (0.0, 0.3))
+
+    def run(*options):
+        return CliRunner().invoke(main, ["bench", "modeless", *map(str, options)])
+
+    light, full = card_path("cifar10-light"), card_path("cifar10-base")
+    for options, said in (
+        (("--light", light), "both models"),
+        (("--full", full, "--images", IMAGES), "both models"),
+        (("--light", light, "--full", full), "images"),
+        (("--light", card_path("cifar10-collage-2x2"), "--full", full, "--images", IMAGES), "collage"),
+        (("--mosaic", 512, "--figure", tmp_path / "m.png"), "figure"),
+        (("--mosaic", 500), "mosaic"),
+    ):
+        result = run(*options)
+        assert result.exit_code != 0
+        assert said in result.output
+        assert "Traceback" not in result.output
+    result = run(
+        "--light", light, "--full", full, "--images", IMAGES, "--requests", 20, "--calibrations", 2, "--mosaic", 64,
+        "--json", tmp_path / "m.json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "m.json").read_text())["rows"]
+    assert [row["model"] for row in rows if row["kind"] == "model"] == ["cifar10-light", "cifar10-base"]
+    assert {row["loss"] for row in rows if row["kind"] == "loss"} == {0.0, 0.3}
+
+
+def test_a_pair_of_other_classes_is_refused(tmp_path) -> None:
+    card = load_card(card_path("cifar10-light"))
+    shutil.copy(model_path("cifar10-light"), tmp_path / card.file)
+    save_card(replace(card, classes=card.classes[::-1]), tmp_path / "other.json")
+    result = CliRunner().invoke(
+        main,
+        ["bench", "modeless", "--light", str(tmp_path / "other.json"), "--full", str(card_path("cifar10-base")),
+         "--images", str(IMAGES)],
+    )  # fmt: skip
+    assert result.exit_code != 0
+    assert "only their order differs" in result.output

@@ -73,7 +73,8 @@ def _bars(panel: "Axes", systems: Sequence[Row]) -> None:
                 place + 0.25 * (number - 1), row["p99_ms"], 0.22, color=PALETTE[number] if row["reached"] else "none",
                 edgecolor=PALETTE[number],
             )  # fmt: skip
-    short = {"always data centre": "data centre", "certified threshold": "certified", "INFaaS-like": "INFaaS-like"}
+    short = {"always data centre": "data centre", "random offload": "random", "certified threshold": "certified",
+             "INFaaS-like": "INFaaS-like"}  # fmt: skip
     texts = [short[policy] + {"none": ""}.get(way, f"\n{way}") for policy, way in names]
     panel.set_yticks(range(len(names)), [text.replace("concealment", "conc.") for text in texts], fontsize=7)
     panel.invert_yaxis()

@@ -9,26 +9,25 @@ import numpy as np
 from evenkeel.arrays import Array, FloatArray, PixelArray
 from evenkeel.bench.modeless.links import Link, Rate
 from evenkeel.bench.modeless.policies import (
-    ACCURATE,
-    LIGHT,
     Variant,
+    collage_variants,
     first_certified,
-    light_answers,
     policies,
-    read_variants,
+    variant,
 )
 from evenkeel.bench.modeless.transports import METHODS, Sending, carried
-from evenkeel.edge.both_models import answers_of_accurate
+from evenkeel.errors import ConfigurationError
 from evenkeel.figures.estimates import exact_share, quantile
-from evenkeel.models.shipped import card_path
+from evenkeel.models.black_box import BlackBox
 
 __all__ = ["ModelessSetting", "cells", "measure"]
 
 _SLACK_S = 0.004  # between the moment of decoding and the deadline, beside the model and the way back
 _DEADLINES = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0, 26.0)  # in round trips
 _BURST = 3.0
-_LOSSES = (0.1, 0.3, 0.6)
+_LOSSES = (0.0, 0.1, 0.3, 0.6)
 _CELLULAR = (0.05, 0.1, 0.2)
+_CELLULAR_OF_MOSAICS = (0.1,)  # one: each takes a minute
 _RATIOS = (0.2, 0.4, 0.6, 0.8)  # of a round trip and the deadline
 _LOSS_OF_RATIOS = 0.2
 _TIERS = (0.25, 0.5)  # between the light model's accuracy and the best that both reach
@@ -36,6 +35,8 @@ _LINKS = ("TCP", "NACK", "NACK + concealment")  # ways to the data centre, for w
 _WORK_S = 0.002
 _DEADLINE_S = 0.1
 _STEADY = Rate.of("3 Mbit/s", np.full(1000, 375.0))
+_DEADLINES_OF_MOSAICS = (2.5, 6.0, 16.0, 40.0)
+_SENDINGS = 3.0  # of a mosaic at the link's mean rate, in a deadline
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class ModelessSetting:
     """Says what is measured.
 
     Attributes:
-        images: uint8 [n, height, width, 3].
+        light: the light model.
+        accurate: the accurate model.
+        images: uint8 [n, height, width, 3], as both take them.
         labels: [n].
         rates: of the cellular links.
         requests: of each cell.
@@ -54,8 +57,13 @@ class ModelessSetting:
         quality: of JPEG.
         per_s: requests in a second.
         slowdown: by which the computer at the edge is slower than the one that the cards were measured on.
+        collages: the shipped Collage-CNNs are variants for INFaaS-like selection, too.
+        mosaic: side in pixels of what is sent: a grid of images, of which the one in the middle is asked about; 0: each
+            image by itself.
     """
 
+    light: BlackBox
+    accurate: BlackBox
     images: PixelArray
     labels: Array
     rates: tuple[Rate, ...]
@@ -68,52 +76,91 @@ class ModelessSetting:
     per_s: float = 10.0
     slowdown: float = 10.0
     seed: int = 1
+    collages: bool = False
+    mosaic: int = 0
+
+    def __post_init__(self) -> None:
+        side = self.images.shape[1]
+        if self.mosaic and (self.images.shape[2] != side or self.mosaic % side or self.mosaic < 2 * side):
+            raise ConfigurationError(
+                f"mosaic: a side of {self.mosaic} pixels is not a multiple, twice or more, of the side of the images, "
+                f"which have {self.images.shape[2]} x {side} pixels"
+            )
 
 
 def cells(setting: ModelessSetting) -> int:
     """Counts the steps of `measure`."""
-    return len(_LOSSES) * 2 * len(METHODS) + len(_RATIOS) * 3 + len(setting.rates) * len(_CELLULAR) + 1
+    losses, rates = len(_LOSSES), len(setting.rates)
+    if setting.mosaic:
+        return losses * len(METHODS) + rates * len(_CELLULAR_OF_MOSAICS)
+    return (2 * losses - (0.0 in _LOSSES)) * len(METHODS) + len(_RATIOS) * 3 + rates * len(_CELLULAR) + 1
 
 
 def measure(setting: ModelessSetting, done: Callable[[str], object] = lambda what: None) -> list[dict[str, Any]]:
-    """Gives the rows of all pages; calls `done` after each of `cells` steps."""
+    """Gives the rows of all pages; calls `done` after each of `cells` steps.
+
+    Mosaics go over the first of the cellular links, with losses in bursts; who answers, and what a round trip costs,
+    is measured without them.
+    """
     runs, rows = _Runs(setting), list[dict[str, Any]]()
-    steady = Link(_STEADY, setting.round_trip_s, 0.0, seed=setting.seed)
-    for burst in (1.0, _BURST):
+    rate = setting.rates[0] if setting.mosaic else _STEADY
+    steady = Link(rate, setting.round_trip_s, 0.0, seed=setting.seed)
+    for burst in (_BURST,) if setting.mosaic else (1.0, _BURST):
         for loss in _LOSSES:
+            if burst == _BURST and not loss and not setting.mosaic:
+                rows += [{**row, "burst": burst} for row in rows if not row["loss"]]
+                continue
             for method in METHODS:
                 link = replace(steady, loss=loss, burst=burst)
-                rows.append(runs.row("loss", method, link, 2.5 * setting.round_trip_s))
+                rows.append(runs.row("loss", method, link, 2.5 * setting.round_trip_s + runs.sending_s(rate)))
                 done(f"{method}, {loss:.0%} lost")
-    for ratio in _RATIOS:
+    for ratio in () if setting.mosaic else _RATIOS:
         for method in ("NACK", "concealment", "NACK + concealment"):
             link = replace(steady, round_trip_s=ratio * _DEADLINE_S, loss=_LOSS_OF_RATIOS)
             rows.append({**runs.row("round trip", method, link, _DEADLINE_S), "ratio": ratio})
             done(f"{method}, round trip {ratio:g} of the deadline")
-    variants = read_variants(setting.images, setting.labels)
-    rows += [_of_model(one) for one in variants]
-    by_name = {one.name: one for one in variants}
-    levels = _levels(by_name[LIGHT], by_name[ACCURATE])
-    rows += policies(variants, levels, setting.n, setting.calibrations, setting.seed)
-    done("policies")
+    light = variant(setting.light, setting.images, setting.labels)
+    accurate = variant(setting.accurate, setting.images, setting.labels)
+    others = collage_variants(setting.accurate, setting.images, setting.labels) if setting.collages else []
+    rows += [_of_model(one) for one in (light, accurate, *others)]
+    levels = _levels(light, accurate)
+    if not setting.mosaic:
+        rows += policies(light, accurate, others, levels, setting.n, setting.calibrations, setting.seed)
+        done("policies")
     for rate in setting.rates:
-        for loss in _CELLULAR:
+        for loss in _CELLULAR_OF_MOSAICS if setting.mosaic else _CELLULAR:
             link = replace(steady, rate=rate, loss=loss, burst=_BURST)
-            rows += _systems(runs, link, by_name, variants, levels)
+            rows += _systems(runs, link, light, accurate, others, levels)
             done(f"systems, {loss:.0%} lost")
     return rows
 
 
 class _Runs:
-    """Sends the images and has what arrives answered by the light model."""
+    """Sends the images, or mosaics of them, and has what arrives answered."""
 
     def __init__(self, setting: ModelessSetting) -> None:
         self.setting = setting
-        places = np.arange(setting.requests) % len(setting.images)
-        self.images, self.labels = setting.images[places], setting.labels[places]
+        self.places = np.arange(setting.requests) % len(setting.images)
+        self.labels = setting.labels[self.places]
+        self.images = setting.images[self.places]
+        if setting.mosaic:
+            self.images = _mosaics(setting.images, self.places, setting.mosaic, setting.seed)
         whole = carried("TCP", self.images, Link(_STEADY, 0.01, 0.0), self.sending(1.0, 0.01))
-        self._right = light_answers(whole.pixels)[1] == self.labels
-        self.accuracy = float(self._right.mean())
+        self._bytes, asked = whole.bytes, self.asked(whole.pixels)
+        self.right = {name: model.scores(asked).argmax(axis=1) == self.labels
+                      for name, model in (("light", setting.light), ("accurate", setting.accurate))}  # fmt: skip
+
+    def asked(self, pixels: PixelArray) -> PixelArray:
+        """Cuts what is asked about out of what arrived."""
+        side = self.setting.images.shape[1]
+        if not self.setting.mosaic:
+            return pixels
+        begin = self.setting.mosaic // side // 2 * side
+        return np.ascontiguousarray(pixels[:, begin : begin + side, begin : begin + side])
+
+    def sending_s(self, rate: Rate) -> float:
+        """Gives the time that a deadline leaves for the sending itself: of a mosaic; an image takes next to none."""
+        return _SENDINGS * self._bytes * 8 / (rate.mbit * 1e6) if self.setting.mosaic else 0.0
 
     def sending(self, deadline_s: float, round_trip_s: float) -> Sending:
         """Gives how images are sent that must be answered in time."""
@@ -126,10 +173,11 @@ class _Runs:
     def run(self, method: str, link: Link, deadline_s: float) -> tuple[Array, FloatArray, Array, float]:
         """Sends the images; gives which were answered rightly in time, when, which at all, and bytes for an image."""
         arrived = carried(method, self.images, link, self.sending(deadline_s, link.round_trip_s))
-        right = self._right.copy()
+        right = self.right["light"].copy()
         changed = np.flatnonzero(arrived.changed & arrived.answered)
         if len(changed):
-            right[changed] = light_answers(arrived.pixels[changed])[1] == self.labels[changed]
+            classes = self.setting.light.scores(self.asked(arrived.pixels[changed])).argmax(axis=1)
+            right[changed] = classes == self.labels[changed]
         in_time = arrived.answered & (arrived.seconds <= deadline_s)
         return right & in_time, np.minimum(arrived.seconds, deadline_s), in_time, arrived.bytes
 
@@ -141,11 +189,22 @@ class _Runs:
             "kind": kind, "method": method, "loss": link.loss, "burst": link.burst, "rate": link.rate.name,
             "round_trip_ms": link.round_trip_s * 1e3, "deadline_ms": deadline_s * 1e3,
             "accuracy": accuracy.value, "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
-            "whole_accuracy": self.accuracy, "answered": float(in_time.mean()), "bytes": sent,
+            "whole_accuracy": float(self.right["light"].mean()), "answered": float(in_time.mean()), "bytes": sent,
         }  # fmt: skip
         for q in (0.5, 0.95, 0.99):
             row[f"p{100 * q:.0f}_ms"] = float(np.quantile(seconds, q)) * 1e3
         return row
+
+
+def _mosaics(images: PixelArray, places: Array, side: int, seed: int) -> PixelArray:
+    """Makes a grid of images around each of those at `places`, all others at random."""
+    grid, cell = side // images.shape[1], images.shape[1]
+    drawn = np.random.default_rng(seed).integers(0, len(images), (len(places), grid, grid))
+    drawn[:, grid // 2, grid // 2] = places
+    made: PixelArray = np.empty((len(places), side, side, 3), np.uint8)
+    for row, column in np.ndindex(grid, grid):
+        made[:, row * cell : (row + 1) * cell, column * cell : (column + 1) * cell] = images[drawn[:, row, column]]
+    return made
 
 
 def _of_model(one: Variant) -> dict[str, Any]:
@@ -164,29 +223,32 @@ def _levels(light: Variant, accurate: Variant) -> tuple[float, ...]:
 
 
 def _systems(
-    runs: _Runs, link: Link, by_name: dict[str, Variant], variants: Sequence[Variant], levels: Sequence[float]
+    runs: _Runs, link: Link, light: Variant, accurate: Variant, others: Sequence[Variant], levels: Sequence[float]
 ) -> Iterator[dict[str, Any]]:
     """Gives a row for each whole system: at the shortest deadline by which it is as right as the lowest promise.
 
-    The threshold is certified. What has no answer in time gets the light model's, where there is one, else none.
+    The threshold is certified; random offload sends as many. What has no answer in time gets the light model's, where
+    there is one, else none.
     """
-    setting, light, accurate = runs.setting, by_name[LIGHT], by_name[ACCURATE]
-    count, wanted = len(runs.images), levels[0]
-    light_right, sure = np.resize(light.right, count), np.resize(light.sure, count)
-    threshold = first_certified(light, accurate, wanted, setting.n, setting.seed)
+    setting = runs.setting
+    count, wanted = len(runs.labels), levels[0]
+    light_right, sure = light.right[runs.places], light.sure[runs.places]
+    path = sure < first_certified(light, accurate, wanted, setting.n, setting.seed)
+    drawn = np.random.default_rng(setting.seed).permutation(path)
     gaps = np.random.default_rng(setting.seed).exponential(1 / setting.per_s, count)
     light_s = _queued(gaps, np.full(count, setting.slowdown * light.pass_s))
     away = {
         "always data centre": (np.ones(count, bool), np.zeros(count), np.zeros(count, bool), 0),
-        "certified threshold": (sure < threshold, light_s, light_right, light.bytes),
+        "random offload": (drawn, light_s, light_right, light.bytes),
+        "certified threshold": (path, light_s, light_right, light.bytes),
     }
     common = {"kind": "system", "loss": link.loss, "burst": link.burst, "rate": link.rate.name, "level": wanted}
     legs: dict[tuple[str, float], tuple[Array, FloatArray, Array, float]] = {}
     for method in _LINKS:
         for policy, (path, before_s, otherwise, resident) in away.items():
             row: dict[str, Any] = {}
-            for number in _DEADLINES:
-                deadline_s = number * link.round_trip_s
+            for number in _DEADLINES_OF_MOSAICS if setting.mosaic else _DEADLINES:
+                deadline_s = number * link.round_trip_s + runs.sending_s(link.rate)
                 if (method, deadline_s) not in legs:
                     legs[method, deadline_s] = _leg(runs, method, link, deadline_s, accurate)
                 right, leg_s, in_time, sent = legs[method, deadline_s]
@@ -202,7 +264,7 @@ def _systems(
                 if row["reached"]:
                     break
             yield row
-    yield {**common, **_swapping(setting, variants, levels, gaps)}
+    yield {**common, **_swapping(runs, (light, accurate, *others), levels, gaps)}
     yield {
         **common, "policy": "always edge", "transport": "none", "deadline_ms": None,
         **_summary(light_right, light_s, np.zeros(count, bool)), "offload": 0.0, "degraded": 0.0, "bytes": 0.0,
@@ -217,32 +279,30 @@ def _leg(
     sending = replace(runs.sending(deadline_s, link.round_trip_s), work_s=accurate.pass_s)
     sending = replace(sending, wait_s=max(0.002, sending.wait_s - accurate.pass_s + _WORK_S))
     arrived = carried(method, runs.images, link, sending)
-    right = np.resize(accurate.right, len(runs.images)).copy()
+    right = runs.right["accurate"].copy()
     in_time = arrived.answered & (arrived.seconds <= deadline_s)
     changed = np.flatnonzero(arrived.changed & in_time)
     if len(changed):
-        said = answers_of_accurate(card_path(ACCURATE), arrived.pixels[changed], 1, lambda done: None)
-        right[changed] = said == runs.labels[changed]
+        classes = runs.setting.accurate.scores(runs.asked(arrived.pixels[changed])).argmax(axis=1)
+        right[changed] = classes == runs.labels[changed]
     return right, np.where(in_time, arrived.seconds, deadline_s), in_time, arrived.bytes
 
 
-def _swapping(
-    setting: ModelessSetting, variants: Sequence[Variant], levels: Sequence[float], gaps: FloatArray
-) -> dict[str, Any]:
+def _swapping(runs: _Runs, variants: Sequence[Variant], levels: Sequence[float], gaps: FloatArray) -> dict[str, Any]:
     """Gives the row of INFaaS-like selection: the cheapest variant by its profile, one in memory, swapped on demand.
 
     Half of the requests want each promise.
     """
     ordered = sorted(variants, key=lambda one: one.pass_s)
-    tiers = np.random.default_rng(setting.seed).integers(0, len(levels), len(gaps))
+    tiers = np.random.default_rng(runs.setting.seed).integers(0, len(levels), len(gaps))
     work_s, right, resident, swaps = np.zeros(len(gaps)), np.zeros(len(gaps), bool), "", 0
     most = max(variants, key=lambda one: float(one.right.mean()))
     used = set()
     for place, tier in enumerate(tiers):
         one = next((each for each in ordered if each.right.mean() >= levels[tier]), most)
-        work_s[place] = setting.slowdown * (one.pass_s + (one.load_s if one.name != resident else 0.0))
+        work_s[place] = runs.setting.slowdown * (one.pass_s + (one.load_s if one.name != resident else 0.0))
         swaps += one.name != resident
-        resident, right[place] = one.name, one.right[place % len(one.right)]
+        resident, right[place] = one.name, one.right[runs.places[place]]
         used.add(one.bytes)
     return {
         "policy": "INFaaS-like", "transport": "none", "deadline_ms": None,

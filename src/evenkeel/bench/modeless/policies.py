@@ -10,20 +10,20 @@ import numpy as np
 
 from evenkeel.arrays import Array, FloatArray, PixelArray
 from evenkeel.coding.answers.by_name import CollageSettings, OwnModel
+from evenkeel.coding.answers.cascade import sureness
 from evenkeel.coding.answers.collage import Collage
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.edge.both_models import answers_of_accurate, answers_of_collage
+from evenkeel.edge.both_models import answers_of_collage
 from evenkeel.figures.estimates import exact_share
+from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import load_card
 from evenkeel.models.session import open_session
-from evenkeel.models.shipped import card_path, model_path
+from evenkeel.models.shipped import COLLAGES, card_path, model_path
 from evenkeel.promises.promise import NEVER, Promise
 from evenkeel.promises.thresholds import Curve, Pairs, certify, naive, sequence
 
-__all__ = ["ACCURATE", "LIGHT", "Variant", "first_certified", "light_answers", "policies", "read_variants"]
+__all__ = ["Variant", "collage_variants", "first_certified", "light_answers", "policies", "variant"]
 
-LIGHT, ACCURATE = "cifar10-collage-2x2", "cifar10-base"
-_VARIANTS = ("cifar10-collage-4x4", "cifar10-collage-3x3", LIGHT, ACCURATE)
 _TUNING = 0.25  # pairs to tune with, for each one to calibrate with
 _GRID = 400
 _LOADS = 3
@@ -51,26 +51,34 @@ class Variant:
     bytes: int
 
 
-def light_answers(pixels: PixelArray, name: str = LIGHT, seed: int = 0) -> tuple[FloatArray, Array]:
-    """Gives how sure a shipped Collage-CNN is of each image, [n], and the classes that it answers, [n]."""
-    base, card = load_card(card_path(ACCURATE)), load_card(card_path(name))
-    code = CollageSettings().code(OwnModel(base.name, ScoreForm.from_card(base), base.layout), card)
-    assert isinstance(code, Collage)
-    sure, classes = answers_of_collage(code, card, card_path(name).parent, pixels, True, seed, 1, lambda done: None)
-    return sure[:, 0], classes
+def light_answers(model: BlackBox, pixels: PixelArray) -> tuple[FloatArray, Array]:
+    """Gives how sure a light model is of each image, by the lead of its first class, [n], and its answers, [n]."""
+    scores = model.scores(pixels)
+    form = ScoreForm(model.classes, 1.0 if model.card is None else model.card.temperature, model.kind)
+    return sureness(scores, form, "margin"), scores.argmax(axis=1)
 
 
-def read_variants(pixels: PixelArray, labels: Array) -> list[Variant]:
-    """Has all shipped models answer the images, from the cheapest to the most accurate."""
+def variant(model: BlackBox, pixels: PixelArray, labels: Array) -> Variant:
+    """Has a model answer the images."""
+    sure, classes = light_answers(model, pixels)
+    pass_ms = (model.card.latency_ms if model.card is not None else 0.0) or model.latency_ms()
+    return Variant(
+        model.name, classes == labels, sure, pass_ms / 1e3, _load_s(model.path), model.path.stat().st_size
+    )  # fmt: skip
+
+
+def collage_variants(accurate: BlackBox, pixels: PixelArray, labels: Array, seed: int = 0) -> list[Variant]:
+    """Has the shipped Collage-CNNs answer the images in full collages: more variants beside the shipped classifier."""
+    assert accurate.card is not None
     found = []
-    for name in _VARIANTS:
+    for name in COLLAGES:
         card, path = load_card(card_path(name)), model_path(name)
-        if name == ACCURATE:
-            classes, sure = answers_of_accurate(card_path(name), pixels, 1, lambda done: None), np.ones(len(pixels))
-        else:
-            sure, classes = light_answers(pixels, name)
-        pass_s = (card.latency_ms or 0.0) / 1e3 / (card.cells if card.kind == "collage" else 1)
-        found.append(Variant(name, classes == labels, sure, pass_s, _load_s(path), path.stat().st_size))
+        own = OwnModel(accurate.name, ScoreForm.from_card(accurate.card), accurate.card.layout)
+        code = CollageSettings().code(own, card)
+        assert isinstance(code, Collage)
+        sure, classes = answers_of_collage(code, card, path.parent, pixels, True, seed, 1, lambda done: None)
+        pass_s = card.latency_ms / 1e3 / card.cells
+        found.append(Variant(name, classes == labels, sure[:, 0], pass_s, _load_s(path), path.stat().st_size))
     return found
 
 
@@ -106,19 +114,26 @@ def _drawn(chance: np.random.Generator, population: int, n: int) -> Array:
 
 
 def policies(
-    variants: Sequence[Variant], levels: Sequence[float], n: int, repetitions: int, seed: int = 0
+    light: Variant,
+    accurate: Variant,
+    others: Sequence[Variant],
+    levels: Sequence[float],
+    n: int,
+    repetitions: int,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Gives a row for each accuracy level and policy: what is kept, and what is offloaded.
 
     Args:
-        variants: from `read_variants`.
+        light: answers first.
+        accurate: answers where that one is not sure.
+        others: that INFaaS-like selection may pick beside these two.
         levels: of accuracy that are promised.
         n: images of a calibration, drawn again with replacement from the population; a quarter more are for tuning.
         repetitions: calibrations.
         seed: of the draws.
     """
-    by_name = {one.name: one for one in variants}
-    light, accurate = by_name[LIGHT], by_name[ACCURATE]
+    variants = sorted((light, accurate, *others), key=lambda one: one.pass_s)
     whole = _pairs(light, accurate)
     grid = np.append(np.unique(np.quantile(whole.scores, np.linspace(0, 1, _GRID))), NEVER)
     curve = Curve.of(whole, grid)

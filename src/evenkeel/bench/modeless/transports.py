@@ -25,13 +25,13 @@ from evenkeel.clock import VirtualClock
 
 __all__ = ["METHODS", "Arrived", "Sending", "carried"]
 
-# Name -> how the lossy transport is set; `quality` is JPEG's. None: a model.
+# Name -> how the lossy transport is set; `coarser`: JPEG's quality against the others'. None: a model.
 METHODS: Mapping[str, Mapping[str, Any] | None] = {
     "TCP": None,
     "UDP": {"retransmit": False, "conceal": False},
     "concealment": {"retransmit": False},
     "parity": {"retransmit": False, "parity": 0.5},
-    "lower quality": {"retransmit": False, "parity": 1.0, "quality": 60},
+    "lower quality": {"retransmit": False, "parity": 1.0, "coarser": 2 / 3},
     "progressive": None,
     "NACK": {"conceal": False},
     "NACK + concealment": {},
@@ -102,10 +102,10 @@ def _by_lossy(
     clock = VirtualClock()
     relay = Relay(clock, link)
     height, width = images.shape[1:3]
-    form = JpegForm(width, height, settings.get("quality", sending.quality))
+    form = JpegForm(width, height, round(sending.quality * settings.get("coarser", 1.0)))
     options = LossyOptions(
         payload=sending.payload, wait_s=sending.wait_s, deadline_s=sending.deadline_s, images=10_000,
-        **{name: value for name, value in settings.items() if name != "quality"},
+        **{name: value for name, value in settings.items() if name != "coarser"},
     )  # fmt: skip
     shown: list[LossyImage] = []
 
