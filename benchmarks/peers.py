@@ -37,6 +37,7 @@ from trivial_server import NAME, trivial_config
 from evenkeel.oip import Tensor, parse_response, write_request
 
 _HERE = Path(__file__).resolve().parent
+_TREE = _HERE.parent / "src"
 _CONNECTIONS = (1, 16)
 _START_TIMEOUT_S = 120.0
 _WARM_UP_SHARE = 0.5  # of the measured time
@@ -269,8 +270,9 @@ def _running(peer: Peer, python: str, until_s: float) -> Iterator[str]:
                 env={
                     **os.environ,
                     "OPENBLAS_NUM_THREADS": "1",
-                    # Only what servers have to find: the model, and the server's own module from its children.
-                    "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE / "peers")]) if peer.venv else "",
+                    # Only what servers have to find: the model and the server's own module from its children; ours
+                    # is served from this tree, whatever is installed.
+                    "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE / "peers")] if peer.venv else [str(_TREE)]),
                     "RAY_TMPDIR": name,
                     **peer.environment,
                 },
