@@ -3,15 +3,21 @@
 python benchmarks/peers.py [--only evenkeel,ray] [--seconds 5] [--minutes 6] [--venvs FOLDER] [--json FILE]
 
 Each peer is installed in a virtual environment of its own, started, asked one question whose answer is known, warmed
-up, and measured by the same client with 1 and with 16 connections; then it is stopped and the next one comes. What
-cannot be installed, started or understood is shown with the reason, and so is what there was no time left for. The
-model is x[3072] @ W[3072, 10] on one float32 image of 3x32x32, 12 KB as raw bytes.
+up, and measured with 1 and with 16 connections; then it is stopped and the next one comes. What cannot be installed,
+started or understood is shown with the reason, and so is what there was no time left for. The model is
+x[3072] @ W[3072, 10] on one float32 image of 3x32x32, 12 KB as raw bytes. evenkeel itself is served from the tree that
+this script stands in.
+
+HTTP is asked by the same client for all, gRPC by grpcio in a process of the peer's own environment. Both share the
+cores with the server, and grpcio is the dearer by far: the table says what processor time the client took.
 """
 
 import base64
+import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -27,36 +33,43 @@ import click
 import numpy as np
 import orjson
 import yaml
-from numpy.typing import NDArray
 from output import show, write_json
 from process_tree import adopt_orphans, cpu_s, descendants, end_all
-from raw_client import Connection, drive, request_bytes
+from raw_client import Connection, Load, drive, request_bytes
 from trivial_model import weights
 from trivial_server import NAME, trivial_config
 
+from evenkeel.figures.records import commit
 from evenkeel.oip import Tensor, parse_response, write_request
 
 _HERE = Path(__file__).resolve().parent
 _TREE = _HERE.parent / "src"
 _CONNECTIONS = (1, 16)
 _START_TIMEOUT_S = 120.0
+_CLIENT_PATIENCE_S = 30.0  # for a client in a process of its own to start, ask and end
+_CLIENT_START_S = 1.0  # what that usually takes
+_STOP_S = 5.0  # what a peer usually takes to end
 _WARM_UP_SHARE = 0.5  # of the measured time
 _WARM_UP_ATTEMPTS = 5
 _IMAGE = np.random.default_rng(1).integers(0, 256, (1, 3, 32, 32)).astype(np.float32)
 _JSON = {"Content-Type": "application/json"}
 
-Scores = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Payload:
-    """One way to ask: what is sent, and how the scores are read from an answer (its head in lower case)."""
+    """One way to ask: what is sent, and how the scores are read from an answer (its head in lower case).
+
+    Attributes:
+        path: of HTTP, or the full name of a gRPC method.
+        grpc: True if `body` is a message for a gRPC method, which has no head.
+    """
 
     name: str
     path: str
     headers: dict[str, str]
     body: bytes
     read: Callable[[bytes, bytes], Any]
+    grpc: bool = False
 
 
 def _inference_protocol(name: str, *, binary: bool) -> Payload:
@@ -96,6 +109,63 @@ _BASE64 = Payload(
 )
 
 
+def _varint(value: int) -> bytes:
+    head = []
+    while value >= 128:
+        head.append(value % 128 + 128)
+        value //= 128
+    return bytes([*head, value])
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A field of bytes, text or a message as Protocol Buffers write it."""
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _fields(message: bytes) -> dict[int, bytes]:
+    """The last value of each field of a message that holds nothing but what `_field` writes."""
+    found, at = {}, 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        key, length = number(), number()
+        found[key >> 3] = message[at : at + length]
+        at += length
+    return found
+
+
+# One method from google.protobuf.BytesValue to the same.
+_GRPC = Payload(
+    "raw bytes by gRPC",
+    "/peers.Classifier/Classify",
+    {},
+    _field(1, _IMAGE.tobytes()),
+    lambda head, body: np.frombuffer(_fields(body)[1], np.float32),
+    grpc=True,
+)
+# ModelInfer: model's name (1), input's (5) name, datatype and shape, raw contents (7; 6 in the response).
+_OIP_GRPC = Payload(
+    "OIP gRPC",
+    "/inference.GRPCInferenceService/ModelInfer",
+    {},
+    _field(1, NAME.encode())
+    + _field(5, _field(1, b"images") + _field(2, b"FP32") + _field(3, b"".join(map(_varint, _IMAGE.shape))))
+    + _field(7, _IMAGE.tobytes()),
+    lambda head, body: np.frombuffer(_fields(body)[6], np.float32),
+    grpc=True,
+)
+
+
 @dataclass(frozen=True)
 class Peer:
     """One server in one of its shapes.
@@ -103,10 +173,11 @@ class Peer:
     Attributes:
         venv: folder of its environment; peers of the same kind share one. Empty: the one that this script runs in.
         requirements: what pip installs there.
-        script: in peers/; called with the port and `arguments`.
+        script: in peers/; called with the port for HTTP, that for gRPC, and `arguments`.
         payloads: asked one after the other.
         python: that the environment is made of.
-        environment: variables that the server gets.
+        environment: variables that the server gets; {http}, {grpc} and {folder} stand for its ports and its folder,
+            {after_http} and {after_grpc} for the ports above.
     """
 
     name: str
@@ -125,26 +196,35 @@ _MLSERVER = ("mlserver==1.7.1", "uvloop<0.22", "numpy")
 _RAY = ("ray[serve]==2.60.0", "numpy")
 # Its stub embeds an older CPython that cannot import what 3.11.7 has compiled; Debian's own 3.11.2 is fine.
 _TRITON = ("nvidia-pytriton==0.7.0", "numpy")
+_RAY_FAST = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "{folder}"}
+# HAProxy before the replica's own ports.
+_RAY_THROUGH_PROXY = {**_RAY_FAST, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+# Those ports and nothing before them. Each range, whose end is not part of it, holds the only replica's.
+_RAY_DIRECT = {
+    **_RAY_FAST,
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "{http}",
+    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "{after_http}",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "{grpc}",
+    "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": "{after_grpc}",
+}
 
 PEERS = (
     Peer("evenkeel", "", (), "", (_OIP_BINARY, _OIP_JSON)),
     Peer("litserve", "litserve", _LITSERVE, "litserve_server.py", (_BASE64,)),
     Peer("litserve-fast-queue", "litserve", _LITSERVE, "litserve_server.py", (_BASE64,), ("fast",)),
-    Peer("mlserver", "mlserver", _MLSERVER, "mlserver_server.py", (_OIP_JSON, _OIP_BINARY), ("1",)),
-    Peer("mlserver-in-process", "mlserver", _MLSERVER, "mlserver_server.py", (_OIP_JSON,), ("0",)),
+    Peer("mlserver", "mlserver", _MLSERVER, "mlserver_server.py", (_OIP_JSON, _OIP_BINARY, _OIP_GRPC), ("1",)),
+    Peer("mlserver-in-process", "mlserver", _MLSERVER, "mlserver_server.py", (_OIP_JSON, _OIP_GRPC), ("0",)),
+    Peer("ray", "ray", _RAY, "ray_server.py", (_RAW, _GRPC), environment=_RAY_THROUGH_PROXY),
+    Peer("ray-direct", "ray", _RAY, "ray_server.py", (_RAW, _GRPC), ("direct",), environment=_RAY_DIRECT),
     Peer(
-        "ray",
-        "ray",
-        _RAY,
-        "ray_server.py",
-        (_RAW,),
-        environment={
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        },
+        "triton",
+        "triton",
+        _TRITON,
+        "triton_server.py",
+        (_OIP_BINARY, _OIP_JSON, _OIP_GRPC),
+        python="/usr/bin/python3.11",
     ),
-    Peer("triton", "triton", _TRITON, "triton_server.py", (_OIP_BINARY, _OIP_JSON), python="/usr/bin/python3.11"),
 )
 
 
@@ -152,43 +232,95 @@ class CannotRunError(Exception):
     """A peer that cannot be measured here, and why."""
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where a peer answers, and the interpreter of its environment."""
+
+    http: int
+    grpc: int
+    python: str
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+
 def measure(peer: Peer, venvs: Path, seconds: float, until_s: float) -> Iterator[dict[str, Any]]:
     """A row for each payload and number of connections, or one that says why there is none."""
     try:
         python = _installed(peer, venvs, until_s)
-        needs_s = len(peer.payloads) * len(_CONNECTIONS) * seconds * (1 + _WARM_UP_SHARE)
+        each_s = [seconds * (1 + _WARM_UP_SHARE) + payload.grpc * _CLIENT_START_S for payload in peer.payloads]
+        needs_s = len(_CONNECTIONS) * sum(each_s) + _STOP_S
         if time.monotonic() + needs_s > until_s:
             raise CannotRunError("no time is left; give more --minutes")
-        with _running(peer, python, until_s - needs_s) as url:
+        with _running(peer, python, until_s - needs_s) as address:
             for payload in peer.payloads:
-                yield from _measure_payload(peer, payload, url, seconds)
+                yield from _measure_payload(peer, payload, address, seconds)
     except (CannotRunError, OSError) as error:
         # Reasons may name files; where those lie is this machine's own affair.
         yield {"peer": peer.name, "payload": None, "not_run": re.sub(r"(/[\w.+-]+)+/", ".../", str(error))}
 
 
-def _measure_payload(peer: Peer, payload: Payload, url: str, seconds: float) -> Iterator[dict[str, Any]]:
-    request = request_bytes(url + payload.path, payload.body, payload.headers)
+def _measure_payload(peer: Peer, payload: Payload, address: Address, seconds: float) -> Iterator[dict[str, Any]]:
     about = {"peer": peer.name, "payload": payload.name, "request_bytes": len(payload.body)}
-    wrong = _wait_for_answer(payload, url, request, patience_s=2.0)
+    wrong = _wait_for_answer(payload, address, patience_s=2.0)
     if wrong:
         yield {**about, "not_run": wrong}
         return
+    drive_it = _drive_grpc if payload.grpc else _drive_http
     for connections in _CONNECTIONS:
-        _warm_up(url, request, connections, seconds * _WARM_UP_SHARE)
-        servers = descendants(os.getpid())
-        before_s = cpu_s(servers)
-        load = drive(url, request, connections, seconds=seconds)
+        load, server_cpu_s, client_cpu_s = drive_it(payload, address, connections, seconds)
         yield {
             **about,
+            "client": "grpcio" if payload.grpc else "sockets",
             "connections": connections,
             "rate_per_s": load.rate_per_s,
             "p50_ms": load.percentile_ms(50),
             "p99_ms": load.percentile_ms(99),
-            "server_cpu_us_per_request": (cpu_s(servers) - before_s) / load.requests * 1e6,
+            "server_cpu_us_per_request": server_cpu_s / load.requests * 1e6,
+            "client_cpu_us_per_request": client_cpu_s / load.requests * 1e6,
             "requests": load.requests,
             "failed": load.failed,
         }
+
+
+def _drive_http(payload: Payload, address: Address, connections: int, seconds: float) -> tuple[Load, float, float]:
+    """What was seen, and the seconds of processor time that the servers and the client took meanwhile."""
+    request = request_bytes(address.url + payload.path, payload.body, payload.headers)
+    _warm_up(address.url, request, connections, seconds * _WARM_UP_SHARE)
+    servers = descendants(os.getpid())
+    server_s, client_s = cpu_s(servers), time.process_time()
+    load = drive(address.url, request, connections, seconds=seconds)
+    return load, cpu_s(servers) - server_s, time.process_time() - client_s
+
+
+def _drive_grpc(payload: Payload, address: Address, connections: int, seconds: float) -> tuple[Load, float, float]:
+    servers = descendants(os.getpid())
+    seen = _grpc_client(payload, address, connections, seconds * _WARM_UP_SHARE, seconds, servers)
+    load = Load(np.array(seen["latencies_ms"]), seen["elapsed_s"], seen["failed"])
+    return load, seen["server_cpu_s"], seen["client_cpu_s"]
+
+
+def _grpc_client(
+    payload: Payload, address: Address, connections: int, warm_up_s: float, seconds: float, servers: list[int]
+) -> dict[str, Any]:
+    command = [address.python, str(_HERE / "peers" / "grpc_client.py"), f"127.0.0.1:{address.grpc}", payload.path]
+    command += [str(connections), str(warm_up_s), str(seconds), ",".join(map(str, servers))]
+    try:
+        done = subprocess.run(
+            command,
+            input=payload.body,
+            capture_output=True,
+            check=False,
+            timeout=warm_up_s + seconds + _CLIENT_PATIENCE_S,
+            env={**os.environ, "PYTHONPATH": str(_HERE)},
+        )
+    except subprocess.TimeoutExpired:
+        raise CannotRunError("the gRPC client does not end") from None
+    if done.returncode:
+        raise CannotRunError(f"the gRPC client fails: {_last_line(done.stderr.decode(errors='replace'))}")
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
 
 
 def _warm_up(url: str, request: bytes, connections: int, seconds: float) -> None:
@@ -202,27 +334,43 @@ def _warm_up(url: str, request: bytes, connections: int, seconds: float) -> None
                 raise
 
 
-def _wait_for_answer(payload: Payload, url: str, request: bytes, patience_s: float) -> str:
+def _wait_for_answer(payload: Payload, address: Address, patience_s: float) -> str:
     """Ask until the right answer comes; what was wrong with the last one if it does not."""
     expected = _IMAGE.reshape(-1) @ weights()
-    wrong = ""
+    ask = _ask_grpc if payload.grpc else _ask_http
     until_s = time.monotonic() + patience_s
-    while time.monotonic() < until_s:
-        try:
-            connection = Connection(url)
-            status = connection.exchange(request)
-            head, body = connection.head_and_body()
-            connection.close()
-            if status == 200:
-                scores = np.ravel(payload.read(head.lower(), body))
-                if scores.shape == expected.shape and np.allclose(scores, expected, rtol=1e-3, atol=0.05):
-                    return ""
-                return f"a wrong answer: {scores[:3]}... instead of {expected[:3]}..."
-            wrong = f"HTTP {status}: {body[:160].decode(errors='replace')}"
-        except OSError as error:
-            wrong = str(error)
+    while True:
+        answer, wrong = ask(payload, address)
+        if answer is not None:
+            try:
+                scores = np.ravel(payload.read(*answer))
+            except Exception as error:  # whatever another's answer may do to its reader
+                return f"an answer that cannot be read: {error!r}"
+            if scores.shape == expected.shape and np.allclose(scores, expected, rtol=1e-3, atol=0.05):
+                return ""
+            return f"a wrong answer: {scores[:3]}... instead of {expected[:3]}..."
+        if time.monotonic() >= until_s:
+            return wrong
         time.sleep(0.1)
-    return wrong
+
+
+def _ask_http(payload: Payload, address: Address) -> tuple[tuple[bytes, bytes] | None, str]:
+    """The answer's head and body, or None and why there is none."""
+    try:
+        connection = Connection(address.url)
+        status = connection.exchange(request_bytes(address.url + payload.path, payload.body, payload.headers))
+        head, body = connection.head_and_body()
+        connection.close()
+    except OSError as error:
+        return None, str(error)
+    if status != 200:
+        return None, f"HTTP {status}: {body[:160].decode(errors='replace')}"
+    return (head.lower(), body), ""
+
+
+def _ask_grpc(payload: Payload, address: Address) -> tuple[tuple[bytes, bytes] | None, str]:
+    seen = _grpc_client(payload, address, 1, 0.0, 0.0, [])
+    return ((b"", bytes.fromhex(seen["answer"])), "") if "answer" in seen else (None, seen["wrong"])
 
 
 def _installed(peer: Peer, venvs: Path, until_s: float) -> str:
@@ -254,15 +402,17 @@ def _installed(peer: Peer, venvs: Path, until_s: float) -> str:
 
 
 @contextmanager
-def _running(peer: Peer, python: str, until_s: float) -> Iterator[str]:
-    """The peer's server, answering rightly; its URL. All that it started is ended afterwards."""
+def _running(peer: Peer, python: str, until_s: float) -> Iterator[Address]:
+    """The peer's server, answering rightly. All that it started is ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="peer-") as name:
         folder = Path(name)
-        port = _free_port()
+        address = Address(*_free_ports(2), python)
+        values = {"http": address.http, "grpc": address.grpc, "folder": name}
+        values |= {"after_http": address.http + 1, "after_grpc": address.grpc + 1}
         log = folder / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                _command(peer, python, port, folder),
+                _command(peer, address, folder),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -273,42 +423,41 @@ def _running(peer: Peer, python: str, until_s: float) -> Iterator[str]:
                     # Only what servers have to find: the model and the server's own module from its children; ours
                     # is served from this tree, whatever is installed.
                     "PYTHONPATH": os.pathsep.join([str(_HERE), str(_HERE / "peers")] if peer.venv else [str(_TREE)]),
-                    "RAY_TMPDIR": name,
-                    **peer.environment,
+                    **{key: value.format(**values) for key, value in peer.environment.items()},
                 },
                 start_new_session=True,
             )
         try:
-            url = f"http://127.0.0.1:{port}"
-            first = peer.payloads[0]
-            request = request_bytes(url + first.path, first.body, first.headers)
             until_s = min(until_s, time.monotonic() + _START_TIMEOUT_S)
             wrong = "no answer"
             while wrong and time.monotonic() < until_s:
-                wrong = _wait_for_answer(first, url, request, patience_s=1.0)
+                wrong = _wait_for_answer(peer.payloads[0], address, patience_s=1.0)
                 if process.poll() is not None:
                     break
             if wrong:
                 said = _last_line(log.read_text(encoding="utf-8", errors="replace"))
                 raise CannotRunError(f"does not start: {wrong}; its last words: {said}")
-            yield url
+            yield address
         finally:
             end_all()
 
 
-def _command(peer: Peer, python: str, port: int, folder: Path) -> list[str]:
+def _command(peer: Peer, address: Address, folder: Path) -> list[str]:
     if peer.script:
-        return [python, str(_HERE / "peers" / peer.script), str(port), *peer.arguments]
-    config = trivial_config(folder, 32, "none", datatype="FP32", replicas=1, backups=0, port=port)
+        script = str(_HERE / "peers" / peer.script)
+        return [address.python, script, str(address.http), str(address.grpc), *peer.arguments]
+    config = trivial_config(folder, 32, "none", datatype="FP32", replicas=1, backups=0, port=address.http)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return [python, "-m", "evenkeel", "serve", str(path)]
+    return [address.python, "-m", "evenkeel", "serve", str(path)]
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    free = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in free]
+    for each in free:
+        each.close()
+    return ports
 
 
 def _last_line(text: str) -> str:
@@ -348,6 +497,8 @@ def main(only: str, seconds: float, minutes: float, venvs: Path, json_path: Path
     if unknown:
         raise click.BadParameter(f"no peer {', '.join(sorted(unknown))}", param_hint="--only")
     adopt_orphans()
+    # So that the servers are ended too when this script is.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows: list[dict[str, Any]] = []
     for peer in PEERS:
         if peer.name in wanted:
@@ -356,11 +507,13 @@ def main(only: str, seconds: float, minutes: float, venvs: Path, json_path: Path
     columns = {
         "peer": ("server", ""),
         "payload": ("payload", ""),
+        "client": ("client", ""),
         "connections": ("conn", "d"),
         "rate_per_s": ("req/s", ",.0f"),
         "p50_ms": ("p50 ms", ".2f"),
         "p99_ms": ("p99 ms", ".2f"),
         "server_cpu_us_per_request": ("CPU us/req", ",.0f"),
+        "client_cpu_us_per_request": ("client's", ",.0f"),
         "failed": ("failed", "d"),
     }
     show("One replica, one 12 KB image a request", [row for row in rows if "not_run" not in row], columns)
@@ -369,7 +522,9 @@ def main(only: str, seconds: float, minutes: float, venvs: Path, json_path: Path
             what = f" with {row['payload']}" if row["payload"] else ""
             click.echo(f"not run: {row['peer']}{what}: {row['not_run']}")
     click.echo(_compared(rows))
-    write_json(json_path, {"only": only, "seconds": seconds, "connections": _CONNECTIONS}, rows)
+    write_json(
+        json_path, {"only": only, "seconds": seconds, "connections": _CONNECTIONS, "served": commit(_TREE)}, rows
+    )
 
 
 if __name__ == "__main__":

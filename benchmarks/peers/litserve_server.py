@@ -1,4 +1,4 @@
-"""LitServe with the trivial model. Arguments: port, and `fast` for its ZeroMQ queue."""
+"""LitServe with the trivial model. Arguments: port, one for gRPC, and `fast` for its ZeroMQ queue."""
 
 import base64
 import sys
@@ -24,7 +24,7 @@ class Api(litserve.LitAPI):
 
 if __name__ == "__main__":
     server = litserve.LitServer(
-        Api(), accelerator="cpu", workers_per_device=1, timeout=30, fast_queue="fast" in sys.argv[2:]
+        Api(), accelerator="cpu", workers_per_device=1, timeout=30, fast_queue="fast" in sys.argv[3:]
     )
     server.run(
         host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False, generate_client_file=False

@@ -1,4 +1,4 @@
-"""MLServer with the trivial model, over the Open Inference Protocol. Arguments: port, number of parallel workers."""
+"""MLServer with the trivial model, over the Open Inference Protocol. Arguments: ports, number of parallel workers."""
 
 import asyncio
 import sys
@@ -23,9 +23,9 @@ async def main() -> None:
     settings = Settings(
         host="127.0.0.1",
         http_port=int(sys.argv[1]),
-        grpc_port=0,  # any; it cannot be left out
+        grpc_port=int(sys.argv[2]),  # it cannot be left out
         metrics_endpoint=None,
-        parallel_workers=int(sys.argv[2]),
+        parallel_workers=int(sys.argv[3]),
         debug=False,
     )
     server = MLServer(settings)

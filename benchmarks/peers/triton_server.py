@@ -1,4 +1,4 @@
-"""Triton with the trivial model, through nvidia-pytriton. Argument: port."""
+"""Triton with the trivial model, through nvidia-pytriton. Arguments: ports for HTTP and gRPC."""
 
 import sys
 
@@ -9,7 +9,7 @@ from pytriton.triton import Triton, TritonConfig
 from trivial_model import CLASSES, make
 
 if __name__ == "__main__":
-    port = int(sys.argv[1])
+    http_port, grpc_port = map(int, sys.argv[1:3])
     model = make()
 
     @batch
@@ -18,8 +18,9 @@ if __name__ == "__main__":
 
     config = TritonConfig(
         http_address="127.0.0.1",
-        http_port=port,
-        allow_grpc=False,
+        http_port=http_port,
+        grpc_address="127.0.0.1",
+        grpc_port=grpc_port,
         allow_metrics=False,
         log_verbose=0,
     )
