@@ -16,7 +16,7 @@ __all__ = ["modeless"]
         "evenkeel bench modeless --figure modeless.png     # about two minutes",
         "evenkeel bench modeless --trace mahimahi_cellular.npz:Verizon-LTE-short.up --json modeless.json",
         "evenkeel bench modeless --images cifar10.parquet --split test --requests 1000",
-        "evenkeel bench modeless --mosaic 512              # about three minutes",
+        "evenkeel bench modeless --mosaic 512              # about two minutes",
         "evenkeel bench modeless --light thin.json --full wide.json --images my.parquet --split test",
     ),
 )

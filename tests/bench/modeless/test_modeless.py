@@ -176,13 +176,11 @@ def test_mosaics_hold_each_image_in_their_middle_and_are_answered_for_it(images,
     wide = replace(STEADY, carried=10 * STEADY.carried)
     assert runs.sending_s(wide) > 0
     assert runs.sending_s(STEADY) == pytest.approx(10 * runs.sending_s(wide))
-    for name in ("_LOSSES", "_CELLULAR_OF_MOSAICS"):
-        monkeypatch.setattr(measure, name, (0.1,))
-    monkeypatch.setattr(measure, "_DEADLINES_OF_MOSAICS", (4.0,))
+    monkeypatch.setattr(measure, "_LOSSES", (0.1,))
     done: list[str] = []
     rows = measure.measure(replace(setting, requests=20), done.append)
-    assert len(done) == measure.cells(setting) == len(METHODS) + 1
-    assert {row["kind"] for row in rows} == {"loss", "model", "system"}
+    assert len(done) == measure.cells(setting) == len(METHODS)
+    assert {row["kind"] for row in rows} == {"loss"}
     assert pages_of(rows)
     for side in (32, 100):
         with pytest.raises(ConfigurationError, match="mosaic"):
@@ -199,7 +197,9 @@ def test_a_mosaic_whose_middle_is_lost_is_answered_from_what_is_there() -> None:
 
 
 def test_another_pair_needs_both_models_and_images_that_both_take(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(measure, "_LOSSES", (0.0, 0.3))
+    for name in ("_LOSSES", "_CELLULAR", "_RATIOS"):
+        monkeypatch.setattr(measure, name, (0.3,))
+    monkeypatch.setattr(measure, "_DEADLINES", (3.0,))
 
     def run(*options):
         return CliRunner().invoke(main, ["bench", "modeless", *map(str, options)])
@@ -218,13 +218,13 @@ def test_another_pair_needs_both_models_and_images_that_both_take(tmp_path, monk
         assert said in result.output
         assert "Traceback" not in result.output
     result = run(
-        "--light", light, "--full", full, "--images", IMAGES, "--requests", 20, "--calibrations", 2, "--mosaic", 64,
+        "--light", light, "--full", full, "--images", IMAGES, "--requests", 20, "--calibrations", 2,
         "--json", tmp_path / "m.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads((tmp_path / "m.json").read_text())["rows"]
     assert [row["model"] for row in rows if row["kind"] == "model"] == ["cifar10-light", "cifar10-base"]
-    assert {row["loss"] for row in rows if row["kind"] == "loss"} == {0.0, 0.3}
+    assert {row["loss"] for row in rows if row["kind"] == "loss"} == {0.3}
 
 
 def test_a_pair_of_other_classes_is_refused(tmp_path) -> None:

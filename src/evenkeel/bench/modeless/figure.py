@@ -31,7 +31,7 @@ def modeless(rows: Sequence[Row]) -> "Figure":
     style = {name: (PALETTE[place % len(PALETTE)], _MARKS[place]) for place, name in enumerate(methods)}
     with drawing(6.2, left=0.6, top=0.75, bottom=0.5) as figure:
         grid = figure.subplots(2, 2)
-        figure.subplots_adjust(wspace=0.34, hspace=0.45)
+        figure.subplots_adjust(wspace=0.46, hspace=0.45)
         handles = {}
         for panel, burst in zip(grid[0], (1.0, 3.0), strict=True):
             for name in methods:
@@ -75,8 +75,8 @@ def _bars(panel: "Axes", systems: Sequence[Row]) -> None:
             )  # fmt: skip
     short = {"always data centre": "data centre", "random offload": "random", "certified threshold": "certified",
              "INFaaS-like": "INFaaS-like"}  # fmt: skip
-    texts = [short[policy] + {"none": ""}.get(way, f"\n{way}") for policy, way in names]
-    panel.set_yticks(range(len(names)), [text.replace("concealment", "conc.") for text in texts], fontsize=7)
+    texts = [short[policy] + {"none": ""}.get(way, f", {way}") for policy, way in names]
+    panel.set_yticks(range(len(names)), [text.replace("concealment", "conc.") for text in texts], fontsize=6.5)
     panel.invert_yaxis()
     panel.set_xscale("log")
     panel.set_xticks(_TICKS_MS, [str(each) for each in _TICKS_MS])

@@ -27,7 +27,6 @@ _DEADLINES = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 16.0, 26.0)  # in round 
 _BURST = 3.0
 _LOSSES = (0.0, 0.1, 0.3, 0.6)
 _CELLULAR = (0.05, 0.1, 0.2)
-_CELLULAR_OF_MOSAICS = (0.1,)  # one: each takes a minute
 _RATIOS = (0.2, 0.4, 0.6, 0.8)  # of a round trip and the deadline
 _LOSS_OF_RATIOS = 0.2
 _TIERS = (0.25, 0.5)  # between the light model's accuracy and the best that both reach
@@ -35,7 +34,6 @@ _LINKS = ("TCP", "NACK", "NACK + concealment")  # ways to the data centre, for w
 _WORK_S = 0.002
 _DEADLINE_S = 0.1
 _STEADY = Rate.of("3 Mbit/s", np.full(1000, 375.0))
-_DEADLINES_OF_MOSAICS = (2.5, 6.0, 16.0, 40.0)
 _SENDINGS = 3.0  # of a mosaic at the link's mean rate, in a deadline
 
 
@@ -92,15 +90,14 @@ def cells(setting: ModelessSetting) -> int:
     """Counts the steps of `measure`."""
     losses, rates = len(_LOSSES), len(setting.rates)
     if setting.mosaic:
-        return losses * len(METHODS) + rates * len(_CELLULAR_OF_MOSAICS)
+        return losses * len(METHODS)
     return (2 * losses - (0.0 in _LOSSES)) * len(METHODS) + len(_RATIOS) * 3 + rates * len(_CELLULAR) + 1
 
 
 def measure(setting: ModelessSetting, done: Callable[[str], object] = lambda what: None) -> list[dict[str, Any]]:
     """Gives the rows of all pages; calls `done` after each of `cells` steps.
 
-    Mosaics go over the first of the cellular links, with losses in bursts; who answers, and what a round trip costs,
-    is measured without them.
+    Of mosaics only transports are measured, over the first of the cellular links, with losses in bursts.
     """
     runs, rows = _Runs(setting), list[dict[str, Any]]()
     rate = setting.rates[0] if setting.mosaic else _STEADY
@@ -114,7 +111,9 @@ def measure(setting: ModelessSetting, done: Callable[[str], object] = lambda wha
                 link = replace(steady, loss=loss, burst=burst)
                 rows.append(runs.row("loss", method, link, 2.5 * setting.round_trip_s + runs.sending_s(rate)))
                 done(f"{method}, {loss:.0%} lost")
-    for ratio in () if setting.mosaic else _RATIOS:
+    if setting.mosaic:
+        return rows
+    for ratio in _RATIOS:
         for method in ("NACK", "concealment", "NACK + concealment"):
             link = replace(steady, round_trip_s=ratio * _DEADLINE_S, loss=_LOSS_OF_RATIOS)
             rows.append({**runs.row("round trip", method, link, _DEADLINE_S), "ratio": ratio})
@@ -124,11 +123,10 @@ def measure(setting: ModelessSetting, done: Callable[[str], object] = lambda wha
     others = collage_variants(setting.accurate, setting.images, setting.labels) if setting.collages else []
     rows += [_of_model(one) for one in (light, accurate, *others)]
     levels = _levels(light, accurate)
-    if not setting.mosaic:
-        rows += policies(light, accurate, others, levels, setting.n, setting.calibrations, setting.seed)
-        done("policies")
+    rows += policies(light, accurate, others, levels, setting.n, setting.calibrations, setting.seed)
+    done("policies")
     for rate in setting.rates:
-        for loss in _CELLULAR_OF_MOSAICS if setting.mosaic else _CELLULAR:
+        for loss in _CELLULAR:
             link = replace(steady, rate=rate, loss=loss, burst=_BURST)
             rows += _systems(runs, link, light, accurate, others, levels)
             done(f"systems, {loss:.0%} lost")
@@ -247,8 +245,8 @@ def _systems(
     for method in _LINKS:
         for policy, (path, before_s, otherwise, resident) in away.items():
             row: dict[str, Any] = {}
-            for number in _DEADLINES_OF_MOSAICS if setting.mosaic else _DEADLINES:
-                deadline_s = number * link.round_trip_s + runs.sending_s(link.rate)
+            for number in _DEADLINES:
+                deadline_s = number * link.round_trip_s
                 if (method, deadline_s) not in legs:
                     legs[method, deadline_s] = _leg(runs, method, link, deadline_s, accurate)
                 right, leg_s, in_time, sent = legs[method, deadline_s]

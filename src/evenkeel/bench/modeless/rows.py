@@ -8,6 +8,7 @@ from evenkeel.figures.tables import Column, Page, Row
 __all__ = ["notes_of", "pages_of"]
 
 _ACCURACY = Column("accuracy", "right in time", "%", 100.0)
+_ANSWERED = Column("answered", "answered in time", "%", 100.0)
 _TIMES = (Column("p50_ms", "P50", "ms"), Column("p95_ms", "P95", "ms"), Column("p99_ms", "P99", "ms"))
 _BYTES = Column("bytes", "sent", "bytes")
 _OURS, _WAY = "certified threshold", "NACK + concealment"
@@ -19,7 +20,7 @@ def pages_of(rows: Sequence[Row]) -> list[Page]:
     of = {kind: [row for row in rows if row["kind"] == kind] for kind in ("loss", "round trip", "policy", "system")}
     for (burst, loss), group in groupby(of["loss"], lambda row: (row["burst"], row["loss"])):
         how = "each by itself" if burst == 1 else f"{burst:g} in a row on average"
-        pages.append(Page(list(group), (Column("method", "transport"),), (_ACCURACY, *_TIMES, _BYTES),
+        pages.append(Page(list(group), (Column("method", "transport"),), (_ACCURACY, _ANSWERED, *_TIMES, _BYTES),
                           f"{loss:.0%} of the packets lost, {how}"))  # fmt: skip
     if of["round trip"]:
         pages.append(Page(of["round trip"], (Column("ratio", "round trip / deadline"), Column("method", "transport")),
