@@ -129,6 +129,7 @@ class Coordinator:
         self._labels: dict[str, FloatArray] = {}
         self._signed: tuple[object, dict[str, FloatArray]] = (None, {})  # labels as the loss takes them, and for what
         self._probed: dict[str, FloatArray] = {}
+        self._drawn: tuple[object, FloatArray] = (None, np.empty(0))  # the probe, and for what
         self._training = ""
         self._columns = 0
         self._tickets = 0
@@ -307,8 +308,11 @@ class Coordinator:
             self._probed[block] = reply.array(f"z{block}", len(self._labels[block])).astype(np.float64)
 
     def _probe(self) -> FloatArray:
-        random = np.random.default_rng([self.settings.seed, int(self._training, 16)])
-        return random.choice([-1.0, 1.0], self.columns)
+        needed = (self._training, self.columns)
+        if self._drawn[0] != needed:
+            random = np.random.default_rng([self.settings.seed, int(self._training, 16)])
+            self._drawn = (needed, random.choice([-1.0, 1.0], self.columns))
+        return self._drawn[1]
 
     def _product_request(self, name: str, blocks: Sequence[str], weights: FloatArray) -> tuple[str, DeviceMessage]:
         versions = {block: self.layout.versions[block] for block in blocks}

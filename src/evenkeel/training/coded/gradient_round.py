@@ -132,7 +132,7 @@ class _Pull:
 
     device: str
     shares: dict[str, FloatArray]
-    gradient: Array | None = None
+    gradient: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ class GradientRound:
         self._open: dict[int, _OpenRequest] = {}
         self._asked: dict[str, list[RowSpan]] = {}
         self._had: dict[str, list[RowSpan]] = {}
-        self._products: dict[str, Array] = {}  # zero where rows were not asked for
-        self._gradients: dict[str, tuple[frozenset[str], Array]] = {}
+        self._products: dict[str, FloatArray] = {}  # zero where rows were not asked for
+        self._gradients: dict[str, tuple[frozenset[str], FloatArray]] = {}
         self._slopes: dict[str, FloatArray] = {}  # of what was solved for
         self._costs: dict[str, float] = {}
         self._replied: set[str] = set()
@@ -383,14 +383,14 @@ class GradientRound:
 
     def _take_products(self, sent: _OpenRequest, message: DeviceMessage) -> str:
         rows = {block: sum(high - low for low, high in spans) for block, spans in sent.rows.items()}
-        found = {block: message.array(f"z{block}", count) for block, count in rows.items()}
+        found = {block: _float64(message, f"z{block}", count) for block, count in rows.items()}
         products = {}
         for block, values in found.items():
             if sent.rows[block] == [self._whole(block)]:
                 products[block] = values
                 continue
             before = self._products.get(block)
-            product = np.zeros(self._rows_of(block), values.dtype) if before is None else before.copy()
+            product = np.zeros(self._rows_of(block)) if before is None else before.copy()
             place = 0
             for low, high in sent.rows[block]:
                 product[low:high] = values[place : place + high - low]
@@ -398,7 +398,7 @@ class GradientRound:
             products[block] = product
         own = [block for block in found if block in self._own]
         if sent.with_loss:
-            gradient = message.array("gradient", len(self._task.weights))
+            gradient = _float64(message, "gradient", len(self._task.weights))
             slopes = {}
             for block in own:
                 slopes[block], self._costs[block] = self._slope(block, products[block])
@@ -411,20 +411,19 @@ class GradientRound:
             self._had[block] = _merged([*self._had.get(block, ()), *spans])
         return ""
 
-    def _slope(self, block: str, product: Array) -> tuple[FloatArray, float]:
+    def _slope(self, block: str, product: FloatArray) -> tuple[FloatArray, float]:
         """Gives the derivative of the loss by the products, and the loss itself; rows beyond the last count nothing."""
         task = self._task
         labels = picked(task.labels[block], task.rows)
         count = len(task.labels[block])
-        predicted = product.astype(np.float64)
-        slope, cost = task.loss.slope_and_cost(predicted, labels)
+        slope, cost = task.loss.slope_and_cost(product, labels)
         if task.rows is not None:
             beyond = task.rows >= count
             slope[beyond] = cost[beyond] = 0.0
         return slope, float(cost.sum())
 
     def _take_pull(self, ticket: int, message: DeviceMessage) -> str:
-        gradient = message.array("gradient", len(self._task.weights))
+        gradient = _float64(message, "gradient", len(self._task.weights))
         pull = self._pulls[ticket]
         complaint = self._check.complaint(gradient, pull.shares, self._products, self._task.weights, self._task.rows)
         if not complaint:
@@ -641,17 +640,18 @@ class GradientRound:
                     # Cut where the block ends: all its further rows are zero.
                     target = share[low : low + len(part)]
                     target += row[column] * part[: len(target)]
-        most = max((float(np.abs(slope).max(initial=0.0)) for slope in self._slopes.values()), default=0.0)
         pulls = {ticket for ticket, pull in self._pulls.items() if pull.device in self._alive - self.late}
         for ticket in pulls:
             for block, given in self._pulls[ticket].shares.items():
                 shares.setdefault(*self._zeros(block))
                 shares[block] -= given
-        corrected = bool(pulls)
+        noise = 0.0  # of differences, with which alone there are numbers that should be zero
+        if pulls:
+            noise = _ROUNDING * max(float(np.abs(slope).max(initial=0.0)) for slope in self._slopes.values())
         work: dict[str, dict[str, list[RowSpan]]] = {}
         for block, share in shares.items():
-            if corrected:
-                share[np.abs(share) <= _ROUNDING * most] = 0.0
+            if noise:
+                share[np.abs(share) <= noise] = 0.0
             ends = [(low, min(high, len(share))) for low, high in known]
             spans = _merged((low, high) for low, high in ends if share[low:high].any())
             if spans:
@@ -734,5 +734,12 @@ def _merged(spans: Iterable[RowSpan]) -> list[RowSpan]:
 
 
 def _picked_spans(values: FloatArray, spans: list[RowSpan]) -> FloatArray:
+    if len(spans) == 1:
+        return values[slice(*spans[0])]
     picked: FloatArray = np.concatenate([values[low:high] for low, high in spans])
     return picked
+
+
+def _float64(message: DeviceMessage, name: str, length: int) -> FloatArray:
+    """Gives a reply's numbers, converted once: they are multiplied several times."""
+    return message.array(name, length).astype(np.float64, copy=False)

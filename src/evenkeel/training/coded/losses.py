@@ -63,14 +63,16 @@ class Logistic(PredictorLoss):
         return slope
 
     def slope_and_cost(self, predicted: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Gives both from one exponential, since that takes longest."""
-        margin = labels * predicted
-        small = np.exp(-np.abs(margin))
-        cost: FloatArray = np.log1p(small)
-        cost -= np.minimum(margin, 0.0)
-        slope: FloatArray = np.maximum(small, margin <= 0)
-        slope /= 1.0 + small
-        slope *= -labels
+        """Gives both from one exponential, since that takes longest, and in few passes over the numbers."""
+        negative = -labels
+        work: FloatArray = negative * predicted
+        slope: FloatArray = np.minimum(work, 700.0)  # exp(710) overflows
+        np.exp(slope, out=slope)
+        cost: FloatArray = np.log1p(slope)
+        np.maximum(cost, work, out=cost)  # where the exponent was cut, the cost is the margin that is lacking
+        np.add(slope, 1.0, out=work)
+        slope /= work
+        slope *= negative
         return slope, cost
 
 
