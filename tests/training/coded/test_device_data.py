@@ -11,7 +11,7 @@ from evenkeel.errors import ConfigurationError, ProtocolError
 from evenkeel.training.coded.data_files import read_examples
 from evenkeel.training.coded.device import Device
 from evenkeel.training.coded.matrix import DenseMatrix, SparseMatrix, combine, from_arrays
-from evenkeel.training.coded.messages import DeviceMessage, MessageReader, encode
+from evenkeel.training.coded.messages import DeviceMessage, MessageReader, encode, size_bytes
 from evenkeel.training.coded.store import BlockStore, HeldBlock, Membership
 
 
@@ -171,6 +171,20 @@ def test_a_message_that_breaks_the_rules_ends_the_stream(change) -> None:
     assert reader.feed(change(data)) == []
     assert isinstance(reader.error, ProtocolError)
     assert reader.feed(data) == []
+
+
+def test_a_message_is_as_long_as_the_bytes_that_it_is_sent_as() -> None:
+    for message in messages():
+        assert size_bytes(message) == sum(len(piece) for piece in encode(message))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_numbers_count_as_finite_even_where_their_squares_are_not(dtype) -> None:
+    largest = np.full(3, np.finfo(dtype).max)
+    assert DeviceMessage("step", {}, {"w": largest}).array("w", 3) is largest
+    for wrong in (np.inf, -np.inf, np.nan):
+        with pytest.raises(ProtocolError, match="not finite"):
+            DeviceMessage("step", {}, {"w": np.array([1, wrong, -wrong], dtype)}).array("w", 3)
 
 
 def test_what_a_message_lacks_is_said() -> None:

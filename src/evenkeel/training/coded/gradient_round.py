@@ -115,12 +115,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _OpenRequest:
-    """Holds a request that is not answered yet: which rows of which blocks, and until when it is not late."""
+    """Holds a request that is not answered yet: which rows of which blocks, whose gradient comes with their products,
+    and until when it is not late.
+    """
 
     device: str
     kind: Literal["step", "pull"]
     rows: dict[str, list[RowSpan]]
-    with_loss: bool
+    gradient_of: frozenset[str]
     work: float  # of an ordinary request, a partition multiplied both ways
     sent_s: float
     patience: float  # how many times as long as the first requests it may take
@@ -178,7 +180,7 @@ class GradientRound:
         now: float,
     ) -> None:
         self._task, self._layout, self._settings, self._check = task, layout, settings, check
-        self._own, self._sums = set(layout.partitions), set(layout.sums)
+        self._own, self._sums = frozenset(layout.partitions), frozenset(layout.sums)
         self._length = max(layout.rows) if task.rows is None else len(task.rows)
         self._alive = set(present)
         self.late = set(slow) & self._alive
@@ -194,7 +196,7 @@ class GradientRound:
         self._pulls: dict[int, _Pull] = {}
         self._plans: list[_PullPlan] = []
         self._chosen: tuple[object, dict[RowSpan, list[str]] | None] = (None, None)  # the last choice, and for what
-        self._needed: set[str] = set()  # partitions whose products that choice waits for
+        self._needed: frozenset[str] = frozenset()  # partitions whose products that choice waits for
         self._inspected = not task.inspect
         self._timeouts = 0
         self._unit_s = 0.0  # how long half of the devices take for an ordinary request, once that is known
@@ -336,10 +338,10 @@ class GradientRound:
         counts = {block: sum(high - low for low, high in spans) for block, spans in rows.items()}
         held = self._layout.held_by({device})
         usual = max(self._rows_of(block) for block in self._own.intersection(held) or held)
-        own = sum(counts[block] for block in rows if block in self._own)
-        work = (sum(counts.values()) + with_loss * own) / (2 * usual)
+        gradient_of = self._own.intersection(rows) if with_loss else frozenset[str]()
+        work = (sum(counts.values()) + sum(counts[block] for block in gradient_of)) / (2 * usual)
         self._open[ticket] = _OpenRequest(
-            device, kind, rows, with_loss, max(work, _LEAST_WORK), now, _MORE_PATIENT**self._timeouts
+            device, kind, rows, gradient_of, max(work, _LEAST_WORK), now, _MORE_PATIENT**self._timeouts
         )
         if self._task.rows is not None:
             arrays["rows"] = self._task.rows
@@ -396,16 +398,15 @@ class GradientRound:
                 product[low:high] = values[place : place + high - low]
                 place += high - low
             products[block] = product
-        own = [block for block in found if block in self._own]
-        if sent.with_loss:
+        if sent.gradient_of:
             gradient = _float64(message, "gradient", len(self._task.weights))
             slopes = {}
-            for block in own:
+            for block in sent.gradient_of:
                 slopes[block], self._costs[block] = self._slope(block, products[block])
             complaint = self._check.complaint(gradient, slopes, products, self._task.weights, self._task.rows)
             if complaint:
                 return complaint
-            self._gradients[sent.device] = (frozenset(own), gradient)
+            self._gradients[sent.device] = (sent.gradient_of, gradient)
         self._products |= products
         for block, spans in sent.rows.items():
             self._had[block] = _merged([*self._had.get(block, ()), *spans])
@@ -481,8 +482,7 @@ class GradientRound:
             if fault:
                 return self._fault(fault, "its products do not fit the code", now)
         covered = self._covered()
-        expected = {block for sent in steps if sent.with_loss for block in sent.rows if block in self._own}
-        settled = covered | expected
+        settled = covered.union(*(sent.gradient_of for sent in steps))
         missing = [block for block in layout.partitions if block not in settled]
         requests = []
         if missing and not self._is_planned(settled):
