@@ -19,6 +19,7 @@ from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.sums.thc_table import clip
 from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.errors import CodeError, ConfigurationError
+from malformed_states import malformed
 from sum_rounds import lanes_of
 
 CONV = (4, 4, 3, 3)
@@ -403,6 +404,24 @@ def test_a_stopped_code_goes_on_identically_from_its_state(case: Case) -> None:
         assert torch.equal(turn(code, vectors[step - 4], step), turn(later, vectors[step - 4], step))
     with pytest.raises(CodeError, match="state"):
         later.load_state_dict({"nonsense": 1})
+
+
+@pytest.mark.parametrize("rounds", [2, 6])
+def test_a_malformed_state_is_refused_and_changes_nothing(case: Case, rounds: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    code, later = case.coder(200), case.coder(200)
+    for step in range(4, 4 + rounds):
+        vector, this_round = case.vector(200, generator), Round(0, 1, step, BUCKET)
+        stats = code.measure(vector, this_round)
+        mean = code.decode(Total(lanes_of(code, vector, stats, this_round), 1), stats, 200, this_round)
+        code.observe(mean, this_round, lambda row: None)
+    saved, before = code.state_dict(), str(later.state_dict())
+    for wrong in malformed(saved):
+        with pytest.raises(CodeError, match="state"):
+            later.load_state_dict(wrong)
+        assert str(later.state_dict()) == before
+    later.load_state_dict(saved)
+    assert str(later.state_dict()) == str(saved)
 
 
 def test_ranks_can_compare_their_settings(case: Case) -> None:

@@ -185,10 +185,11 @@ class SumCode(ABC):
         """Takes over what `state_dict` gave.
 
         Raises:
-            CodeError: it is the state of another code.
+            CodeError: it is the state of another code, or malformed. Nothing has been loaded then.
         """
-        if state:
-            raise CodeError(f"{self.name} keeps no state, but was given {sorted(state)}: it is another code's")
+        if not isinstance(state, Mapping) or state:
+            found = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise CodeError(f"{self.name} keeps no state, but was given {found}: it is another code's")
 
 
 def flat(vector: Tensor) -> Tensor:

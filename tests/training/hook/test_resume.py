@@ -13,6 +13,7 @@ from evenkeel.coding.sum_code import SumCode
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 from evenkeel.reducers.sharded import Sharded
+from malformed_states import malformed
 from training_helpers import SHAPES, Model, equal, in_threads, run
 
 CODES = [
@@ -84,6 +85,24 @@ def test_a_new_rank_loads_any_other_rank_s_state(make: Callable[..., Any]) -> No
         ranks = in_threads(3, second_part)
     assert equal(ranks[0], ranks[1])
     assert equal(ranks[0], ranks[2])
+
+
+@pytest.mark.parametrize("make", [hook_state, pipe])
+@pytest.mark.parametrize("code", [*CODES, lambda: None])
+def test_a_malformed_state_is_refused_and_changes_nothing(
+    make: Callable[..., Any], code: Callable[[], SumCode | None]
+) -> None:
+    (ranks,) = thread_collectives(1)
+    state = make(ranks, code())
+    run(state, Model(SHAPES), 0, range(4))
+    saved, fresh = state.state_dict(), make(ranks, code())
+    before = str(fresh.state_dict())
+    for wrong in malformed(saved, frozenset({"moments", "average"})):
+        with pytest.raises(evenkeel.ConfigurationError, match="state"):
+            fresh.load_state_dict(wrong)
+        assert str(fresh.state_dict()) == before
+    fresh.load_state_dict(saved)
+    assert str(fresh.state_dict()) == str(saved)
 
 
 def test_a_pipe_loads_nothing_after_its_first_step() -> None:

@@ -12,12 +12,14 @@ from torch import Tensor
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.thc import THC
 from evenkeel.coding.wire import Round
+from evenkeel.errors import ConfigurationError
 from evenkeel.reducers.fake import FakeReducer
 from evenkeel.reducers.ranks.collectives import Collectives
 from evenkeel.reducers.ranks.thread_collectives import thread_collectives
 from evenkeel.reducers.switch import SwitchReducer
 from evenkeel.training.hook.hook_state import HookState
 from evenkeel.training.hook.unwaited import Unwaited, _logarithms
+from malformed_states import malformed
 from switch_helpers import server_address
 from training_helpers import GIANT, SHAPES, SPLIT, Model, equal, gradients_of, in_threads, mean_of, nmse
 
@@ -128,6 +130,19 @@ def test_a_state_without_what_biases_owe_is_loaded_with_one_warning() -> None:
     (said,) = [str(each.message) for each in warned]
     assert "older version" in said
     assert state.state_dict()["code"]["memory"].keys() == saved["code"]["memory"].keys()
+
+
+def test_a_malformed_state_is_refused_and_changes_nothing() -> None:
+    saved = saved_after(5)
+    _, ranks = thread_collectives(2)
+    state = HookState(CODE, reducer=unwaiting(ranks))
+    before = str(state.state_dict())
+    for wrong in malformed(saved["unwaited"]):
+        with pytest.raises(ConfigurationError, match="nothing of it was: "):
+            state.load_state_dict(saved | {"unwaited": wrong})
+        assert str(state.state_dict()) == before
+    state.load_state_dict(saved)
+    assert str(state.state_dict()) == str(saved)
 
 
 def test_what_biases_owe_stays_with_the_rank_that_owes_it() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from evenkeel.coding.saved_state import saved_numbers, saved_tensor
 from evenkeel.coding.sum_code import UNUSED_BUCKET, Broadcast, SumCode, are_finite, flat
 from evenkeel.coding.wire import Round, Total, Wire
 from evenkeel.errors import CodeError, ConfigurationError
@@ -120,10 +121,16 @@ class ErrorFeedback(SumCode):
         Raises:
             CodeError: it is the state of another code.
         """
+        if not isinstance(state, Mapping):
+            raise CodeError(f"the state of error feedback is a dictionary, found {type(state).__name__}")
         if set(state) != {"memory", "code"}:
-            raise CodeError(f"the state of error feedback holds memory and code, found {sorted(state)}")
-        self.inner.load_state_dict(state["code"])
-        self._memory = {int(bucket): memory.clone() for bucket, memory in state["memory"].items()}
+            raise CodeError(f"the state of error feedback holds memory and code, found {sorted(map(str, state))}")
+        memory = {
+            bucket: saved_tensor(f"memory[{bucket}]", owed, (None,)).to(torch.float32, copy=True)
+            for bucket, owed in saved_numbers("memory", state["memory"]).items()
+        }
+        self.inner.load_state_dict(state["code"])  # which loads nothing where it refuses something
+        self._memory = memory
         self._sent = {}
 
     def arrange(self, bucket: int, shapes: Sequence[tuple[int, ...]]) -> None:

@@ -16,6 +16,14 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import number, whole
+from evenkeel.coding.saved_state import (
+    saved_fields,
+    saved_list,
+    saved_numbers,
+    saved_shapes,
+    saved_tensor,
+    saved_whole,
+)
 from evenkeel.coding.sum_code import Broadcast, SumCode, are_finite, flat
 from evenkeel.coding.sums.bucket_bases import Basis, BucketBases
 from evenkeel.coding.sums.projected import Projected, check_arrangement
@@ -130,7 +138,10 @@ class GradiVeQ(Projected):
             CodeError: it is the state of another code.
         """
         try:
-            self._buckets = {int(number): self._restored(saved) for number, saved in state.items()}
+            self._buckets = {
+                number: self._restored(f"code[{number}]", saved)
+                for number, saved in saved_numbers("code", state).items()
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise CodeError(f"this is not the state of a GradiVeQ code: {error!r}") from error
 
@@ -169,8 +180,22 @@ class GradiVeQ(Projected):
             learnt.append((basis, lost) if saves else (None, torch.zeros(layers, dtype=torch.float32)))
         return learnt
 
-    def _restored(self, saved: Mapping[str, Any]) -> "_BucketState":
-        shapes = [tuple(shape) for shape in saved["shapes"]]
+    def _restored(self, name: str, saved: Mapping[str, Any]) -> "_BucketState":
+        saved_fields(name, saved, ("shapes", "bases", "turn", "coding", "rounds", "lost", "moments"))
+        shapes = saved_shapes(f"{name}.shapes", saved["shapes"])
+        for basis in saved_list(f"{name}.bases", saved["bases"]):
+            if basis is not None:
+                saved_tensor(f"{name}.bases", basis, (None, None, None))
+        saved_whole(f"{name}.turn", saved["turn"])
+        saved_whole(f"{name}.rounds", saved["rounds"])
+        if not isinstance(saved["coding"], bool):
+            raise CodeError(f"{name}.coding: the state must have true or false here, found {saved['coding']!r:.60}")
+        lost = saved_list(f"{name}.lost", saved["lost"])
+        if not all(isinstance(share, float) for share in lost):
+            raise CodeError(f"{name}.lost: the state must have numbers here")
+        for pair in saved_list(f"{name}.moments", saved["moments"]):
+            for moments in saved_list(f"{name}.moments", pair, 2):
+                saved_tensor(f"{name}.moments", moments, (None, None, None), finite=False)  # squares may be too large
         bucket = _BucketState.of(saved, BucketBases(shapes, self._longest, self.turns))
         sizes = [(each.layers, each.size) for each in bucket.vector.convolutions]
         # Nothing has been learnt before the first round.
@@ -183,6 +208,16 @@ class GradiVeQ(Projected):
                 "this state of a GradiVeQ code was learnt from slices of other sizes: load it into one with the same "
                 "longest_slice and, where that is None, the same code_steps"
             )
+        if not bucket.moments and any(basis is not None for basis in bucket.vector.bases):
+            raise CodeError(f"{name}.moments: the state has directions, but nothing that they were learnt from")
+        for (_, size), basis in zip(sizes, bucket.vector.bases, strict=True):
+            if basis is not None and not 1 <= basis.shape[2] <= size:
+                raise CodeError(f"{name}.bases: the state has {basis.shape[2]} directions of slices of {size} numbers")
+        for (layers, size), each in zip(sizes, bucket.moments, strict=bool(bucket.moments)):
+            for moments in (each.learnt, each.held_out):
+                saved_tensor(f"{name}.moments", moments, (layers, size, size), finite=False)
+        if lost or bucket.coding:
+            saved_list(f"{name}.lost", lost, sum(layers for layers, _ in sizes))
         return bucket
 
     def _projection(self, bucket: int) -> BucketBases | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from evenkeel.coding.checks import number, whole
+from evenkeel.coding.saved_state import saved_fields, saved_list, saved_numbers, saved_shapes, saved_tensor
 from evenkeel.coding.sum_code import Broadcast, SumCode, are_finite, flat
 from evenkeel.coding.sums.counter_hash import Stream, key, signs
 from evenkeel.coding.sums.projected import Projected, Projection, check_arrangement
@@ -92,7 +93,9 @@ class LowRank(Projected):
             CodeError: it is the state of another code, or of other settings.
         """
         try:
-            self._buckets = {int(number): self._restored(int(number), saved) for number, saved in state.items()}
+            self._buckets = {
+                number: self._restored(number, saved) for number, saved in saved_numbers("code", state).items()
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise CodeError(f"this is not the state of a LowRank code with these settings: {error!r}") from error
 
@@ -103,8 +106,14 @@ class LowRank(Projected):
         return BucketFactors(shapes, self.rank, self.min_ratio, key(self.seed, bucket))
 
     def _restored(self, number: int, saved: Mapping[str, Any]) -> "BucketFactors":
-        bucket = self._first(number, [tuple(shape) for shape in saved["shapes"]])
-        bucket.restore(saved["turned"], saved["bases"])
+        name = f"code[{number}]"
+        saved_fields(name, saved, ("shapes", "turned", "bases"))
+        bucket = self._first(number, saved_shapes(f"{name}.shapes", saved["shapes"]))
+        turned = saved_list(f"{name}.turned", saved["turned"])
+        if not all(isinstance(side, bool) for side in turned):
+            raise CodeError(f"{name}.turned: the state must have true or false for each matrix")
+        bases = saved_list(f"{name}.bases", saved["bases"])
+        bucket.restore(turned, [saved_tensor(f"{name}.bases", basis, (None, None)) for basis in bases])
         return bucket
 
 

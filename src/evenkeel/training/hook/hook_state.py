@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.futures import Future
 
 from evenkeel.coding.checks import whole
+from evenkeel.coding.saved_state import saved_list, saved_numbers, saved_whole
 from evenkeel.coding.sum_code import SumCode
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.float32 import Plain
-from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.errors import CodeError, ConfigurationError, EvenkeelError
 from evenkeel.reducers.ranks.group_collectives import GroupCollectives
 from evenkeel.reducers.ranks.ordered_thread import OrderedThread
 from evenkeel.reducers.reducer import Reducer
@@ -265,22 +266,38 @@ class HookState:
         fills in only what a state has already, and a new one has none.
 
         Raises:
-            ConfigurationError: it is no state of a HookState. Nothing has been loaded then.
-            CodeError: it is the state of another code. Nothing has been loaded then.
+            ConfigurationError: it is no state of a HookState, or of one with another code, or malformed; the message
+                names the field. Nothing has been loaded then.
         """
         if self._steps_here or self._begun:
             raise ConfigurationError("load_state_dict must be called before the first step")
         check_saved_state(state, "HookState")
         ranks, theirs = self._reducer.ranks, (state["rank"], state["world"])
-        feedback = self._code if isinstance(self._code, ErrorFeedback) else None
-        unwaited, coded = state.get("unwaited", {}), self._code is not None
+        feedback, unwaited = self._code if isinstance(self._code, ErrorFeedback) else None, state.get("unwaited", {})
+        coded = self._code is not None
+        try:
+            step, sizes = saved_whole("step", state["step"]), saved_list("sizes", state["sizes"])
+            for size in sizes:
+                saved_whole("sizes", size)
+            saved_whole("rank", state["rank"])
+            saved_whole("world", state["world"], state["rank"] + 1)
+            saved_whole("tensors", state.get("tensors", 0))
+            units, late = Units(), Unwaited()
+            units.load_state_dict(state["units"])
+            late.load_state_dict(unwaited)
+            late.check_sizes(sizes)
+            saved = state["code"]
+            if not isinstance(saved, Mapping):
+                raise CodeError(f"code: the state must have a dictionary here, found {type(saved).__name__}")
+            owed = saved.get("memory", {}) if feedback is not None else {}
+            units.check_sizes(sizes, saved_numbers("code.memory", owed))
+            if self._code is not None:
+                self._code.load_state_dict(saved)  # which loads nothing where it refuses something
+        except CodeError as error:
+            raise ConfigurationError(f"this state cannot be loaded, and nothing of it was: {error}") from error
         moved = (feedback is not None or bool(unwaited)) and (ranks.rank, ranks.world) != theirs
-        if self._code is not None:
-            self._code.load_state_dict(state["code"])
-        self._units.load_state_dict(state["units"])
-        self._unwaited.load_state_dict(unwaited)
-        self._sizes_before = list(state["sizes"]) or None  # none before a first step
-        self._step = state["step"]
+        self._units, self._unwaited, self._step = units, late, step
+        self._sizes_before = sizes or None  # none before a first step
         found = count_tensors((state["code"], unwaited))
         lost = warn_of_lost_tensors(state.get("tensors", found), found, "error feedback starts from nothing")
         if feedback is not None and lost:

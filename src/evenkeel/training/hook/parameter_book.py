@@ -5,12 +5,13 @@ several after it. What is remembered between steps (error feedback, averages tha
 and a resume too, so it is kept for *units*, lists of parameter numbers, which follow the buckets of the running job.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from evenkeel.errors import ConfigurationError
+from evenkeel.coding.saved_state import saved_fields, saved_list, saved_numbers, saved_tensor, saved_whole
+from evenkeel.errors import CodeError, ConfigurationError
 
 __all__ = ["ParameterBook", "Units"]
 
@@ -86,13 +87,33 @@ class Units:
         self._units[new] = tuple(members)
         return {new: tuple(members)}, list(touched)
 
+    def check_sizes(self, sizes: Sequence[int], memories: Mapping[int, Tensor], first: int = 0) -> None:
+        """Raises CodeError unless `memories`, by number of the unit plus `first`, fit parameters of `sizes`."""
+        for number, unit in self._units.items():
+            if any(member >= len(sizes) for member in unit):
+                raise CodeError(f"sizes: the state has {len(sizes)} parameters, but unit {number} has {unit}")
+            owed, length = memories.get(number + first), sum(sizes[member] for member in unit)
+            if owed is not None:
+                saved_tensor(f"memory[{number + first}]", owed, (length,))
+
     def state_dict(self) -> dict[str, Any]:
         """Gives the units in types that checkpoints take."""
         return {"next": self._next, "units": {number: list(unit) for number, unit in self._units.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Uses the units of a checkpoint."""
-        self._next = state["next"]
+        """Uses the units of a checkpoint.
+
+        Raises:
+            CodeError: they are malformed. Nothing has been loaded then.
+        """
+        saved_fields("units", state, ("next", "units"))
+        following = saved_whole("units.next", state["next"])
         # Some checkpoints make texts of numbers, beside the numbers that they were to fill in.
-        units = {int(number): tuple(unit) for number, unit in state["units"].items()}
+        units = {
+            number: tuple(saved_whole(f"units[{number}]", each) for each in saved_list(f"units[{number}]", unit))
+            for number, unit in saved_numbers("units", state["units"]).items()
+        }
+        if any(number >= following for number in units):
+            raise CodeError(f"units.next: the state has {following}, but a unit {max(units)}")
+        self._next = following
         self._units = dict(sorted(units.items()))

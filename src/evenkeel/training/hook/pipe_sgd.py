@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.futures import Future
 
 from evenkeel.coding.checks import whole
-from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.coding.saved_state import saved_fields, saved_list, saved_numbers, saved_tensor, saved_whole
+from evenkeel.errors import CodeError, ConfigurationError, EvenkeelError
 from evenkeel.training.hook.buckets import (
     Bucket,
     BucketCopy,
@@ -261,7 +263,14 @@ class PipeSGD:
         check_saved_state(state["look_ahead"], "LookAhead")
         flights, look_ahead = state["flights"], state["look_ahead"]
         # Older files have a list.
-        before = [_landed(flight) for flight in (flights.values() if isinstance(flights, Mapping) else flights)]
+        try:
+            step = saved_whole("step", state["step"])
+            saved_whole("tensors", state.get("tensors", 0))
+            _check_look_ahead(look_ahead)
+            listed = list(saved_numbers("flights", flights).values()) if isinstance(flights, Mapping) else flights
+            before = [_landed(_checked_flight(each)) for each in saved_list("flights", listed)]
+        except CodeError as error:
+            raise ConfigurationError(f"this state cannot be loaded, and nothing of it was: {error}") from error
         inner = getattr(self._state, "load_state_dict", None)
         if inner is not None:
             inner(state["state"])
@@ -271,7 +280,7 @@ class PipeSGD:
         ):
             before, look_ahead = [], LookAhead().state_dict()
         self._ahead.load_state_dict(look_ahead)
-        self._step, self._before = state["step"], before
+        self._step, self._before = step, before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PipeSGD":
         make, parts = self._parts()
@@ -361,6 +370,27 @@ def _copy_of(kind: type[PipeSGD], settings: dict[str, Any], step: int, flights: 
 def _landed(flight: dict[str, Any]) -> _PendingAverage:
     average = _done(flight["average"].clone())
     return _PendingAverage(tuple(flight["members"]), flight["sizes"], average, flight["loss_scale"])
+
+
+def _checked_flight(flight: object) -> dict[str, Any]:
+    """Gives a well-formed saved average, whose numbers need not be finite; otherwise raises CodeError."""
+    saved = dict(saved_fields("flights", flight, ("members", "sizes", "average", "loss_scale")))
+    members = [saved_whole("flights.members", each) for each in saved_list("flights.members", saved["members"])]
+    sizes = [saved_whole("flights.sizes", each) for each in saved_list("flights.sizes", saved["sizes"], len(members))]
+    saved_tensor("flights.average", saved["average"], (sum(sizes),), finite=False)
+    scale = saved["loss_scale"]
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < inf:
+        raise CodeError(f"flights.loss_scale: the state must have a number above zero here, found {scale!r:.60}")
+    return saved | {"sizes": sizes}
+
+
+def _check_look_ahead(state: Mapping[str, Any]) -> None:
+    for place, own in saved_numbers("look_ahead.own", state["own"]).items():
+        if not isinstance(own, Tensor) or not own.is_floating_point():
+            raise CodeError(f"look_ahead.own[{place}]: the state must have a tensor of floating point numbers here")
+    scales = state["scale"] if isinstance(state["scale"], list) else [state["scale"]]
+    if not all(scale is None or isinstance(scale, float) for scale in scales):
+        raise CodeError("look_ahead.scale: the state must have a number, None, or a list of these here")
 
 
 def _scaled_by(ratio: float) -> Callable[["Future[Tensor]"], Tensor]:

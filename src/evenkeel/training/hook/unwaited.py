@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from evenkeel.coding.saved_state import saved_fields, saved_numbers, saved_tensor
 from evenkeel.coding.sum_code import SumCode, count_per_granule
 from evenkeel.coding.sums.error_feedback import ErrorFeedback
 from evenkeel.coding.sums.fixed_point import FixedPoint
 from evenkeel.coding.sums.integer_lanes import IntegerWire, pack_bits
 from evenkeel.coding.wire import Round, Total, Wire
+from evenkeel.errors import CodeError
 from evenkeel.reducers.reducer import Reducer
 from evenkeel.training.hook.parameter_book import Units
 
@@ -124,13 +126,27 @@ class Unwaited:
         return {"known": known, "plain": self.plain_code.state_dict(), "units": self.plain_units.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
-        self.reset()
+        """Goes on where `state_dict` was taken, in an object that was not used yet.
+
+        Raises:
+            CodeError: it is malformed.
+        """
+        if not isinstance(state, Mapping):
+            raise CodeError(f"unwaited: the state must have a dictionary here, found {type(state).__name__}")
         if not state:
             return
+        saved_fields("unwaited", state, ("known", "plain", "units"))
         self.plain_code.load_state_dict(state["plain"])
         self.plain_units.load_state_dict(state["units"])
-        self._known = {int(number): statistics.clone() for number, statistics in state["known"].items()}
+        for number, statistics in saved_numbers("unwaited.known", state["known"]).items():
+            known = saved_tensor(f"unwaited.known[{number}]", statistics, (None,))
+            if bool((known < 0).any()):
+                raise CodeError(f"unwaited.known[{number}]: the state has a scale below zero")
+            self._known[number] = known.to(torch.float32, copy=True)
+
+    def check_sizes(self, sizes: Sequence[int]) -> None:
+        """Raises CodeError unless what is owed fits parameters of `sizes`."""
+        self.plain_units.check_sizes(sizes, saved_numbers("memory", self.plain_code.state_dict()["memory"]), _PLAIN)
 
     def _agree(self, unit: "_Summand", total: Total, mean: Tensor) -> Tensor:
         """Takes over the mean of the ranks' statistics; gives the unit's mean, not finite where a rank's was not."""
@@ -167,6 +183,11 @@ class _Summand:
         before, own = known.get(this_round.bucket), code.measure(vector, this_round)
         if before is not None:
             before = before.to(own.device)  # a loaded one may be elsewhere
+            if before.shape != own.shape:
+                raise CodeError(
+                    f"unwaited.known[{this_round.bucket}]: the state that was loaded has {before.numel()} statistics "
+                    f"where {code!r} has {own.numel()}: load one of a training with this code"
+                )
             stats = before * _MARGIN
             if not bool(own.isfinite().all()):
                 vector = torch.zeros_like(vector)  # it must not get into what error feedback owes
