@@ -4,7 +4,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evenkeel.backends.backend import Reply
 from evenkeel.backends.lossy.backend import LossyBackend, LossyOptions
@@ -203,6 +203,7 @@ def test_packets_from_an_earlier_session_do_not_open_in_the_next():
     assert len(ends.seen) == 1
 
 
+@settings(max_examples=30)
 @given(st.randoms(use_true_random=False))
 def test_neither_end_falls_over_damage(chance):
     ends = Ends(FORM, LossyOptions(payload=150))

@@ -12,7 +12,7 @@ from evenkeel.backends.worker.main import main
     [
         (["--model", "python:nowhere:make", "--listen", "tcp://:0"], "No module named 'nowhere'"),
         (["--model", "nowhere.json", "--listen", "tcp://:0"], "nowhere.json cannot be read"),
-        (["--model", "cifar10-bse", "--listen", "tcp://:0"], "one of cifar10-base, cifar10-collage-2x2"),
+        (["--model", "cifar10-bse", "--listen", "tcp://:0"], "one of cifar10-base, cifar10-light, cifar10-collage-2x2"),
         (
             ["--model", "cifar10-base", "--model", "me=cifar10-base", "--listen", "unix:/proc/w.sock"],
             "cannot listen on",
