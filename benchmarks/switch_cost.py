@@ -8,6 +8,10 @@ Three ways: the switch in the kernel; the one in user space, behind one more lin
 before they cross a veth pair, as on a wire; and the same with runs of packets that cross it whole, up to 64 KB, which
 is no network that exists, and in which user space can win.
 
+`one round`: a fragment of each worker, until the first worker has the sum. Four processes have to be woken for that,
+which takes longer than a switch does; so `in one process` has four workers with a socket in each namespace take turns
+in one process that never sleeps, until all have the sum: what is left of it is the network's and the switch's.
+
 `processor us a packet`: time of all processors that were not idle, workers included, over packets that came to the
 switch. `switch us a packet`: of the server's process alone; or the time in the XDP program, where the kernel counts it.
 """
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +103,8 @@ NETWORK_COLUMNS = {
     "way": ("switch", ""),
     "round_us": ("one round, us", ".0f"),
     "round_p95_us": ("p95", ".0f"),
+    "together_us": ("in one process, us", ".0f"),
+    "together_p95_us": ("p95", ".0f"),
     "packets_per_s": ("packets/s into it", ",.0f"),
     "gbit_per_s": ("Gbit/s", ".2f"),
     "processor_us": ("processor us a packet", ".2f"),
@@ -134,6 +141,34 @@ def as_worker(text: str) -> None:
         took = [exchange(fragments) for _ in range(rounds)]
         print("@", json.dumps({"took_s": took, "resent": host.counters().resent}), flush=True)
     host.close()
+
+
+def together(made: Deployment, rounds: int) -> list[float]:
+    """Times rounds of one fragment, in us, with all workers in this process."""
+
+    def joined(worker: int) -> SwitchHost:
+        terms = Terms(0, token, worker, WORKERS, LaneType.BYTES, 8 * WORDS, window=128)
+        host = SwitchHost([("10.78.0.5", PORT)], terms, silence_s=20)
+        assert host.hello(20)
+        return host
+
+    token = secrets.randbits(60)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        hosts = list(pool.map(lambda worker: inside(made.ports[worker].host, lambda: joined(worker)), range(WORKERS)))
+    took, row = [], np.ones(hosts[0].terms.up_bytes, np.uint8)
+    try:
+        for first in range(rounds):
+            begin = time.perf_counter()
+            totals = [host.begin(row, first)[0] for host in hosts]
+            waiting = hosts
+            while waiting:
+                waiting = [host for host in waiting if host.step(0) != StepEnd.FINISHED]
+            took.append(1e6 * (time.perf_counter() - begin))
+            assert all((total == WORKERS).all() for total in totals)
+    finally:
+        for host in hosts:
+            host.close()
+    return took[rounds // 10 :]  # those before warm everything up
 
 
 @contextmanager
@@ -203,6 +238,8 @@ def over_network(way: str, exchanges: int) -> dict[str, Any]:
         serve = ["-m", "evenkeel", "switch", "ps" if way == "kernel" else "run", "--bind", f"10.78.0.5:{PORT}"]
         settings = {"token": secrets.randbits(60), "window": 128}
         workers = [[__file__, "--as-worker", json.dumps({**settings, "worker": number})] for number in range(WORKERS)]
+        with processes(made, "serving", [serve]):
+            at_once = together(made, ALONE)
         with processes(made, "serving", [serve]) as (server,), processes(made, "@", workers) as running:
             do(running, 20, 1)
             alone = [1e6 * value for value in do(running, ALONE, 1)[0]["took_s"]]
@@ -220,6 +257,8 @@ def over_network(way: str, exchanges: int) -> dict[str, Any]:
         "workers": WORKERS,
         "round_us": statistics.median(alone),
         "round_p95_us": statistics.quantiles(alone, n=20)[-1],
+        "together_us": statistics.median(at_once),
+        "together_p95_us": statistics.quantiles(at_once, n=20)[-1],
         "packets_per_s": packets / took_s,
         "gbit_per_s": packets * 1500 * 8 / took_s / 1e9,
         "processor_us": 1e6 * (after[0] - before[0]) / packets,
