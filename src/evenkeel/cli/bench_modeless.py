@@ -25,13 +25,15 @@ __all__ = ["modeless"]
     type=click.Path(path_type=Path),
     help="Card or ONNX file of the light model; the shipped CIFAR-10 pair by default.",
 )
-@click.option("--full", type=click.Path(path_type=Path), help="Of the full model, which takes the same images.")
+@click.option(
+    "--full", type=click.Path(path_type=Path), help="Card or ONNX file of the full model, which takes the same images."
+)
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
     help="Labelled images that both models take; the 400 of the shipped pair by default.",
 )
-@click.option("--split", help="Part of them to read.")
+@click.option("--split", help="Part of the images to read, e.g. test.")
 @click.option(
     "--trace",
     "traces",
@@ -45,21 +47,27 @@ __all__ = ["modeless"]
     help="Send mosaics of this side, a grid of images of which the one in the middle is asked about: larger images, "
     "of some 65 packets at 512 pixels.",
 )  # fmt: skip
-@click.option("--requests", type=click.IntRange(20), help="Requests of each cell. [default: 400; of mosaics 60]")
 @click.option(
-    "--calibrations", type=click.IntRange(2), default=100, show_default=True, help="Calibrations of each promise."
+    "--requests", type=click.IntRange(20), help="Number of requests of each cell; 400 by default, 60 of mosaics."
 )
 @click.option(
-    "--round-trip-ms", type=click.FloatRange(1), default=40.0, show_default=True, help="Round trip of the links."
+    "--calibrations",
+    type=click.IntRange(2),
+    default=100,
+    show_default=True,
+    help="Number of calibrations of each promise.",
 )
 @click.option(
-    "--payload", type=click.IntRange(100, 1200), help="Bytes of a packet at most. [default: 100; of mosaics 1200]"
+    "--round-trip-ms", type=click.FloatRange(1), default=40.0, show_default=True, help="Round trip of the links in ms."
+)
+@click.option(
+    "--payload", type=click.IntRange(100, 1200), help="Largest packet in bytes; 100 by default, 1200 for mosaics."
 )
 @click.option(
     "--slowdown", type=click.FloatRange(0.1), default=10.0, show_default=True,
     help="How much slower the computer at the edge is than the one that the models' cards were measured on.",
 )  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of losses and calibrations.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of losses and calibrations.")
 @output_options("json", "figure", "markdown")
 def modeless(**arguments: Any) -> None:
     """Compare ways of modeless serving: who answers, and how images reach the data centre, on virtual time."""

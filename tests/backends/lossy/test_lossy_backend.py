@@ -1,6 +1,7 @@
 """Images cross a link that loses packets and are answered in time, on a virtual clock."""
 
 import asyncio
+import random
 
 import numpy as np
 import pytest
@@ -204,8 +205,9 @@ def test_packets_from_an_earlier_session_do_not_open_in_the_next():
 
 
 @settings(max_examples=30)
-@given(st.randoms(use_true_random=False))
-def test_neither_end_falls_over_damage(chance):
+@given(st.integers(0, 2**32 - 1))
+def test_neither_end_falls_over_damage(seed):
+    chance = random.Random(seed)
     ends = Ends(FORM, LossyOptions(payload=150))
     ends.ask(IMAGE)
     seal, back = ends.backend._seals
@@ -215,10 +217,12 @@ def test_neither_end_falls_over_damage(chance):
         packet = ImagePacket(
             kind, chance.choice((0, 1, 2, 5, 2**32 - 1)), *numbers, chance.randbytes(chance.choice((0, 3, 4, 33, 80)))
         )
-        ends.server.received(seal.close(packet), "camera")  # who holds the key may be mad
+        ends.server.received(seal.close(packet), "camera")  # who holds the key may spoil its own session
         ends.backend.received(back.close(packet))
         ends.server.received(chance.randbytes(chance.randrange(300)), "camera")
         ends.backend.received(chance.randbytes(chance.randrange(300)))
+    ends.run(8)
+    ends.backend._set_ready(False, "a new session, please")
     ends.run(8)
     assert ends.ask(IMAGE).error is None
 
