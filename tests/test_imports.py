@@ -18,7 +18,7 @@ LEAVES = {"arrays", "clock", "errors", "files", "processes", "text_values", "ver
 # inside it. A room is a folder up to two levels deep; what lies deeper belongs to it.
 ALLOWED: dict[str, set[str]] = {
     "bench": set(),
-    "client": {"http_client", "oip", "promises.promise"},
+    "client": {"coding", "http_client", "oip", "promises.promise"},
     "delays": set(),
     "edge": {"backends", "coding.answers", "figures", "images", "models", "promises", "serving"},
     "figures": set(),

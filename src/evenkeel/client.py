@@ -25,6 +25,7 @@ import numpy as np
 import orjson
 
 from evenkeel.arrays import Array, FloatArray
+from evenkeel.coding.code import path_of
 from evenkeel.errors import (
     BackendError,
     BackendLostError,
@@ -55,7 +56,6 @@ _MAX_FILE_BYTES = 64 << 20  # what a gateway takes in one request, by default
 _VALUE_BYTES = 64  # of one value in a reply, with room for a long label
 _OUTPUTS = ("scores", "label", "source", "confidence")
 _FURTHER = ("path", "certificate", "latency_ms")
-_PATHS = {"exact": "data centre", "hedge": "data centre", "concealed": "data centre"}
 _MAX_SHOWN = 500  # characters of what a server said
 _LEAST_RETRY_S = 0.01
 _ERRORS: dict[int, type[RequestError]] = {
@@ -433,7 +433,7 @@ def _read_answers(reply: HttpReply, rows: int, promise: Promise | None) -> list[
     for row in range(rows):
         source = columns["source"][row]
         certificate = columns["certificate"][row] if "certificate" in columns else ""
-        path = columns["path"][row] if "path" in columns else _PATHS.get(source, source)
+        path = columns["path"][row] if "path" in columns else path_of(source)
         answers.append(
             Classification(
                 columns["label"][row],

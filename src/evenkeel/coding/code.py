@@ -20,9 +20,14 @@ from typing import Literal
 
 from evenkeel.arrays import Array
 
-__all__ = ["Answer", "Code", "Source", "Task"]
+__all__ = ["Answer", "Code", "Source", "Task", "path_of"]
 
 Source = Literal["exact", "collage", "hedge", "concealed", "edge", "degraded", "decoded", "default"]
+
+
+def path_of(source: str) -> str:
+    """Gives the path of an answer from `source`: `data centre` where a replica did it, else the source itself."""
+    return "data centre" if source in ("exact", "hedge", "concealed") else source
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 
-from evenkeel.coding.code import Answer, Source
+from evenkeel.coding.code import Answer, Source, path_of
 from evenkeel.errors import ProtocolError, RequestError
 from evenkeel.oip import InferRequest, InferResponse, Tensor, shown, write_response
 from evenkeel.serving.gateway.gateway import Outcome
@@ -17,7 +17,6 @@ __all__ = ["OUTPUTS", "PROMISED", "AnswerWriter"]
 OUTPUTS = {"scores": "FP32", "label": "BYTES", "source": "BYTES", "confidence": "FP32", "latency_ms": "FP32"}
 # Besides, where a certificate says what is promised.
 PROMISED = {"path": "BYTES", "certificate": "BYTES"}
-_PATHS = dict.fromkeys(("exact", "hedge", "concealed"), "data centre")  # of a source; else it is the path itself
 
 _MAX_HEADS = 1024
 _MAX_FP32 = float(np.finfo(np.float32).max)
@@ -142,7 +141,7 @@ class AnswerWriter:
 
     def _path(self, outcomes: Sequence[Outcome]) -> Tensor:
         sources = [outcome.answer.source for outcome in outcomes if outcome.answer]
-        return Tensor("path", "BYTES", (len(sources),), [_PATHS.get(source, source).encode() for source in sources])
+        return Tensor("path", "BYTES", (len(sources),), [path_of(source).encode() for source in sources])
 
     def _certificate(self, outcomes: Sequence[Outcome]) -> Tensor:
         data = [outcome.certificate.encode() for outcome in outcomes]
@@ -161,7 +160,7 @@ def _pack_bytes(value: bytes) -> bytes:
 
 _pack_float = struct.Struct("<f").pack
 _packed_sources = {source: _pack_bytes(source.encode()) for source in get_args(Source)}
-_packed_paths = {source: _pack_bytes(_PATHS.get(source, source).encode()) for source in get_args(Source)}
+_packed_paths = {source: _pack_bytes(path_of(source).encode()) for source in get_args(Source)}
 
 
 def _column(name: str, values: list[float]) -> Tensor:

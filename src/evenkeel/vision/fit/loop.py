@@ -154,7 +154,7 @@ def fit_tiles(
         "images": len(bank),
         "more": bank.more,
         "views": bank.views,
-        "halvings": network.halvings if isinstance(network, TileNet) else "own weights",
+        **_form(network),
     }
     change = LossyViews(recipe.lossy, recipe.quality) if recipe.lossy else None
     step, spent_s = _load(checkpoint, about, network, average, optimisers)
@@ -239,6 +239,11 @@ def whiten(network: TileNet, bank: ViewBank, side: int) -> None:
     network.set_whitening(standardise(shrink(bank.pixels(chosen, torch.zeros_like(chosen)), side)))
 
 
+def _form(network: TileReader) -> dict[str, Any]:
+    """Gives what a checkpoint has to say of a network, beside the shapes of its weights."""
+    return {"halvings": network.halvings} if isinstance(network, TileNet) else {"weights": "classifier"}
+
+
 def weights_of(folder: Path) -> Literal["fresh", "classifier"]:
     """Tells with which weights the fit in `folder` began.
 
@@ -246,7 +251,7 @@ def weights_of(folder: Path) -> Literal["fresh", "classifier"]:
         ConfigurationError: a checkpoint in it is damaged.
     """
     about = [load_checkpoint(path, "about")["about"] for path in folder.glob("*.checkpoint")]
-    return "classifier" if any(each.get("halvings") == "own weights" for each in about) else "fresh"
+    return "classifier" if any(each.get("weights") == "classifier" for each in about) else "fresh"
 
 
 def start_from(network: TileReader, folder: Path) -> None:
@@ -260,8 +265,7 @@ def start_from(network: TileReader, folder: Path) -> None:
         state = load_checkpoint(path, "about", "average")
         weights = state["average"]
         alike = {name: value.shape for name, value in weights.items()} == wanted
-        halvings = network.halvings if isinstance(network, TileNet) else "own weights"
-        if alike and state["about"].get("halvings") == halvings:
+        if alike and _form(network).items() <= state["about"].items():
             network.load_state_dict(weights)
             return
     raise ConfigurationError(f"start: {folder} holds no checkpoint of a network of this size; give the folder of a fit")
