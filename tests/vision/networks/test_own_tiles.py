@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from evenkeel.models.black_box import BlackBox
+from evenkeel.vision.networks.architecture import count_macs
 from evenkeel.vision.networks.own_tiles import OwnTiles
 
 RANDOM = np.random.default_rng(0)
@@ -66,3 +67,4 @@ def test_a_tile_gets_the_scores_of_the_image(tmp_path: Path, kind: int, layout: 
         network.scale_scores(0.5)
         np.testing.assert_allclose(network(shown), found / 2, rtol=1e-5)
     assert OwnTiles(box, 8, MEAN, STD)(shown[:, :, :8, :8]).shape == (4, 5)
+    assert count_macs(network, (3, 16, 16)) == 16 * 16 * 6 * channels * 9 + 6 * 5

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from evenkeel.vision.networks.winograd import WinogradConv2d
 
@@ -168,21 +169,13 @@ class Served(nn.Module):
 
 @torch.no_grad()
 def count_macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Counts the multiply-accumulates of convolutions and linear layers in one pass over one image of `shape`."""
-    total = 0
-
-    def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        total += output.numel() * cast(Tensor, module.weight)[0].numel()
-
-    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
+    """Counts the multiply-accumulates of convolutions and matrix products in one pass over one image of `shape`."""
     was_training = network.training
-    network.eval()(torch.zeros(1, *shape))
+    network.eval()
+    with FlopCounterMode(display=False) as counted:
+        network(torch.zeros(1, *shape))
     network.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    return total
+    return counted.get_total_flops() // 2
 
 
 def count_parameters(network: nn.Module) -> int:
