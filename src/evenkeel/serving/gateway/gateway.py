@@ -47,6 +47,7 @@ from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, 
 from evenkeel.serving.gateway.node import Attempt
 from evenkeel.serving.gateway.poison import PoisonMemory
 from evenkeel.serving.gateway.policy import Policy
+from evenkeel.serving.gateway.probes import Probes
 from evenkeel.serving.gateway.promise_gate import Grant, PromiseGate
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replica, Replicas, described
@@ -56,8 +57,6 @@ from evenkeel.serving.gateway.suspects import Suspects
 
 __all__ = ["Gateway", "Options", "Outcome"]
 
-# Probes are attempts too, for injected delays, but of no item's own.
-_PROBE_ATTEMPT = 1 << 16
 # Passes that may fail on one item. With the second, something is wrong with the item or with the whole fleet, and more
 # attempts would only spread it.
 _MAX_FAILURES = 2
@@ -133,12 +132,19 @@ class Gateway:
         self._items: dict[int, Item] = {}
         self._next_number = 0
         self._sweeper: Timer | None = None
-        self._suspects = Suspects(clock, self.replicas, self._send_again, self._check)
+        self._probes = Probes(
+            clock,
+            model,
+            self.replicas,
+            self.stats,
+            self._checked,
+            lambda: self._next_number,
+            self._keep_sweeping,
+            self._rescue_all,
+        )
+        self._suspects = Suspects(clock, self.replicas, self._send_again, self._probes.check)
         self._poison = PoisonMemory()
         self._broken_at_s = -_NEVER  # when a worker was last lost while it was at work on an item
-        self._sample: Array | None = None  # sent as a probe when there is no traffic
-        self._prober: Timer | None = None
-        self._probe_at = _NEVER
         self._on_drained: list[Callable[[], object]] = []
         self._spares = make_spares(
             clock,
@@ -269,10 +275,9 @@ class Gateway:
         if replica is not None and not item.suspect:
             self._spares.cover(item, now)
         self._set_timer(item)
-        if self._sweeper is None:
-            self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
+        self._keep_sweeping()
         if self.replicas.any_ejected:
-            self._probe(item.array if self._sample is None else self._sample, item.key, now)
+            self._probes.send(item.array, item.key, now)
         return number
 
     def _granted(self, options: Options) -> Grant | None:
@@ -311,9 +316,9 @@ class Gateway:
 
         Ejected replicas are probed with it too, also without traffic, so that the fleet is ready again when they are.
         """
-        self._sample = sample
+        self._probes.sample = sample
         self.replicas.joined(self._clock.time(), True)
-        self._plan_probe()
+        self._probes.plan()
 
     # ---- attempts on replicas ----
 
@@ -570,7 +575,7 @@ class Gateway:
             self._suspects.add(item, now)
         else:
             item.cross_check_open = True
-            self._check(item, replica, partial(self._on_cross_checked, item))
+            self._probes.check(item, replica, partial(self._on_cross_checked, item))
 
     def _on_cross_checked(self, item: Item, fleet_is_well: bool) -> None:
         item.cross_check_open = False
@@ -599,20 +604,6 @@ class Gateway:
         heads = [replica.at_work for replica in self.replicas.all if replica.health.stalled]
         return any(head and not any(attempt.item is item for attempt in head) for head in heads)
 
-    def _check(self, item: Item, replica: Replica, then: Callable[[bool], object]) -> None:
-        """Has a replica do a pass of a blank item, and calls `then` with whether it could."""
-        now = self._clock.time()
-        self.stats.probes += 1
-        blank = np.zeros_like(item.array) if self._sample is None else self._sample
-        key = attempt_key(item.key, _PROBE_ATTEMPT)
-        replica.submit(self._model, blank[None], key, now, partial(self._on_check_reply, then))
-
-    def _on_check_reply(self, then: Callable[[bool], object], attempt: Attempt, reply: Reply) -> None:
-        replica: Replica = attempt.node
-        reply = self._checked(replica, reply)
-        replica.back(self._clock.time(), attempt.since_s, reply, attempt.expired)
-        then(reply.outputs is not None)
-
     def _rescue_all(self, now: float) -> None:
         self._spares.wake()
         for item in list(self._items.values()):
@@ -623,9 +614,9 @@ class Gateway:
 
     def _on_backend_change(self) -> None:
         now = self._clock.time()
-        self.replicas.joined(now, self._sample is not None)
+        self.replicas.joined(now, self._probes.sample is not None)
         self.replicas.refresh(now)
-        self._plan_probe()
+        self._probes.plan()
         self._rescue_all(now)
 
     def _on_rest(self, until_s: float) -> None:
@@ -875,7 +866,7 @@ class Gateway:
                     self._suspects.over(attempt)
         replicas.expire(now)
         spares.sweep(now, replicas.stall_after_s)
-        self._plan_probe()
+        self._probes.plan()
         if replicas.any_stalled:
             self._rescue_all(now)
         else:
@@ -883,40 +874,6 @@ class Gateway:
         if self._items or replicas.any_outstanding or spares.busy:
             self._sweeper = self._clock.call_at(now + replicas.sweep_every_s, self._sweep)
 
-    def _probe(self, array: Array, key: int, now: float) -> None:
-        """Sends a copy of an item to ejected replicas whose probe is due; nobody waits for the reply."""
-        for replica in self.replicas.wanting_probe(now):
-            self.stats.probes += 1
-            replica.health.probe_sent()
-            replica.submit(self._model, array[None], attempt_key(key, _PROBE_ATTEMPT), now, self._on_probe_reply)
-
-    def _on_probe_reply(self, attempt: Attempt, reply: Reply) -> None:
-        replica: Replica = attempt.node
-        now = self._clock.time()
-        replica.probe_back(now, attempt.since_s, self._checked(replica, reply), attempt.expired)
-        self._plan_probe()
-        if not replica.health.ejected:
-            self._rescue_all(now)
-
-    def _plan_probe(self) -> None:
-        """Sets the timer for the next probe that needs no item."""
-        if self._sample is None:
-            return
-        due_at = self.replicas.next_probe_at()
-        if self._prober is not None:
-            if self._probe_at <= due_at:
-                return
-            self._prober.cancel()
-            self._prober = None
-        if due_at < _NEVER:
-            self._probe_at = due_at
-            self._prober = self._clock.call_at(due_at, self._probe_due)
-
-    def _probe_due(self) -> None:
-        self._prober = None
-        now = self._clock.time()
-        if self._sample is not None:
-            self._probe(self._sample, self._next_number, now)
+    def _keep_sweeping(self) -> None:
         if self._sweeper is None:
-            self._sweeper = self._clock.call_at(now + self.replicas.sweep_every_s, self._sweep)
-        self._plan_probe()
+            self._sweeper = self._clock.call_at(self._clock.time() + self.replicas.sweep_every_s, self._sweep)
