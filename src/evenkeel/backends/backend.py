@@ -45,11 +45,13 @@ class Backend(ABC):
 
     Attributes:
         name: unique in a gateway, for records and metrics.
+        address: where its worker is reached, without a password; empty where it has no address.
         on_change: called without arguments whenever `ready` may have changed; set by the gateway.
         serial: it takes one task at a time, first in first out, so that the time between two replies is service time.
     """
 
     name: str
+    address: str = ""
     serial: bool = True
 
     @property

@@ -55,9 +55,11 @@ def lossy_backend(config: ServeConfig, name: str, link: str, card: ModelCard, di
     form = JpegForm(card.width, card.height, lossy.quality, lossy.subsampling, lossy.blocks)
     called = config.remote_model or config.name or card.name
     udp = UdpLink(address.host, address.port)
-    return LossyBackend(
+    backend = LossyBackend(
         name, udp, card.name, form, layout=card.layout, called=called, digest=digest, options=options
     )  # fmt: skip
+    backend.address = link
+    return backend
 
 
 async def listen_for_images(

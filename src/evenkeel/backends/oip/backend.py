@@ -96,6 +96,7 @@ class OipBackend(Backend):
         except ConfigurationError as error:
             raise ConfigurationError(f"{name}: {error}") from None
         self.name = name
+        self.address = without_password(url.rstrip("/"))
         self.serial = connections == 1
         self._card = card
         self._model_path = f"/v2/models/{quote(model, safe='')}"

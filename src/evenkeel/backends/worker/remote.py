@@ -40,6 +40,7 @@ class WorkerBackend(Backend):
         digests: ModelDigests | None = None,
     ) -> None:
         self.name = name
+        self.address = str(parse_address(link)) if isinstance(link, str) else ""
         self._link = SocketLink(parse_address(link)) if isinstance(link, str) else link
         self._wanted = tuple(models)
         self._digests = digests

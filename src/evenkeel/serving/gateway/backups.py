@@ -196,6 +196,11 @@ class Backups(Spares):
         self._clock.call_soon(self.wake)
 
     @property
+    def nodes(self) -> Sequence[Node]:
+        """Gives the backups."""
+        return self._backups
+
+    @property
     def busy(self) -> bool:
         """Tells whether any backup has a task."""
         return any(backup.open for backup in self._backups)
@@ -333,6 +338,7 @@ class Backups(Spares):
                 self._stats.lost_passes += 1
                 _log.warning("%s could not do a pass: %s", attempt.node.backend.name, described(reply.error))
             else:
+                self._stats.pass_times.add(self._clock.time() - attempt.since_s)
                 group.replied(number, reply.outputs, self._stats, self._on_answer)
         finally:  # whatever a reply holds, the backup is idle again
             self.wake()

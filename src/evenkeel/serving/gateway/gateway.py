@@ -44,7 +44,7 @@ from evenkeel.serving.gateway.backups import Offload, inline
 from evenkeel.serving.gateway.budget import Budget, Rationed
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.item import NO_OPTIONS, Item, OnOutcome, Options, Outcome
-from evenkeel.serving.gateway.node import Attempt
+from evenkeel.serving.gateway.node import Attempt, Node
 from evenkeel.serving.gateway.poison import PoisonMemory
 from evenkeel.serving.gateway.policy import Policy
 from evenkeel.serving.gateway.probes import Probes
@@ -52,7 +52,7 @@ from evenkeel.serving.gateway.promise_gate import Grant, PromiseGate
 from evenkeel.serving.gateway.quantile import LiveQuantiles
 from evenkeel.serving.gateway.replicas import Replica, Replicas, described
 from evenkeel.serving.gateway.spare_kinds import make_spares
-from evenkeel.serving.gateway.stats import Stats, count
+from evenkeel.serving.gateway.stats import FAILED, Stats, count, measure
 from evenkeel.serving.gateway.suspects import Suspects
 
 __all__ = ["Gateway", "Options", "Outcome"]
@@ -180,6 +180,11 @@ class Gateway:
         """
         alone = self.policy.degrade and self._spares.answers_alone
         return not self.draining and (self.replicas.any_ready or alone)
+
+    @property
+    def backups(self) -> Sequence[Node]:
+        """Gives the workers that hold coded models."""
+        return self._spares.nodes
 
     @property
     def in_flight(self) -> int:
@@ -400,7 +405,7 @@ class Gateway:
                 self._answer_concealed(item, outputs[0], reply.lost, now)
             return
         if item.done:
-            self._compare(item, outputs[0])
+            self._compare(item, outputs[0], now)
         else:
             if item.light is not None:
                 self._audited(item, item.light, outputs[0])
@@ -772,18 +777,21 @@ class Gateway:
         self._close(item)
         if answer.source != "exact":
             item.fill = fill  # for the comparison with a late exact reply
+            item.filled_at_s = now
         self._answer(item, answer, now)
         if item.audited and answer.source == "edge":
             replica = self.replicas.choose()
             if replica is not None:
                 self._send(item, replica, "exact", now)
 
-    def _compare(self, item: Item, scores: Array) -> None:
+    def _compare(self, item: Item, scores: Array, now: float) -> None:
         """Compares an exact reply with the fill that was used: this measures the backup's accuracy in production."""
         if item.fill is not None:
             answer, _ = item.fill
             item.fill = None
             self._audited(item, answer, scores)
+            if answer.source != "edge":  # a replica that is asked afterwards would have been no later
+                self.stats.saved_times.add(now - item.filled_at_s)
             self.stats.fills_compared += 1
             self.stats.fills_agreed += int(np.argmax(answer.value)) == int(np.argmax(scores))
 
@@ -814,9 +822,10 @@ class Gateway:
         self._answer(item, answer, now)
 
     def _answer(self, item: Item, answer: Answer, now: float) -> None:
-        count(self.stats.sources, answer.source)
+        latency_s = now - item.since_s
+        measure(self.stats.latencies, answer.source, latency_s)
         certificate = "" if item.grant is None else item.grant.covers(answer.source)
-        item.on_outcome(Outcome(answer, None, now - item.since_s, certificate))
+        item.on_outcome(Outcome(answer, None, latency_s, certificate))
 
     def _fail(self, item: Item, error: EvenkeelError) -> None:
         if self._degrade(item):
@@ -825,7 +834,9 @@ class Gateway:
         if item.grant is not None:
             item.grant.failed()
         self._close(item)
-        item.on_outcome(Outcome(None, error, self._clock.time() - item.since_s))
+        latency_s = self._clock.time() - item.since_s
+        measure(self.stats.latencies, FAILED, latency_s)
+        item.on_outcome(Outcome(None, error, latency_s))
 
     def _close(self, item: Item) -> None:
         """Removes an item: stops its timer and cancels its other attempts."""

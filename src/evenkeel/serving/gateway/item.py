@@ -77,6 +77,7 @@ class Item:
         "exact",
         "failures",
         "fill",
+        "filled_at_s",
         "grant",
         "hedge_at",
         "hedges",
@@ -139,6 +140,7 @@ class Item:
         self.late = False  # `fill_after` has passed
         self.min_confidence = 0.0
         self.fill: tuple[Answer, str] | None = None  # best sure answer from a spare, and its code's name
+        self.filled_at_s = 0.0  # when that was its answer
         self.uncovered = False  # to be handed to the backups only when it is late
         self.passes = 0  # of backups that may still answer it
         self.lost_a_pass = False  # a backup died or stopped replying with it, so no other gets it

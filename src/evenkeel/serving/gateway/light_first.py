@@ -1,11 +1,12 @@
 """Asks a light model first; what it is not sure of goes to the replicas, which hold the accurate one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from evenkeel.arrays import Array
 from evenkeel.promises.promise import NEVER
 from evenkeel.serving.gateway.backups import Backups
 from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.node import Node
 from evenkeel.serving.gateway.spares import Spares
 
 __all__ = ["LightFirst"]
@@ -66,6 +67,11 @@ class LightFirst(Spares):
         wanted = item.min_confidence < NEVER or item.degrade
         if wanted and not item.exact and not item.unsure and not item.passes:
             self._light.take(item)
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """Gives the light workers."""
+        return self._light.nodes
 
     @property
     def busy(self) -> bool:

@@ -60,6 +60,7 @@ class Attempt:
         if reply.cancelled and not self._given_up:
             error = BackendError(f"{self.node.backend.name} gave up a task that nobody had cancelled")
             reply = Reply(error=error)
+        self.node.done += reply.outputs is not None
         on_reply(self, reply)
 
     def expire(self, limit_s: float) -> None:
@@ -77,12 +78,17 @@ class Node:
     Args:
         backend: does the tasks.
         limit_s: longest time of one task, once those before it are done.
+
+    Attributes:
+        done: tasks that it did.
+        open: tasks that it has.
     """
 
-    __slots__ = ("_limit_s", "backend", "open")
+    __slots__ = ("_limit_s", "backend", "done", "open")
 
     def __init__(self, backend: Backend, limit_s: float) -> None:
         self.backend = backend
+        self.done = 0
         self.open: dict[Attempt, None] = {}
         self._limit_s = limit_s
 

@@ -99,7 +99,7 @@ class Replica(Node):
         if service_s is not None:
             self.well = True
             self._rests = 0
-            self._fleet.learn(self, service_s, now_s)
+            self._fleet.learn(self, service_s, now_s - sent_s - service_s, now_s)
         elif reply.cancelled:
             if reply.service_s is not None:
                 self._fleet.learn_unfinished(reply.service_s)
@@ -235,8 +235,10 @@ class Replicas:
         """Counts the tasks that the usable replicas can take until each has `limit`."""
         return sum(max(0, limit - len(replica.open)) for replica in self._usable)
 
-    def learn(self, replica: Replica, service_s: float, now_s: float) -> None:
-        """Notes how long an ordinary reply took, and ejects the replica if it stays slow."""
+    def learn(self, replica: Replica, service_s: float, queue_s: float, now_s: float) -> None:
+        """Notes how long an ordinary reply took, and its wait before, and ejects the replica if it stays slow."""
+        self._stats.service_times.add(service_s)
+        self._stats.queue_times.add(queue_s if queue_s > 0 else 0.0)
         health = replica.health
         if health.ejected:  # left-overs from before the ejection say nothing of the fleet
             if health.ejected_for in ("stalled", "untried"):

@@ -5,9 +5,11 @@ dispatch spares is one more subclass, made in `spare_kinds.py`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from evenkeel.arrays import Array
 from evenkeel.serving.gateway.item import Item
+from evenkeel.serving.gateway.node import Node
 
 __all__ = ["NoSpares", "Spares"]
 
@@ -20,6 +22,11 @@ class Spares(ABC):
     """
 
     sends_items: bool = True
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """Gives the workers of its own."""
+        return ()
 
     @property
     def answers_alone(self) -> bool:

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["Stats", "count"]
+from evenkeel.serving.gateway.histogram import Histogram
+
+__all__ = ["FAILED", "Stats", "count", "measure"]
+
+FAILED = "error"  # stands for the source of an answer where there is none
 
 
 @dataclass(slots=True)
@@ -14,7 +18,12 @@ class Stats:
     failed: int = 0  # ended in an error
     abandoned: int = 0  # given up because their user went away
     deadlines: int = 0  # reached their deadline
-    sources: dict[str, int] = field(default_factory=dict)  # answers by how they are known
+    # From an item's acceptance to its answer, by how that is known, or to its error.
+    latencies: dict[str, Histogram] = field(default_factory=dict)
+
+    queue_times: Histogram = field(default_factory=Histogram)  # from sending a task to a replica until that began it
+    service_times: Histogram = field(default_factory=Histogram)  # of replicas' tasks
+    pass_times: Histogram = field(default_factory=Histogram)  # of backups' tasks
 
     copies: int = 0  # extra copies sent at once
     hedges: int = 0
@@ -33,6 +42,7 @@ class Stats:
     unsure_fills: int = 0  # not used: less sure than required
     fills_compared: int = 0  # whose exact reply came later
     fills_agreed: int = 0
+    saved_times: Histogram = field(default_factory=Histogram)  # from a fill until its exact reply
     escalated: int = 0  # items of which the light model was not sure
     audits: int = 0  # items that both models answered, chosen at random
     audits_agreed: int = 0
@@ -44,6 +54,11 @@ class Stats:
     probes: int = 0
 
     @property
+    def sources(self) -> dict[str, int]:
+        """Counts answers by how they are known."""
+        return {source: times.count for source, times in self.latencies.items() if source != FAILED}
+
+    @property
     def extra_passes(self) -> float:
         """Gives the work beyond one pass an item, in replica passes."""
         return self.copies + self.hedges + self.retries + self.probes + self.backup_cost
@@ -52,3 +67,11 @@ class Stats:
 def count(counts: dict[str, int], name: str, number: int = 1) -> None:
     """Adds to a counter of several."""
     counts[name] = counts.get(name, 0) + number
+
+
+def measure(times: dict[str, Histogram], name: str, seconds: float) -> None:
+    """Adds a duration to a histogram of several."""
+    histogram = times.get(name)
+    if histogram is None:
+        histogram = times[name] = Histogram()
+    histogram.add(seconds)
