@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "lab": set(),
     "oip": set(),
     "promises": set(),
+    "trust": set(),
     "models": {"figures.estimates"},
     "coding": set(),
     "coding.answers": {"coding.code", "coding.checks", "images.resize", "models.cards"},
