@@ -653,3 +653,80 @@ def test_the_date_is_that_of_now():
         server.feed(GET)
     dates = [response.headers["date"] for response in server.responses("GET", "GET", "GET")]
     assert dates == ["Thu, 01 Jan 1970 00:00:00 GMT"] * 2 + ["Fri, 02 Jan 1970 00:00:00 GMT"]
+
+
+# ---- answers without an end ----
+
+
+def begun():
+    server = Server(Echo(hold=True))
+    server.feed(GET + request_bytes("/behind", method="GET"))
+    exchange = server.echo.asked[0]
+    exchange.begin(200, b"content-type: text/event-stream\r\n")
+    return server, exchange
+
+
+def test_an_answer_without_an_end_is_sent_in_parts_and_says_that_the_connection_ends_it():
+    server, exchange = begun()
+    exchange.send(b"data: 1\n\n")
+    exchange.send(b"data: 2\n\n")
+    head, _, body = server.transport.sent.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\ncontent-type: text/event-stream\r\nconnection: close" in head
+    assert b"content-length" not in head
+    assert body == b"data: 1\n\ndata: 2\n\n"
+    assert server.http.responses == {200: 1}
+
+
+def test_nothing_behind_an_answer_without_an_end_is_read():
+    server, exchange = begun()
+    server.feed(GET * 100)
+    assert server.targets == [b"/a"]
+    assert not server.transport.paused
+    server.protocol.connection_lost(None)
+    assert server.echo.lost == [exchange]
+    exchange.send(b"late")
+    assert b"late" not in server.transport.sent
+
+
+def test_who_does_not_read_misses_parts_and_is_cut_off_in_the_end():
+    server, exchange = begun()
+    server.protocol.pause_writing()
+    exchange.send(b"missed")
+    server.protocol.resume_writing()
+    exchange.send(b"read")
+    assert server.transport.sent.endswith(b"\r\n\r\nread")
+    server.protocol.pause_writing()
+    server.clock.run()
+    assert server.transport.aborted
+    assert server.clock.time() <= 2 * LIMITS.write_timeout_s
+
+
+def test_a_server_that_closes_ends_answers_without_an_end_at_once():
+    server, exchange = begun()
+    server.http.close()
+    assert server.transport.closing
+    assert not server.transport.aborted
+    exchange.send(b"late")
+    assert b"late" not in server.transport.sent
+
+
+# ---- what is counted ----
+
+
+def test_every_answer_is_counted_by_its_status():
+    server = Server()
+    server.feed(GET)
+    server.feed(GET)
+    server.feed(b"BROKEN\r\n\r\n")
+    assert server.http.responses == {200: 2, 400: 1}
+
+
+def test_a_request_says_when_its_first_byte_came(monkeypatch):
+    times = iter([10.0, 11.0, 12.0])
+    monkeypatch.setattr("evenkeel.serving.http.connection.monotonic", lambda: next(times))
+    server = Server()
+    server.feed(GET + GET[:5])
+    server.feed(GET[5:-2])
+    server.feed(GET[-2:] + GET)
+    assert [exchange.request.since_s for exchange in server.echo.asked] == [10.0, 10.0, 12.0]

@@ -7,9 +7,10 @@ connections.
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Protocol, cast
 
 import orjson
@@ -100,6 +101,17 @@ class Exchange:
         """
         self._connection.answer(self, status, headers, body)
 
+    def begin(self, status: int, headers: bytes) -> None:
+        """Sends the head of an answer whose end is that of the connection; `send` sends its parts.
+
+        It ends when the client goes, which the handler learns by `gone`, or when the server closes.
+        """
+        self._connection.begin(self, status, headers)
+
+    def send(self, part: bytes) -> None:
+        """Sends a part of an answer that was begun, unless the client does not read: then it misses that part."""
+        self._connection.send(self, part)
+
 
 class HttpServer:
     """Holds what the connections of one server share.
@@ -109,6 +121,7 @@ class HttpServer:
         limits: of each client.
         headers: lower-case names of the headers that the handler reads; others are dropped.
         clock: gives the clock of the timeouts; by default the running event loop.
+        responses: counts what is sent, by its status.
 
     Attributes:
         connections: open ones.
@@ -122,8 +135,10 @@ class HttpServer:
         limits: HttpLimits,
         headers: Collection[bytes],
         clock: Callable[[], Clock] = asyncio.get_running_loop,
+        responses: Counter[int] | None = None,
     ) -> None:
         self.clock = clock
+        self.responses: Counter[int] = Counter() if responses is None else responses
         self.handle = handler.handle
         self.gone = handler.gone
         self.limits = limits
@@ -176,6 +191,7 @@ class HttpConnection(asyncio.Protocol):
         "_reader",
         "_running",
         "_server",
+        "_streams",
         "_transport",
         "_waiting",
         "_waiting_bytes",
@@ -200,6 +216,7 @@ class HttpConnection(asyncio.Protocol):
         self._current_bytes = 0  # of that, for the request that the handler has
 
         self._is_new = True  # nothing has come yet
+        self._streams = False  # an answer was begun whose end is that of the connection
         self._ending = False  # nothing is answered any more
         self._read_paused = False
         self._write_paused = False
@@ -247,6 +264,7 @@ class HttpConnection(asyncio.Protocol):
         """Reads requests."""
         self._is_new = False
         reader = self._reader
+        reader.now_s = monotonic()
         before = reader.state
         try:
             events = reader.feed(data)
@@ -315,9 +333,25 @@ class HttpConnection(asyncio.Protocol):
             if self._is_full(size):
                 raise OverloadedError(_FULL)
 
+    def begin(self, exchange: Exchange, status: int, headers: bytes) -> None:
+        """Does what `Exchange.begin` says."""
+        if self._current is exchange:
+            self._streams = True
+            self._reader.stop()  # nothing could be answered behind it
+            self._waiting.clear()
+            self._server.responses[status] += 1
+            self._transport.write(b"%b%b%b\r\n" % (self._server.heads.start(status), headers, _CLOSE))
+
+    def send(self, exchange: Exchange, part: bytes) -> None:
+        """Does what `Exchange.send` says."""
+        if self._current is exchange and not (self._write_paused or self._ending):
+            self._transport.write(part)
+
     def close_soon(self) -> None:
-        """Closes if idle; a client that just connected gets a moment to send its request."""
-        if self._is_new:
+        """Closes if idle, or if its answer has no end; a client that just connected gets a moment for its request."""
+        if self._streams:
+            self._end()
+        elif self._is_new:
             self._unwatch()
             self._watch_new()
         else:
@@ -334,6 +368,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport.abort()
 
     def _write(self, status: int, headers: bytes, body: bytes, method: bytes) -> None:
+        self._server.responses[status] += 1
         head = b"%b%bcontent-length: %d\r\n\r\n" % (self._server.heads.start(status), headers, len(body))
         if method == b"HEAD":
             self._transport.write(head)

@@ -66,12 +66,14 @@ class Request:
         body: whole, or empty where the body is long and `parts` hold it.
         parts: of a long body.
         body_bytes: of the body.
+        since_s: when its first byte came, as the reader was told.
         keep: the client lets the connection be kept; when it does not, this is the last request.
     """
 
-    __slots__ = ("body", "body_bytes", "headers", "keep", "method", "parts", "target")
+    __slots__ = ("body", "body_bytes", "headers", "keep", "method", "parts", "since_s", "target")
 
-    def __init__(self) -> None:
+    def __init__(self, since_s: float = 0.0) -> None:
+        self.since_s = since_s
         self.method = b""
         self.target = b""
         self.headers: dict[bytes, bytes] = {}
@@ -113,6 +115,7 @@ class RequestReader:
 
     Attributes:
         state: see the module.
+        now_s: when the bytes came that are fed next.
         wants_continue: the client waits for a word before it sends the body.
     """
 
@@ -131,12 +134,14 @@ class RequestReader:
         "_request",
         "_seen_bytes",
         "_wanted",
+        "now_s",
         "state",
         "wants_continue",
     )
 
     def __init__(self, limits: ReadLimits = ReadLimits(), headers: Collection[bytes] = ()) -> None:
         self.state: State = "idle"
+        self.now_s = 0.0
         self.wants_continue = False
         self._limits = limits
         self._max_head_bytes = limits.head_bytes
@@ -215,7 +220,7 @@ class RequestReader:
         if following is None or self._reads_on:
             return
         self.state = following
-        self._request = Request()
+        self._request = Request(self.now_s)
         self._head_bytes = self._fed_bytes = self._body_bytes = self._seen_bytes = 0
 
     def on_url(self, part: bytes) -> None:
