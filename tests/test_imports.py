@@ -12,7 +12,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "evenkeel"
 
 # Every room may use these; they use no room but each other.
-LEAVES = {"arrays", "clock", "errors", "files", "processes", "text_values", "version"}
+LEAVES = {"arrays", "clock", "errors", "files", "logs", "processes", "text_values", "version"}
 
 # Room -> what it may import besides itself, the rooms inside it and the leaves. A name stands for itself and for all
 # inside it. A room is a folder up to two levels deep; what lies deeper belongs to it.

@@ -2,10 +2,7 @@
 
 import asyncio
 import contextlib
-import logging
 import os
-import queue
-import re
 import signal
 import socket
 import subprocess
@@ -20,7 +17,6 @@ import yaml
 from evenkeel.bench.serving.load import Target, drive
 from evenkeel.bench.serving.server_process import ServerProcess, read_counters
 from evenkeel.models import shipped
-from evenkeel.serving.log_queue import FewAlike
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -185,49 +181,6 @@ def test_it_listens_on_both_kinds_of_addresses_and_a_unix_socket(tmp_path: Path)
 
     asyncio.run(run())
     assert "listens on ::: whoever reaches it can send requests" in (tmp_path / "log").read_text()
-
-
-def test_a_log_that_nobody_reads_holds_nobody_up() -> None:
-    program = (
-        "import logging; from evenkeel.serving.log_queue import log_to_stderr; log_to_stderr()\n"
-        "for number in range(30_000):\n"
-        "    record = dict(name='n', levelno=logging.WARNING, lineno=number, msg='%d %s', args=(number, 'x' * 100))\n"
-        "    logging.getLogger().handle(logging.makeLogRecord(record))\n"
-        "print('done', flush=True)"
-    )
-    # Its stderr is a pipe that nobody reads, which is full after 64 KiB.
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"done\n"
-        assert process.wait(30) == 0
-
-
-def test_a_record_is_written_once_with_its_traceback() -> None:
-    program = (
-        "import logging; from evenkeel.serving.log_queue import log_to_stderr; log_to_stderr()\n"
-        "try: 1 / 0\n"
-        "except ZeroDivisionError: logging.getLogger('a.b').exception('%s failed', 'it')\n"
-    )
-    lines = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True).stderr.splitlines()
-    assert re.fullmatch(r"[-\d]+ [:,\d]+ ERROR a\.b: it failed", lines[0])
-    assert sum("it failed" in line for line in lines) == 1
-    assert (lines[1], lines[-1]) == ("Traceback (most recent call last):", "ZeroDivisionError: division by zero")
-
-
-def test_of_records_from_one_line_only_some_are_taken_and_the_rest_are_counted() -> None:
-    records: queue.Queue[logging.LogRecord | None] = queue.Queue()
-    handler = FewAlike(records)
-
-    def log(place: int, at_s: float) -> None:
-        fields = {"name": "n", "levelname": "WARNING", "pathname": "p", "lineno": place, "created": at_s, "msg": "lost"}
-        handler.handle(logging.makeLogRecord(fields))
-
-    for number in range(50):
-        log(1, 100.0 + number * 0.1)
-    log(2, 105.0)  # another line is not kept out
-    log(1, 111.0)
-    log(1, 122.0)
-    texts = [record.getMessage().partition("lost")[2] for record in records.queue if record is not None]
-    assert texts == [""] * 21 + [" (and 30 more like this)", ""]
 
 
 @pytest.mark.parametrize("of_gateway", ["another", "none"])

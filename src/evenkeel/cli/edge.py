@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from evenkeel.cli.options import example
+from evenkeel.cli.options import example, log_option
 from evenkeel.cli.serve import run_server
 from evenkeel.errors import ConfigurationError
+from evenkeel.logs import LogFormat
 from evenkeel.processes import end_by_signal, end_with_parent
 
 __all__ = ["edge"]
@@ -21,8 +22,9 @@ __all__ = ["edge"]
 @click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--host", help="Address to listen on; the default is loopback.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@log_option
 @click.option("--parent-pid", type=int, hidden=True, help="Process with which this one ends.")
-def edge(config: Path, host: str | None, port: int | None, parent_pid: int | None) -> None:
+def edge(config: Path, host: str | None, port: int | None, parent_pid: int | None, log_format: LogFormat) -> None:
     """Answer beside the camera: by a light model where a certificate allows it, else by a data centre.
 
     CONFIG is a YAML file; docs/how-to/edge.md lists its fields. Answers come in time although the data centre is slow
@@ -40,4 +42,4 @@ def edge(config: Path, host: str | None, port: int | None, parent_pid: int | Non
         settings = read_edge_config({**raw, **flags} if isinstance(raw, dict) else raw, config.parent)
     except ConfigurationError as error:
         raise ConfigurationError(f"{config}: {error}") from None
-    run_server(settings)
+    run_server(settings, log_format)

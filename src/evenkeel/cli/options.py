@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-__all__ = ["example", "node_options", "output_options"]
+from evenkeel.logs import FORMATS
+
+__all__ = ["example", "log_option", "node_options", "output_options"]
 
 CommandFunction = Callable[..., Any]
 
@@ -52,6 +54,15 @@ _OUTPUT_OPTIONS = {
     "report": click.option("--report", type=_FILE, help="File to write an HTML report to."),
     "figure": click.option("--figure", type=_FILE, help="File to draw a figure to (PNG or SVG)."),
 }
+
+
+log_option = click.option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="Form of the log on stderr, in which one line is one record.",
+)
 
 
 def example(*lines: str) -> str:

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from evenkeel.cli.options import example, node_options
+from evenkeel.cli.options import example, log_option, node_options
 from evenkeel.errors import ConfigurationError
+from evenkeel.logs import LogFormat, log_to_stderr
 from evenkeel.processes import end_by_signal, end_with_parent
 
 __all__ = ["run_server", "serve"]
@@ -36,8 +37,9 @@ _POLICY_FLAGS = (
 @click.option("--host", help="Address to listen on; the default is loopback.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @node_options
+@log_option
 @click.option("--parent-pid", type=int, hidden=True, help="Process with which this one ends.")
-def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
+def serve(config: Path | None, parent_pid: int | None, log_format: LogFormat, **flags: Any) -> None:
     """Serve a classifier behind the gateway, over the Open Inference Protocol.
 
     CONFIG is a YAML file; docs/how-to/serve.md lists its fields. Without one, flags and defaults alone.
@@ -52,7 +54,7 @@ def serve(config: Path | None, parent_pid: int | None, **flags: Any) -> None:
         settings = read_config(_with_flags(raw, flags), folder)
     except ConfigurationError as error:
         raise ConfigurationError(f"{config}: {error}" if config else str(error)) from None
-    run_server(settings)
+    run_server(settings, log_format)
 
 
 def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
@@ -73,14 +75,13 @@ def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
     return merged
 
 
-def run_server(settings: Any) -> None:
+def run_server(settings: Any, log_format: LogFormat = "text") -> None:
     """Serves until a signal comes, and says on which URL."""
     import uvloop
 
-    from evenkeel.serving.log_queue import log_to_stderr
     from evenkeel.serving.service import serve as run
 
-    log_to_stderr()
+    log_to_stderr(log_format)
 
     def started(url: str, why_not: str) -> None:
         nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"

@@ -8,6 +8,7 @@ from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.batching import MAX_BATCH
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
+from evenkeel.logs import FORMATS, LogFormat
 
 __all__ = ["WorkerConfig", "add_arguments", "config_from", "to_arguments"]
 
@@ -38,6 +39,7 @@ class WorkerConfig:
         max_batch: rows of waiting tasks that one pass takes together, at most; fewer where the model gains nothing by
             more, as is measured at the start; 1: every task is a pass of its own.
         drain_s: how long, after a stop signal, the worker may go on with what is queued.
+        log_format: of what is logged to stderr, `text` or `json`.
         parent_pid: dies with that process, however it ends; 0: stands alone.
     """
 
@@ -55,6 +57,7 @@ class WorkerConfig:
     max_rows: int = 1024
     max_batch: int = MAX_BATCH
     drain_s: float = 10.0
+    log_format: LogFormat = "text"
     parent_pid: int = 0
 
     def __post_init__(self) -> None:
@@ -105,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--delay", default="", metavar="LAW", help="Delay to inject, for experiments: two-mode:scale=0.3,seed=7.")
     add("--drain", type=float, default=10.0, dest="drain_s", help="Seconds to finish the queue after SIGTERM.")
+    add("--log-format", choices=FORMATS, default="text", help="Form of the log on stderr; one line is one record.")
     for name in ("queued", "clients", "rows"):  # the older names of these options
         add(f"--most-{name}", type=int, default=argparse.SUPPRESS, dest=f"max_{name}", help=argparse.SUPPRESS)
     # Set by a gateway or an experiment for the workers that it starts.
@@ -144,6 +148,7 @@ def to_arguments(config: WorkerConfig) -> list[str]:
         "--delay": config.delay,
         "--worker-number": config.worker_number,
         "--drain": config.drain_s,
+        "--log-format": config.log_format,
         "--parent-pid": config.parent_pid,
     }
     for name, value in (("--delay-cost", config.delay_cost), ("--delay-epoch", config.delay_epoch_s)):

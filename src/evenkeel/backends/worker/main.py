@@ -22,6 +22,7 @@ from evenkeel.backends.worker.server import serve
 from evenkeel.delays.laws import Delay
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.logs import log_to_stderr
 from evenkeel.processes import ENDING_SIGNALS, end_by_signal, end_with_parent, heeded
 
 __all__ = ["main", "run_worker"]
@@ -33,7 +34,10 @@ def run_worker(config: WorkerConfig) -> int:
     Codes: 0 stopped by a signal, 2 the configuration or a model is wrong (one line on stderr says what).
     """
     end_by_signal()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if config.listen.startswith("fd:"):  # its gateway logs what it says, with a time of its own
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    else:
+        log_to_stderr(config.log_format)
     try:
         if config.parent_pid:
             end_with_parent(config.parent_pid)
