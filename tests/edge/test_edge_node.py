@@ -14,7 +14,7 @@ from evenkeel.models.shipped import card_path
 from evenkeel.promises.certificate import Certificate
 from evenkeel.promises.promise import Promise
 from evenkeel.promises.thresholds import Threshold
-from evenkeel.serving.service import _digests
+from evenkeel.serving.nodes import known_digests
 
 LEAST = {"light": "light.json", "data_centre": "http://10.0.0.5:8000"}
 
@@ -78,7 +78,7 @@ def test_the_accurate_models_file_need_not_be_here_its_certificate_says_which_it
         "cascade", "cifar10-base", "accurate", names, "margin", 1.0, (promise,), now_s, now_s + 1000
     ).save(tmp_path / "c.json")  # fmt: skip
     raw = {"model": "accurate.json", "light": light.stem, "data_centre": "http://dc", "certificate": "c.json"}
-    known = _digests(read_edge_config(raw, tmp_path))
+    known = known_digests(read_edge_config(raw, tmp_path))
     assert set(known) == {"accurate", "cifar10-base"}
     assert known["accurate"] == "onnx:bb"
     assert known["cifar10-base"] != "onnx:aa"  # what is here is looked at

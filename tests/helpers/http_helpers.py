@@ -18,6 +18,7 @@ from evenkeel.coding.code import Answer
 from evenkeel.errors import EvenkeelError
 from evenkeel.models.cards import ModelCard
 from evenkeel.oip import Tensor, write_request
+from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.connection import HttpConnection, HttpServer
@@ -110,9 +111,22 @@ class FakeGateway:
         self.draining = True
 
 
+class OneModelApp(App):
+    """Serves one model, and closes it with itself."""
+
+    def close(self) -> None:
+        super().close()
+        for model in self._models:
+            model.close()
+
+
 def make_app(gateway: FakeGateway | None = None, card: ModelCard | None = None, **options: Any) -> App:
-    given = {"name": "toy", "version": "1", "metrics": lambda: b"evenkeel_up 1\n", **options}
-    return App(card=card or make_card(), gateway=gateway or FakeGateway(), **given)
+    of_model = {name: options.pop(name) for name in ("name", "version", "digest", "promised") if name in options}
+    named = {"name": "toy", "version": "1", **of_model}
+    models = ServedModels([ServedModel(card=card or make_card(), gateway=gateway or FakeGateway(), **named)])
+    if gateway is not None and gateway.draining:
+        models.start_draining()
+    return OneModelApp(models, **{"metrics": lambda: b"evenkeel_up 1\n", **options})
 
 
 @dataclass
@@ -322,7 +336,7 @@ def serving(gateway: FakeGateway | None = None, card: ModelCard | None = None, *
             found.append(Running(port, gateway, app, asyncio.get_running_loop(), stop))
             started.set()
 
-        await run_server(app, gateway, "127.0.0.1", 0, stop=stop, on_started=on_started, **{"grace_s": 0.0, **options})
+        await run_server(app, "127.0.0.1", 0, stop=stop, on_started=on_started, **{"grace_s": 0.0, **options})
 
     thread = threading.Thread(target=lambda: uvloop.run(serve()))
     thread.start()

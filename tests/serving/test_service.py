@@ -7,7 +7,7 @@ import pytest
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.shipped import card_path
 from evenkeel.serving.config import read_config
-from evenkeel.serving.service import build_codes
+from evenkeel.serving.hosted import build_codes
 
 
 def test_the_embedded_codes_run_the_models_of_their_cards() -> None:

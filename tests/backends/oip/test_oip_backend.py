@@ -25,6 +25,7 @@ from evenkeel.errors import (
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
 from evenkeel.oip import InferResponse, Tensor, parse_request, write_response
+from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
@@ -263,9 +264,9 @@ class EchoGateway:
 @contextlib.asynccontextmanager
 async def connected_to_our_own(card: ModelCard = CARD, digest: str = "", **options):
     gateway, stop, port = EchoGateway(), asyncio.Event(), asyncio.get_running_loop().create_future()
-    app = App(name="remote", version="1", card=card, gateway=gateway, metrics=bytes, digest=digest)
+    app = App(ServedModels([ServedModel("remote", "1", card, gateway, digest=digest)]), metrics=bytes)
     serve = asyncio.create_task(
-        run_server(app, gateway, "127.0.0.1", 0, stop=stop, grace_s=0, drain_s=0.0, on_started=port.set_result)
+        run_server(app, "127.0.0.1", 0, stop=stop, grace_s=0, drain_s=0.0, on_started=port.set_result)
     )
     options = {"poll_s": 0.01, **options}
     backend = OipBackend("own", f"http://127.0.0.1:{await port}", "remote", card, version="1", **options)

@@ -202,7 +202,7 @@ from evenkeel.serving.http.server import _spare_descriptors, run_server
 gateway = FakeGateway(hold={hold})
 async def main():
     app = make_app(gateway)
-    await run_server(app, gateway, "127.0.0.1", 0, grace_s={grace}, on_started=lambda port: print(port, flush=True))
+    await run_server(app, "127.0.0.1", 0, grace_s={grace}, on_started=lambda port: print(port, flush=True))
 asyncio.run(main())
 print("ended", flush=True)
 """
@@ -342,7 +342,6 @@ def test_a_unix_socket_is_served_and_removed(tmp_path):
         serve = asyncio.create_task(
             run_server(
                 make_app(),
-                FakeGateway(),
                 None,
                 0,
                 uds=path,
@@ -354,7 +353,7 @@ def test_a_unix_socket_is_served_and_removed(tmp_path):
         await started.wait()
         assert ports == [0]
         with pytest.raises(ConfigurationError, match=r"cannot listen on .*gateway\.sock: Address already in use"):
-            await run_server(make_app(), FakeGateway(), None, 0, uds=path)
+            await run_server(make_app(), None, 0, uds=path)
         reader, writer = await asyncio.open_unix_connection(str(path))
         writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         answer = await reader.read()
@@ -369,9 +368,9 @@ def test_a_unix_socket_is_served_and_removed(tmp_path):
 
 def test_an_address_that_is_taken_is_a_configuration_error(server):
     with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{server.port}: Address already in use"):
-        asyncio.run(run_server(make_app(), FakeGateway(), "127.0.0.1", server.port))
+        asyncio.run(run_server(make_app(), "127.0.0.1", server.port))
     with pytest.raises(ConfigurationError, match="nothing to listen on"):
-        asyncio.run(run_server(make_app(), FakeGateway(), None, 0))
+        asyncio.run(run_server(make_app(), None, 0))
 
 
 HEADER_VALUES = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=12)

@@ -19,10 +19,6 @@ class Submits(Protocol):
         """True when an item submitted now can be answered."""
 
     @property
-    def draining(self) -> bool:
-        """True from the moment a shutdown has begun."""
-
-    @property
     def in_flight(self) -> int:
         """Counts the items that have no answer yet."""
 
@@ -44,6 +40,9 @@ class Submits(Protocol):
 
     def cancel(self, ticket: int) -> None:
         """Gives the item up."""
+
+    def start_draining(self) -> None:
+        """Reports not ready from now on; what is submitted is still answered."""
 
 
 class Flight:

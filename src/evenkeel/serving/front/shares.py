@@ -8,6 +8,7 @@ too.
 """
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from evenkeel.errors import OverloadedError
 
@@ -39,16 +40,24 @@ class _Had:
 
 
 class Client:
-    """Holds one connection, as far as its share is concerned.
+    """Stands for one connection.
 
     Args:
         address: of the peer; several clients may have the same.
     """
 
-    __slots__ = ("address", "had", "hasty_until_s", "wait_until_s")
+    __slots__ = ("__weakref__", "address")
 
     def __init__(self, address: str) -> None:
         self.address = address
+
+
+class _Standing:
+    """Remembers how a client stands with one gateway."""
+
+    __slots__ = ("had", "hasty_until_s", "wait_until_s")
+
+    def __init__(self) -> None:
         self.had = _Had()
         self.wait_until_s = 0.0  # as Retry-After said
         self.hasty_until_s = 0.0  # because it did not
@@ -69,6 +78,7 @@ class FairShares:
         self._calm_at_s = 0.0
         self._next_period_s = 0.0
         self._taken = 0
+        self._standings: WeakKeyDictionary[Client, _Standing] = WeakKeyDictionary()  # of those connected
         self._clients: tuple[set[Client], set[Client]] = set(), set()  # with requests in this period, in the one before
         self._addresses: tuple[dict[str, _Had], dict[str, _Had]] = {}, {}  # the same
 
@@ -90,10 +100,11 @@ class FairShares:
             self._places *= _GROWTH
             self._clients = set(), self._clients[0]
             self._addresses = {}, self._addresses[0]
-        if now < client.wait_until_s:
-            client.hasty_until_s = now + _FORGIVEN_S
-        turns = client.had.turns(self._taken, self._count(self._clients))
-        heeds = now >= client.hasty_until_s
+        standing = self._standing(client)
+        if now < standing.wait_until_s:
+            standing.hasty_until_s = now + _FORGIVEN_S
+        turns = standing.had.turns(self._taken, self._count(self._clients))
+        heeds = now >= standing.hasty_until_s
         self._clients[0].add(client)
         addresses, before = self._addresses
         address = addresses.setdefault(client.address, before.get(client.address) or _Had())
@@ -113,7 +124,7 @@ class FairShares:
         if self._places is None:
             return
         self._taken += count
-        for had in (client.had, self._addresses[0].get(client.address)):
+        for had in (self._standing(client).had, self._addresses[0].get(client.address)):
             if had is not None:
                 had.taken, had.count = self._taken, count
 
@@ -127,8 +138,14 @@ class FairShares:
         self._places = max(1.0, float(self._in_flight() + count - 1))
         self._must_wait(client, now)
 
+    def _standing(self, client: Client) -> _Standing:
+        standing = self._standings.get(client)
+        if standing is None:
+            standing = self._standings[client] = _Standing()
+        return standing
+
     def _must_wait(self, client: Client, now: float) -> None:
-        client.wait_until_s = now + _HEEDS_FROM_S
+        self._standing(client).wait_until_s = now + _HEEDS_FROM_S
         self._calm_at_s = now + _CALM_S
 
     @staticmethod

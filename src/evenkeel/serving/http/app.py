@@ -14,7 +14,6 @@ answered in plain callbacks; only image files, compressed bodies and long JSON t
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -38,15 +37,11 @@ from evenkeel.errors import (
     RequestError,
     TaskRefusedError,
     TooLargeError,
-    UnknownModelError,
 )
-from evenkeel.models.cards import ModelCard
 from evenkeel.oip import InferRequest, RepeatedRequests, TensorHead, parse_request, shown
-from evenkeel.serving.front.answers import OUTPUTS, PROMISED, AnswerWriter
-from evenkeel.serving.front.flight import Flight, Submits
-from evenkeel.serving.front.images import ImageDecoder
-from evenkeel.serving.front.items import ItemReader, read_key, read_options
-from evenkeel.serving.front.shares import FairShares
+from evenkeel.serving.front.flight import Flight
+from evenkeel.serving.front.items import read_key, read_options
+from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
 from evenkeel.serving.http.connection import Exchange, HttpLimits
@@ -89,22 +84,15 @@ class _WorkUnderWay(Protocol):
 
 
 class App:
-    """Serves one model through a gateway: the handler of an `HttpServer`.
+    """Serves models through their gateways: the handler of an `HttpServer`.
 
     Args:
-        name: the model's name in URLs.
-        version: the one version that is served.
-        card: of the model.
-        gateway: answers items; must live on the event loop that runs the application.
+        models: that are served; they may come and go.
         metrics: gives the body of /metrics.
         max_body_bytes: limit of a request's body, compressed and decompressed.
-        decode_processes: image files that are decoded at once.
-        decode_bytes: of image files and what decoding them takes, of all requests together.
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
         max_bodies_bytes: what all bodies together may take up, decompressed ones too; further ones get 503.
-        digest: of the model's file; empty where it is not known.
-        promised: answers say by which way they came, and of which certificate's promise they are part.
 
     Attributes:
         limits: of each client.
@@ -115,20 +103,13 @@ class App:
 
     def __init__(
         self,
+        models: ServedModels,
         *,
-        name: str,
-        version: str,
-        card: ModelCard,
-        gateway: Submits,
         metrics: Callable[[], bytes],
         max_body_bytes: int = 32 << 20,
-        decode_processes: int = 2,
-        decode_bytes: int = 1 << 30,
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
         max_bodies_bytes: int = 256 << 20,
-        digest: str = "",
-        promised: bool = False,
     ) -> None:
         self.limits = HttpLimits(
             ReadLimits(body_bytes=max_body_bytes),
@@ -136,42 +117,45 @@ class App:
             connections=max_connections,
             bodies_bytes=max_bodies_bytes,
         )
-        self._name = name
-        self._version = version
-        self._digest = digest
-        self._card = card
-        self._gateway = gateway
+        self._models = models
         self._metrics = metrics
         self._executor = ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="evenkeel-aside")
         # Large bodies take seconds, one behind the other; those of ordinary size need not wait for them.
         self._large_executor = ThreadPoolExecutor(1, thread_name_prefix="evenkeel-large")
-        self._decoder = ImageDecoder(card, processes=decode_processes, max_bytes=decode_bytes)
-        self._items = ItemReader(card)
-        self._shares = FairShares(lambda: gateway.in_flight, time.monotonic)
         self._requests = RepeatedRequests()
-        self._answers = AnswerWriter(name, version, card.classes, promised=promised)
-        self._outputs = {**OUTPUTS, **PROMISED} if promised else OUTPUTS
         self._open: dict[Exchange, _WorkUnderWay | None] = {}
-        roots = (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}")
-        self._infer_paths = frozenset(f"{root}/infer" for root in roots)
-        self._infer_targets = frozenset(path.encode() for path in self._infer_paths)
-        self._gets: dict[str, Callable[[], _Response]] = {
+        self._infer_paths: dict[str, ServedModel] = {}
+        self._infer_targets: dict[bytes, ServedModel] = {}
+        self._gets: dict[str, Callable[[], _Response]] = {}
+        models.follow(self._index)
+
+    def _index(self) -> None:
+        """Notes what is served where, so that an ordinary request costs one look-up."""
+        self._gets = {
             "/v2": self._server_metadata,
             "/v2/health/live": lambda: _json(200, {"live": True}),
             "/v2/health/ready": self._server_ready,
             "/metrics": lambda: (200, _TEXT, self._metrics()),
-            **dict.fromkeys(roots, self._model_metadata),
-            **{f"{root}/ready": self._model_ready for root in roots},
         }
+        self._infer_paths = {}
+        for model in self._models:
+            for root in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
+                self._infer_paths[f"{root}/infer"] = model
+                self._gets[root] = partial(_model_metadata, model)
+                self._gets[f"{root}/ready"] = partial(self._model_ready, model)
+        self._infer_targets = {path.encode(): model for path, model in self._infer_paths.items()}
 
     @property
     def in_flight(self) -> int:
         """Counts the requests that are being answered."""
         return len(self._open)
 
+    def start_draining(self) -> None:
+        """Reports not ready from now on, and closes each connection with its next response."""
+        self._models.start_draining()
+
     def close(self) -> None:
-        """Lets go of the threads, and ends the processes that decode."""
-        self._decoder.close()
+        """Lets go of the threads."""
         for executor in (self._executor, self._large_executor):
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -180,13 +164,15 @@ class App:
         self._open[exchange] = None
         try:
             request = exchange.request
-            if request.target in self._infer_targets and request.method == b"POST":
-                self._infer(exchange)
+            model = self._infer_targets.get(request.target)
+            if model is not None and request.method == b"POST":
+                self._infer(exchange, model)
                 return
             method, path = request.method.decode(), _path(request.target)
             path = path.rstrip("/") or "/"
-            if path in self._infer_paths and method == "POST":
-                self._infer(exchange)
+            model = self._infer_paths.get(path)
+            if model is not None and method == "POST":
+                self._infer(exchange, model)
             else:
                 self._reply(exchange, *self._answer_other(method, path))
         except Exception as error:
@@ -210,7 +196,7 @@ class App:
         if exchange not in self._open:
             return
         del self._open[exchange]
-        if self._gateway.draining:
+        if self._models.draining:
             exchange.last = True
         exchange.respond(status, headers, body)
 
@@ -227,7 +213,7 @@ class App:
         )
         self._reply(exchange, *_error(500, "internal error; the server's log has the details"))
 
-    def _infer(self, exchange: Exchange) -> None:
+    def _infer(self, exchange: Exchange, model: ServedModel) -> None:
         headers, body = exchange.request.headers, exchange.request.body
         json_bytes: int | None = None
         if _JSON_BYTES in headers:
@@ -238,71 +224,59 @@ class App:
         if b"content-encoding" in headers:
             encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
         if encoding not in ("", "identity"):
-            self._aside(exchange, self._unpack, encoding, json_bytes)
+            self._aside(exchange, model, self._unpack, encoding, json_bytes)
         elif not exchange.request.parts and _is_quick(body, json_bytes):
             request = self._requests.parse(body, json_bytes)
-            wanted = self._check(exchange, request)
-            self._serve(exchange, request, wanted, self._items.read(request))
+            wanted = _check(exchange, model, request)
+            self._serve(exchange, model, request, wanted, model.items.read(request))
         else:
-            self._aside(exchange, self._join_and_parse, json_bytes)
+            self._aside(exchange, model, self._join_and_parse, json_bytes)
 
-    def _check(self, exchange: Exchange, request: InferRequest) -> _Wanted:
-        """Finds the wanted outputs and makes sure that there is room for the items, before anything is converted."""
-        wanted = self._answers.wanted(request)
-        if request.raw is not None:
-            request.raw_is_file = exchange.request.headers.get(b"content-type", b"")[:6].lower() == b"image/"
-        count = self._items.check(request)
-        self._shares.admit(exchange.client, count)
-        if count > 1:
-            try:
-                self._gateway.check_room(count)
-            except OverloadedError:
-                self._shares.refused(exchange.client, count)
-                raise
-        return wanted
-
-    def _check_tensor(self, tensor: TensorHead) -> None:
-        """Refuses a tensor before its values are read: one of a wrong kind, or of more items than are ever taken."""
-        count, limit = self._items.check_head(tensor), self._gateway.max_items
-        if count > limit:
-            raise TooLargeError(f"a request may hold at most {limit} items, found {count}")
-
-    def _serve(self, exchange: Exchange, request: InferRequest, wanted: _Wanted, items: Array | list[bytes]) -> None:
+    def _serve(
+        self,
+        exchange: Exchange,
+        model: ServedModel,
+        request: InferRequest,
+        wanted: _Wanted,
+        items: Array | list[bytes],
+    ) -> None:
         parameters = request.parameters
         options, key = read_options(parameters), read_key(parameters)
         if isinstance(items, list):
-            self._aside(exchange, self._decode, items, options, key, wanted, request.id)
+            self._aside(exchange, model, self._decode, items, options, key, wanted, request.id)
         else:
-            self._fly(exchange, items, options, key, wanted, request.id)
+            self._fly(exchange, model, items, options, key, wanted, request.id)
 
     def _fly(
         self,
         exchange: Exchange,
+        model: ServedModel,
         items: Array,
         options: Options,
         key: int | None,
         wanted: _Wanted,
         request_id: str | None,
     ) -> None:
-        landed = partial(self._landed, exchange, wanted, request_id)
-        flight = Flight(self._gateway, landed, partial(self._fail, exchange))
+        landed = partial(self._landed, exchange, model, wanted, request_id)
+        flight = Flight(model.gateway, landed, partial(self._fail, exchange))
         self._open[exchange] = flight
         try:
             flight.start(items, options, key)
         except OverloadedError:
-            self._shares.refused(exchange.client, len(items))
+            model.shares.refused(exchange.client, len(items))
             raise
-        self._shares.took(exchange.client, len(items))
+        model.shares.took(exchange.client, len(items))
 
     def _landed(
         self,
         exchange: Exchange,
+        model: ServedModel,
         wanted: _Wanted,
         request_id: str | None,
         outcomes: Sequence[Outcome],
     ) -> None:
         try:
-            body, json_bytes = self._answers.write(outcomes, *wanted, request_id)
+            body, json_bytes = model.answers.write(outcomes, *wanted, request_id)
             headers = _JSON if json_bytes is None else _BINARY % json_bytes
             accepted = exchange.request.headers.get(b"accept-encoding")
             if accepted is not None and len(body) >= _COMPRESS_FROM_BYTES:
@@ -310,7 +284,7 @@ class App:
                 if chosen is not None:
                     headers += b"content-encoding: %b\r\nvary: accept-encoding\r\n" % chosen.encode()
                     if len(body) > _COMPRESS_ASIDE_FROM_BYTES:
-                        self._aside(exchange, self._pack, headers, body, chosen)
+                        self._aside(exchange, model, self._pack, headers, body, chosen)
                         return
                     body = compress(body, chosen)
             self._reply(exchange, 200, headers, body)
@@ -319,14 +293,18 @@ class App:
 
     # ---- what takes long: in tasks, with the work in threads ----
 
-    def _aside(self, exchange: Exchange, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    def _aside(
+        self, exchange: Exchange, model: ServedModel, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
         async def guarded() -> None:
             try:
-                await steps(exchange, *args)
+                await steps(exchange, model, *args)
             except Exception as error:
                 self._fail(exchange, error)
 
-        self._open[exchange] = asyncio.get_running_loop().create_task(guarded())
+        task = self._open[exchange] = asyncio.get_running_loop().create_task(guarded())
+        model.hold()
+        task.add_done_callback(model.release)
 
     async def _run(self, size: int, work: Callable[..., Any], *args: Any) -> Any:
         """Runs `work` in a thread for bodies of that size, and gives its result."""
@@ -337,50 +315,51 @@ class App:
         request = exchange.request
         return await self._run(request.body_bytes, request.whole_body) if request.parts else request.body
 
-    async def _join_and_parse(self, exchange: Exchange, json_bytes: int | None) -> None:
-        await self._parse(exchange, await self._whole_body(exchange), json_bytes)
+    async def _join_and_parse(self, exchange: Exchange, model: ServedModel, json_bytes: int | None) -> None:
+        await self._parse(exchange, model, await self._whole_body(exchange), json_bytes)
 
-    async def _unpack(self, exchange: Exchange, encoding: str, json_bytes: int | None) -> None:
+    async def _unpack(self, exchange: Exchange, model: ServedModel, encoding: str, json_bytes: int | None) -> None:
         packed, max_bytes = await self._whole_body(exchange), self.limits.sizes.body_bytes
         body = await self._run(len(packed), decompress, packed, encoding, max_bytes)
         exchange.hold(len(body))
-        await self._parse(exchange, body, json_bytes)
+        await self._parse(exchange, model, body, json_bytes)
 
-    async def _parse(self, exchange: Exchange, body: bytes, json_bytes: int | None) -> None:
+    async def _parse(self, exchange: Exchange, model: ServedModel, body: bytes, json_bytes: int | None) -> None:
         if _is_quick(body, json_bytes):
             request = self._requests.parse(body, json_bytes)
-            wanted = self._check(exchange, request)
-            items = self._items.read(request)
+            wanted = _check(exchange, model, request)
+            items = model.items.read(request)
         else:
-            request = await self._run(len(body), parse_request, body, json_bytes, self._check_tensor)
-            wanted = self._check(exchange, request)
-            items = await self._run(len(body), self._items.read, request)
-        self._serve(exchange, request, wanted, items)
+            request = await self._run(len(body), parse_request, body, json_bytes, partial(_check_tensor, model))
+            wanted = _check(exchange, model, request)
+            items = await self._run(len(body), model.items.read, request)
+        self._serve(exchange, model, request, wanted, items)
 
     async def _decode(
         self,
         exchange: Exchange,
+        model: ServedModel,
         files: list[bytes],
         options: Options,
         key: int | None,
         wanted: _Wanted,
         request_id: str | None,
     ) -> None:
-        limit_s = self._gateway.deadline_s
+        limit_s = model.gateway.deadline_s
         if options.timeout_s is not None:
             limit_s = min(limit_s, options.timeout_s)
         until_s = asyncio.get_running_loop().time() + limit_s
         try:
             async with asyncio.timeout_at(until_s):
-                items = await self._decoder.decode_all(files, until_s)
+                items = await model.decoder.decode_all(files, until_s)
         except TimeoutError:
             raise _late(limit_s) from None
         left_s = until_s - asyncio.get_running_loop().time()
         if left_s <= 0:
             raise _late(limit_s)
-        self._fly(exchange, items, replace(options, timeout_s=left_s), key, wanted, request_id)
+        self._fly(exchange, model, items, replace(options, timeout_s=left_s), key, wanted, request_id)
 
-    async def _pack(self, exchange: Exchange, headers: bytes, body: bytes, encoding: str) -> None:
+    async def _pack(self, exchange: Exchange, model: ServedModel, headers: bytes, body: bytes, encoding: str) -> None:
         self._reply(exchange, 200, headers, await self._run(len(body), compress, body, encoding))
 
     # ---- everything but inference ----
@@ -393,54 +372,75 @@ class App:
             return _wrong_method(method, path, "POST")
         parts = path.split("/")
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3:
-            if parts[3] != self._name:
-                raise UnknownModelError(f"unknown model {shown(parts[3])}; this server serves {self._name!r}")
-            if len(parts) > 5 and parts[4] == "versions" and parts[5] != self._version:
-                raise UnknownModelError(
-                    f"model {self._name!r} has no version {shown(parts[5])}; it has version {self._version!r}"
-                )
-        return _error(404, f"nothing is served at {shown(path)}; see GET /v2 and GET /v2/models/{self._name}")
+            self._models.find(parts[3], parts[5] if len(parts) > 5 and parts[4] == "versions" else None)
+        roots = ", ".join(f"/v2/models/{model.name}" for model in self._models)
+        return _error(404, f"nothing is served at {shown(path)}; see GET /v2 and GET {roots or '/v2/health/ready'}")
 
     def _server_metadata(self) -> _Response:
         return _json(200, {"name": "evenkeel", "version": __version__, "extensions": _EXTENSIONS})
 
-    def _model_metadata(self) -> _Response:
-        card = self._card
-        columns = {"scores": [-1, len(card.classes)]}
-        return _json(
-            200,
-            {
-                "name": self._name,
-                "versions": [self._version],
-                "platform": "evenkeel",
-                **({"digest": self._digest} if self._digest else {}),
-                "inputs": [
-                    {
-                        "name": card.input_name,
-                        "datatype": card.datatype,
-                        "shape": [-1, *card.input_shape],
-                        "parameters": {"minimum": 0, "maximum": 255},
-                    }
-                ],
-                "outputs": [
-                    {"name": name, "datatype": datatype, "shape": columns.get(name, [-1])}
-                    for name, datatype in self._outputs.items()
-                ],
-            },
-        )
-
     def _server_ready(self) -> _Response:
-        return self._ready({})
+        return self._ready({}, self._models.ready)
 
-    def _model_ready(self) -> _Response:
-        return self._ready({"name": self._name})
+    def _model_ready(self, model: ServedModel) -> _Response:
+        return self._ready({"name": model.name}, model.gateway.ready)
 
-    def _ready(self, what: dict[str, Any]) -> _Response:
-        if self._gateway.draining:
+    def _ready(self, what: dict[str, Any], ready: bool) -> _Response:
+        if self._models.draining:
             return _json(503, {**what, "ready": False, "error": "the server is shutting down"})
-        if not self._gateway.ready:
-            return _json(503, {**what, "ready": False, "error": "no replica is ready"})
+        if not ready:
+            error = "no replica is ready" if list(self._models) else "no model is loaded"
+            return _json(503, {**what, "ready": False, "error": error})
         return _json(200, {**what, "ready": True})
+
+
+def _model_metadata(model: ServedModel) -> _Response:
+    card = model.card
+    columns = {"scores": [-1, len(card.classes)]}
+    return _json(
+        200,
+        {
+            "name": model.name,
+            "versions": [model.version],
+            "platform": "evenkeel",
+            **({"digest": model.digest} if model.digest else {}),
+            "inputs": [
+                {
+                    "name": card.input_name,
+                    "datatype": card.datatype,
+                    "shape": [-1, *card.input_shape],
+                    "parameters": {"minimum": 0, "maximum": 255},
+                }
+            ],
+            "outputs": [
+                {"name": name, "datatype": datatype, "shape": columns.get(name, [-1])}
+                for name, datatype in model.outputs.items()
+            ],
+        },
+    )
+
+
+def _check(exchange: Exchange, model: ServedModel, request: InferRequest) -> _Wanted:
+    """Finds the wanted outputs and makes sure that there is room for the items, before anything is converted."""
+    wanted = model.answers.wanted(request)
+    if request.raw is not None:
+        request.raw_is_file = exchange.request.headers.get(b"content-type", b"")[:6].lower() == b"image/"
+    count = model.items.check(request)
+    model.shares.admit(exchange.client, count)
+    if count > 1:
+        try:
+            model.gateway.check_room(count)
+        except OverloadedError:
+            model.shares.refused(exchange.client, count)
+            raise
+    return wanted
+
+
+def _check_tensor(model: ServedModel, tensor: TensorHead) -> None:
+    """Refuses a tensor before its values are read: one of a wrong kind, or of more items than are ever taken."""
+    count, limit = model.items.check_head(tensor), model.gateway.max_items
+    if count > limit:
+        raise TooLargeError(f"a request may hold at most {limit} items, found {count}")
 
 
 def _late(limit_s: float) -> DeadlineError:

@@ -1,6 +1,6 @@
 """Runs the application on real sockets, with a shutdown that loses no accepted request.
 
-On SIGTERM, SIGINT or SIGHUP the gateway begins to drain: readiness says 503 at once, so that load balancers look
+On SIGTERM, SIGINT or SIGHUP the application begins to drain: readiness says 503 at once, so that load balancers look
 elsewhere, while for a short grace requests are still accepted and answered with `Connection: close`. Then nobody else
 can connect; those whose connection the system took before that are accepted, too, and only then the listeners and idle
 connections close. The server ends when what was sent to it is answered, or when its patience ends. A second signal
@@ -21,14 +21,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.processes import ENDING_SIGNALS, heeded
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.connection import HttpServer
 
-__all__ = ["Drains", "run_server"]
+__all__ = ["run_server"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,16 +38,8 @@ _RESERVE = 128  # descriptors kept free of clients: for workers that come back, 
 _SO_ATTACH_FILTER = 26  # of Linux
 
 
-class Drains(Protocol):
-    """Does what the server needs of the gateway."""
-
-    def start_draining(self) -> None:
-        """Reports not ready from now on."""
-
-
 async def run_server(
     app: App,
-    gateway: Drains,
     host: str | Sequence[str] | None,
     port: int,
     *,
@@ -63,7 +54,6 @@ async def run_server(
 
     Args:
         app: the application.
-        gateway: drained on shutdown.
         host: address to listen on, or several; `::` takes IPv4 too. None for none (then `uds` is needed).
         port: TCP port, the same for all; 0 takes a free one.
         uds: path of a Unix socket to listen on as well.
@@ -88,7 +78,7 @@ async def run_server(
             listeners.append(await _accept(http, listening))
         on_started(sockets[0].getsockname()[1] if host else 0)
         await stop.wait()
-        gateway.start_draining()
+        app.start_draining()
         await _first_of(abort, abort, grace_s)
         if uds is not None:
             Path(uds).unlink(missing_ok=True)

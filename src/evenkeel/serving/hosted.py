@@ -1,0 +1,227 @@
+"""Runs one model of a server: its workers, codes and gateway, started in order and ended in order."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from evenkeel.arrays import Array
+from evenkeel.backends.backend import Backend, Reply
+from evenkeel.backends.lossy.backend import LossyBackend
+from evenkeel.backends.worker.process import ProcessBackend
+from evenkeel.clock import LoopClock
+from evenkeel.coding.answers.backup_code import BackupCode
+from evenkeel.coding.answers.by_name import OwnModel
+from evenkeel.coding.answers.scores import ScoreForm
+from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
+from evenkeel.models.cards import ModelCard, class_difference, load_card
+from evenkeel.models.digest import ModelDigests
+from evenkeel.serving.config import CodeConfig, ServeConfig
+from evenkeel.serving.front.served import ServedModel
+from evenkeel.serving.gateway.gateway import Gateway
+from evenkeel.serving.nodes import REACH_S, known_digests, make_nodes
+from evenkeel.serving.promised import AuditFile, apply_certificate
+
+__all__ = ["HostedModel", "build_codes"]
+
+_log = logging.getLogger(__name__)
+
+# Passes of each replica before the first request: the first ones of a fresh model are slow, and the live quantiles
+# should know what is usual before they decide what is late.
+_WARM_UP_PASSES = 4
+_WARM_UP_S = 30.0
+_MAX_SHOWN = 500  # characters of a reason
+
+
+class HostedModel:
+    """Owns one model's gateway, backends and codes.
+
+    Args:
+        config: what to serve.
+
+    Attributes:
+        served: for the front ends.
+        gateway: answers its items; not ready before `start`.
+        lossy_counts: what each end of a link that loses packets counts, by its name.
+
+    Raises:
+        ConfigurationError: a card, a model or an address is wrong.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        card = self._card = config.card()
+        codes = build_codes(config, card)
+        self._cards = {card.name: card}
+        for code_config in config.codes:
+            if code_config.model is not None:
+                coded = load_card(code_config.model)
+                self._cards[coded.name] = coded
+        loop = asyncio.get_running_loop()
+        epoch_s = time.monotonic()
+        digests_here = known_digests(config)
+        digests = ModelDigests(digests_here)
+        if config.remote_version:
+            digests.check(card.name, f"version:{config.remote_version}", "field remote_version")
+        self._replicas = make_nodes(config, "replica", config.replicas, [card], 0, epoch_s, digests)
+        self._backups: list[Backend] = []
+        if config.policy.uses_backups:
+            held = list(self._cards.values())
+            self._backups = make_nodes(config, "backup", config.backups, held, config.replicas.total, epoch_s, digests)
+        self._audits = None if config.audit_file is None else AuditFile(config.audit_file)
+        digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
+        promises = apply_certificate(config, self._cards, codes, digests_here, self._audits)
+        self._executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
+        self.gateway = Gateway(
+            LoopClock(loop),
+            card.name,
+            self._replicas,
+            self._backups,
+            codes,
+            config.policy,
+            health=config.health,
+            max_outstanding=config.max_outstanding,
+            pass_limit_s=config.pass_limit_s,
+            costs={known.name: known.relative_cost for known in self._cards.values()},
+            scores=ScoreForm.from_card(card),
+            offload=partial(_offload, loop, self._executor),
+            promises=promises,
+        )
+        self.lossy_counts = {one.name: one.counts for one in self._replicas if isinstance(one, LossyBackend)}
+        # Until a pass has succeeded nothing shows that a replica can do any.
+        self.gateway.watch(_blank(card))
+        self.served = ServedModel(
+            config.name or card.name,
+            card.version,
+            card,
+            self.gateway,
+            digest=digest,
+            promised=promises is not None,
+            decode_processes=config.decode_processes,
+            decode_bytes=config.decode_memory_bytes,
+        )
+
+    async def start(self) -> None:
+        """Starts the workers and has them do their first passes; what is elsewhere may be missing for now.
+
+        Raises:
+            ConfigurationError: a worker cannot start with what it was given.
+            BackendError: a worker started here died while it loaded.
+        """
+        backends = (*self._replicas, *self._backups)
+        own = [backend for backend in backends if isinstance(backend, ProcessBackend)]
+        reached = [asyncio.ensure_future(_reach(one)) for one in backends if not isinstance(one, ProcessBackend)]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for backend in own:
+                    group.create_task(backend.start())
+        except* (ConfigurationError, BackendError) as errors:
+            raise errors.exceptions[0] from None
+        if reached:
+            await asyncio.wait(reached)
+        await asyncio.gather(
+            *(self._warm_up(backend, [self._card], _WARM_UP_PASSES, True) for backend in self._replicas),
+            *(self._warm_up(backend, list(self._cards.values()), 1, False) for backend in self._backups),
+        )
+
+    @property
+    def why_not_ready(self) -> str:
+        """Says what keeps the first of the replicas from working; empty if the model is ready."""
+        if self.gateway.ready:
+            return ""
+        reason = next((f"; {one.name}: {one.why_not}" for one in self._replicas if one.why_not), "")
+        return f"no replica has done a pass yet{' '.join(reason.split())[:_MAX_SHOWN]}"
+
+    async def close(self) -> None:
+        """Ends the workers, and lets go of everything."""
+        self.served.close()
+        await asyncio.gather(*(one.close() for one in (*self._replicas, *self._backups)), return_exceptions=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._audits is not None:
+            self._audits.close()
+
+    async def _warm_up(self, backend: Backend, models: Sequence[ModelCard], passes: int, learn: bool) -> None:
+        limit_s = _WARM_UP_S if isinstance(backend, ProcessBackend) else REACH_S
+        try:
+            async with asyncio.timeout(limit_s):
+                for model in models if backend.ready else ():
+                    await self._do_passes(backend, model, passes, learn)
+        except TimeoutError:
+            _log.warning("%s did not finish its first passes in %g s", backend.name, limit_s)
+
+    async def _do_passes(self, backend: Backend, model: ModelCard, passes: int, learn: bool) -> None:
+        blank = _blank(model)[None]
+        for number in range(passes):
+            began_s = time.perf_counter()
+            reply = await _call(backend, model.name, blank)
+            if reply.error is not None:
+                _log.warning("%s failed a first pass of %s: %s", backend.name, model.name, reply.error)
+                break
+            if learn and number:
+                self.gateway.service_times.add(time.perf_counter() - began_s)
+
+
+def build_codes(config: ServeConfig, card: ModelCard) -> list[BackupCode]:
+    """Makes the codes of a configuration, for the classifier of `card`.
+
+    Raises:
+        ConfigurationError: a coded model does not fit the classifier.
+    """
+    own = OwnModel(card.name, ScoreForm.from_card(card), card.layout)
+    return [_code(code_config, own, card.classes, place) for place, code_config in enumerate(config.codes)]
+
+
+def _code(config: CodeConfig, own: OwnModel, classes: tuple[str, ...], place: int) -> BackupCode:
+    coded = None if config.model is None else load_card(config.model)
+    if coded is not None and coded.classes != classes:
+        raise ConfigurationError(
+            f"codes[{place}].model: {coded.name} and {own.name} must have the same classes in the same order; "
+            f"{class_difference(coded.classes, classes)}"
+        )
+    try:
+        return config.settings.code(own, coded)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"codes[{place}]: {error}") from error
+
+
+async def _reach(backend: Backend) -> None:
+    """Starts a backend whose node is elsewhere.
+
+    What is wrong there is no error here: it may be down or wrong at the moment, and a gateway that is restarted then
+    must not be down with it. The backend goes on trying.
+    """
+    try:
+        await backend.start()
+    except EvenkeelError as error:
+        _log.warning("%s; going on without it, and trying again", error)
+
+
+def _blank(model: ModelCard) -> Array:
+    """Makes an item of zeros for a model, without a batch axis."""
+    return np.zeros(model.input_shape, np.uint8 if model.datatype == "UINT8" else np.float32)
+
+
+async def _call(backend: Backend, model: str, inputs: Array) -> Reply:
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    backend.submit(model, inputs, lambda reply: None if future.done() else future.set_result(reply))
+    return await future
+
+
+def _offload(
+    loop: asyncio.AbstractEventLoop,
+    executor: ThreadPoolExecutor,
+    work: Callable[[], Any],
+    then: Callable[[Any], object],
+) -> None:
+    def done(finished: Any) -> None:
+        failed = finished.exception()
+        if failed is not None:
+            _log.warning("items could not be prepared for a group: %s: %s", type(failed).__name__, failed)
+        # Either way: whoever waits goes on, without what could not be prepared.
+        then(None if failed is not None else finished.result())
+
+    loop.run_in_executor(executor, work).add_done_callback(done)
