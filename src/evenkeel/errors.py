@@ -7,6 +7,8 @@
     │   └── UndecodableError   too few replies to decode everything; names what is missing
     ├── UnreadableImageError   one image among many cannot be read; who reads them counts it and goes on
     ├── RequestError           a request is wrong; carries the HTTP status to answer with
+    │   ├── UnauthenticatedError  who sent it is not known (401)
+    │   ├── ForbiddenError     who sent it may not do this (403)
     │   ├── UnknownModelError  no such model or version (404)
     │   ├── SlowRequestError   the rest of a request did not come in time (408)
     │   ├── TooLargeError      over a size limit (413)
@@ -35,6 +37,7 @@ __all__ = [
     "ConfigurationError",
     "DeadlineError",
     "EvenkeelError",
+    "ForbiddenError",
     "LabError",
     "MissingExtraError",
     "OverloadedError",
@@ -47,6 +50,7 @@ __all__ = [
     "SwitchError",
     "TaskRefusedError",
     "TooLargeError",
+    "UnauthenticatedError",
     "UndecodableError",
     "UnknownModelError",
     "UnreadableImageError",
@@ -91,6 +95,26 @@ class RequestError(EvenkeelError):
     """A request is wrong; the message says what was wrong and what is expected."""
 
     http_status = 400
+
+
+class UnauthenticatedError(RequestError):
+    """Who sent a request is not known; `challenge` says how to prove it, as WWW-Authenticate does."""
+
+    http_status = 401
+
+    def __init__(self, message: str, challenge: str = "") -> None:
+        super().__init__(message)
+        self.challenge = challenge
+
+
+class ForbiddenError(RequestError):
+    """Who sent a request is known, and may not do this; `challenge` as for `UnauthenticatedError`."""
+
+    http_status = 403
+
+    def __init__(self, message: str, challenge: str = "") -> None:
+        super().__init__(message)
+        self.challenge = challenge
 
 
 class UnknownModelError(RequestError):

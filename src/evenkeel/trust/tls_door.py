@@ -7,6 +7,7 @@ It is also quicker: a request that comes in one record costs one read of it, and
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections import Counter, deque
@@ -16,10 +17,11 @@ from typing import Any, cast
 from evenkeel.trust.reloaded import Reloaded
 from evenkeel.trust.tls import tls_reason
 
-__all__ = ["TlsDoor", "peer_name"]
+__all__ = ["MAX_HANDSHAKES", "TlsDoor", "peer_name"]
 
 _log = logging.getLogger(__name__)
 
+MAX_HANDSHAKES = 512
 _READ_BYTES = 16 << 10  # a record holds no more
 _WRITE_BYTES = 256 << 10  # of an answer that are encrypted at a time
 _MAX_HANDSHAKE_BYTES = 64 << 10  # of a client, until it is done
@@ -36,9 +38,10 @@ class TlsDoor:
         handshake_s: that a client may take for it.
         max_handshakes: that are under way at once; for one more, the oldest is ended.
         plain_answer: sent to who speaks no TLS at all; empty: nothing is.
+        outcomes: counts how handshakes ended: `done`, `failed`, `late`, `crowded`, `plain`.
 
     Attributes:
-        outcomes: how many handshakes ended how: `done`, `failed`, `late`, `crowded`, `plain`.
+        idle: set while no handshake is under way.
     """
 
     def __init__(
@@ -47,12 +50,15 @@ class TlsDoor:
         make: Callable[[], asyncio.BaseProtocol],
         *,
         handshake_s: float = 10.0,
-        max_handshakes: int = 256,
+        max_handshakes: int = MAX_HANDSHAKES,
         plain_answer: bytes = b"",
+        outcomes: Counter[str] | None = None,
     ) -> None:
         self.contexts, self.make, self.plain_answer = contexts, make, plain_answer
         self.handshake_s, self.max_handshakes = handshake_s, max_handshakes
-        self.outcomes: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter() if outcomes is None else outcomes
+        self.idle = asyncio.Event()
+        self.idle.set()
         self.shaking: dict[_TlsConnection, None] = {}  # in the order in which they came
         self._turns: deque[_TlsConnection] = deque()
         self._next_log_s = 0.0
@@ -69,6 +75,7 @@ class TlsDoor:
     def begins(self, connection: "_TlsConnection") -> None:
         """Counts a connection in."""
         self.shaking[connection] = None
+        self.idle.clear()
         if len(self.shaking) > self.max_handshakes:
             oldest = next(iter(self.shaking))
             oldest.give_up("crowded", None)
@@ -78,6 +85,8 @@ class TlsDoor:
         if connection in self.shaking:
             del self.shaking[connection]
             self.outcomes[outcome] += 1
+            if not self.shaking:
+                self.idle.set()
             if reason:
                 self._log(reason)
 
@@ -113,6 +122,7 @@ class _TlsConnection(asyncio.Protocol):
         self._shaken_bytes = 0
         self._waits_for_turn = False
         self._paused = False
+        self._deaf = False
         self._closed = False
 
     # ---- what the transport calls ----
@@ -127,6 +137,8 @@ class _TlsConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Goes on with the handshake, or hands on what is inside."""
+        if self._deaf:
+            return
         self._in.write(data)
         if self._inner is not None:
             self._read()
@@ -190,10 +202,10 @@ class _TlsConnection(asyncio.Protocol):
         self._flush()
         assert self._timer is not None
         self._timer.cancel()
-        self._door.ends(self, "done")
         self._inner = self._door.make()
         self._buffered = isinstance(self._inner, asyncio.BufferedProtocol)
         self._inner.connection_made(cast(asyncio.BaseTransport, self))
+        self._door.ends(self, "done")  # not before: who waits for the last connection sees it here or there
         self._read()
 
     def give_up(self, outcome: str, reason: str | None, gently: bool = False) -> None:
@@ -213,7 +225,7 @@ class _TlsConnection(asyncio.Protocol):
         if tls is None or inner is None:
             return
         try:
-            while not self._paused and not self._closed:
+            while not self._paused and not self._closed and not self._deaf:
                 if self._buffered:
                     room = cast(memoryview, cast(asyncio.BufferedProtocol, inner).get_buffer(-1))
                     count = cast(int, tls.read(len(room), room))  # its type is that of a read without a buffer
@@ -243,6 +255,13 @@ class _TlsConnection(asyncio.Protocol):
         if not cast(asyncio.Protocol, self._inner).eof_received():
             self.close()
 
+    def _say_end(self) -> None:
+        if self._tls is not None:
+            # The other side has not said it yet, and nobody waits for that.
+            with contextlib.suppress(ssl.SSLError):
+                self._tls.unwrap()
+            self._flush()
+
     def _flush(self) -> None:
         if self._out.pending:
             self._transport.write(self._out.read())
@@ -251,7 +270,7 @@ class _TlsConnection(asyncio.Protocol):
 
     def write(self, data: "bytes | bytearray | memoryview[int]") -> None:
         """Sends `data`."""
-        if self._closed or self._tls is None:
+        if self._closed or self._deaf or self._tls is None:
             return
         try:
             if len(data) <= _WRITE_BYTES:
@@ -276,14 +295,8 @@ class _TlsConnection(asyncio.Protocol):
         if self._closed:
             return
         self._closed = True
-        if self._tls is not None:
-            try:
-                self._tls.unwrap()
-            except ssl.SSLError:  # the other side has not said it yet, and nobody waits for that
-                pass
-            except ValueError:
-                pass
-            self._flush()
+        if not self._deaf:
+            self._say_end()
         self._transport.close()
 
     def abort(self) -> None:
@@ -296,8 +309,15 @@ class _TlsConnection(asyncio.Protocol):
         return self._closed or self._transport.is_closing()
 
     def can_write_eof(self) -> bool:
-        """False: TLS has no half of a connection."""
-        return False
+        """True: the other side learns that nothing more comes."""
+        return True
+
+    def write_eof(self) -> None:
+        """Says that nothing more is sent; what still comes is dropped, and its end is handed on."""
+        if not self._closed and not self._deaf:
+            self._deaf = True
+            self._say_end()
+            self._transport.write_eof()
 
     def pause_reading(self) -> None:
         """Hands on nothing until `resume_reading`."""

@@ -16,13 +16,10 @@ import logging
 import math
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
-from urllib.parse import unquote
 
-import httptools
 import orjson
 
 from evenkeel.arrays import Array
@@ -45,6 +42,7 @@ from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Options, Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
 from evenkeel.serving.http.connection import Exchange, HttpLimits
+from evenkeel.serving.http.paths import path_of
 from evenkeel.serving.http.reader import ReadLimits
 from evenkeel.version import __version__
 
@@ -168,8 +166,7 @@ class App:
             if model is not None and request.method == b"POST":
                 self._infer(exchange, model)
                 return
-            method, path = request.method.decode(), _path(request.target)
-            path = path.rstrip("/") or "/"
+            method, path = request.method.decode(), path_of(request.target)
             model = self._infer_paths.get(path)
             if model is not None and method == "POST":
                 self._infer(exchange, model)
@@ -458,14 +455,6 @@ def _whole_number(name: bytes, value: bytes) -> int:
     if not value.isdigit() or len(value) > 18:
         raise RequestError(f"header {name.decode()} must be a whole number, found {shown(value.decode('latin-1'))}")
     return int(value)
-
-
-def _path(target: bytes) -> str:
-    if not target.startswith(b"/"):
-        # Clients send whole URLs to proxies.
-        with suppress(httptools.HttpParserInvalidURLError):
-            target = httptools.parse_url(target).path or b"/"
-    return unquote(target.partition(b"?")[0].decode("latin-1"))
 
 
 def _json(status: int, message: dict[str, Any]) -> _Response:

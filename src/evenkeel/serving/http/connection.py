@@ -16,16 +16,20 @@ from typing import Protocol, cast
 import orjson
 
 from evenkeel.clock import Clock
-from evenkeel.errors import OverloadedError
+from evenkeel.errors import ForbiddenError, OverloadedError, UnauthenticatedError
+from evenkeel.serving.front.access import Access
 from evenkeel.serving.front.shares import Client
 from evenkeel.serving.http.heads import ResponseHeads
+from evenkeel.serving.http.paths import right_for
 from evenkeel.serving.http.reader import ReadLimits, Refusal, Request, RequestReader, State
 from evenkeel.serving.http.sweeper import Sweeper
+from evenkeel.trust.tls_door import peer_name
 
 __all__ = ["Exchange", "Handler", "HttpConnection", "HttpLimits", "HttpServer"]
 
 _log = logging.getLogger(__name__)
 
+_AUTHORIZATION = b"authorization"
 _JSON = b"content-type: application/json\r\n"
 _CLOSE = b"connection: close\r\n"
 _KEEP = b"connection: keep-alive\r\n"
@@ -122,6 +126,7 @@ class HttpServer:
         headers: lower-case names of the headers that the handler reads; others are dropped.
         clock: gives the clock of the timeouts; by default the running event loop.
         responses: counts what is sent, by its status.
+        access: says which requests are let in; None: all are.
 
     Attributes:
         connections: open ones.
@@ -136,13 +141,15 @@ class HttpServer:
         headers: Collection[bytes],
         clock: Callable[[], Clock] = asyncio.get_running_loop,
         responses: Counter[int] | None = None,
+        access: Access | None = None,
     ) -> None:
         self.clock = clock
         self.responses: Counter[int] = Counter() if responses is None else responses
+        self.access = access
         self.handle = handler.handle
         self.gone = handler.gone
         self.limits = limits
-        self.wanted = frozenset(headers)
+        self.wanted = frozenset(headers) | (frozenset() if access is None else {_AUTHORIZATION})
         self.heads = ResponseHeads()
         self.connections: set[HttpConnection] = set()
         self.held_bytes = 0  # of all bodies that are here
@@ -181,6 +188,7 @@ class HttpConnection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_certificate",
         "_current",
         "_current_bytes",
         "_ending",
@@ -204,7 +212,8 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, server: HttpServer) -> None:
         self._server = server
-        self._reader = RequestReader(server.limits.sizes, server.wanted)
+        self._reader = RequestReader(server.limits.sizes, server.wanted, None if server.access is None else self._admit)
+        self._certificate = ""  # the name in it, where the client showed one
         self._on_late: Callable[[], object] = self._late  # one object, made once: it is added for every request
         self._watching: Sweeper | None = None  # what counts the time that the client takes to send
 
@@ -229,6 +238,8 @@ class HttpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own have no common ancestor with asyncio's
         peer = transport.get_extra_info("peername")
         self.client = Client(peer[0] if isinstance(peer, tuple) else "")
+        if server.access is not None:
+            self._certificate = peer_name(transport)
         others = len(server.connections)
         server.connections.add(self)
         server.empty.clear()
@@ -297,6 +308,19 @@ class HttpConnection(asyncio.Protocol):
         if not self._ending:
             self._server.write_patience.remove(self.abort)
             self._advance()
+
+    def _admit(self, request: Request) -> Refusal | None:
+        """Refuses a request of whom the server does not let in."""
+        access, target = self._server.access, request.target
+        assert access is not None
+        authorization = request.headers.pop(_AUTHORIZATION, b"").decode("latin-1")  # nobody else needs it
+        address = self.client.address
+        try:
+            request.who = access.admit(right_for(target), authorization, self._certificate, address, not address)
+        except (UnauthenticatedError, ForbiddenError) as error:
+            challenge = b"www-authenticate: %b\r\n" % error.challenge.encode() if error.challenge else b""
+            return Refusal(error.http_status, str(error), request.method, challenge)
+        return None
 
     # ---- the handler's side ----
 
@@ -504,7 +528,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         body = orjson.dumps({"error": refusal.message})
-        headers = _JSON + _CLOSE + _LATER if refusal.status == 503 else _JSON + _CLOSE
+        headers = _JSON + _CLOSE + refusal.headers + (_LATER if refusal.status == 503 else b"")
         self._write(refusal.status, headers, body, refusal.method)
         self._linger()
 

@@ -12,7 +12,7 @@ end.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,9 +68,10 @@ class Request:
         body_bytes: of the body.
         since_s: when its first byte came, as the reader was told.
         keep: the client lets the connection be kept; when it does not, this is the last request.
+        who: sent it; empty where that is not known.
     """
 
-    __slots__ = ("body", "body_bytes", "headers", "keep", "method", "parts", "since_s", "target")
+    __slots__ = ("body", "body_bytes", "headers", "keep", "method", "parts", "since_s", "target", "who")
 
     def __init__(self, since_s: float = 0.0) -> None:
         self.since_s = since_s
@@ -81,6 +82,7 @@ class Request:
         self.parts: list[bytes] = []
         self.body_bytes = 0
         self.keep = True
+        self.who = ""
 
     def whole_body(self) -> bytes:
         """Puts a long body together, and lets go of its parts; from a thread that holds up nobody for it."""
@@ -99,11 +101,13 @@ class Refusal:
 
     Attributes:
         method: of the request; empty when its head was not whole.
+        headers: further lines of the answer, each with its line end.
     """
 
     status: int
     message: str
     method: bytes = b""
+    headers: bytes = b""
 
 
 class RequestReader:
@@ -112,6 +116,7 @@ class RequestReader:
     Args:
         limits: what is refused.
         headers: lower-case names of the headers that are kept, besides those about the request's framing.
+        guard: is given a request as soon as its head is whole, before any of its body is taken, and may refuse it.
 
     Attributes:
         state: see the module.
@@ -123,6 +128,7 @@ class RequestReader:
         "_body_bytes",
         "_events",
         "_fed_bytes",
+        "_guard",
         "_head_bytes",
         "_host",
         "_joined",
@@ -139,7 +145,13 @@ class RequestReader:
         "wants_continue",
     )
 
-    def __init__(self, limits: ReadLimits = ReadLimits(), headers: Collection[bytes] = ()) -> None:
+    def __init__(
+        self,
+        limits: ReadLimits = ReadLimits(),
+        headers: Collection[bytes] = (),
+        guard: Callable[[Request], Refusal | None] | None = None,
+    ) -> None:
+        self._guard = guard
         self.state: State = "idle"
         self.now_s = 0.0
         self.wants_continue = False
@@ -209,8 +221,9 @@ class RequestReader:
     def close(self) -> None:
         """Reads no further, and lets go of the parser."""
         self.stop()
-        # The parser holds this object's methods: without this, only the garbage collector would free the two.
+        # They hold this object: without this, only the garbage collector would free it.
         del self._parser
+        self._guard = None
 
     # ---- what the parser calls ----
 
@@ -262,6 +275,12 @@ class RequestReader:
         host = headers.get(b"host")
         if host != self._host and not self._takes_host(host):
             return
+        if self._guard is not None:
+            refusal = self._guard(request)
+            if refusal is not None:
+                self.stop()
+                self._events.append(refusal)
+                return
         if b"content-length" in headers and int(headers[b"content-length"]) > limits.body_bytes:
             self._refuse_body()
             return

@@ -24,8 +24,10 @@ from pathlib import Path
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.processes import ENDING_SIGNALS, heeded
+from evenkeel.serving.front.access import Guard
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.connection import HttpServer
+from evenkeel.trust.tls_door import MAX_HANDSHAKES, TlsDoor
 
 __all__ = ["run_server"]
 
@@ -35,6 +37,11 @@ _BACKLOG = 2048  # connections that wait to be accepted
 _LAST_WRITES_S = 2  # for slow readers of the last responses
 _QUEUE_S = 2.0  # for the connections that wait to be accepted when the server ends
 _RESERVE = 128  # descriptors kept free of clients: for workers that come back, remote replicas, clients sent away
+_NOT_TLS_BODY = b'{"error":"this port speaks TLS: use https://"}'
+_NOT_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+    % (len(_NOT_TLS_BODY), _NOT_TLS_BODY)
+)
 _SO_ATTACH_FILTER = 26  # of Linux
 
 
@@ -47,6 +54,7 @@ async def run_server(
     drain_s: float = 30.0,
     grace_s: float = 0.2,
     keep_alive_s: float = 75,
+    guard: Guard | None = None,
     stop: asyncio.Event | None = None,
     on_started: Callable[[int], object] = lambda port: None,
 ) -> None:
@@ -60,22 +68,27 @@ async def run_server(
         drain_s: longest wait for requests in flight.
         grace_s: how long connections are still accepted after the signal.
         keep_alive_s: how long an idle connection stays open.
+        guard: TLS, on TCP alone, and who is let in; None: everybody is, without TLS.
         stop: set it to shut down as by a first signal. Signals are heeded in the main thread only.
         on_started: called with the TCP port (0 without one) as soon as connections are accepted.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address cannot be listened on, or a file of TLS cannot be used.
     """
+    guard = guard or Guard()
     stop = stop or asyncio.Event()
     abort = asyncio.Event()
+    limits = replace(app.limits, keep_alive_s=keep_alive_s)
+    http = HttpServer(app, limits, app.headers, access=guard.access)
+    door = guard.door(http.connect, ["http/1.1"], _NOT_TLS)
     sockets = _listen(host, port, uds)
-    limits = replace(app.limits, keep_alive_s=keep_alive_s, connections=_spare_descriptors(app.limits.connections))
-    http = HttpServer(app, limits, app.headers)
+    reserved = _RESERVE + (0 if door is None else MAX_HANDSHAKES)
+    http.limits = replace(limits, connections=_spare_descriptors(limits.connections, reserved))
     signals = _heed_signals(stop, abort)
     listeners: list[asyncio.Server] = []
     try:
         for listening in sockets:
-            listeners.append(await _accept(http, listening))
+            listeners.append(await _accept(http, door, listening))
         on_started(sockets[0].getsockname()[1] if host else 0)
         await stop.wait()
         app.start_draining()
@@ -87,12 +100,16 @@ async def run_server(
         for listener in listeners:
             listener.close()
         http.close()
+        if door is not None:
+            await _first_of(door.idle, abort, _QUEUE_S)
         await _first_of(http.empty, abort, drain_s)
         if app.in_flight and not abort.is_set():
             _log.warning("%d requests are given up", app.in_flight)
             app.give_up()
             await _first_of(http.empty, abort, _LAST_WRITES_S)
     finally:
+        if door is not None:
+            door.abort()
         http.abort()
         for listener in listeners:
             listener.close()
@@ -105,11 +122,12 @@ async def run_server(
         app.close()
 
 
-async def _accept(http: HttpServer, listening: socket.socket) -> asyncio.Server:
+async def _accept(http: HttpServer, door: TlsDoor | None, listening: socket.socket) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     if listening.family == socket.AF_UNIX:
         return await loop.create_unix_server(http.connect, sock=listening, backlog=_BACKLOG)
-    return await loop.create_server(http.connect, sock=listening, backlog=_BACKLOG)
+    make = http.connect if door is None else door.connect
+    return await loop.create_server(make, sock=listening, backlog=_BACKLOG)
 
 
 async def _empty_queues(sockets: list[socket.socket], abort: asyncio.Event) -> None:
@@ -130,7 +148,7 @@ def _shut_out(listening: socket.socket) -> None:
         listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(code)))
 
 
-def _spare_descriptors(connections: int) -> int:
+def _spare_descriptors(connections: int, reserved: int = _RESERVE) -> int:
     """Counts the clients that may be connected, at most `connections`, so that descriptors are left for all else.
 
     The soft limit of descriptors is raised as far as that takes and the hard one lets.
@@ -139,11 +157,11 @@ def _spare_descriptors(connections: int) -> int:
     taken = len(os.listdir("/dev/fd"))
     if soft == resource.RLIM_INFINITY:
         return connections
-    wanted = taken + connections + _RESERVE
+    wanted = taken + connections + reserved
     if soft < wanted and hard != soft:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    room = max(1, soft - taken - min(_RESERVE, soft // 4))
+    room = max(1, soft - taken - min(reserved, soft // 4))
     if room < connections:
         _log.warning(
             "the limit of open files, %d, leaves room for %d clients instead of %d; raise it (ulimit -n, LimitNOFILE)",
