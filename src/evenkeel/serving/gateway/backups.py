@@ -56,6 +56,11 @@ class _Backup(Node):
     def idle(self) -> bool:
         return not self.open and not self.reserved and self.backend.ready
 
+    @property
+    def occupied(self) -> bool:
+        """Tells whether it has a group, or one is made ready for it."""
+        return self.reserved or bool(self.open)
+
     def reserve(self, now_s: float) -> None:
         """Marks it as busy with a group from now on, also while the group is still being prepared."""
         self.reserved = True
@@ -128,9 +133,9 @@ class Backups(Spares):
         approximate: Budget,
     ) -> None:
         self._clock = clock
+        self._limit_s = pass_limit_s
         self._backups = [_Backup(backend, pass_limit_s) for backend in backends]
-        # An item that hangs its workers would take one more with it, which a small fleet cannot spare.
-        self._spread = len(backends) >= _LARGE
+        self._leaving: list[_Backup] = []  # which only finish what they have
         self._elastic = Elastic(codes)
         self._forms = list({code.form: code for code in codes}.values())  # one code of each
         self._exact = next((code for code in codes if code.model == model), None)
@@ -166,7 +171,8 @@ class Backups(Spares):
                 self.stand_in(item)
             else:
                 self._add(item)
-        elif item.passes == 1 and item.fill is None and self._spread and item not in self._waiting:
+        # An item that hangs its workers would take one more with it, which a small fleet cannot spare.
+        elif item.passes == 1 and item.fill is None and len(self._backups) >= _LARGE and item not in self._waiting:
             self._add(item)
 
     def forget(self, item: Item) -> None:
@@ -197,13 +203,26 @@ class Backups(Spares):
 
     @property
     def nodes(self) -> Sequence[Node]:
-        """Gives the backups."""
+        """Gives the backups that get work."""
         return self._backups
+
+    def add(self, backend: Backend) -> None:
+        """Takes in one more backup."""
+        self._backups.append(_Backup(backend, self._limit_s))
+
+    def retire(self, node: Node) -> None:
+        """Gives a backup no more groups."""
+        self._leaving += [backup for backup in self._backups if backup is node]
+        self._backups = [backup for backup in self._backups if backup is not node]
+
+    def remove(self, node: Node) -> None:
+        """Lets go of a backup that was retired."""
+        self._leaving = [backup for backup in self._leaving if backup is not node]
 
     @property
     def busy(self) -> bool:
         """Tells whether any backup has a task."""
-        return any(backup.open for backup in self._backups)
+        return any(backup.open for backup in (*self._backups, *self._leaving))
 
     @property
     def any_ready(self) -> bool:
@@ -245,7 +264,7 @@ class Backups(Spares):
 
     def sweep(self, now_s: float, stall_s: float) -> None:
         """Handles backups that have worked on one group for longer than `stall_s`, and drops lost passes."""
-        for backup in self._backups:
+        for backup in (*self._backups, *self._leaving):
             if backup.open and not backup.suspected and now_s - backup.busy_since_s > stall_s:
                 _log.warning("%s has been silent for %.3g s", backup.backend.name, now_s - backup.busy_since_s)
                 backup.suspected = True

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -55,7 +56,9 @@ from evenkeel.serving.gateway.spare_kinds import make_spares
 from evenkeel.serving.gateway.stats import FAILED, Stats, count, measure
 from evenkeel.serving.gateway.suspects import Suspects
 
-__all__ = ["Gateway", "Options", "Outcome"]
+__all__ = ["Gateway", "NodeKind", "Options", "Outcome"]
+
+NodeKind = Literal["replica", "backup"]
 
 # Passes that may fail on one item. With the second, something is wrong with the item or with the whole fleet, and more
 # attempts would only spread it.
@@ -63,6 +66,7 @@ _MAX_FAILURES = 2
 _MAX_ATTEMPTS = 20  # on one item, whatever became of them
 _RETURN_S = 10.0  # after an item may have broken the last worker: clients are not sent away so soon
 _MAX_WORKERS = 2  # that may have an item at once, beside what a large fleet can spare
+_LEFT_EVERY_S = 0.01  # a look at whether a node that leaves has finished
 _NEVER = float("inf")
 _MAX_SCORE = float(np.finfo(np.float32).max)  # answers are FP32
 _log = logging.getLogger(__name__)
@@ -199,7 +203,7 @@ class Gateway:
     @property
     def max_items(self) -> int:
         """Gives the number of items beyond which a request is more than the whole fleet may ever hold."""
-        replicas = len(self.replicas.all)
+        replicas = max(1, len(self.replicas.all))
         # The last item is taken where there is room for its first copy.
         return (self._max_outstanding * replicas - 1) // min(self.policy.copies, replicas) + 1
 
@@ -221,7 +225,7 @@ class Gateway:
         if not replicas.any_usable:
             raise self._shed(None, count)
         self.stats.shed += count
-        longest = max(replica.outstanding for replica in replicas.all)
+        longest = max((replica.outstanding for replica in replicas.all), default=0)
         raise OverloadedError(f"no room for {count} items at once now; try again later", self._worked_off_s(longest))
 
     def submit(self, array: Array, on_outcome: OnOutcome, options: Options = NO_OPTIONS, key: int | None = None) -> int:
@@ -324,6 +328,67 @@ class Gateway:
         self._probes.sample = sample
         self.replicas.joined(self._clock.time(), True)
         self._probes.plan()
+
+    # ---- nodes that come and go ----
+
+    def join(self, backend: Backend, kind: NodeKind = "replica", *, tried: bool = False) -> None:
+        """Takes in one more node.
+
+        Args:
+            backend: the node; its name must be new here.
+            kind: whether it is a replica or a backup.
+            tried: it has shown that it can do a pass, so a replica gets items at once. Others are tried first.
+
+        Raises:
+            ConfigurationError: the name is taken, or there is no use for backups.
+        """
+        if self._node(backend.name) is not None:
+            raise ConfigurationError(f"{backend.name} cannot join: a node of that name is here already")
+        if kind == "replica":
+            self.replicas.add(backend, self._clock.time(), tried)
+        else:
+            self._spares.add(backend)
+        backend.on_change = self._on_backend_change
+        self._on_backend_change()
+
+    def retire(self, name: str, limit_s: float, on_left: Callable[[int], object]) -> None:
+        """Gives a node no more work, and lets go of it when it has none.
+
+        Args:
+            name: of the node.
+            limit_s: longest wait for the tasks that it has; others do them then.
+            on_left: called with the number of those, at once or later; the gateway does not use the backend any more.
+
+        Raises:
+            ConfigurationError: there is no such node.
+        """
+        node = self._node(name)
+        if node is None:
+            raise ConfigurationError(f"no node is called {name!r}")
+        now = self._clock.time()
+        if isinstance(node, Replica):
+            self.replicas.retire(node, now)
+        else:
+            self._spares.retire(node)
+        self._let_go(node, now + limit_s, on_left)
+        self._rescue_all(now)  # items that wait there for a replica to be back
+
+    def _node(self, name: str) -> Node | None:
+        nodes = (*self.replicas.all, *self._spares.nodes)
+        return next((node for node in nodes if node.backend.name == name), None)
+
+    def _let_go(self, node: Node, until_s: float, on_left: Callable[[int], object]) -> None:
+        now = self._clock.time()
+        if node.occupied and now < until_s:
+            self._clock.call_at(min(now + _LEFT_EVERY_S, until_s), self._let_go, node, until_s, on_left)
+            return
+        tasks = node.abandon()
+        if isinstance(node, Replica):
+            self.replicas.remove(node, now)
+        else:
+            self._spares.remove(node)
+        node.backend.on_change = lambda: None
+        on_left(tasks)
 
     # ---- attempts on replicas ----
 
@@ -606,7 +671,8 @@ class Gateway:
         """Tells whether all replicas are silent, and one of them over something else than the item."""
         if not self.replicas.all_stalled:
             return False
-        heads = [replica.at_work for replica in self.replicas.all if replica.health.stalled]
+        replicas = (*self.replicas.all, *self.replicas.leaving)
+        heads = [replica.at_work for replica in replicas if replica.health.stalled]
         return any(head and not any(attempt.item is item for attempt in head) for head in heads)
 
     def _rescue_all(self, now: float) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from evenkeel.arrays import Array
+from evenkeel.backends.backend import Backend
 from evenkeel.promises.promise import NEVER
 from evenkeel.serving.gateway.backups import Backups
 from evenkeel.serving.gateway.item import Item
@@ -72,6 +73,18 @@ class LightFirst(Spares):
     def nodes(self) -> Sequence[Node]:
         """Gives the light workers."""
         return self._light.nodes
+
+    def add(self, backend: Backend) -> None:
+        """Takes in one more light worker."""
+        self._light.add(backend)
+
+    def retire(self, node: Node) -> None:
+        """Gives a light worker no more work."""
+        self._light.retire(node)
+
+    def remove(self, node: Node) -> None:
+        """Lets go of a light worker that was retired."""
+        self._light.remove(node)
 
     @property
     def busy(self) -> bool:

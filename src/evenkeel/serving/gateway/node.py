@@ -97,6 +97,20 @@ class Node:
         """Gives the tasks that may be in its pass now."""
         return list(islice(self.open, self.backend.batch))
 
+    @property
+    def occupied(self) -> bool:
+        """Tells whether it has work, or will have some soon."""
+        return bool(self.open)
+
+    def abandon(self) -> int:
+        """Takes its tasks from it, as if none of them had begun, so that nothing is blamed; gives their number."""
+        error = BackendLostError(f"{self.backend.name} leaves, and did not finish its tasks in time")
+        tasks = list(self.open)
+        for attempt in tasks:
+            attempt.cancel()
+            attempt.reply(Reply(error=error, began=False))
+        return len(tasks)
+
     def send(
         self,
         model: str,

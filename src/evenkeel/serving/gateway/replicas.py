@@ -141,6 +141,10 @@ class Replicas:
         stats: counters.
         limit_s: longest time of one task, once those before it are done.
         on_rest: called with the moment until which a replica gets no work because it has no room.
+
+    Attributes:
+        all: replicas that get work, as far as they are well.
+        leaving: those that only finish what they have.
     """
 
     def __init__(
@@ -156,7 +160,9 @@ class Replicas:
         self._service_times = service_times
         self._stats = stats
         self._on_rest = on_rest
+        self._limit_s = limit_s
         self.all = [Replica(backend, self, limit_s) for backend in backends]
+        self.leaving: list[Replica] = []
         self._usable: list[Replica] = []
         self._healthy = 0
         self._turn = 0
@@ -166,6 +172,24 @@ class Replicas:
         self._longest_s = 0.0  # of all passes; used while they are too few for a quantile
         self.sweep_every_s = max(settings.min_stall_s / 4, 0.01)
         self.refresh()
+
+    def add(self, backend: Backend, now_s: float, tried: bool) -> None:
+        """Takes in one more replica; one that was `tried` gets work at once, others after a good pass."""
+        replica = Replica(backend, self, self._limit_s)
+        replica.was_ready = tried
+        replica.well_at_s = now_s if tried else replica.well_at_s
+        self.all.append(replica)
+
+    def retire(self, replica: Replica, now_s: float) -> None:
+        """Gives a replica no more work."""
+        self.all.remove(replica)
+        self.leaving.append(replica)
+        self.refresh(now_s)
+
+    def remove(self, replica: Replica, now_s: float) -> None:
+        """Lets go of a replica that was leaving."""
+        self.leaving.remove(replica)
+        self.refresh(now_s)
 
     def refresh(self, now_s: float = 0.0) -> None:
         """Updates which replicas are ready, which rest and which are ejected."""
@@ -177,7 +201,7 @@ class Replicas:
         self._healthy = len(healthy)
         self.any_ready = any(not replica.health.broken for replica in ready)
         self.any_ejected = any(replica.health.ejected for replica in self.all)
-        self.any_stalled = any(replica.health.stalled for replica in self.all)
+        self.any_stalled = any(replica.health.stalled for replica in (*self.all, *self.leaving))
 
     @property
     def any_usable(self) -> bool:
@@ -202,7 +226,7 @@ class Replicas:
     @property
     def any_outstanding(self) -> bool:
         """Tells whether any replica has a task."""
-        return any(replica.open for replica in self.all)
+        return any(replica.open for replica in (*self.all, *self.leaving))
 
     def rested_at_s(self) -> float | None:
         """Gives the time at which the first of those that rest has room again; None if none rests."""
@@ -255,7 +279,7 @@ class Replicas:
     def learn_failure(self, replica: Replica, now_s: float, error: Exception | None = None) -> None:
         """Notes a task that ended in an error, and ejects the replica if it gives nothing but errors."""
         health = replica.health
-        if health.ejected or not replica.backend.ready or not health.failed(now_s):
+        if health.ejected or not replica.backend.ready or replica in self.leaving or not health.failed(now_s):
             return
         if self._may_eject():
             self._eject(replica, "failing", now_s, error)
@@ -290,14 +314,14 @@ class Replicas:
     def eject_stalled(self, now_s: float) -> list[Replica]:
         """Ejects the replicas that have been silent for too long, and gives them."""
         limit_s = self.stall_after_s
-        found = [one for one in self.all if not one.health.stalled and one.silent_s(now_s) > limit_s]
+        found = [one for one in (*self.all, *self.leaving) if not one.health.stalled and one.silent_s(now_s) > limit_s]
         for replica in found:
             self._eject(replica, "stalled", now_s)
         return found
 
     def expire(self, now_s: float) -> None:
         """Counts the tasks as lost whose time limit has passed."""
-        for replica in self.all:
+        for replica in (*self.all, *self.leaving):
             if replica.open:
                 replica.expire(now_s)
 

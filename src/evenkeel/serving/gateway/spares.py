@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from evenkeel.arrays import Array
+from evenkeel.backends.backend import Backend
+from evenkeel.errors import ConfigurationError
 from evenkeel.serving.gateway.item import Item
 from evenkeel.serving.gateway.node import Node
 
@@ -73,6 +75,22 @@ class Spares(ABC):
     @abstractmethod
     def sweep(self, now_s: float, stall_s: float) -> None:
         """Handles workers of its own that have been at one group for longer than `stall_s`, and drops lost tasks."""
+
+    def add(self, backend: Backend) -> None:
+        """Takes in one more worker of its own.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        raise ConfigurationError(f"{backend.name} cannot join: the policy or the codes have no use for backups")
+
+    def retire(self, node: Node) -> None:
+        """Gives a worker of its own no more work."""
+        raise LookupError(node)
+
+    def remove(self, node: Node) -> None:
+        """Lets go of a worker that was retired."""
+        raise LookupError(node)
 
 
 class NoSpares(Spares):
