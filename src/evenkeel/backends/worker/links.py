@@ -18,12 +18,21 @@ class WorkerLink(ABC):
     Attributes:
         where: the worker's address or process, for messages.
         ours: the worker is started by the link itself.
-        shares_key: others can connect there too, so that both ends prove to each other that they hold the key.
     """
 
     where: str
-    shares_key: bool = False
     ours: bool = False
+
+    async def find(self, key: bytes) -> bytes:
+        """Finds out where the worker is, before each connection; gives the key that both ends must prove to hold.
+
+        Args:
+            key: the client's own; a link to a worker that others cannot connect to needs none and gives an empty one.
+
+        Raises:
+            EvenkeelError: as `open`.
+        """
+        return b""
 
     @abstractmethod
     async def open(self, make: Callable[[], Connection]) -> None:
@@ -55,7 +64,10 @@ class SocketLink(WorkerLink):
             raise ConfigurationError(f"a worker cannot be reached at {address}; expected unix:/path or tcp://host:port")
         self._address = address
         self.where = str(address)
-        self.shares_key = address.kind == "tcp"
+
+    async def find(self, key: bytes) -> bytes:
+        """Gives `key` for TCP alone: on a Unix socket only this user's processes can connect."""
+        return key if self._address.kind == "tcp" else b""
 
     async def open(self, make: Callable[[], Connection]) -> None:
         """Connects."""

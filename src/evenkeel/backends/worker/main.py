@@ -25,7 +25,7 @@ from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.logs import log_to_stderr
 from evenkeel.processes import ENDING_SIGNALS, end_by_signal, end_with_parent, heeded
 
-__all__ = ["main", "run_worker"]
+__all__ = ["load_models", "main", "run_worker"]
 
 
 def run_worker(config: WorkerConfig) -> int:
@@ -43,12 +43,7 @@ def run_worker(config: WorkerConfig) -> int:
             end_with_parent(config.parent_pid)
         key = read_key(config.key_file)
         check_open(parse_address(config.listen), key, config.no_key)
-        # With an injected law every task takes the time that is drawn for it alone.
-        max_batch = 1 if config.delay else config.max_batch
-        models = [with_batching(load_model(spec, config.threads), max_batch) for spec in config.models]
-        names = [model.name for model in models]
-        if len(set(names)) < len(names):
-            raise ConfigurationError(f"two models of one worker have the same name: {', '.join(names)}")
+        models = load_models(config)
         delay = parse_delay(config.delay) if config.delay else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve_until_signal(models, delay, config, key))
@@ -56,6 +51,21 @@ def run_worker(config: WorkerConfig) -> int:
         print(f"evenkeel worker: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
+
+
+def load_models(config: WorkerConfig) -> list[Model]:
+    """Loads the models that a worker serves, and measures how many rows each should take in one pass.
+
+    Raises:
+        ConfigurationError: a model cannot be loaded, or two have the same name.
+    """
+    # With an injected law every task takes the time that is drawn for it alone.
+    max_batch = 1 if config.delay else config.max_batch
+    models = [with_batching(load_model(spec, config.threads), max_batch) for spec in config.models]
+    names = [model.name for model in models]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"two models of one worker have the same name: {', '.join(names)}")
+    return models
 
 
 async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, config: WorkerConfig, key: bytes) -> None:

@@ -149,11 +149,13 @@ class WorkerBackend(Backend):
         failures = 0
         while True:
             greeted_s: float | None = None
-            key = self._options.key if self._link.shares_key else b""
-            session = WorkerSession(self._link.where, self._options, self._update, key)
+            session: WorkerSession | None = None
             try:
                 try:
-                    await self._link.open(lambda: session.connection)  # noqa: B023 - used before the next round
+                    key = await self._link.find(self._options.key)
+                    session = WorkerSession(self._link.where, self._options, self._update, key)
+                    connection = session.connection
+                    await self._link.open(lambda: connection)  # noqa: B023 - used before the next round
                     self._hello = self._checked(await session.greet())
                     greeted_s = time.monotonic()
                     self._session = session
@@ -166,7 +168,8 @@ class WorkerBackend(Backend):
                 except Exception as failure:  # whatever it is, the worker must not stay lost for it
                     error = BackendLostError(f"{self._link.where}: {type(failure).__name__}: {failure}")
             finally:
-                await session.close()
+                if session is not None:
+                    await session.close()
                 self._session = None
                 self._update()
             error = await self._link.ended(error, greeted_s is not None)
