@@ -747,7 +747,7 @@ def test_a_body_that_unpacks_to_far_more_than_was_sent_is_refused():
 def test_ordinary_bodies_do_not_wait_for_large_ones():
     async def run():
         app, free = make_app(), threading.Event()
-        app._large_executor.submit(free.wait)
+        app._inference._large_executor.submit(free.wait)
         large, large_transport = connect(serve(app))
         large.data_received(request_bytes(INFER, JSON_BODY + b" " * (5 << 20)))
         packed = gzip.compress(JSON_BODY)
