@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -18,13 +18,14 @@ from evenkeel.clock import LoopClock
 from evenkeel.coding.answers.backup_code import BackupCode
 from evenkeel.coding.answers.by_name import OwnModel
 from evenkeel.coding.answers.scores import ScoreForm
-from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
+from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard, class_difference, load_card
 from evenkeel.models.digest import ModelDigests
 from evenkeel.serving.config import CodeConfig, ServeConfig
+from evenkeel.serving.fleet import FleetMember, LiveFleet
 from evenkeel.serving.front.served import ServedModel
-from evenkeel.serving.gateway.gateway import Gateway
-from evenkeel.serving.nodes import REACH_S, known_digests, make_nodes
+from evenkeel.serving.gateway.gateway import Gateway, NodeKind
+from evenkeel.serving.nodes import REACH_S, NodeMaker, known_digests
 from evenkeel.serving.promised import AuditFile, apply_certificate
 
 __all__ = ["HostedModel", "build_codes"]
@@ -47,6 +48,7 @@ class HostedModel:
     Attributes:
         served: for the front ends.
         gateway: answers its items; not ready before `start`.
+        fleet: the gateway's nodes.
         lossy_counts: what each end of a link that loses packets counts, by its name.
 
     Raises:
@@ -62,16 +64,14 @@ class HostedModel:
                 coded = load_card(code_config.model)
                 self._cards[coded.name] = coded
         loop = asyncio.get_running_loop()
-        epoch_s = time.monotonic()
         digests_here = known_digests(config)
         digests = ModelDigests(digests_here)
         if config.remote_version:
             digests.check(card.name, f"version:{config.remote_version}", "field remote_version")
-        self._replicas = make_nodes(config, "replica", config.replicas, [card], 0, epoch_s, digests)
-        self._backups: list[Backend] = []
-        if config.policy.uses_backups:
-            held = list(self._cards.values())
-            self._backups = make_nodes(config, "backup", config.backups, held, config.replicas.total, epoch_s, digests)
+        make = NodeMaker(config, list(self._cards.values()), digests)
+        replicas = make.configured("replica", config.replicas)
+        backups = make.configured("backup", config.backups) if config.policy.uses_backups else []
+        self._started = False
         self._audits = None if config.audit_file is None else AuditFile(config.audit_file)
         digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
         promises = apply_certificate(config, self._cards, codes, digests_here, self._audits)
@@ -79,8 +79,8 @@ class HostedModel:
         self.gateway = Gateway(
             LoopClock(loop),
             card.name,
-            self._replicas,
-            self._backups,
+            replicas,
+            backups,
             codes,
             config.policy,
             health=config.health,
@@ -91,7 +91,9 @@ class HostedModel:
             offload=partial(_offload, loop, self._executor),
             promises=promises,
         )
-        self.lossy_counts = {one.name: one.counts for one in self._replicas if isinstance(one, LossyBackend)}
+        self.lossy_counts = {one.name: one.counts for one in replicas if isinstance(one, LossyBackend)}
+        members = [*(FleetMember(one, "replica") for one in replicas), *(FleetMember(one, "backup") for one in backups)]
+        self.fleet = LiveFleet(self.gateway, members, self._warm_up, make.own, drain_s=config.drain_s)
         # Until a pass has succeeded nothing shows that a replica can do any.
         self.gateway.watch(_blank(card))
         self.served = ServedModel(
@@ -112,57 +114,50 @@ class HostedModel:
             ConfigurationError: a worker cannot start with what it was given.
             BackendError: a worker started here died while it loaded.
         """
-        backends = (*self._replicas, *self._backups)
-        own = [backend for backend in backends if isinstance(backend, ProcessBackend)]
-        reached = [asyncio.ensure_future(_reach(one)) for one in backends if not isinstance(one, ProcessBackend)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                for backend in own:
-                    group.create_task(backend.start())
-        except* (ConfigurationError, BackendError) as errors:
-            raise errors.exceptions[0] from None
-        if reached:
-            await asyncio.wait(reached)
-        await asyncio.gather(
-            *(self._warm_up(backend, [self._card], _WARM_UP_PASSES, True) for backend in self._replicas),
-            *(self._warm_up(backend, list(self._cards.values()), 1, False) for backend in self._backups),
-        )
+        await self.fleet.start()
+        self._started = True
 
     @property
     def why_not_ready(self) -> str:
         """Says what keeps the first of the replicas from working; empty if the model is ready."""
         if self.gateway.ready:
             return ""
-        reason = next((f"; {one.name}: {one.why_not}" for one in self._replicas if one.why_not), "")
+        replicas = (member.backend for member in self.fleet.members if member.kind == "replica")
+        reason = next((f"; {one.name}: {one.why_not}" for one in replicas if one.why_not), "")
         return f"no replica has done a pass yet{' '.join(reason.split())[:_MAX_SHOWN]}"
 
     async def close(self) -> None:
         """Ends the workers, and lets go of everything."""
         self.served.close()
-        await asyncio.gather(*(one.close() for one in (*self._replicas, *self._backups)), return_exceptions=True)
+        await self.fleet.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._audits is not None:
             self._audits.close()
 
-    async def _warm_up(self, backend: Backend, models: Sequence[ModelCard], passes: int, learn: bool) -> None:
+    async def _warm_up(self, backend: Backend, kind: NodeKind) -> bool:
+        """Has a node do its first passes; tells whether it could."""
+        models, passes = ([self._card], _WARM_UP_PASSES) if kind == "replica" else (list(self._cards.values()), 1)
+        # In a fleet at work a fresh worker's times would say little of what is usual.
+        learn = kind == "replica" and not self._started
         limit_s = _WARM_UP_S if isinstance(backend, ProcessBackend) else REACH_S
         try:
             async with asyncio.timeout(limit_s):
-                for model in models if backend.ready else ():
-                    await self._do_passes(backend, model, passes, learn)
+                return backend.ready and all([await self._do_passes(backend, one, passes, learn) for one in models])
         except TimeoutError:
             _log.warning("%s did not finish its first passes in %g s", backend.name, limit_s)
+            return False
 
-    async def _do_passes(self, backend: Backend, model: ModelCard, passes: int, learn: bool) -> None:
+    async def _do_passes(self, backend: Backend, model: ModelCard, passes: int, learn: bool) -> bool:
         blank = _blank(model)[None]
         for number in range(passes):
             began_s = time.perf_counter()
             reply = await _call(backend, model.name, blank)
             if reply.error is not None:
                 _log.warning("%s failed a first pass of %s: %s", backend.name, model.name, reply.error)
-                break
+                return False
             if learn and number:
                 self.gateway.service_times.add(time.perf_counter() - began_s)
+        return True
 
 
 def build_codes(config: ServeConfig, card: ModelCard) -> list[BackupCode]:
@@ -186,18 +181,6 @@ def _code(config: CodeConfig, own: OwnModel, classes: tuple[str, ...], place: in
         return config.settings.code(own, coded)
     except ConfigurationError as error:
         raise ConfigurationError(f"codes[{place}]: {error}") from error
-
-
-async def _reach(backend: Backend) -> None:
-    """Starts a backend whose node is elsewhere.
-
-    What is wrong there is no error here: it may be down or wrong at the moment, and a gateway that is restarted then
-    must not be down with it. The backend goes on trying.
-    """
-    try:
-        await backend.start()
-    except EvenkeelError as error:
-        _log.warning("%s; going on without it, and trying again", error)
 
 
 def _blank(model: ModelCard) -> Array:

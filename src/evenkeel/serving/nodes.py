@@ -1,5 +1,7 @@
 """Makes the backends of a configuration: workers started here or elsewhere, remote servers, links that lose packets."""
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 
 from evenkeel.backends.backend import Backend
@@ -15,50 +17,81 @@ from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.digest import ModelDigests, card_digest
 from evenkeel.promises.certificate import read_certificate
 from evenkeel.serving.config import NodesConfig, ServeConfig
+from evenkeel.serving.gateway.gateway import NodeKind
 from evenkeel.serving.lossy import lossy_backend
 
-__all__ = ["REACH_S", "known_digests", "make_nodes"]
+__all__ = ["REACH_S", "NodeMaker", "known_digests"]
 
+_HTTP = ("http://", "https://")
+_UDP = "udp://"
 REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is there
 
 
-def make_nodes(
-    config: ServeConfig,
-    kind: str,
-    nodes: NodesConfig,
-    cards: Sequence[ModelCard],
-    first: int,
-    epoch_s: float,
-    digests: ModelDigests,
-) -> list[Backend]:
-    """Makes the backends of one kind, numbered from `first` (for delays in which workers differ)."""
-    wanted = [card.name for card in cards]
-    backends: list[Backend] = []
-    for number in range(nodes.count):
+class NodeMaker:
+    """Makes the backends of a configuration, each with a name and a number of its own.
+
+    Args:
+        config: says how.
+        cards: what replicas hold, and then what only backups hold.
+        digests: what the models must be.
+    """
+
+    def __init__(self, config: ServeConfig, cards: Sequence[ModelCard], digests: ModelDigests) -> None:
+        self._config = config
+        self._cards: dict[NodeKind, Sequence[ModelCard]] = {"replica": cards[:1], "backup": cards}
+        self._digests = digests
+        self._epoch_s = time.monotonic()
+        self._made = 0
+        self._of_kind: Counter[NodeKind] = Counter()
+
+    def configured(self, kind: NodeKind, nodes: NodesConfig) -> list[Backend]:
+        """Makes the backends of one kind that the configuration lists."""
+        own = [self.own(kind) for _ in range(nodes.count)]
+        return [*own, *(self.at(kind, where) for where in (*nodes.addresses, *nodes.urls, *nodes.links))]
+
+    def own(self, kind: NodeKind) -> Backend:
+        """Makes a worker of this process."""
+        config, cards = self._config, self._cards[kind]
+        name, number = self._next(kind)
         worker = WorkerConfig(
             models=_model_specs(config, cards),
             listen="tcp://127.0.0.1:0",  # not used: the child inherits its connection
             threads=config.threads,
             max_batch=config.max_batch,
             delay=config.delay,
-            delay_epoch_s=epoch_s,
-            worker_number=first + number,
+            delay_epoch_s=self._epoch_s,
+            worker_number=number,
         )
-        own = ClientOptions(start_timeout_s=config.load_limit_s)
-        backends.append(ProcessBackend(f"{kind}-{number}", worker, wanted, own, digests))
-    key = read_key(config.worker_key_file) if nodes.addresses else b""
-    for address in nodes.addresses:
-        check_open(parse_address(address), key, config.no_worker_key)
+        options = ClientOptions(start_timeout_s=config.load_limit_s)
+        return ProcessBackend(name, worker, [card.name for card in cards], options, self._digests)
+
+    def at(self, kind: NodeKind, where: str) -> Backend:
+        """Makes the backend of a node elsewhere: a worker's address, the URL of a remote server, or a link.
+
+        Raises:
+            ConfigurationError: it cannot be reached so, by this configuration.
+        """
+        config, cards = self._config, self._cards[kind]
+        if where.startswith(_HTTP):
+            if len(cards) > 1:
+                raise ConfigurationError(
+                    "backups.urls: a remote server holds one model; reach backups as workers instead"
+                )
+            return _remote(config, self._next(kind)[0], where, cards[0], self._digests)
+        if where.startswith(_UDP):
+            known = self._digests.known(cards[0].name)
+            return lossy_backend(config, self._next(kind)[0], where, cards[0], known)
+        key = read_key(config.worker_key_file)
+        check_open(parse_address(where), key, config.no_worker_key)
         options = ClientOptions(start_timeout_s=REACH_S, key=key)
-        backends.append(WorkerBackend(f"{kind}-{len(backends)}", address, wanted, options, digests))
-    for url in nodes.urls:
-        if len(cards) > 1:
-            raise ConfigurationError("backups.urls: a remote server holds one model; reach backups as workers instead")
-        backends.append(_remote(config, f"{kind}-{len(backends)}", url, cards[0], digests))
-    for link in nodes.links:
-        name = f"{kind}-{len(backends)}"
-        backends.append(lossy_backend(config, name, link, cards[0], digests.known(cards[0].name)))
-    return backends
+        return WorkerBackend(self._next(kind)[0], where, [card.name for card in cards], options, self._digests)
+
+    def _next(self, kind: NodeKind) -> tuple[str, int]:
+        """Gives a name, and a number for delays in which workers differ."""
+        name, number = f"{kind}-{self._of_kind[kind]}", self._made
+        self._of_kind[kind] += 1
+        self._made += 1
+        return name, number
 
 
 def known_digests(config: ServeConfig) -> dict[str, str]:
