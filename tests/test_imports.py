@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "coding.answers": {"coding.code", "coding.checks", "images.resize", "models.cards"},
     "coding.sums": {"coding.saved_state", "coding.sum_code", "coding.wire", "coding.checks"},
     "backends": {"delays"},
-    "backends.worker": {"backends.backend", "delays", "models"},
+    "backends.worker": {"backends.backend", "delays", "models", "trust"},
     "backends.lossy": {"backends.backend", "backends.worker.address", "backends.worker.key"},
     "backends.oip": {"backends.backend", "http_client", "models", "oip"},
     "reducers": {"coding.wire", "switch"},

@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 
 from backend_helpers import RawPeer, ask, doubling, in_loop, serving
+from evenkeel.backends.worker import server
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.frames import FrameKind, encode, encode_object, encode_tensor
-from evenkeel.backends.worker.key import KEY_VARIABLE, challenge, check_open, check_proof, proof, read_key
+from evenkeel.backends.worker.key import (
+    KEY_VARIABLE,
+    challenge,
+    check_open,
+    check_proof,
+    follow_key,
+    proof,
+    read_key,
+)
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
 from evenkeel.errors import BackendError, ConfigurationError, ProtocolError
+from evenkeel.trust import reloaded
 
 KEY, OTHER = b"sixteen bytes or more", b"quite another key of that length"
 ROW = np.arange(3, dtype=np.float32)[None]
@@ -21,8 +31,9 @@ TASK = b"".join(encode_tensor(FrameKind.TASK, 1, ROW))
 
 
 @contextlib.asynccontextmanager
-async def reached(address, key):
-    backend = WorkerBackend("w", address, ("double",), ClientOptions(start_timeout_s=3.0, first_pause_s=0.01, key=key))
+async def reached(address, key, start_timeout_s=3.0):
+    options = ClientOptions(start_timeout_s=start_timeout_s, first_pause_s=0.01, key=key)
+    backend = WorkerBackend("w", address, ("double",), options)
     try:
         await backend.start()
         yield backend
@@ -49,7 +60,7 @@ async def test_both_with_the_key_work_together():
 @in_loop
 async def test_a_client_with_another_key_or_none_is_refused():
     async with serving("tcp://127.0.0.1:0", [doubling()], key=KEY) as address:
-        with pytest.raises(BackendError, match="does not hold the other side's key"):
+        with pytest.raises(ProtocolError, match="saw this side's proof: the keys differ; give both the same one"):
             async with reached(address, OTHER):
                 pass
         with pytest.raises(ProtocolError, match="asks for a key; give this side the same one"):
@@ -98,15 +109,17 @@ async def test_who_took_a_dead_workers_port_is_refused_before_it_sees_an_image()
         encode_object(FrameKind.PROOF, {"challenge": "short", "proof": proof(KEY, "client", "", "short")}),
         encode_object(FrameKind.PROOF, {"challenge": 7, "proof": ["no text"]}),
         encode(FrameKind.PROOF, payload=b"[" * 4000),
+        encode_object(FrameKind.PROOF, {"challenge": challenge(), "proof": "0" * 64}),
+        b"EK\x63" + bytes(69),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + bytes(72),
     ],
-    ids=["task", "ping", "share", "nothing", "no_challenge", "types", "deep"],
+    ids=["task", "ping", "share", "nothing", "no_challenge", "types", "deep", "wrong", "version", "http"],
 )
-async def test_a_stranger_gets_no_hello_and_no_reply(said):
+async def test_a_stranger_gets_no_hello_and_no_reply_whatever_he_says(said):
     async with serving("tcp://127.0.0.1:0", [doubling()], key=KEY) as address, stranger(address) as peer:
         assert (await peer.receive()).kind is FrameKind.CHALLENGE
         peer.send(said)
-        refusal = await peer.receive()
-        assert refusal is None or (refusal.kind is FrameKind.ERROR and await peer.receive() is None)
+        assert await peer.receive() is None  # whatever was said, nothing comes back
 
 
 @in_loop
@@ -115,7 +128,7 @@ async def test_a_stranger_cannot_have_memory_set_aside():
         await peer.receive()
         header = encode_tensor(FrameKind.TASK, 1, np.zeros((1, 100_000), np.float32))[0]
         peer.send(header)
-        assert "at most 4096 are" in (await peer.receive()).text()
+        assert await peer.receive() is None
 
 
 @in_loop
@@ -129,7 +142,95 @@ async def test_a_proof_heard_elsewhere_is_worth_nothing():
         assert (await second.receive()).object()["challenge"] != of_first
         mine = challenge()
         second.send(encode_object(FrameKind.PROOF, {"challenge": mine, "proof": proof(KEY, "client", of_first, mine)}))
-        assert (await second.receive()).kind is FrameKind.ERROR
+        assert await second.receive() is None
+
+
+@in_loop
+async def test_a_proof_that_was_good_once_is_worth_nothing_the_next_time():
+    heard = []
+
+    async def between(reader, writer):
+        """Passes everything on, and keeps what the client says."""
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+
+        async def pump(source, sink, kept):
+            while data := await source.read(65536):
+                kept.append(data)
+                sink.write(data)
+            sink.close()
+
+        await asyncio.gather(pump(reader, inner_writer, heard), pump(inner_reader, writer, []))
+
+    async with serving("tcp://127.0.0.1:0", [doubling()], key=KEY) as address:
+        host, port = address.removeprefix("tcp://").split(":")
+        listening = await asyncio.start_server(between, "127.0.0.1", 0)
+        async with reached(f"tcp://127.0.0.1:{listening.sockets[0].getsockname()[1]}", KEY) as backend:
+            assert np.array_equal((await ask(backend, ROW)).outputs, 2 * ROW)
+        listening.close()
+        async with stranger(address) as peer:
+            await peer.receive()
+            peer.send(b"".join(heard))
+            assert await peer.receive() is None
+
+
+@in_loop
+async def test_who_proves_nothing_is_sent_away_in_time(monkeypatch):
+    monkeypatch.setattr(server, "_PROVE_S", 0.05)
+    async with serving("tcp://127.0.0.1:0", [doubling()], key=KEY) as address, stranger(address) as peer:
+        assert (await peer.receive()).kind is FrameKind.CHALLENGE
+        assert await peer.receive() is None
+
+
+@in_loop
+async def test_strangers_take_no_places_of_those_with_the_key(monkeypatch):
+    monkeypatch.setattr(server, "_MAX_STRANGERS", 4)
+    async with (
+        serving("tcp://127.0.0.1:0", [doubling()], key=KEY, max_clients=1) as address,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        peers = [await stack.enter_async_context(stranger(address)) for _ in range(9)]
+        for peer in peers:
+            assert (await peer.receive()).kind is FrameKind.CHALLENGE
+        for peer in peers[:5]:
+            assert await peer.receive() is None  # the oldest
+        async with reached(address, KEY) as backend:
+            assert np.array_equal((await ask(backend, ROW)).outputs, 2 * ROW)
+            with pytest.raises(BackendError, match="1 clients are connected"):
+                async with reached(address, KEY, 0.2):
+                    pass
+
+
+@in_loop
+async def test_a_false_worker_cannot_have_memory_set_aside_either():
+    async def impostor(reader, writer):
+        writer.write(encode_object(FrameKind.CHALLENGE, {"challenge": "x" * 100_000}))
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(impostor, "127.0.0.1", 0)
+    with pytest.raises(ProtocolError, match="at most 4096 are"):
+        async with reached(f"tcp://127.0.0.1:{listening.sockets[0].getsockname()[1]}", KEY):
+            pass
+    listening.close()
+
+
+@in_loop
+async def test_a_new_key_is_used_for_new_connections(tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.touch(0o600)
+    file.write_bytes(KEY)
+    monkeypatch.setattr(reloaded, "LOOK_EVERY_S", 0.0)
+    async with (
+        serving("tcp://127.0.0.1:0", [doubling()], key=follow_key(file)) as address,
+        reached(address, follow_key(file)) as before,
+    ):
+        file.write_bytes(OTHER)
+        async with reached(address, follow_key(file)) as after:
+            for backend in (before, after):
+                assert np.array_equal((await ask(backend, ROW)).outputs, 2 * ROW)
+        with pytest.raises(ProtocolError, match="the keys differ"):
+            async with reached(address, KEY):
+                pass
 
 
 @in_loop
@@ -194,8 +295,10 @@ def test_beyond_this_machine_a_key_is_needed_unless_said_otherwise(address, capl
         check_open(parse_address(address), b"", False)
     check_open(parse_address(address), KEY, False)
     assert not caplog.records
+    check_open(parse_address(address), b"", False, tls=True)
+    assert not caplog.records
     check_open(parse_address(address), b"", True)
-    assert "has no key" in caplog.text
+    assert "NO KEY AND NO TLS" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.batching import MAX_BATCH
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
 from evenkeel.logs import FORMATS, LogFormat
+from evenkeel.trust.tls import ServerTls
 
 __all__ = ["WorkerConfig", "add_arguments", "config_from", "to_arguments"]
 
@@ -34,6 +36,9 @@ class WorkerConfig:
         worker_number: given to the delay, so that some workers can be the slow ones.
         key_file: holds the key that clients on TCP must have; "": of the variable EVENKEEL_WORKER_KEY, or none.
         no_key: take tasks from anybody who can reach a TCP address beyond this machine.
+        tls_certificate: of the worker, as PEM, for TLS on TCP; "": links are not encrypted.
+        tls_key: its private key; "": in the certificate's file.
+        tls_ca: the authorities whose certificates clients must show; needed with a certificate.
         max_clients: connections at once.
         max_rows: of one task.
         max_batch: rows of waiting tasks that one pass takes together, at most; fewer where the model gains nothing by
@@ -53,6 +58,9 @@ class WorkerConfig:
     worker_number: int = 0
     key_file: str = ""
     no_key: bool = False
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
     max_clients: int = 64
     max_rows: int = 1024
     max_batch: int = MAX_BATCH
@@ -64,6 +72,11 @@ class WorkerConfig:
         if not self.models:
             raise ConfigurationError("a worker needs at least one model")
         parse_address(self.listen)
+        if bool(self.tls_certificate) != bool(self.tls_ca) or (self.tls_key and not self.tls_certificate):
+            raise ConfigurationError(
+                "worker: TLS needs --tls-certificate, --tls-ca and, unless it is in the first file, --tls-key: both "
+                "sides show a certificate and verify the other's"
+            )
         parse_delay(self.delay or "none")
         for name, least in (
             ("threads", 1),
@@ -80,6 +93,13 @@ class WorkerConfig:
             raise ConfigurationError(f"worker: delay_cost must be above 0, found {self.delay_cost}")
         if not 0 <= self.drain_s < 1e6:
             raise ConfigurationError(f"worker: drain_s must not be negative, found {self.drain_s}")
+
+    @property
+    def tls(self) -> ServerTls | None:
+        """Gives the files of TLS; None where links are not encrypted."""
+        if not self.tls_certificate:
+            return None
+        return ServerTls(Path(self.tls_certificate), Path(self.tls_key) if self.tls_key else None, Path(self.tls_ca))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +118,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-queued", type=int, default=1024, help="Largest number of waiting tasks; more are refused.")
     add("--key-file", default="", metavar="FILE", help="File with the key that clients on TCP share.")
     add("--no-key", action="store_true", help="Take tasks from anybody who can reach a TCP address, without a key.")
+    add("--tls-certificate", default="", metavar="FILE", help="The worker's certificate (PEM): links on TCP use TLS.")
+    add("--tls-key", default="", metavar="FILE", help="Its private key (PEM), where that is a file of its own.")
+    add("--tls-ca", default="", metavar="FILE", help="Authorities (PEM) whose certificates clients must show.")
     add("--max-clients", type=int, default=64, help="Largest number of connections; more are refused.")
     add("--max-rows", type=int, default=1024, help="Largest number of rows in one task.")
     add(
@@ -145,6 +168,9 @@ def to_arguments(config: WorkerConfig) -> list[str]:
         "--max-rows": config.max_rows,
         "--max-batch": config.max_batch,
         "--key-file": config.key_file,
+        "--tls-certificate": config.tls_certificate,
+        "--tls-key": config.tls_key,
+        "--tls-ca": config.tls_ca,
         "--delay": config.delay,
         "--worker-number": config.worker_number,
         "--drain": config.drain_s,

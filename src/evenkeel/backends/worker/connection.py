@@ -18,7 +18,7 @@ class Connection(asyncio.BufferedProtocol):
         on_frame: called with every frame; a ProtocolError that it raises ends the connection.
         on_end: called once, with the error that ended the connection, or None where the peer (or we) just closed it.
         on_open: called once the connection stands.
-        refuse: makes the error that is sent to a peer that broke the rules; None: nothing is sent.
+        refuse: makes the error that is sent to a peer that broke the rules; None, or nothing made: nothing is sent.
         hold_back: stop reading while the peer does not read what we send. For workers only: if both sides did, two full
             sockets would wait for each other for ever.
     """
@@ -91,8 +91,9 @@ class Connection(asyncio.BufferedProtocol):
                 raise self._reader.error
         except ProtocolError as error:
             self._error = error.with_traceback(None)  # which would keep alive whatever is on the stack
-            if self._refuse is not None:
-                self.send([self._refuse(error)])
+            said = b"" if self._refuse is None else self._refuse(error)
+            if said:
+                self.send([said])
             self.close()
 
     def pause_writing(self) -> None:

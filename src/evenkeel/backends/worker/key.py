@@ -3,7 +3,7 @@
 The worker sends a random challenge; the client answers with a challenge of its own and with the HMAC-SHA256 of both;
 the worker answers with the HMAC for its own role. The roles differ, so that no side's proof can be sent back to it.
 What follows is neither encrypted nor signed: a key keeps strangers out, not somebody who can change packets on their
-way.
+way. For that there is TLS, with certificates on both sides, instead of a key or beside it.
 """
 
 import hmac
@@ -11,17 +11,31 @@ import ipaddress
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from evenkeel.backends.worker.address import Address
 from evenkeel.errors import ConfigurationError, ProtocolError
+from evenkeel.trust.reloaded import Reloaded, warn_if_shared
 
-__all__ = ["CHALLENGE_BYTES", "KEY_VARIABLE", "challenge", "check_open", "check_proof", "is_open", "proof", "read_key"]
+__all__ = [
+    "CHALLENGE_BYTES",
+    "KEY_VARIABLE",
+    "UNPROVEN_BYTES",
+    "challenge",
+    "check_open",
+    "check_proof",
+    "follow_key",
+    "is_open",
+    "proof",
+    "read_key",
+]
 
 _log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "EVENKEEL_WORKER_KEY"
 CHALLENGE_BYTES = 32
+UNPROVEN_BYTES = 4096  # the longest payload that is taken of a peer that has not proved that it holds the key
 _MIN_KEY_BYTES = 16
 _MAX_KEY_BYTES = 4096
 
@@ -39,10 +53,9 @@ def read_key(file: str | Path = "", variable: str = KEY_VARIABLE) -> bytes:
         try:
             with open(file, "rb") as opened:
                 key = opened.read(_MAX_KEY_BYTES + 1).strip()
-                if os.fstat(opened.fileno()).st_mode & 0o077:
-                    _log.warning("%s can be read by other users of this machine; run `chmod 600` on it", where)
         except OSError as error:
             raise ConfigurationError(f"{where} cannot be read: {error.strerror or error}") from error
+        warn_if_shared(Path(file))
     else:
         where = f"variable {variable}"
         key = os.environb.get(variable.encode(), b"").strip()
@@ -54,6 +67,17 @@ def read_key(file: str | Path = "", variable: str = KEY_VARIABLE) -> bytes:
             "make one with `openssl rand -hex 32`"
         )
     return key
+
+
+def follow_key(file: str | Path = "", variable: str = KEY_VARIABLE) -> Callable[[], bytes]:
+    """Gives what gives the shared key of now: a file is read again when it changes.
+
+    Connections that are open stay; a new one is made with the new key.
+
+    Raises:
+        ConfigurationError: as `read_key`, at first. A later file that is wrong leaves the key as it was.
+    """
+    return Reloaded(f"key file {file}", [Path(file)] if file else [], lambda: read_key(file, variable)).get
 
 
 def challenge() -> str:
@@ -83,21 +107,31 @@ def check_proof(found: object, key: bytes, role: str, of_worker: object, of_clie
     )
 
 
-def check_open(address: Address, key: bytes, no_key: bool) -> None:
-    """Refuses a TCP address beyond this machine without a key, unless `no_key` says that this is meant.
+def check_open(address: Address, key: bytes, no_key: bool, tls: bool = False) -> None:
+    """Refuses a TCP address beyond this machine without a key or TLS, unless `no_key` says that this is meant.
+
+    Args:
+        address: of a worker or a link.
+        key: that both sides hold; empty for none.
+        no_key: anybody may connect.
+        tls: both sides show and verify certificates.
 
     Raises:
-        ConfigurationError: there is no key, and other machines could send tasks or answer in a worker's place.
+        ConfigurationError: other machines could send tasks or answer in a worker's place.
     """
-    if key or not is_open(address):
+    if key or tls or not is_open(address):
         return
     if not no_key:
         raise ConfigurationError(
             f"{address} can be reached from other machines, so that anybody there could send tasks or answer them: "
-            f"give both sides the same key (--key-file or worker_key_file, or the variable {KEY_VARIABLE}), "
-            "or say --no-key (no_worker_key: true)"
+            f"give both sides the same key (--key-file or worker_key_file, or the variable {KEY_VARIABLE}) or "
+            "certificates (--tls-certificate, --tls-key and --tls-ca, or worker_tls), or say --no-key "
+            "(no_worker_key: true)"
         )
-    _log.warning("%s has no key: whoever reaches it can send tasks, or answer in a worker's place", address)
+    _log.warning(
+        "NO KEY AND NO TLS at %s: whoever reaches it can send tasks or answer them, see what is sent and change it",
+        address,
+    )
 
 
 def is_open(address: Address) -> bool:

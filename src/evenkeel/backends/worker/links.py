@@ -2,14 +2,19 @@
 
 import asyncio
 import os
+import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from evenkeel.backends.worker.address import Address
 from evenkeel.backends.worker.connection import Connection
 from evenkeel.errors import BackendLostError, ConfigurationError, EvenkeelError
+from evenkeel.trust.tls import ClientTls, client_contexts, tls_reason
 
 __all__ = ["SocketLink", "WorkerLink"]
+
+
+_HANDSHAKE_S = 10.0
 
 
 class WorkerLink(ABC):
@@ -57,12 +62,22 @@ class WorkerLink(ABC):
 
 
 class SocketLink(WorkerLink):
-    """Connects to a worker that somebody else started, at a Unix or TCP address."""
+    """Connects to a worker that somebody else started, at a Unix or TCP address.
 
-    def __init__(self, address: Address) -> None:
+    Args:
+        address: of the worker.
+        tls: files of TLS, for TCP; None: the link is not encrypted.
+
+    Raises:
+        ConfigurationError: the address is a file descriptor's, or a file of TLS cannot be used.
+    """
+
+    def __init__(self, address: Address, tls: ClientTls | None = None) -> None:
         if address.kind == "fd":
             raise ConfigurationError(f"a worker cannot be reached at {address}; expected unix:/path or tcp://host:port")
         self._address = address
+        self._contexts = None if tls is None or address.kind != "tcp" else client_contexts(tls)
+        self._name = (tls and tls.name) or address.host
         self.where = str(address)
 
     async def find(self, key: bytes) -> bytes:
@@ -75,8 +90,19 @@ class SocketLink(WorkerLink):
         try:
             if self._address.kind == "unix":
                 await loop.create_unix_connection(make, self._address.path)
-            else:
+            elif self._contexts is None:
                 await loop.create_connection(make, self._address.host, self._address.port)
+            else:
+                await loop.create_connection(
+                    make,
+                    self._address.host,
+                    self._address.port,
+                    ssl=self._contexts.get(),
+                    server_hostname=self._name,
+                    ssl_handshake_timeout=_HANDSHAKE_S,
+                )
+        except ssl.SSLError as error:
+            raise BackendLostError(f"the worker at {self._address} cannot be trusted: {tls_reason(error)}") from error
         except OSError as error:
             reason = error.strerror or (os.strerror(error.errno) if error.errno else str(error))
             raise BackendLostError(f"no worker answers at {self._address}: {reason}") from error

@@ -2,21 +2,22 @@
 
 Run as `python -m evenkeel.backends.worker.main --listen unix:/tmp/w.sock --model cifar10-base`; `evenkeel worker` calls
 the same `run_worker`. A Unix socket is open to its own user only. On TCP, clients prove that they hold the worker's key
-(`key.py`); beyond this machine a worker without a key does not listen, unless `--no-key` says so.
+(`key.py`), or both show certificates; beyond this machine a worker without either does not listen, unless `--no-key`
+says so.
 """
 
 import asyncio
 import gc
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import uvloop
 
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.batching import with_batching
 from evenkeel.backends.worker.config import WorkerConfig, config_from
-from evenkeel.backends.worker.key import check_open, read_key
+from evenkeel.backends.worker.key import check_open, follow_key
 from evenkeel.backends.worker.model import Model, load_model
 from evenkeel.backends.worker.server import serve
 from evenkeel.delays.laws import Delay
@@ -41,8 +42,8 @@ def run_worker(config: WorkerConfig) -> int:
     try:
         if config.parent_pid:
             end_with_parent(config.parent_pid)
-        key = read_key(config.key_file)
-        check_open(parse_address(config.listen), key, config.no_key)
+        key = follow_key(config.key_file)
+        check_open(parse_address(config.listen), key(), config.no_key, config.tls is not None)
         models = load_models(config)
         delay = parse_delay(config.delay) if config.delay else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -68,7 +69,9 @@ def load_models(config: WorkerConfig) -> list[Model]:
     return models
 
 
-async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, config: WorkerConfig, key: bytes) -> None:
+async def _serve_until_signal(
+    models: Sequence[Model], delay: Delay | None, config: WorkerConfig, key: Callable[[], bytes]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in ENDING_SIGNALS:
@@ -87,6 +90,7 @@ async def _serve_until_signal(models: Sequence[Model], delay: Delay | None, conf
         max_queued=config.max_queued,
         drain_s=config.drain_s,
         key=key,
+        tls=config.tls,
         max_clients=config.max_clients,
         max_rows=config.max_rows,
         stop=stop,

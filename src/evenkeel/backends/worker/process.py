@@ -20,11 +20,13 @@ from evenkeel.arrays import Array
 from evenkeel.backends.backend import Backend, OnReply
 from evenkeel.backends.worker.config import WorkerConfig, to_arguments
 from evenkeel.backends.worker.connection import Connection
+from evenkeel.backends.worker.key import KEY_VARIABLE
 from evenkeel.backends.worker.links import WorkerLink
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions, WorkerHello
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
 from evenkeel.models.digest import ModelDigests
+from evenkeel.trust.keys import CLIENT_KEYS_VARIABLE
 
 __all__ = ["ProcessBackend"]
 
@@ -147,6 +149,10 @@ class _Tail(asyncio.Protocol):
         return b"".join(self._chunks)[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
 
 
+# Nobody else connects to these workers, and what they run need not see them.
+_OUR_KEYS = frozenset({KEY_VARIABLE, CLIENT_KEYS_VARIABLE})
+
+
 class _ProcessLink(WorkerLink):
     """Starts a process for each connection, and ends it with the connection."""
 
@@ -180,7 +186,7 @@ class _ProcessLink(WorkerLink):
                 stderr=write_end,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**threads, **os.environ},
+                env={**threads, **{name: value for name, value in os.environ.items() if name not in _OUR_KEYS}},
             )
         except OSError as error:
             ours.close()

@@ -41,10 +41,10 @@ class WorkerBackend(Backend):
     ) -> None:
         self.name = name
         self.address = str(parse_address(link)) if isinstance(link, str) else ""
-        self._link = SocketLink(parse_address(link)) if isinstance(link, str) else link
         self._wanted = tuple(models)
         self._digests = digests
         self._options = options or ClientOptions()
+        self._link = SocketLink(parse_address(link), self._options.tls) if isinstance(link, str) else link
         self._session: WorkerSession | None = None
         self._hello: WorkerHello | None = None
         self._ready = False
@@ -152,7 +152,7 @@ class WorkerBackend(Backend):
             session: WorkerSession | None = None
             try:
                 try:
-                    key = await self._link.find(self._options.key)
+                    key = await self._link.find(self._options.present_key)
                     session = WorkerSession(self._link.where, self._options, self._update, key)
                     connection = session.connection
                     await self._link.open(lambda: connection)  # noqa: B023 - used before the next round

@@ -27,13 +27,15 @@ from evenkeel.backends.worker.frames import (
     encode_object,
     encode_tensor,
 )
-from evenkeel.backends.worker.key import challenge, check_proof, proof
+from evenkeel.backends.worker.key import UNPROVEN_BYTES, challenge, check_proof, proof
 from evenkeel.backends.worker.model import Model
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotReader
 from evenkeel.backends.worker.task_runner import TaskRunner
 from evenkeel.clock import LoopClock
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import ConfigurationError, ProtocolError
+from evenkeel.trust.tls import ServerTls, server_contexts
+from evenkeel.trust.tls_door import TlsDoor
 from evenkeel.version import __version__
 
 __all__ = ["serve"]
@@ -41,7 +43,7 @@ __all__ = ["serve"]
 _log = logging.getLogger(__name__)
 
 _PROVE_S = 5.0  # for a client to prove that it holds the key
-_UNPROVEN_BYTES = 4096  # the longest payload before that
+_MAX_STRANGERS = 64  # that may be about to prove it; for one more, the one who has taken longest is sent away
 _LOG_EVERY_S = 10.0
 _FLUSH_S = 2.0  # for the last replies to leave after the last task
 
@@ -51,14 +53,13 @@ class _ConnectedClient:
 
     def __init__(self, runner: TaskRunner, room: "_SharedState") -> None:
         self._runner, self._room = runner, room
-        self._challenge = challenge() if room.key else ""
-        self._trusted = not room.key
+        self._key = room.key()
+        self._challenge = challenge() if self._key else ""
+        self._trusted = not self._key
         self._prove_timer: asyncio.TimerHandle | None = None
         self._slots: SlotReader | None = None
         self._open_tickets: set[int] = set()
-        self.connection = Connection(
-            self._on_frame, self._on_end, self._on_open, lambda error: encode_error(0, str(error)), hold_back=True
-        )
+        self.connection = Connection(self._on_frame, self._on_end, self._on_open, self._refusal, hold_back=True)
         self.ended = asyncio.get_running_loop().create_future()
 
     # What the runner says.
@@ -83,28 +84,37 @@ class _ConnectedClient:
     # What the connection says.
 
     def _on_open(self) -> None:
+        if self._trusted:
+            self._greet()
+            return
+        strangers = self._room.strangers
+        strangers[self] = None
+        if len(strangers) > _MAX_STRANGERS:
+            next(iter(strangers)).connection.abort()
+        self.connection.limit_payload(UNPROVEN_BYTES)
+        self._prove_timer = asyncio.get_running_loop().call_later(_PROVE_S, self.connection.abort)
+        self.connection.send([encode_object(FrameKind.CHALLENGE, {"challenge": self._challenge})])
+
+    def _refusal(self, error: ProtocolError) -> bytes:
+        """Says what was wrong, but not to a stranger: he learns nothing, whatever he tries."""
+        return encode_error(0, str(error)) if self._trusted else b""
+
+    def _greet(self) -> None:
         room = self._room
+        room.strangers.pop(self, None)
         if len(room.clients) >= room.max_clients:
             self.connection.send([encode_error(0, f"{room.max_clients} clients are connected; no more are taken")])
             self.connection.close()
             return
         room.clients.add(self)
-        if self._trusted:
-            self._greet()
-            return
-        self.connection.limit_payload(_UNPROVEN_BYTES)
-        self._prove_timer = asyncio.get_running_loop().call_later(_PROVE_S, self.connection.abort)
-        self.connection.send([encode_object(FrameKind.CHALLENGE, {"challenge": self._challenge})])
-
-    def _greet(self) -> None:
-        self.connection.limit_payload(self._room.max_payload_bytes)
+        self.connection.limit_payload(room.max_payload_bytes)
         self.connection.send([self._room.hello])
 
     def _prove(self, frame: Frame) -> None:
         """Checks the client's proof, proves the same to it, and greets it."""
         if frame.kind is not FrameKind.PROOF:
             raise ProtocolError("this worker asks for a key; give the client the same one")
-        words, key = frame.object(), self._room.key
+        words, key = frame.object(), self._key
         check_proof(words.get("proof"), key, "client", self._challenge, words.get("challenge"))
         self._trusted = True
         if self._prove_timer is not None:
@@ -152,6 +162,7 @@ class _ConnectedClient:
 
     def _on_end(self, error: Exception | None) -> None:
         self._room.clients.discard(self)
+        self._room.strangers.pop(self, None)
         if self._prove_timer is not None:
             self._prove_timer.cancel()
         self._runner.forget(self)
@@ -166,10 +177,11 @@ class _SharedState:
 
     hello: bytes
     shares: bool
-    key: bytes
+    key: Callable[[], bytes]
     max_clients: int
     max_payload_bytes: int
     clients: set[_ConnectedClient] = field(default_factory=set)
+    strangers: dict[_ConnectedClient, None] = field(default_factory=dict)  # in the order in which they came
     next_log_at: float = 0.0
 
     def log_stranger(self, error: ProtocolError) -> None:
@@ -190,7 +202,8 @@ async def serve(
     worker_number: int = 0,
     max_queued: int = 1024,
     drain_s: float = 10.0,
-    key: bytes = b"",
+    key: bytes | Callable[[], bytes] = b"",
+    tls: ServerTls | None = None,
     max_clients: int = 64,
     max_rows: int = 1024,
     stop: asyncio.Event | None = None,
@@ -207,14 +220,16 @@ async def serve(
         worker_number: given to the delay.
         max_queued: more waiting tasks are refused.
         drain_s: how long finishing may take.
-        key: that clients on TCP must hold; empty: none. On the other addresses only this user's processes can connect.
+        key: that clients on TCP must hold, or what gives it for each connection; empty: none. On the other addresses
+            only this user's processes can connect.
+        tls: files of TLS, for TCP, with the authority that clients' certificates are of; None: links are not encrypted.
         max_clients: connections at once; further ones get an error and are closed.
         max_rows: of one task; of the models' rows, where these are of known shape, follows the longest payload.
         stop: set it to end.
         on_listening: called with the address once tasks can be sent; a tcp port of 0 is replaced by the real one.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address cannot be listened on, or a file of TLS cannot be used.
     """
     loop = asyncio.get_running_loop()
     stop = stop or asyncio.Event()
@@ -232,13 +247,19 @@ async def serve(
     room = _SharedState(
         hello,
         shares=address.kind != "tcp",
-        key=key if address.kind == "tcp" else b"",
+        key=(key if callable(key) else lambda: key) if address.kind == "tcp" else bytes,
         max_clients=max_clients,
         max_payload_bytes=_longest_payload(models, max_rows),
     )
 
     def accept() -> Connection:
         return _ConnectedClient(runner, room).connection
+
+    door = None
+    if tls is not None and address.kind == "tcp":
+        if not tls.names_clients:
+            raise ConfigurationError("TLS of a worker: the authority of its clients' certificates is missing")
+        door = TlsDoor(server_contexts(tls), accept, handshake_s=_PROVE_S, max_handshakes=_MAX_STRANGERS)
 
     stopped = asyncio.ensure_future(stop.wait())
     server: asyncio.AbstractServer | None = None
@@ -257,7 +278,7 @@ async def serve(
             server = await (
                 loop.create_unix_server(accept, sock=plain)
                 if address.kind == "unix"
-                else loop.create_server(accept, sock=plain)
+                else loop.create_server(accept if door is None else door.connect, sock=plain)
             )
             if address.kind == "tcp":
                 address = Address("tcp", host=address.host, port=plain.getsockname()[1])
@@ -265,6 +286,10 @@ async def serve(
             await stopped
         if server is not None:
             server.close()
+        for stranger in list(room.strangers):
+            stranger.connection.abort()
+        if door is not None:
+            door.abort()
         await _drain(runner, room.clients, drain_s)
     finally:
         stopped.cancel()

@@ -10,6 +10,7 @@ from evenkeel.arrays import Array
 from evenkeel.backends.backend import OnReply, Reply
 from evenkeel.backends.worker.connection import Connection
 from evenkeel.backends.worker.frames import (
+    MAX_PAYLOAD_BYTES,
     NO_SLOT,
     VERSION,
     ErrorReason,
@@ -19,9 +20,10 @@ from evenkeel.backends.worker.frames import (
     encode_object,
     encode_tensor,
 )
-from evenkeel.backends.worker.key import challenge, check_proof, proof
+from evenkeel.backends.worker.key import KEY_VARIABLE, UNPROVEN_BYTES, challenge, check_proof, proof
 from evenkeel.backends.worker.shared_memory import SharedMemoryError, SlotWriter
 from evenkeel.errors import BackendBusyError, BackendError, BackendLostError, EvenkeelError, ProtocolError
+from evenkeel.trust.tls import ClientTls, tls_reason
 
 __all__ = ["ClientOptions", "RemoteModel", "WorkerHello", "WorkerSession", "call"]
 
@@ -45,7 +47,8 @@ class ClientOptions:
         share_from_bytes: tensors of at least that size go through shared memory, where the worker can open it.
         share_slots: how many of them may be on their way at once, others take the socket; 0 shares nothing.
         share_slot_bytes: the largest tensor that fits.
-        key: shared with workers on TCP; empty where they have none.
+        key: shared with workers on TCP, or what gives it for each connection; empty where they have none.
+        tls: files of TLS for workers on TCP; None: those links are not encrypted.
     """
 
     start_timeout_s: float = 30.0
@@ -57,7 +60,13 @@ class ClientOptions:
     share_from_bytes: int = 8 << 10
     share_slots: int = 16
     share_slot_bytes: int = 4 << 20
-    key: bytes = field(default=b"", repr=False)
+    key: bytes | Callable[[], bytes] = field(default=b"", repr=False)
+    tls: ClientTls | None = None
+
+    @property
+    def present_key(self) -> bytes:
+        """Gives the key for a connection that is made now."""
+        return self.key() if callable(self.key) else self.key
 
 
 @dataclass(frozen=True)
@@ -106,13 +115,15 @@ class WorkerSession:
         self._trusted = not key
         self._challenges: tuple[str, str] | tuple[()] = ()
         self._loop = asyncio.get_running_loop()
-        self.connection = Connection(self._on_frame, self._on_end)
+        limit = MAX_PAYLOAD_BYTES if self._trusted else UNPROVEN_BYTES
+        self.connection = Connection(self._on_frame, self._on_end, max_payload_bytes=limit)
         self.ended: asyncio.Future[EvenkeelError] = self._loop.create_future()
         self._first: dict[FrameKind, asyncio.Future[Frame]] = {
             kind: self._loop.create_future() for kind in (FrameKind.HELLO, FrameKind.SHARED)
         }
         self._open: dict[int, _OpenTicket] = {}
         self._slots: SlotWriter | None = None
+        self._heard = False
         self._leaving = False
         self._silent_beats = 0
         self._suspected = False
@@ -149,6 +160,7 @@ class WorkerSession:
         elif frame.kind is FrameKind.PROOF and self._challenges:
             check_proof(words.get("proof"), self._key, "worker", *self._challenges)
             self._trusted = True
+            self.connection.limit_payload(MAX_PAYLOAD_BYTES)
         else:
             raise ProtocolError(
                 f"the worker at {self._where} does not ask for the key that this side has; start it with the same key"
@@ -221,6 +233,7 @@ class WorkerSession:
             ) from error
 
     def _on_frame(self, frame: Frame) -> None:
+        self._heard = True
         self._silent_beats = 0
         self._suspected = False
         kind = frame.kind
@@ -283,8 +296,17 @@ class WorkerSession:
             return
         if isinstance(error, EvenkeelError):
             reason = error
+        elif self._challenges and not self._trusted:
+            # It says nothing to those who do not hold its key, not even why.
+            reason = ProtocolError(
+                f"the worker at {self._where} closed the connection when it saw this side's proof: the keys differ; "
+                f"give both the same one (--key-file of the worker, worker_key_file of the gateway, or the variable "
+                f"{KEY_VARIABLE} of each)"
+            )
         else:
-            cause = f": {error}" if error is not None else ""
+            cause = f": {tls_reason(error)}" if error is not None else ""
+            if not self._heard and self._where.startswith("tcp:"):
+                cause += "; it said nothing before: does it want TLS, or a certificate that it knows (worker_tls)?"
             reason = BackendLostError(f"the worker at {self._where} closed the connection{cause}")
         self.ended.set_result(reason)
         for first in self._first.values():
