@@ -12,7 +12,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "evenkeel"
 
 # Every room may use these; they use no room but each other.
-LEAVES = {"arrays", "clock", "errors", "files", "logs", "processes", "text_values", "version"}
+LEAVES = {"arrays", "clock", "errors", "files", "logs", "processes", "schema", "settings", "text_values", "version"}
 
 # Room -> what it may import besides itself, the rooms inside it and the leaves. A name stands for itself and for all
 # inside it. A room is a folder up to two levels deep; what lies deeper belongs to it.
@@ -231,9 +231,16 @@ def test_modules_say_what_they_export() -> None:
         ("evenkeel.serving.service", {"torch", "matplotlib", "rich", "pyarrow", "onnx", "onnxruntime", "aiohttp"}),
         ("evenkeel.bench.serving.measure", {"torch", "aiohttp"}),
         ("evenkeel.bench.fills.command", {"torch", "pyarrow", "onnx"}),
-        ("evenkeel.backends.worker.main", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client"}),
-        ("evenkeel", {"torch", "numpy"}),
-        ("evenkeel.cli.main", {"torch", "matplotlib", "rich", "aiohttp", "httptools", "numpy", "onnxruntime"}),
+        (
+            "evenkeel.backends.worker.main",
+            {"torch", "matplotlib", "rich", "aiohttp", "httptools", "prometheus_client", "pydantic"},
+        ),
+        ("evenkeel", {"torch", "numpy", "pydantic"}),
+        ("evenkeel.serving.simulate", {"pydantic"}),
+        (
+            "evenkeel.cli.main",
+            {"torch", "matplotlib", "rich", "aiohttp", "httptools", "numpy", "onnxruntime", "pydantic"},
+        ),
     ],
 )
 def test_what_serves_loads_nothing_heavy(module: str, heavy: set[str]) -> None:

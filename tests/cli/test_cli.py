@@ -73,11 +73,11 @@ def test_version() -> None:
         (("bench", "serving", "--load", "0", "--simulated"), "load: must be a finite number above zero, found 0"),
         (
             ("bench", "serving", "--max-approximate", "2", "--simulated"),
-            "policy.max_approximate: must be a number from 0",
+            "policy.max_approximate: expected a number from 0",
         ),
         (
             ("bench", "serving", "--max-approximate", "nan", "--simulated"),
-            "policy.max_approximate: must be a number from",
+            "policy.max_approximate: expected a number from",
         ),
         (("bench", "serving", "--max-approximate", "0", "--url", "http://127.0.0.1:9"), "leave one of the two out"),
         (("bench", "serving", "--load", "nan", "--simulated"), "load: must be a finite number above zero"),

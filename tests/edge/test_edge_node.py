@@ -50,8 +50,8 @@ def test_what_an_edge_node_may_change() -> None:
         ({"on_miss": "panic"}, "on_miss: must be degrade or reject"),
         ({"on_miss": "reject", "policy": {"on_miss": "reject"}}, "is given twice"),
         ({"promises": {"misses": 0.1}}, "need policy.certificate"),
-        ({"promises": {"misses": 2}, "certificate": "c"}, "promises.misses: must be a share"),
-        ({"ligth": "x"}, "ligth: unknown field"),
+        ({"promises": {"misses": 2}, "certificate": "c"}, "promises.misses: expected a number from 0 to 1"),
+        ({"ligth": "x"}, "ligth: unknown field; known are light, data_centre, "),
     ],
 )
 def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], words: str) -> None:

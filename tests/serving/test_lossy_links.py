@@ -259,7 +259,7 @@ def test_the_configuration_names_links_and_how_images_cross_them(tmp_path) -> No
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        ({"replicas": ["udp://nowhere"]}, r"replicas\.links\[0\]: address 'udp://nowhere': expected udp://host:port"),
+        ({"replicas": ["udp://nowhere"]}, r"replicas\[0\]: address 'udp://nowhere': expected udp://host:port"),
         ({"backups": ["udp://127.0.0.1:7000"]}, "backups: no link"),
         ({"lossy": {"listen": "tcp://127.0.0.1:1"}}, r"lossy\.listen: .* expected udp://host:port"),
         ({"lossy": {"payload": 99}}, r"lossy\.payload: expected a whole number from 100 to 1200"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from evenkeel.cli.options import example, log_option
+from evenkeel.cli.options import example, in_file, log_option
 from evenkeel.cli.serve import run_server
 from evenkeel.errors import ConfigurationError
 from evenkeel.logs import LogFormat
@@ -41,5 +41,5 @@ def edge(config: Path, host: str | None, port: int | None, parent_pid: int | Non
     try:
         settings = read_edge_config({**raw, **flags} if isinstance(raw, dict) else raw, config.parent)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{config}: {error}") from None
+        raise in_file(config, error) from None
     run_server(settings, log_format)

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from evenkeel.errors import ConfigurationError
 from evenkeel.logs import FORMATS
 
-__all__ = ["example", "log_option", "node_options", "output_options"]
+__all__ = ["example", "in_file", "log_option", "node_options", "output_options"]
 
 CommandFunction = Callable[..., Any]
 
@@ -68,6 +69,11 @@ log_option = click.option(
 def example(*lines: str) -> str:
     """Gives an epilog with examples that click does not wrap."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def in_file(path: Path | None, error: ConfigurationError) -> ConfigurationError:
+    """Gives an error with the name of the file before each of its lines."""
+    return ConfigurationError("\n".join(f"{path}: {line}" if path else line for line in str(error).splitlines()))
 
 
 def node_options(function: CommandFunction) -> CommandFunction:

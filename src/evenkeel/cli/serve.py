@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from evenkeel.cli.options import example, log_option, node_options
+from evenkeel.cli.options import example, in_file, log_option, node_options
 from evenkeel.errors import ConfigurationError
 from evenkeel.logs import LogFormat, log_to_stderr
 from evenkeel.processes import end_by_signal, end_with_parent
@@ -53,7 +53,7 @@ def serve(config: Path | None, parent_pid: int | None, log_format: LogFormat, **
     try:
         settings = read_config(_with_flags(raw, flags), folder)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{config}: {error}" if config else str(error)) from None
+        raise in_file(config, error) from None
     run_server(settings, log_format)
 
 

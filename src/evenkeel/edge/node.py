@@ -5,68 +5,103 @@ being one.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from evenkeel.coding.answers.by_name import CascadeSettings
 from evenkeel.errors import ConfigurationError
-from evenkeel.serving.config import ServeConfig, read_config
+from evenkeel.schema import Problem, ProblemsError, Schema
+from evenkeel.serving.config import CARD, NODES, SCHEMA, CodeConfig, NodesConfig, ServeConfig
+from evenkeel.settings import UNKNOWN, FilePath, Form, Seconds, file_name, one_of, setting, shown
 
-__all__ = ["read_edge_config"]
+__all__ = ["edge_json_schema", "read_edge_config"]
 
-_OWN = ("light", "light_workers", "data_centre", "on_miss", "certificate", "deadline")
 _SET_HERE = {"codes": "light", "backups": "light_workers", "replicas": "data_centre"}
 _OF_POLICY = ("on_miss", "certificate", "deadline")
+
+
+def _data_centre(raw: Any, plain: Any, folder: Path) -> Any:
+    if not isinstance(raw, (str, list, tuple, Mapping)):
+        raise ConfigurationError(f"expected an address or a list of them, found {shown(raw)}")
+    return plain([raw] if isinstance(raw, str) else raw)
+
+
+@dataclass(frozen=True)
+class EdgeFields:
+    """Holds the fields that an edge node has beside those of a gateway, or instead of them."""
+
+    light: Annotated[Path, CARD] = setting(..., "Card of the light model, which runs here.")
+    data_centre: Annotated[NodesConfig, NODES, Form(_data_centre, ({"type": "string"},))] = setting(
+        ..., "Address of what answers when the light model is not sure, or a list of them, as `replicas` has them."
+    )
+    light_workers: Annotated[NodesConfig, NODES] = setting(
+        NodesConfig(count=1), "Workers with the light model: how many to start here, or a list.", shown_default=1
+    )
+    on_miss: Annotated[bool, one_of({"degrade": True, "reject": False})] = setting(
+        True, "At the deadline: the light model's answer, or none.", shown_default="degrade"
+    )
+    certificate: FilePath | None = setting(None, "Certificate of the promises, which `evenkeel certify` writes.")
+    deadline_s: Seconds = setting(30.0, "Time for an item in all.", low=1e-3, high=86400)
+
+
+_OWN = Schema(EdgeFields)
 
 
 def read_edge_config(raw: Any, folder: Path = Path()) -> ServeConfig:
     """Reads the configuration of an edge node from a mapping.
 
     Args:
-        raw: of YAML. `light` is the card of the model that runs here, `data_centre` an address or a list of them, as
-            `replicas` has them; `light_workers`, `on_miss`, `certificate` and `deadline` may be given; the rest is as
-            for `evenkeel serve`.
+        raw: of YAML: the fields of `EdgeFields`, and those of `evenkeel serve` that do not follow from them.
         folder: paths in it are relative to this folder.
 
     Raises:
-        ConfigurationError: names the field.
+        ConfigurationError: names each field that is wrong.
     """
     if not isinstance(raw, Mapping):
-        raise ConfigurationError(f"configuration: expected fields, found {raw!r}")
-    for field, instead in _SET_HERE.items():
-        if field in raw:
-            raise ConfigurationError(f"{field}: an edge node's follow from {instead}; give that")
-    for field in ("light", "data_centre"):
-        if field not in raw:
-            raise ConfigurationError(f"{field}: is missing")
+        raise ProblemsError([Problem((), f"expected fields, found {shown(raw)}")])
+    problems = [
+        Problem((field,), f"an edge node's follow from {instead}; give that")
+        for field, instead in _SET_HERE.items()
+        if field in raw
+    ]
+    own_names = {file_name(name) for name in EdgeFields.__dataclass_fields__}
     policy = raw.get("policy", {})
     policy = dict(policy) if isinstance(policy, Mapping) else {"name": policy}
     if policy.setdefault("name", "cascade") != "cascade":
-        raise ConfigurationError(f"policy: an edge node's is cascade, found {policy['name']!r}")
+        problems.append(Problem(("policy",), f"an edge node's is cascade, found {shown(policy['name'])}"))
+        policy["name"] = "cascade"
     for field in _OF_POLICY:
         if field in raw:
             if field in policy:
-                raise ConfigurationError(f"{field}: is given twice, again as policy.{field}")
+                problems.append(Problem((field,), f"is given twice, again as policy.{field}"))
             policy[field] = raw[field]
     policy.setdefault("on_miss", "degrade")
-    elsewhere = raw["data_centre"]
-    if isinstance(elsewhere, int):
-        raise ConfigurationError(f"data_centre: expected an address or a list of them, found {elsewhere!r}")
-    served = {field: value for field, value in raw.items() if field not in _OWN}
-    served |= {
-        "codes": [{"kind": "cascade", "model": raw["light"]}],
-        "backups": raw.get("light_workers", 1),
-        "replicas": [elsewhere] if isinstance(elsewhere, str) else elsewhere,
-        "policy": policy,
-    }
+    served = {name: value for name, value in raw.items() if name not in own_names | _SET_HERE.keys()}
+    own = config = None
     try:
-        return read_config(served, folder)
-    except ConfigurationError as error:
-        raise ConfigurationError(_in_its_words(str(error))) from None
+        own = _OWN.read({name: raw[name] for name in raw if name in own_names}, folder)
+    except ProblemsError as error:
+        problems += error.problems
+    try:
+        config = SCHEMA.read({**served, "policy": policy}, folder)
+    except ProblemsError as error:
+        for one in error.problems:
+            text = one.text
+            if len(one.place) == 1 and text.startswith(UNKNOWN):
+                text = f"{UNKNOWN}; known are {', '.join(edge_json_schema()['properties'])}"
+            if one.place[-1] not in raw.keys() & _OF_POLICY:  # those are checked above, under their names here
+                problems.append(Problem(one.place, text))
+    if problems or own is None or config is None:
+        raise ProblemsError(problems)
+    codes = (CodeConfig(CascadeSettings(), own.light),)
+    return replace(config, codes=codes, replicas=own.data_centre, backups=own.light_workers)
 
 
-def _in_its_words(message: str) -> str:
-    """Gives a message about a field that was made here under the name by which it was given."""
-    for made, given in (("codes[0].model", "light"), ("backups", "light_workers"), ("replicas", "data_centre")):
-        if message.startswith(made):
-            return given + message[len(made) :]
-    return message
+def edge_json_schema() -> dict[str, Any]:
+    """Gives the JSON Schema of an edge node's file."""
+    schema, own = SCHEMA.json_schema(), _OWN.json_schema()
+    served = {name: field for name, field in schema["properties"].items() if name not in _SET_HERE}
+    properties = {**own["properties"], **served}
+    definitions = {**own["$defs"], **schema["$defs"]}
+    return {**schema, "properties": properties, "required": own["required"], "$defs": definitions}

@@ -1,14 +1,15 @@
-"""Reads the configuration of `evenkeel serve`: a YAML file, flags, or both, checked before anything starts.
+"""Holds the configuration of `evenkeel serve`, and reads it from a YAML file, flags, or both, before anything starts.
 
-Each message names the field, as `replicas.count` or `health.pause`. A field that nobody knows is refused rather than
-ignored, since a misspelt deadline that is silently the default is found out too late.
+To add a field, write one line in a dataclass here, or one line for a dataclass of your own module; `evenkeel.settings`
+says how. Then docs/how-to/serve.md shows it with its default, which a test checks. A field that nobody knows is refused
+rather than ignored, since a misspelt deadline that is silently the default is found out too late.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 import yaml.nodes
@@ -22,31 +23,80 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.promises.promise import KINDS, Promise
+from evenkeel.schema import Schema
 from evenkeel.serving.gateway.health import HealthSettings
-from evenkeel.serving.gateway.policy import Policy, parse_trigger, preset
-from evenkeel.text_values import read_duration_s, without_password
+from evenkeel.serving.gateway.policy import POLICIES, Policy, preset
+from evenkeel.settings import Bytes, FieldError, FilePath, FileText, Form, Seconds, checked, file_name, setting, shown
 
-__all__ = ["CodeConfig", "LossyConfig", "NodesConfig", "ServeConfig", "load_raw", "read_config"]
+__all__ = [
+    "CARD",
+    "NODES",
+    "SCHEMA",
+    "CodeConfig",
+    "LossyConfig",
+    "NodesConfig",
+    "PromisesConfig",
+    "ServeConfig",
+    "load_raw",
+    "read_config",
+]
 
 _BASE = shipped.card_path("cifar10-base")
 _COLLAGES = (shipped.card_path("cifar10-collage-2x2"), shipped.card_path("cifar10-collage-3x3"))
 _HTTP = ("http://", "https://")
 _UDP = "udp://"
 _OLDER_KINDS = {"concat-parity": "parity:form=concat"}
-_OLDER_FIELDS = {
-    "items": ("k", 1024),
-    "spares": ("spares", 64),
-}  # field -> its setting in `kind`, and the largest value
+_OLDER_FIELDS = {"items": "k", "spares": "spares"}  # field -> its setting in `kind`
+_SIZE: dict[str, Any] = {"low": 1, "high": 1 << 32}
+_TEXTS: Mapping[str, Any] = {"type": "array", "items": {"type": "string"}}
+
+
+def _nodes(raw: Any, plain: Any, folder: Path) -> Any:
+    """Reads nodes, also from a number or a list of addresses of all kinds."""
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        raw = {"count": raw}
+    elif isinstance(raw, Sequence) and not isinstance(raw, str):
+        kinds: dict[str, list[str]] = {"addresses": [], "urls": [], "links": []}
+        for place, entry in enumerate(raw):
+            if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", _UDP, *_HTTP)):
+                wanted = "unix:/path, tcp://host:port, http(s)://host:port or udp://host:port"
+                raise FieldError((place,), f"expected {wanted}, found {shown(entry)}")
+            kind = "urls" if entry.startswith(_HTTP) else "links" if entry.startswith(_UDP) else "addresses"
+            _check_node(kind, entry, (place,))
+            kinds[kind].append(entry)
+        raw = kinds
+    elif not isinstance(raw, Mapping):
+        raise ConfigurationError(f"expected a whole number, a list of addresses, or fields, found {shown(raw)}")
+    return plain(raw)
+
+
+def _check_node(kind: str, text: str, place: tuple[str | int, ...]) -> None:
+    if kind == "urls":
+        if not text.startswith(_HTTP):
+            raise FieldError(place, f"expected http(s)://host:port, found {shown(text)}")
+        return
+    try:
+        address = udp_address(text) if kind == "links" else parse_address(text)
+    except ConfigurationError as error:
+        raise FieldError(place, str(error)) from None
+    if address.kind == "fd":
+        raise FieldError(place, f"expected unix:/path or tcp://host:port, found {shown(text)}")
 
 
 @dataclass(frozen=True)
 class NodesConfig:
     """Lists workers of one kind: some started here, some reached by address, some remote inference servers."""
 
-    count: int = 0  # started and supervised by the gateway
-    addresses: tuple[str, ...] = ()  # unix:/path or tcp://host:port of `evenkeel worker`
-    urls: tuple[str, ...] = ()  # http://host:port of an Open Inference Protocol server
-    links: tuple[str, ...] = ()  # udp://host:port of a gateway that listens for images with packet loss
+    count: int = setting(0, "Workers that the gateway starts and supervises.", low=0, high=4096)
+    addresses: tuple[str, ...] = setting((), "Workers elsewhere (`evenkeel worker`): unix:/path or tcp://host:port.")
+    urls: tuple[str, ...] = setting((), "Servers of the Open Inference Protocol: http://host:port.")
+    links: tuple[str, ...] = setting((), "Gateways over links that lose packets: udp://host:port; see `lossy`.")
+
+    def __post_init__(self) -> None:
+        """Refuses addresses that are none."""
+        for kind in ("addresses", "urls", "links"):
+            for place, text in enumerate(getattr(self, kind)):
+                _check_node(kind, text, (kind, place))
 
     @property
     def total(self) -> int:
@@ -58,75 +108,332 @@ class NodesConfig:
 class LossyConfig:
     """Says how images cross links that lose packets, and where they are listened for."""
 
-    listen: str = ""  # udp://host:port; "": nowhere
-    key_file: str = ""  # shared with the other ends; "": `worker_key_file`
-    no_key: bool = False  # other machines may reach this end, or be reached, without a key
-    quality: int = 75  # of JPEG; this and what follows is for images that are sent
-    subsampling: int = 0
-    blocks: int = 1  # in a restart interval
-    payload: int = 1200  # bytes of a packet at most
-    wait_s: float = 0.05  # after which the other end makes do with what has come
-    deadline_s: float = 0.5  # after which an image counts as lost, also for those who listen
-    parity: float = 0.0  # parity packets for each data packet
-    retransmit: bool = True
+    listen: Annotated[str, checked(udp_address)] = setting(
+        "", "Address where images are taken, and answered: udp://host:port."
+    )
+    key_file: FileText = setting("", "File with the key that the other ends share; worker_key_file by default.")
+    no_key: bool = setting(False, "Let other machines be at either end without a key.")
+    quality: int = setting(75, "Quality of JPEG; this and what follows is for images that are sent.", low=1, high=100)
+    subsampling: int = setting(0, "2 sends colours at half resolution, 0 at full resolution.", low=0, high=2)
+    blocks: int = setting(1, "Blocks in one restart interval.", low=1, high=65535)
+    payload: int = setting(1200, "Largest number of bytes in a packet.", low=100, high=1200)
+    wait_s: Seconds = setting(0.05, "Time after which the other end makes do with what has come.", low=0)
+    deadline_s: Seconds = setting(0.5, "Time after which an image counts as lost, also for those who listen.", low=0)
+    parity: float = setting(0.0, "Parity packets for each data packet.", low=0, high=1)
+    retransmit: bool = setting(True, "Send what is missing again while there is time.")
+
+    def __post_init__(self) -> None:
+        """Refuses times and samplings that cannot be."""
+        if not 0 < self.wait_s < self.deadline_s:
+            wanted = f"must be above 0 and below lossy.deadline, {self.deadline_s:g}s"
+            raise FieldError("wait", f"{wanted}, found {self.wait_s:g}s")
+        if self.subsampling == 1:
+            raise FieldError("subsampling", "must be 0 or 2, found 1")
+
+
+def _settings(raw: Any, plain: Any, folder: Path) -> CodeSettings:
+    if not isinstance(raw, str) or not raw:
+        raise ConfigurationError(f"expected a text, found {shown(raw)}")
+    return settings_of(raw)
+
+
+def _card(raw: Any, plain: Any, folder: Path) -> Path:
+    """Reads the path of a card, or the name of a shipped one."""
+    if not isinstance(raw, str) or not raw:
+        raise ConfigurationError(f"expected a text, found {shown(raw)}")
+    if raw in shipped.NAMES:
+        return shipped.card_path(raw)
+    if not raw.endswith(".json"):
+        raise ConfigurationError(
+            f"expected a model card (.json) or one of {', '.join(shipped.NAMES)}, found {shown(raw)}"
+        )
+    return folder / raw
+
+
+def _callable(raw: Any, plain: Any, folder: Path) -> str:
+    """Reads a model spec; a Python file in it is relative to the configuration's folder, as cards are."""
+    text = str(plain(raw))
+    where, colon, factory = text.removeprefix("python:").rpartition(":")
+    if text.startswith("python:") and colon and where.endswith(".py"):
+        return f"python:{folder / where}:{factory}"
+    return text
+
+
+CARD = Form(_card, schema={"anyOf": [{"enum": list(shipped.NAMES)}, {"type": "string", "pattern": r"\.json$"}]})
+_CALLABLE = Form(_callable)
+NODES = Form(_nodes, ({"type": "integer", "minimum": 0, "maximum": 4096}, _TEXTS))
 
 
 @dataclass(frozen=True)
 class CodeConfig:
     """Holds one code that backups can run, and the model that it needs."""
 
-    settings: CodeSettings
-    model: Path | None = None  # card; None: the replicas' own model
-    run: str = ""  # python:module:factory, which replaces that card's ONNX file in the backups started here
+    settings: Annotated[CodeSettings, Form(_settings, schema={"type": "string"})] = setting(
+        ..., f"Name of the code, and its settings, as `cheap:k=3`: {', '.join(CODES)}.", name="kind"
+    )
+    model: Annotated[Path | None, CARD] = setting(None, "Card of the model that the code needs, where it needs one.")
+    run: Annotated[str, _CALLABLE] = setting(
+        "", "Python callable (python:module:factory) that replaces the card's file in the backups started here."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses a model where none is needed, and none where one is."""
+        if self.model is None and self.settings.card_kind is not None:
+            raise FieldError("model", f"a {self.settings.name} code needs a model card")
+        if self.model is None and self.run:
+            raise FieldError("run", "replaces the file of a card, and there is no model")
+        if self.model is not None and self.settings.card_kind is None:
+            raise FieldError("model", f"{self.settings.name} runs the replicas' own model; leave the field out")
+
+
+def _code(raw: Any, plain: Any, folder: Path) -> Any:
+    """Reads a code, also from its name or its model's, and with the older names of settings."""
+    if isinstance(raw, str):
+        named = raw.partition(":")[0].strip() in CODES
+        if not named and raw not in shipped.NAMES and not raw.endswith(".json"):
+            wanted = f"a code ({', '.join(CODES)}), a model card (.json) or one of {', '.join(shipped.NAMES)}"
+            raise ConfigurationError(f"expected {wanted}, found {shown(raw)}")
+        raw = {"kind": raw} if named else {"kind": "collage", "model": raw}
+    if not isinstance(raw, Mapping) or not isinstance(raw.get("kind"), str):
+        return plain(raw)
+    given = {name: value for name, value in raw.items() if name not in _OLDER_FIELDS}
+    kind = given["kind"] = str(_OLDER_KINDS.get(raw["kind"], raw["kind"]))
+    for older in raw.keys() & _OLDER_FIELDS.keys():
+        setting_name, value = _OLDER_FIELDS[older], raw[older]
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise FieldError(older, f"expected a whole number, found {shown(value)}")
+        if not hasattr(settings_of(kind), setting_name):
+            raise FieldError(older, f"{settings_of(kind).name} has no such setting")
+        if ":" in raw["kind"]:
+            raise FieldError(older, f"kind has settings; add {setting_name}={value} there")
+        given["kind"] += f"{',' if ':' in given['kind'] else ':'}{setting_name}={value}"
+    return plain(given)
+
+
+_WHOLE = {"type": "integer", "minimum": 1, "deprecated": True}
+_CODE = Form(_code, ({"type": "string", "minLength": 1},), extra=dict.fromkeys(_OLDER_FIELDS, _WHOLE))
+
+
+def _policy(raw: Any, plain: Any, folder: Path) -> Policy:
+    """Reads a policy: the preset that is named, with some fields changed."""
+    given = {"name": raw} if isinstance(raw, str) else raw
+    if not isinstance(given, Mapping):
+        plain(given)
+    base = preset(str(given.get("name", "collage+hedge")))
+    values = {file_name(one.name): getattr(base, one.name) for one in fields(Policy) if one.name != "light_first"}
+    changed = {name: value for name, value in values.items() if name != "degrade"}
+    policy: Policy = plain({**changed, **given})
+    return replace(policy, light_first=base.light_first)
+
+
+_NAMED: tuple[dict[str, Any], ...] = (
+    {"enum": list(POLICIES)},
+    {"type": "string", "pattern": r"\(\s*certificate\s*="},
+)
+_POLICY_NAME = {
+    "description": f"What the rest begins with: {', '.join(POLICIES)}; also NAME(certificate=FILE).",
+    "anyOf": list(_NAMED),
+    "default": "collage+hedge",
+}
+_POLICY = Form(_policy, _NAMED, extra={"name": _POLICY_NAME}, hidden=("light_first",))
+
+
+def _promise(raw: Any, plain: Any, folder: Path) -> Promise:
+    if not isinstance(raw, Mapping):
+        raise ConfigurationError(f"expected fields, found {shown(raw)}")
+    known = (*KINDS, "guarantee")
+    for name in raw:
+        if name not in known:
+            raise FieldError(str(name), f"unknown field; known are {', '.join(known)}")
+    kinds = [kind for kind in KINDS if kind in raw]
+    if len(kinds) != 1:
+        raise ConfigurationError(f"give one of {', '.join(KINDS)}")
+    try:
+        return Promise(kinds[0], raw[kinds[0]], raw.get("guarantee", 0.95))
+    except ConfigurationError as error:
+        field, _, text = str(error).partition(": ")
+        raise FieldError(field, text) from None
+
+
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+_PROMISE = Form(
+    _promise,
+    schema={
+        "type": "object",
+        "properties": {
+            **dict.fromkeys(KINDS, _SHARE),
+            "guarantee": {"type": "number", "minimum": 0.5, "maximum": 0.9999, "default": 0.95},
+        },
+        "oneOf": [{"required": [kind]} for kind in KINDS],
+        "additionalProperties": False,
+    },
+)
+
+
+@dataclass(frozen=True)
+class PromisesConfig:
+    """Says what a certificate is used for."""
+
+    default: Annotated[Promise | None, _PROMISE] = setting(
+        None, "Promise that is kept where a request asks for none, as {min_accuracy: 0.8, guarantee: 0.95}."
+    )
+    misses: float = setting(0.0, "Share of the answers that may be degraded within a promise.", low=0, high=1)
+    audit: float = setting(0.0, "Share of the requests that both models of a cascade answer.", low=0, high=1)
+    audit_file: FilePath | None = setting(None, "File to which each audit is appended, as a line of JSON.")
+
+
+def _hosts(raw: Any, plain: Any, folder: Path) -> tuple[str, ...]:
+    """Reads addresses to listen on: one, or a list; at most one of them a Unix socket."""
+    hosts = (raw,) if isinstance(raw, str) else tuple(raw) if isinstance(raw, Sequence) else ()
+    if not hosts or not all(isinstance(host, str) and host.strip("[]") for host in hosts):
+        raise ConfigurationError(f"expected an address, unix:/path, or a list of them, found {shown(raw)}")
+    paths = [host for host in hosts if host.startswith("unix:")]
+    if len(paths) > 1 or "unix:" in paths:
+        raise ConfigurationError(f"at most one unix:/path, found {shown(raw)}")
+    return hosts
+
+
+def _check_name(name: str) -> None:
+    if re.search(r"[/\s]", name):
+        raise ConfigurationError(f"is part of the URL, so it must hold neither / nor white space, found {shown(name)}")
+
+
+def _check_delay(text: str) -> None:
+    parse_delay(text or "none")
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """Holds everything that `evenkeel serve` needs to know."""
 
-    model: Path = _BASE
-    name: str = ""  # as clients call it; the card's name by default
-    codes: tuple[CodeConfig, ...] = (
-        CodeConfig(ReplicateSettings()),
-        CodeConfig(CollageSettings(), _COLLAGES[0]),
-        CodeConfig(CollageSettings(), _COLLAGES[1]),
+    model: Annotated[Path, CARD] = setting(
+        _BASE, "Card of the served model (.json), or the name of a shipped one.", shown_default=_BASE.stem
     )
-    replicas: NodesConfig = NodesConfig(count=2)
-    backups: NodesConfig = NodesConfig(count=1)
-    remote_model: str = ""  # what remote servers call the model; `name` by default
-    remote_version: str = ""  # of that model; "": the first version that a server names
-    policy: Policy = field(default_factory=lambda: preset("collage+hedge"))
-    certificate: Path | None = None  # of the policy's promise: a cascade's, or of a collage's fills
-    promise: Promise | None = None  # kept where a request asks for none
-    misses: float = 0.0  # share of the answers that may be degraded within a promise
-    audit: float = 0.0  # share of the requests that both models of a cascade answer
-    audit_file: Path | None = None  # to which each audit is appended, as a line of JSON
-    health: HealthSettings = field(default_factory=HealthSettings)
-    lossy: LossyConfig = LossyConfig()
-    host: tuple[str, ...] = ("127.0.0.1",)  # addresses to listen on, and unix:/path; loopback by default
-    port: int = 8000
-    threads: int = 1  # of one pass in the workers started here
-    max_batch: int = MAX_BATCH  # items that wait there and share a pass, where the model gains by it; 1: none do
-    max_outstanding: int = 64  # items at the least-loaded replica beyond which requests are refused
-    max_connections: int = 10_000  # further clients get 503
-    max_body_bytes: int = 64 << 20
-    max_bodies_bytes: int = 256 << 20  # of all requests together; larger bodies than 64 KiB then get 503
-    decode_processes: int = 2  # image files that are decoded at once; each takes some 40 MB once there are any
-    decode_memory_bytes: int = 1 << 30  # of image files and what decoding them takes; further ones get 503
-    drain_s: float = 30.0
-    grace_s: float = 0.2  # after the signal to end, while connections are still accepted
-    keep_alive_s: float = 75.0  # an idle connection
-    pass_limit_s: float = 30.0  # one pass at a worker; beyond, it counts as lost
-    load_limit_s: float = 120.0  # a worker started here, until it has loaded its models
-    remote_connections: int = 8  # requests that are open at one remote server
-    delay: str = ""  # injected into the workers started here, for experiments
-    run: str = ""  # python:module:factory, which replaces the card's ONNX file in the workers started here
-    worker_key_file: str = ""  # the key shared with workers on TCP; "": of the variable EVENKEEL_WORKER_KEY, or none
-    no_worker_key: bool = False  # reach workers on other machines without a key
+    name: Annotated[str, checked(_check_name)] = setting("", "Name by which clients call it; the card's by default.")
+    codes: tuple[Annotated[CodeConfig, _CODE], ...] = setting(
+        (
+            CodeConfig(ReplicateSettings()),
+            CodeConfig(CollageSettings(), _COLLAGES[0]),
+            CodeConfig(CollageSettings(), _COLLAGES[1]),
+        ),
+        "What backups can run; the smallest that holds what waits is used. With another model: replicate alone.",
+        shown_default=["replicate", _COLLAGES[0].stem, _COLLAGES[1].stem],
+    )
+    replicas: Annotated[NodesConfig, NODES] = setting(
+        NodesConfig(count=2), "Workers with the served model: how many to start here, or a list.", shown_default=2
+    )
+    backups: Annotated[NodesConfig, NODES] = setting(
+        NodesConfig(count=1), "Workers that run codes: how many to start here, or a list.", shown_default=1
+    )
+    remote_model: str = setting("", "What remote servers call the model; `name` by default.")
+    remote_version: str = setting(
+        "", "Which version of it; by default the first that one of them names, of all of them."
+    )
+    policy: Annotated[Policy, _POLICY] = setting(
+        preset("collage+hedge"), "What is done about late replicas.", shown_default="collage+hedge"
+    )
+    certificate: FilePath | None = setting(
+        None, "Certificate of the promises, which `evenkeel certify` writes.", name="policy.certificate"
+    )
+    promises: PromisesConfig = setting(PromisesConfig(), "What the certificate is used for; see edge.md.")
+    health: HealthSettings = setting(HealthSettings(), "When a replica is ejected, and how it comes back.")
+    lossy: LossyConfig = setting(LossyConfig(), "Links that lose packets; see edge.md.")
+    host: Annotated[tuple[str, ...], Form(_hosts, ({"type": "string", "minLength": 1},))] = setting(
+        ("127.0.0.1",),
+        "Addresses to listen on: one, or a list; `::` takes IPv4 as well, unix:/path is a Unix socket.",
+        shown_default="127.0.0.1",
+    )
+    port: int = setting(8000, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    threads: int = setting(1, "Threads of one pass in the workers started here.", low=1, high=1024)
+    max_batch: int = setting(
+        MAX_BATCH, "Waiting items that share a pass at most, where the model gains by it; 1: never.", low=1, high=1024
+    )
+    max_outstanding: int = setting(
+        64, "Items at the least-loaded replica beyond which requests are refused (503).", low=1, high=1 << 20
+    )
+    max_connections: int = setting(
+        10_000,
+        "Connections beyond which clients get 503; fewer where the limit of open files is low.",
+        low=1,
+        high=1 << 20,
+    )
+    max_body_bytes: Bytes = setting(64 << 20, "Largest body of a request, compressed and decompressed.", **_SIZE)
+    max_bodies_bytes: Bytes = setting(256 << 20, "All bodies together; larger ones than 64 KiB then get 503.", **_SIZE)
+    decode_processes: int = setting(
+        2, "Image files that are decoded at once; each takes some 40 MB once there are any.", low=1, high=256
+    )
+    decode_memory_bytes: Bytes = setting(
+        1 << 30, "Memory for image files and what decoding them takes; further ones get 503.", **_SIZE
+    )
+    drain_s: Seconds = setting(30.0, "Time after SIGTERM in which requests that are open may end.", low=0)
+    grace_s: Seconds = setting(0.2, "Part of it in which new connections are still accepted.", low=0)
+    keep_alive_s: Seconds = setting(75.0, "Time after which an idle connection is closed.", low=1e-3)
+    pass_limit_s: Seconds = setting(
+        30.0, "Longest pass at a worker; beyond, it counts as lost and the item goes elsewhere.", low=1e-3
+    )
+    load_limit_s: Seconds = setting(
+        120.0, "Longest time that a worker started here may take to load its models.", low=1e-3
+    )
+    remote_connections: int = setting(8, "Requests that are open at one remote server.", low=1, high=1024)
+    delay: Annotated[str, checked(_check_delay)] = setting(
+        "", "Delay injected into the workers started here, for experiments, as two-mode:scale=0.3."
+    )
+    run: Annotated[str, _CALLABLE] = setting(
+        "", "Python callable (python:module:factory) that replaces the card's file in the workers started here."
+    )
+    worker_key_file: FileText = setting(
+        "", "File with the key shared with workers on TCP; else the variable EVENKEEL_WORKER_KEY, or none."
+    )
+    no_worker_key: bool = setting(False, "Reach workers on other machines without a key.")
+
+    def __post_init__(self) -> None:
+        """Refuses what does not go together."""
+        if not self.replicas.total:
+            raise FieldError("replicas", "at least one is needed")
+        if self.backups.links:
+            raise FieldError("backups", "no link of lost packets leads to them; name udp:// under replicas")
+        if self.certificate is None and self.promises != PromisesConfig():
+            raise FieldError("promises", "need policy.certificate, which `evenkeel certify` writes")
 
     def card(self) -> ModelCard:
         """Gives the served model's card."""
         return load_card(self.model)
+
+
+def _prepare(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes a policy's certificate out of it, also out of a text such as "collage(certificate=fills.json)"."""
+    given = dict(raw)
+    if "model" in given:
+        given.setdefault("codes", ["replicate"])  # the shipped collages fit the shipped classifier only
+    policy = given.get("policy")
+    policy = {"name": policy} if isinstance(policy, str) else policy
+    if isinstance(policy, Mapping):
+        policy = dict(policy)
+        match = re.fullmatch(r"\s*([^()]+?)\s*\(\s*certificate\s*=\s*([^()]+?)\s*\)\s*", str(policy.get("name", "")))
+        if match is not None:
+            policy |= {"name": match[1], "certificate": match[2]}
+        if "certificate" in policy:
+            given["policy.certificate"] = policy.pop("certificate")
+        given["policy"] = policy
+    if isinstance(health := given.get("health"), Mapping) and "most_failures" in health:  # the older name
+        given["health"] = {"max_failures" if name == "most_failures" else name: health[name] for name in health}
+    return given
+
+
+SCHEMA = Schema(ServeConfig, _prepare)
+
+
+def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
+    """Reads a configuration from a mapping (of YAML, or of flags).
+
+    Args:
+        raw: the mapping.
+        folder: paths in it are relative to this folder.
+
+    Raises:
+        ConfigurationError: names each field that is wrong.
+    """
+    return SCHEMA.read(raw, folder)
 
 
 def load_raw(path: Path) -> Any:
@@ -159,417 +466,3 @@ class _OnceLoader(yaml.SafeLoader):
                 raise ConfigurationError(f"{key.value}: is given twice, again in line {key.start_mark.line + 1}")
             seen.add((key.tag, key.value))
         return node
-
-
-def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:
-    """Reads a configuration from a mapping (of YAML, or of flags).
-
-    Args:
-        raw: the mapping.
-        folder: paths in it are relative to this folder.
-
-    Raises:
-        ConfigurationError: names the field.
-    """
-    fields = _Fields(raw, "")
-    config = ServeConfig()
-    changes: dict[str, Any] = {}
-    if "model" in fields:
-        changes["model"] = _card_path(fields.text("model"), folder, "model")
-        # The shipped collages fit the shipped classifier only.
-        changes["codes"] = (CodeConfig(ReplicateSettings()),)
-    if "host" in fields:
-        changes["host"] = _hosts(fields.take("host"))
-    for name in ("name", "remote_model", "remote_version"):
-        if name in fields:
-            changes[name] = fields.text(name)
-    if "run" in fields:
-        changes["run"] = _callable(fields.text("run"), folder)
-    if re.search(r"[/\s]", changes.get("name", "")):
-        raise ConfigurationError(
-            f"name: is part of the URL, so it must hold neither / nor white space, found {changes['name']!r}"
-        )
-    for name, low, high in (
-        ("port", 0, 65535),
-        ("threads", 1, 1024),
-        ("max_batch", 1, 1024),
-        ("max_outstanding", 1, 1 << 20),
-        ("max_connections", 1, 1 << 20),
-        ("decode_processes", 1, 256),
-        ("remote_connections", 1, 1024),
-    ):
-        if name in fields:
-            changes[name] = fields.whole(name, low, high)
-    for name in ("max_body", "max_bodies", "decode_memory"):
-        if name in fields:
-            changes[f"{name}_bytes"] = fields.size(name)
-    for name in ("drain", "grace", "keep_alive", "pass_limit", "load_limit"):
-        if name in fields:
-            changes[f"{name}_s"] = fields.seconds(name)
-    if "worker_key_file" in fields:
-        changes["worker_key_file"] = str(folder / fields.text("worker_key_file"))
-    if "no_worker_key" in fields:
-        changes["no_worker_key"] = fields.truth("no_worker_key")
-    if "delay" in fields:
-        changes["delay"] = fields.text("delay")
-        parse_delay(changes["delay"] or "none")
-    for name in ("replicas", "backups"):
-        if name in fields:
-            changes[name] = _nodes(fields.take(name), name)
-    if "codes" in fields:
-        changes["codes"] = _codes(fields.take("codes"), folder)
-    if "policy" in fields:
-        raw_policy = _named_policy(fields.take("policy"))
-        if "certificate" in raw_policy:
-            changes["certificate"] = folder / _Fields(raw_policy, "policy").text("certificate")
-        changes["policy"] = _policy({name: raw_policy[name] for name in raw_policy if name != "certificate"})
-    if "promises" in fields:
-        changes |= _promises(fields.take("promises"), folder)
-    if "health" in fields:
-        changes["health"] = _health(fields.take("health"))
-    if "lossy" in fields:
-        changes["lossy"] = _lossy(fields.take("lossy"), folder)
-    fields.finish()
-    for name in ("keep_alive", "pass_limit", "load_limit"):
-        if changes.get(f"{name}_s") == 0:
-            raise ConfigurationError(f"{name}: must be above 0")
-    config = replace(config, **changes)
-    promised = (config.promise, config.misses, config.audit, config.audit_file)
-    if config.certificate is None and any(promised):
-        raise ConfigurationError("promises: need policy.certificate, which `evenkeel certify` writes")
-    if not config.replicas.total:
-        raise ConfigurationError("replicas: at least one is needed")
-    return config
-
-
-def _hosts(raw: Any) -> tuple[str, ...]:
-    """Addresses to listen on: one, or a list; at most one of them a Unix socket."""
-    hosts = (raw,) if isinstance(raw, str) else tuple(raw) if isinstance(raw, Sequence) else ()
-    if not hosts or not all(isinstance(host, str) and host.strip("[]") for host in hosts):
-        raise ConfigurationError(f"host: expected an address, unix:/path, or a list of them, found {raw!r}")
-    paths = [host for host in hosts if host.startswith("unix:")]
-    if len(paths) > 1 or "unix:" in paths:
-        raise ConfigurationError(f"host: at most one unix:/path, found {raw!r}")
-    return hosts
-
-
-def _named_policy(raw: Any) -> Mapping[str, Any]:
-    """Gives a policy's fields, also of a text such as "collage" or "collage(certificate=fills.json)"."""
-    given = {"name": raw} if isinstance(raw, str) else _Fields(raw, "policy").all()
-    match = re.fullmatch(r"\s*([^()]+?)\s*\(\s*certificate\s*=\s*([^()]+?)\s*\)\s*", str(given.get("name", "")))
-    return given if match is None else {**given, "name": match[1], "certificate": match[2]}
-
-
-def _promises(raw: Any, folder: Path) -> dict[str, Any]:
-    fields, changes = _Fields(raw, "promises"), dict[str, Any]()
-    if "default" in fields:
-        inner = _Fields(fields.take("default"), "promises.default")
-        kinds = [kind for kind in KINDS if kind in inner]
-        if len(kinds) != 1:
-            raise ConfigurationError(f"promises.default: give one of {', '.join(KINDS)}")
-        level = inner.number(kinds[0])
-        guarantee = inner.number("guarantee") if "guarantee" in inner else 0.95
-        inner.finish()
-        try:
-            changes["promise"] = Promise(kinds[0], level, guarantee)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"promises.default.{error}") from None
-    for name in ("misses", "audit"):
-        if name in fields:
-            changes[name] = fields.number(name)
-            if not 0 <= changes[name] <= 1:
-                raise ConfigurationError(f"promises.{name}: must be a share from 0 to 1, found {changes[name]:g}")
-    if "audit_file" in fields:
-        changes["audit_file"] = folder / fields.text("audit_file")
-    fields.finish()
-    return changes
-
-
-def _policy(raw: Any) -> Policy:
-    fields = _Fields(raw, "policy")
-    base = preset(fields.text("name") if "name" in fields else "collage+hedge")
-    changes: dict[str, Any] = {}
-    for name in ("fill_after", "hedge_after"):
-        if name not in fields:
-            continue
-        value = fields.take(name)
-        if value is None or value == "never":
-            changes[name] = None
-            continue
-        inner = _Fields(value if isinstance(value, Mapping) else {"at": value}, f"policy.{name}")
-        trigger = parse_trigger(inner.take("at") if "at" in inner else "auto", f"policy.{name}")
-        limits: dict[str, Any] = {
-            f"{limit}_s": inner.seconds(limit) for limit in ("floor", "ceiling", "initial") if limit in inner
-        }
-        inner.finish()
-        changes[name] = replace(trigger, **limits)
-    for name in ("group_wait", "deadline"):
-        if name in fields:
-            changes[f"{name}_s"] = fields.seconds(name)
-    for name in ("min_confidence", "max_extra_load", "max_approximate"):
-        if name in fields:
-            changes[name] = fields.number(name)
-    if "on_miss" in fields:
-        on_miss = fields.take("on_miss")
-        if on_miss not in ("degrade", "reject"):
-            raise ConfigurationError(f"policy.on_miss: must be degrade or reject, found {on_miss!r}")
-        changes["degrade"] = on_miss == "degrade"
-    for name, low, high in (("copies", 1, 5), ("max_attempts", 1, 5), ("default_label", 0, 1 << 30)):
-        if name in fields:
-            changes[name] = fields.whole(name, low, high)
-    fields.finish()
-    try:
-        return preset(base.name, **changes)
-    except ConfigurationError as error:
-        # The policy's own names end in their unit; the file's do not.
-        raise ConfigurationError(re.sub(r"^(policy\.\w+)_s: (.*)", r"\1: \2 (seconds)", str(error))) from None
-
-
-def _health(raw: Any) -> HealthSettings:
-    if isinstance(raw, Mapping) and "most_failures" in raw:  # the older name
-        raw = {"max_failures" if name == "most_failures" else name: value for name, value in raw.items()}
-    fields = _Fields(raw, "health")
-    changes: dict[str, Any] = {}
-    for name in ("pause", "max_pause", "min_stall"):
-        if name in fields:
-            changes[f"{name}_s"] = fields.seconds(name)
-    for name, low, high in (("slow_factor", 1, 1e6), ("stall_factor", 1, 1e6), ("max_slow_share", 0, 1)):
-        if name in fields:
-            changes[name] = fields.number(name)
-            if not low <= changes[name] <= high:
-                raise ConfigurationError(
-                    f"health.{name}: must be a number from {low:g} to {high:g}, found {changes[name]:g}"
-                )
-    for name in ("window", "probes", "max_failures"):
-        if name in fields:
-            changes[name] = fields.whole(name, 1, 10_000)
-    fields.finish()
-    settings = replace(HealthSettings(), **changes)
-    if settings.max_pause_s < settings.pause_s:
-        raise ConfigurationError(
-            f"health.max_pause: must be at least health.pause, {settings.pause_s:g}s, found {settings.max_pause_s:g}s"
-        )
-    return settings
-
-
-def _lossy(raw: Any, folder: Path) -> LossyConfig:
-    fields, changes = _Fields(raw, "lossy"), dict[str, Any]()
-    if "listen" in fields:
-        changes["listen"] = fields.text("listen")
-        _check_link(changes["listen"], "lossy.listen")
-    if "key_file" in fields:
-        changes["key_file"] = str(folder / fields.text("key_file"))
-    for name in ("no_key", "retransmit"):
-        if name in fields:
-            changes[name] = fields.truth(name)
-    for name, low, high in (("quality", 1, 100), ("subsampling", 0, 2), ("blocks", 1, 65535), ("payload", 100, 1200)):
-        if name in fields:
-            changes[name] = fields.whole(name, low, high)
-    for name in ("wait", "deadline"):
-        if name in fields:
-            changes[f"{name}_s"] = fields.seconds(name)
-    if "parity" in fields:
-        changes["parity"] = fields.number("parity")
-    fields.finish()
-    config = replace(LossyConfig(), **changes)
-    if not 0 < config.wait_s < config.deadline_s:
-        raise ConfigurationError(
-            f"lossy.wait: must be above 0 and below lossy.deadline, {config.deadline_s:g}s, found {config.wait_s:g}s"
-        )
-    if not 0 <= config.parity <= 1:
-        raise ConfigurationError(f"lossy.parity: must be a number from 0 to 1, found {config.parity:g}")
-    if config.subsampling == 1:
-        raise ConfigurationError("lossy.subsampling: must be 0 or 2, found 1")
-    return config
-
-
-def _nodes(raw: Any, name: str) -> NodesConfig:
-    if isinstance(raw, int) and not isinstance(raw, bool):
-        raw = {"count": raw}
-    elif isinstance(raw, Sequence) and not isinstance(raw, str):
-        for place, entry in enumerate(raw):
-            if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", _UDP, *_HTTP)):
-                shown = without_password(entry) if isinstance(entry, str) else entry
-                raise ConfigurationError(
-                    f"{name}[{place}]: expected unix:/path, tcp://host:port, http(s)://host:port or udp://host:port, "
-                    f"found {shown!r}"
-                )
-            if not entry.startswith((_UDP, *_HTTP)):
-                _check_address(entry, f"{name}[{place}]")
-        http, udp = ([text for text in raw if text.startswith(one)] for one in (_HTTP, _UDP))
-        raw = {"addresses": [text for text in raw if text not in http + udp], "urls": http, "links": udp}
-    elif not isinstance(raw, Mapping):
-        raise ConfigurationError(f"{name}: expected a whole number, a list of addresses, or fields, found {raw!r}")
-    fields = _Fields(raw, name)
-    count = fields.whole("count", 0, 4096) if "count" in fields else 0
-    addresses = fields.texts("addresses") if "addresses" in fields else ()
-    urls = fields.texts("urls") if "urls" in fields else ()
-    links = fields.texts("links") if "links" in fields else ()
-    fields.finish()
-    for place, address in enumerate(addresses):
-        _check_address(address, f"{name}.addresses[{place}]")
-    for place, url in enumerate(urls):
-        if not url.startswith(_HTTP):
-            shown = without_password(url)
-            raise ConfigurationError(f"{name}.urls[{place}]: expected http(s)://host:port, found {shown!r}")
-    for place, link in enumerate(links):
-        _check_link(link, f"{name}.links[{place}]")
-    if links and name == "backups":
-        raise ConfigurationError("backups: no link of lost packets leads to them; name udp:// under replicas")
-    return NodesConfig(count, addresses, urls, links)
-
-
-def _check_link(text: str, name: str) -> None:
-    try:
-        udp_address(text)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{name}: {error}") from None
-
-
-def _check_address(text: str, name: str) -> None:
-    try:
-        address = parse_address(text)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{name}: {error}") from None
-    if address.kind == "fd":
-        raise ConfigurationError(f"{name}: expected unix:/path or tcp://host:port, found {text!r}")
-
-
-def _codes(raw: Any, folder: Path) -> tuple[CodeConfig, ...]:
-    if not isinstance(raw, Sequence) or isinstance(raw, str):
-        raise ConfigurationError(f"codes: expected a list, found {raw!r}")
-    return tuple(_code(entry, f"codes[{place}]", folder) for place, entry in enumerate(raw))
-
-
-def _code(raw: Any, name: str, folder: Path) -> CodeConfig:
-    if isinstance(raw, str):
-        # The short form: the name of a code that runs the replicas' own model, or the card of a Collage-CNN.
-        named = raw.partition(":")[0].strip() in CODES
-        if not named and raw not in shipped.NAMES and not raw.endswith(".json"):
-            raise ConfigurationError(
-                f"{name}: expected a code ({', '.join(CODES)}), a model card (.json) or one of "
-                f"{', '.join(shipped.NAMES)}, found {raw!r}"
-            )
-        raw = {"kind": raw} if named else {"kind": "collage", "model": raw}
-    fields = _Fields(raw, name)
-    kind = fields.text("kind")
-    try:
-        settings = settings_of(_OLDER_KINDS.get(kind, kind))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{name}.kind: {error}") from None
-    for field_name, (setting, largest) in _OLDER_FIELDS.items():
-        if field_name in fields:
-            value = fields.whole(field_name, 1, largest)
-            if not hasattr(settings, setting):
-                raise ConfigurationError(f"{name}.{field_name}: {settings.name} has no such setting")
-            if ":" in kind:
-                raise ConfigurationError(f"{name}.{field_name}: kind has settings; add {setting}={value} there")
-            settings = replace(settings, **{setting: value})
-    model = _card_path(fields.text("model"), folder, f"{name}.model") if "model" in fields else None
-    run = _callable(fields.text("run"), folder) if "run" in fields else ""
-    fields.finish()
-    if model is None and settings.card_kind is not None:
-        raise ConfigurationError(f"{name}.model: a {settings.name} code needs a model card")
-    if model is None and run:
-        raise ConfigurationError(f"{name}.run: replaces the file of a card, and there is no {name}.model")
-    if model is not None and settings.card_kind is None:
-        raise ConfigurationError(f"{name}.model: {settings.name} runs the replicas' own model; leave the field out")
-    return CodeConfig(settings, model, run)
-
-
-def _callable(text: str, folder: Path) -> str:
-    """Reads the model spec `text`; a Python file in it is relative to the configuration's folder, as cards are."""
-    where, colon, factory = text.removeprefix("python:").rpartition(":")
-    if text.startswith("python:") and colon and where.endswith(".py"):
-        return f"python:{folder / where}:{factory}"
-    return text
-
-
-def _card_path(text: str, folder: Path, name: str) -> Path:
-    if text in shipped.NAMES:
-        return shipped.card_path(text)
-    path = folder / text
-    if path.suffix != ".json":
-        raise ConfigurationError(
-            f"{name}: expected a model card (.json) or one of {', '.join(shipped.NAMES)}, found {text!r}"
-        )
-    return path
-
-
-class _Fields:
-    """Gives the fields of a mapping one by one, so that what is left over at the end is known to be wrong."""
-
-    def __init__(self, raw: Any, name: str) -> None:
-        if not isinstance(raw, Mapping):
-            raise ConfigurationError(f"{name or 'configuration'}: expected fields, found {raw!r}")
-        self._left = dict(raw)
-        self._name = name
-        self._seen: list[str] = []
-
-    def __contains__(self, field_name: str) -> bool:
-        self._seen.append(field_name)
-        return field_name in self._left
-
-    def all(self) -> dict[str, Any]:
-        return dict(self._left)
-
-    def path(self, field_name: str) -> str:
-        return f"{self._name}.{field_name}" if self._name else field_name
-
-    def take(self, field_name: str) -> Any:
-        if field_name not in self._left:
-            raise ConfigurationError(f"{self.path(field_name)}: is missing")
-        return self._left.pop(field_name)
-
-    def text(self, field_name: str) -> str:
-        value = self.take(field_name)
-        if not isinstance(value, str) or not value:
-            raise ConfigurationError(f"{self.path(field_name)}: expected a text, found {value!r}")
-        return value
-
-    def texts(self, field_name: str) -> tuple[str, ...]:
-        value = self.take(field_name)
-        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(one, str) for one in value):
-            raise ConfigurationError(f"{self.path(field_name)}: expected a list of texts, found {value!r}")
-        return tuple(value)
-
-    def whole(self, field_name: str, low: int, high: int) -> int:
-        value = self.take(field_name)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ConfigurationError(
-                f"{self.path(field_name)}: expected a whole number from {low} to {high}, found {value!r}"
-            )
-        return value
-
-    def truth(self, field_name: str) -> bool:
-        value = self.take(field_name)
-        if not isinstance(value, bool):
-            raise ConfigurationError(f"{self.path(field_name)}: expected true or false, found {value!r}")
-        return value
-
-    def number(self, field_name: str) -> float:
-        value = self.take(field_name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise ConfigurationError(f"{self.path(field_name)}: expected a number, found {value!r}")
-        return float(value)
-
-    def seconds(self, field_name: str) -> float:
-        value = read_duration_s(str(self.take(field_name)), self.path(field_name))
-        if value < 0:
-            raise ConfigurationError(f"{self.path(field_name)}: must not be negative")
-        return value
-
-    def size(self, field_name: str) -> int:
-        value = self.take(field_name)
-        units = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-        if isinstance(value, str) and value[-3:] in units and value[:-3].strip().isdigit():
-            value = int(value[:-3]) * units[value[-3:]]
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 32:
-            raise ConfigurationError(f"{self.path(field_name)}: expected a size like 64MiB, found {value!r}")
-        return value
-
-    def finish(self) -> None:
-        if self._left:
-            first = next(iter(self._left))
-            known = ", ".join(dict.fromkeys(self._seen)) or "none"
-            raise ConfigurationError(f"{self.path(str(first))}: unknown field; known are {known}")

@@ -72,7 +72,7 @@ class HostedModel:
         replicas = make.configured("replica", config.replicas)
         backups = make.configured("backup", config.backups) if config.policy.uses_backups else []
         self._started = False
-        self._audits = None if config.audit_file is None else AuditFile(config.audit_file)
+        self._audits = None if config.promises.audit_file is None else AuditFile(config.promises.audit_file)
         digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
         promises = apply_certificate(config, self._cards, codes, digests_here, self._audits)
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")

@@ -87,10 +87,10 @@ def apply_certificate(
     try:
         return PromiseGate(
             certificate,
-            config.promise,
-            misses=config.misses,
+            config.promises.default,
+            misses=config.promises.misses,
             light_cost=cards[certificate.light].relative_cost,
-            audit_share=config.audit,
+            audit_share=config.promises.audit,
             record=audits,
         )
     except RequestError as error:
@@ -99,15 +99,15 @@ def apply_certificate(
 
 def _gate_fills(config: ServeConfig, certificate: Certificate, codes: Sequence[BackupCode]) -> None:
     certified = [one for one in certificate.thresholds if one.certified]
-    if config.promise is not None:
-        certified = [one for one in certified if one.promise.covers(config.promise)]
-    if len({one.promise for one in certified}) != 1 and config.promise is None:
+    if config.promises.default is not None:
+        certified = [one for one in certified if one.promise.covers(config.promises.default)]
+    if len({one.promise for one in certified}) != 1 and config.promises.default is None:
         raise ConfigurationError(
             f"certificate {certificate.id}: keeps {len(certified)} promises; say in promises.default which one is meant"
         )
     found = min(certified, key=lambda one: one.offload, default=None)
     if found is None or found.threshold is None:
-        raise ConfigurationError(f"certificate {certificate.id}: does not keep {config.promise}")
+        raise ConfigurationError(f"certificate {certificate.id}: does not keep {config.promises.default}")
     for code in codes:
         if code.model == certificate.light:
             code.min_confidence = found.threshold

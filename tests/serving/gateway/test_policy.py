@@ -30,17 +30,17 @@ def test_a_preset_may_be_changed_field_by_field():
     [
         ("collages", {}, "unknown policy 'collages'; choose from none, "),
         ("none", {"grid": 3}, "unknown field 'grid'; known are "),
-        ("none", {"copies": 0}, "policy.copies: must be a whole number from 1 to 5, found 0"),
+        ("none", {"copies": 0}, "policy.copies: expected a whole number from 1 to 5, found 0"),
         ("none", {"copies": 1.5}, "policy.copies"),
         ("none", {"copies": True}, "policy.copies"),
-        ("none", {"min_confidence": 1.1}, "policy.min_confidence: must be a number from 0 to 1"),
+        ("none", {"min_confidence": 1.1}, "policy.min_confidence: expected a number from 0 to 1"),
         ("none", {"min_confidence": math.nan}, "policy.min_confidence"),
         ("none", {"group_wait_s": -1}, "policy.group_wait_s"),
         ("none", {"max_extra_load": "5%"}, "policy.max_extra_load"),
         ("none", {"deadline_s": 0}, "policy.deadline_s"),
         ("none", {"deadline_s": math.inf}, "policy.deadline_s"),
         ("none", {"fill_after": "p95"}, "policy.fill_after: expected a Trigger or None, found 'p95'"),
-        ("none", {"default_label": -1}, "policy.default_label: must be the number of a class, found -1"),
+        ("none", {"default_label": -1}, "policy.default_label: expected a whole number from 0 to 1073741824, found -1"),
     ],
 )
 def test_a_wrong_policy_is_refused_with_the_name_of_the_field(name, changes, message):

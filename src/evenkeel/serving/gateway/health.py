@@ -17,6 +17,8 @@ until a pass of it has succeeded, nothing shows that its model works.
 from collections import deque
 from dataclasses import dataclass
 
+from evenkeel.settings import FieldError, Seconds, setting
+
 __all__ = ["Health", "HealthSettings"]
 
 
@@ -24,15 +26,38 @@ __all__ = ["Health", "HealthSettings"]
 class HealthSettings:
     """Says when a replica is ejected, and how it comes back."""
 
-    window: int = 8  # last replies that are looked at; up: slower to eject, fewer false alarms
-    slow_factor: float = 3.0  # slow is a reply that took this many times the fleet's median
-    max_failures: int = 5  # errors in a row, beyond which it is ejected
-    stall_factor: float = 8.0  # stalled when silent for this many times the fleet's p95
-    min_stall_s: float = 1.0  # never called stalled sooner than this
-    max_slow_share: float = 0.34  # of the fleet that may be out, for whatever reason, when one more is ejected as slow
-    pause_s: float = 1.0  # before the first probe
-    max_pause_s: float = 30.0
-    probes: int = 2  # good probes needed to come back
+    window: int = setting(
+        8, "Last replies that are looked at; more: slower to eject, fewer false alarms.", low=1, high=10_000
+    )
+    slow_factor: float = setting(
+        3.0,
+        "Slow is a reply that took this many times the fleet's median; ejected when nearly all are.",
+        low=1,
+        high=1e6,
+    )
+    max_failures: int = setting(5, "Errors in a row, beyond which a replica is ejected.", low=1, high=10_000)
+    stall_factor: float = setting(
+        8.0, "Stalled is a replica that is silent for this many times the fleet's p95.", low=1, high=1e6
+    )
+    min_stall_s: Seconds = setting(1.0, "Never called stalled sooner than this.", low=0)
+    max_slow_share: float = setting(
+        0.34,
+        "Share of the fleet that may be out, for whatever reason, when one more is ejected as slow.",
+        low=0,
+        high=1,
+    )
+    pause_s: Seconds = setting(
+        1.0, "Time before an ejected replica is probed; it doubles with each bad probe, up to max_pause.", low=0
+    )
+    max_pause_s: Seconds = setting(30.0, "Longest time between two probes.", low=0)
+    probes: int = setting(2, "Good probes that an ejected replica needs to come back.", low=1, high=10_000)
+
+    def __post_init__(self) -> None:
+        """Refuses limits that contradict each other."""
+        if self.max_pause_s < self.pause_s:
+            raise FieldError(
+                "max_pause", f"must be at least health.pause, {self.pause_s:g}s, found {self.max_pause_s:g}s"
+            )
 
 
 class Health:

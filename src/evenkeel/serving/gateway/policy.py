@@ -5,10 +5,13 @@ fill may answer, when a second attempt starts and how much extra load that may c
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.settings import Form, Seconds, check_fields, one_of, setting
 from evenkeel.text_values import read_duration_s
 
 __all__ = ["AUTO_FILL", "AUTO_HEDGE", "POLICIES", "Policy", "Trigger", "parse_trigger", "preset"]
@@ -28,9 +31,9 @@ class Trigger:
     fixed_s: float | None = None
     quantile: float | None = None
     auto: Literal["fill", "hedge"] | None = None
-    floor_s: float = 0.001  # up: fewer fills and hedges when replicas are very fast
-    ceiling_s: float = 60.0  # down: acts earlier than the quantile when most of the fleet is slow
-    initial_s: float = 1.0  # used until enough replies are in to know the quantile
+    floor_s: Seconds = setting(0.001, "Never sooner; more: fewer fills and hedges when replicas are very fast.", low=0)
+    ceiling_s: Seconds = setting(60.0, "Never later; less: acts earlier when most of the fleet is slow.", low=0)
+    initial_s: Seconds = setting(1.0, "Used until enough replies are in to know the quantile.", low=0)
 
     def __str__(self) -> str:
         if self.auto is not None:
@@ -40,57 +43,73 @@ class Trigger:
         return f"{(self.fixed_s or 0.0) * 1e3:g}ms"
 
 
-_RANGES = (
-    ("copies", 1, 5),
-    ("min_confidence", 0.0, 1.0),
-    ("group_wait_s", 0.0, 60.0),
-    ("max_extra_load", 0.0, float("inf")),
-    ("max_approximate", 0.0, 1.0),
-    ("max_attempts", 1, 5),
-    ("deadline_s", 1e-3, 86400.0),
-)
+_ON_MISS = one_of({"degrade": True, "reject": False})
+
+
+def _trigger_of(field_name: str) -> Form:
+    """Tells how files write a trigger: `auto`, `p95`, `25ms` or `never`, or fields of which one is `at`."""
+
+    def read(raw: Any, plain: Any, folder: Path) -> Any:
+        if raw == "never" or isinstance(raw, Trigger):
+            return None if raw == "never" else raw
+        given = raw if isinstance(raw, Mapping) else {"at": raw}
+        at = parse_trigger(given.get("at", "auto"), f"policy.{field_name}")
+        limits = plain({name: value for name, value in given.items() if name != "at"})
+        return replace(limits, fixed_s=at.fixed_s, quantile=at.quantile, auto=at.auto)
+
+    forms: tuple[dict[str, Any], ...] = ({"type": "string", "minLength": 1}, {"type": "number", "minimum": 0})
+    at = {"description": "When: `auto` (learned), a live quantile such as `p95`, or a time.", "anyOf": list(forms)}
+    return Form(read, forms, extra={"at": at}, hidden=("fixed_s", "quantile", "auto"))
 
 
 @dataclass(frozen=True)
 class Policy:
     """Holds the numbers that steer the dispatch rule. `None` switches a mechanism off."""
 
-    name: str = "none"
-    copies: int = 1  # replicas that get an item at once; 2 is full replication
-    fill_after: Trigger | None = None  # when an answer from a spare may be used
-    min_confidence: float = 0.0  # up: fewer, surer fills; the rest is hedged
-    group_wait_s: float = 0.0  # up: fuller groups and less backup work, later fills
-    hedge_after: Trigger | None = None  # when a second replica gets the item
-    max_extra_load: float = 0.1  # hedges as a share of items; inf: no budget
-    max_approximate: float = 1.0  # approximate answers as a share of items; 0: backups do exact passes only
-    max_attempts: int = 2  # replicas that one item may be sent to by choice (retries after a loss are not counted)
-    deadline_s: float = 30.0  # total; then the default answer or an error
-    light_first: bool = (
-        False  # a light model is asked before any replica, which then only answers what it is not sure of
+    name: str = setting("none", "What the rest begins with: none, replicate, ... or cascade.")
+    copies: int = setting(1, "Replicas that get an item at once; 2 is full replication.", low=1, high=5)
+    fill_after: Annotated[Trigger, _trigger_of("fill_after")] | None = setting(
+        None, "When an answer from a spare may be used: auto (learned), a live quantile (p95), a time, or never."
     )
-    default_label: int | None = None  # answered at the deadline instead of an error
-    degrade: bool = False  # rather the light model's answer, although it is not sure, than none; a request may say else
+    min_confidence: float = setting(
+        0.0, "Fills below it are not used, and hedged instead; a card may ask for more.", low=0, high=1
+    )
+    group_wait_s: Seconds = setting(
+        0.0, "How long an idle backup waits for fuller groups: less backup work, later fills.", low=0, high=60
+    )
+    hedge_after: Annotated[Trigger, _trigger_of("hedge_after")] | None = setting(
+        None, "When a second replica gets the item: auto (learned), a live quantile (p95), a time, or never."
+    )
+    max_extra_load: float = setting(0.1, "Hedges as a share of all items; .inf: no budget.", low=0)
+    max_approximate: float = setting(
+        1.0, "Approximate answers as a share of all items; 0: backups do exact passes only.", low=0, high=1
+    )
+    max_attempts: int = setting(
+        2,
+        "Replicas that one item may be sent to by choice, so not after a loss; 3 hedges a late hedge too.",
+        low=1,
+        high=5,
+    )
+    deadline_s: Seconds = setting(
+        30.0, "Time for an item in all; then comes the default answer, or an error (504).", low=1e-3, high=86400
+    )
+    light_first: bool = False  # a light model is asked before any replica, which answers what it is not sure of
+    default_label: int | None = setting(
+        None, "Number of the class that is answered at the deadline instead of an error.", low=0, high=1 << 30
+    )
+    degrade: Annotated[bool, _ON_MISS] = setting(
+        False,
+        "With a cascade: degrade gives the light model's answer rather than none. A request may say else.",
+        name="on_miss",
+        shown_default="reject",
+    )
 
     def __post_init__(self) -> None:
         """Refuses numbers out of range, so that every policy that exists can be run."""
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            whole = name in ("copies", "max_attempts")
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int if whole else (int, float))
-                or not low <= value <= high
-            ):
-                raise ConfigurationError(
-                    f"policy.{name}: must be {'a whole number' if whole else 'a number'} "
-                    f"from {low:g} to {high:g}, found {value!r}"
-                )
+        check_fields(self, "policy")
         for name in ("fill_after", "hedge_after"):
             if not isinstance(getattr(self, name), Trigger | None):
                 raise ConfigurationError(f"policy.{name}: expected a Trigger or None, found {getattr(self, name)!r}")
-        label = self.default_label
-        if label is not None and (isinstance(label, bool) or not isinstance(label, int) or label < 0):
-            raise ConfigurationError(f"policy.default_label: must be the number of a class, found {label!r}")
 
     @property
     def uses_backups(self) -> bool:
@@ -130,7 +149,7 @@ def preset(name: str, **changes: object) -> Policy:
     return replace(POLICIES[name], **changes)  # type: ignore[arg-type]  # checked by the policy itself
 
 
-def parse_trigger(text: str | float, field_name: str = "trigger") -> Trigger:
+def parse_trigger(text: Any, field_name: str = "trigger") -> Trigger:
     """Reads a trigger: "auto", "p95" (live quantile) or "25ms" (fixed)."""
     if str(text).strip().casefold() == "auto":
         return AUTO_HEDGE if "hedge" in field_name else AUTO_FILL
