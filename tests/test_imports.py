@@ -18,11 +18,11 @@ LEAVES = {"arrays", "clock", "errors", "files", "logs", "processes", "schema", "
 # inside it. A room is a folder up to two levels deep; what lies deeper belongs to it.
 ALLOWED: dict[str, set[str]] = {
     "bench": set(),
-    "client": {"coding", "http_client", "oip", "promises.promise"},
+    "client": {"coding", "http_client", "oip", "promises.promise", "trust"},
     "delays": set(),
     "edge": {"backends", "coding.answers", "figures", "images", "models", "promises", "serving"},
     "figures": set(),
-    "http_client": set(),
+    "http_client": {"trust"},
     "images": set(),
     "images.sources": {"images.decode", "images.memory"},
     "lab": set(),
@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends": {"delays"},
     "backends.worker": {"backends.backend", "delays", "models", "trust"},
     "backends.lossy": {"backends.backend", "backends.worker.address", "backends.worker.key"},
-    "backends.oip": {"backends.backend", "http_client", "models", "oip"},
+    "backends.oip": {"backends.backend", "http_client", "models", "oip", "trust"},
     "reducers": {"coding.wire", "switch"},
     "reducers.ranks": {"coding.checks"},
     "serving": {

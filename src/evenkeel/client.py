@@ -6,6 +6,7 @@
         answer = client.classify("frog.png", min_accuracy=0.93, timeout=0.3, on_miss="degrade")
         print(answer.label, answer.confidence, answer.path, answer.certificate)
 
+With `bearer=` it sends a key, with `tls=ClientTls(ca=Path("ca.pem"))` it believes an authority of your own.
 It speaks the Open Inference Protocol over connections that are kept. `AsyncInferenceClient` is the same for asyncio.
 """
 
@@ -31,11 +32,13 @@ from evenkeel.errors import (
     BackendLostError,
     ConfigurationError,
     DeadlineError,
+    ForbiddenError,
     OverloadedError,
     ProtocolError,
     RequestError,
     SlowRequestError,
     TooLargeError,
+    UnauthenticatedError,
     UnknownModelError,
     UnsupportedError,
 )
@@ -44,8 +47,10 @@ from evenkeel.http_client.reply import HttpReply
 from evenkeel.oip import HEADER_LENGTH, InferResponse, Tensor, parse_response, read_message, write_request
 from evenkeel.oip.types import Parameters, oip_datatype
 from evenkeel.promises.promise import KINDS, Promise
+from evenkeel.trust.credentials import Credentials
+from evenkeel.trust.tls import ClientTls
 
-__all__ = ["AsyncInferenceClient", "Classification", "Image", "InferenceClient", "Needs"]
+__all__ = ["AsyncInferenceClient", "Classification", "ClientTls", "Image", "InferenceClient", "Needs"]
 
 Image = Array | str | PathLike[str] | bytes
 Result = TypeVar("Result")
@@ -60,6 +65,8 @@ _MAX_SHOWN = 500  # characters of what a server said
 _LEAST_RETRY_S = 0.01
 _ERRORS: dict[int, type[RequestError]] = {
     400: RequestError,
+    401: UnauthenticatedError,
+    403: ForbiddenError,
     404: UnknownModelError,
     408: SlowRequestError,
     413: TooLargeError,
@@ -124,14 +131,27 @@ class AsyncInferenceClient:
     Args:
         url: of the server, as `http://127.0.0.1:8000`.
         model: as the server calls it.
+        headers: sent with each request.
+        bearer: the key that the server wants.
+        bearer_file: holds that key; it is read again when it changes.
+        tls: files for `https://`: the server's authority, a certificate of one's own.
 
     Raises:
-        ConfigurationError: the URL is none.
+        ConfigurationError: the URL is none, or a header, key or file cannot be used. No message shows a key.
     """
 
-    def __init__(self, url: str, model: str) -> None:
-        headers = (HEADER_LENGTH.lower().encode(), b"content-encoding", b"retry-after")
-        self._http = HttpClient(url, headers)
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        bearer: str = "",
+        bearer_file: Path | None = None,
+        tls: ClientTls | None = None,
+    ) -> None:
+        kept = (HEADER_LENGTH.lower().encode(), b"content-encoding", b"retry-after")
+        self._http = HttpClient(url, kept, credentials=Credentials(headers, bearer, bearer_file), tls=tls)
         self._model = model
         self._path = f"/v2/models/{quote(model, safe='')}"
         self._input = ""  # not known yet
@@ -249,13 +269,28 @@ class InferenceClient:
     Args:
         url: of the server, as `http://127.0.0.1:8000`.
         model: as the server calls it.
+        headers: as for `AsyncInferenceClient`, and so is what follows.
+        bearer: the key that the server wants.
+        bearer_file: holds that key.
+        tls: files for `https://`.
 
     Raises:
-        ConfigurationError: the URL is none.
+        ConfigurationError: as `AsyncInferenceClient`.
     """
 
-    def __init__(self, url: str, model: str) -> None:
-        self._asking = AsyncInferenceClient(url, model)
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        bearer: str = "",
+        bearer_file: Path | None = None,
+        tls: ClientTls | None = None,
+    ) -> None:
+        self._asking = AsyncInferenceClient(
+            url, model, headers=headers, bearer=bearer, bearer_file=bearer_file, tls=tls
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="evenkeel-client", daemon=True)
         self._thread.start()

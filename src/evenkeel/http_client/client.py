@@ -14,7 +14,6 @@ import base64
 import logging
 import re
 import socket
-import ssl
 from collections.abc import Callable, Collection
 from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
@@ -22,6 +21,8 @@ from urllib.parse import quote, unquote, urlsplit
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
 from evenkeel.http_client.reply import HttpReply, ReplyReader
 from evenkeel.text_values import without_password
+from evenkeel.trust.credentials import Credentials
+from evenkeel.trust.tls import ClientTls, client_contexts, tls_reason
 
 __all__ = ["ClientExchange", "HttpClient", "NotConnectedError", "OnDone", "request_once"]
 
@@ -34,6 +35,9 @@ _IDLE_S = 1.0
 _NEXT_ADDRESS_S = 0.25  # RFC 8305: when the next address of a name is tried beside one that does not answer
 _JOIN_UP_TO_BYTES = 16 << 10  # of a body that is copied behind its head, so that both go out together
 _MAX_BYTES = 1 << 20
+_HANDSHAKE_S = 10.0
+_PROTOCOLS = ("http/1.1",)
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"[A-Za-z0-9._~-]+|[0-9A-Fa-f:.]+(?:%[\w.-]+)?", re.ASCII)  # a name or IPv4; IPv6
 _PATH_SIGNS = "/%:@!$&'()*+,;=~"
 
@@ -79,12 +83,22 @@ class HttpClient:
         url: `http://` or `https://`, a host, and if need be a name and password, a port and the beginning of all paths.
         headers: lower-case names of the headers of replies that are kept.
         idle_s: for how long an unused connection is kept.
+        credentials: sent with each request.
+        tls: files for `https://`; None: the system's authorities, and no certificate of one's own.
 
     Raises:
-        ConfigurationError: the URL is none of those.
+        ConfigurationError: the URL is none of those, a file of TLS cannot be used, or the three contradict each other.
     """
 
-    def __init__(self, url: str, headers: Collection[bytes] = (), *, idle_s: float = _IDLE_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        headers: Collection[bytes] = (),
+        *,
+        idle_s: float = _IDLE_S,
+        credentials: Credentials | None = None,
+        tls: ClientTls | None = None,
+    ) -> None:
         self._wanted = frozenset(headers)
         self._idle_s = idle_s
         shown = without_password(url)
@@ -103,12 +117,21 @@ class HttpClient:
         secure = parts.scheme == "https"
         self._host, self._port = host, port or (443 if secure else 80)
         self._secure = secure
-        self._tls: ssl.SSLContext | None = None
+        if tls is not None and not secure:
+            raise ConfigurationError(f"{shown!r}: TLS needs a URL that begins with https://")
+        # The system's authorities take a while to read, so that they are read when they are needed.
+        self._contexts = None if tls is None else client_contexts(tls, _PROTOCOLS)
+        self._name = (tls and tls.name) or host
+        self._credentials = credentials or Credentials()
+        if not secure and self._credentials and host not in _LOOPBACK:
+            _log.warning("%s: credentials can be read on their way there; use https://", shown)
         self._path = quote(parts.path.rstrip("/"), safe=_PATH_SIGNS)
         named = f"[{host.partition('%')[0]}]" if ":" in host else host
         lines = f"host: {named}{'' if port is None else f':{port}'}\r\nuser-agent: evenkeel\r\naccept: */*\r\n"
         lines += "accept-encoding: identity\r\n"  # a short reply could become a long one
         if parts.username is not None:
+            if b"authorization:" in self._credentials.lines().lower():
+                raise ConfigurationError(f"{shown!r}: a password in the URL and a bearer key exclude each other")
             secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             lines += f"authorization: Basic {base64.b64encode(secret).decode()}\r\n"
         self._lines = lines.encode("ascii")
@@ -126,7 +149,7 @@ class HttpClient:
         """Sends a request; see the module for when `on_done` is called.
 
         Args:
-            head: from `start_of`, and any further header lines, each with its line end.
+            head: from `start_of`, and any further header lines, each with its line end; credentials are added.
             body: whole; None for a request without one.
             max_bytes: that the body of the reply may have.
             on_done: called with the reply or an error.
@@ -136,6 +159,7 @@ class HttpClient:
         """
         if self._closed:
             raise BackendLostError("the client was closed")
+        head += self._credentials.lines()
         head += b"\r\n" if body is None else b"content-length: %d\r\n\r\n" % len(body)
         exchange = ClientExchange(head, body or b"", max_bytes, on_done)
         idle = self._idle
@@ -208,7 +232,7 @@ class HttpClient:
         try:
             connection = await self._dial()
         except Exception as error:  # of the socket, of TLS, of the name's encoding
-            why = f"{error}" or type(error).__name__
+            why = tls_reason(error)
             exchange._finish(NotConnectedError(f"cannot connect to {self._host}:{self._port}: {why}"))
         else:
             exchange._connecting = None
@@ -222,9 +246,8 @@ class HttpClient:
     async def _dial(self) -> "_ClientConnection":
         """Connects to whichever of the host's addresses answers first; they are tried in order, each with a start."""
         loop = asyncio.get_running_loop()
-        if self._secure and self._tls is None:
-            self._tls = ssl.create_default_context()
-            self._tls.set_alpn_protocols(["http/1.1"])
+        if self._secure and self._contexts is None:
+            self._contexts = client_contexts(ClientTls(), _PROTOCOLS)
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         if len(addresses) == 1:
@@ -249,9 +272,14 @@ class HttpClient:
         raise problem or OSError("its name has no address")
 
     async def _reach(self, address: str) -> "_ClientConnection":
-        name = self._host if self._secure else None
+        context = None if self._contexts is None else self._contexts.get()
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: _ClientConnection(self), address, self._port, ssl=self._tls, server_hostname=name
+            lambda: _ClientConnection(self),
+            address,
+            self._port,
+            ssl=context,
+            server_hostname=self._name if context else None,
+            ssl_handshake_timeout=_HANDSHAKE_S if context else None,
         )
         return connection
 
@@ -380,7 +408,8 @@ class _ClientConnection(asyncio.Protocol):
             exchange._connection = None
             client._connect(exchange)
         else:
-            exchange._finish(BackendLostError(f"connection lost: {problem or 'the server closed it'}"))
+            why = "the server closed it" if problem is None else tls_reason(problem)
+            exchange._finish(BackendLostError(f"connection lost: {why}"))
 
     def _fail(self, error: BackendError) -> None:
         exchange, self._exchange = self._exchange, None

@@ -30,6 +30,8 @@ from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
 from evenkeel.oip import HEADER_LENGTH, read_message, shown
 from evenkeel.text_values import without_password
+from evenkeel.trust.credentials import Credentials
+from evenkeel.trust.tls import ClientTls
 
 __all__ = ["OipBackend"]
 
@@ -71,6 +73,8 @@ class OipBackend(Backend):
         poll_s: seconds between two checks of readiness.
         poll_timeout_s: a server that has not said by then that it is ready is not.
         start_timeout_s: how long `start` waits until the server is ready.
+        credentials: sent with each request.
+        tls: files for `https://`; None: the system's authorities.
 
     After `cancel` a task that was sent runs on, and its slot stays taken, unless the server says that it gives up
     requests whose connection is closed (evenkeel does).
@@ -90,9 +94,11 @@ class OipBackend(Backend):
         poll_s: float = 1.0,
         poll_timeout_s: float = 2.0,
         start_timeout_s: float = 30.0,
+        credentials: Credentials | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
         try:
-            self._client: HttpClient | None = HttpClient(url, _HEADERS)
+            self._client: HttpClient | None = HttpClient(url, _HEADERS, credentials=credentials, tls=tls)
         except ConfigurationError as error:
             raise ConfigurationError(f"{name}: {error}") from None
         self.name = name
