@@ -21,6 +21,7 @@ from evenkeel.cli.device import device
 from evenkeel.cli.edge import edge
 from evenkeel.cli.fit import fit
 from evenkeel.cli.lab import lab
+from evenkeel.cli.manage import fleet, reload, resize, restart
 from evenkeel.cli.plan_coding import coding
 from evenkeel.cli.plan_serving import serving as serving_plan
 from evenkeel.cli.plan_training import training
@@ -66,7 +67,7 @@ def bench() -> None:
     """Measure policies, fills, codes, gradients, aggregation, coded training and modeless serving."""
 
 
-for command in (demo, serve, edge, worker, device, fit, certify, lab, switch):
+for command in (demo, serve, reload, restart, resize, fleet, edge, worker, device, fit, certify, lab, switch):
     main.add_command(command)
 for command in (serving, fills, codes, gradients, aggregation, coded, modeless):
     bench.add_command(command)

@@ -1,5 +1,6 @@
 """Defines `evenkeel serve`: a classifier behind the gateway."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,15 @@ def serve(config: Path | None, parent_pid: int | None, log_format: LogFormat, **
 
     if parent_pid is not None:
         end_with_parent(parent_pid)
-    raw, folder = ({}, Path()) if config is None else (load_raw(config), config.parent)
-    try:
-        settings = read_config(_with_flags(raw, flags), folder)
-    except ConfigurationError as error:
-        raise in_file(config, error) from None
-    run_server(settings, log_format)
+
+    def read() -> Any:
+        raw, folder = ({}, Path()) if config is None else (load_raw(config), config.parent)
+        try:
+            return read_config(_with_flags(raw, flags), folder)
+        except ConfigurationError as error:
+            raise in_file(config, error) from None
+
+    run_server(read(), log_format, read, () if config is None else (config,))
 
 
 def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
@@ -75,8 +79,13 @@ def _with_flags(raw: Any, flags: dict[str, Any]) -> Any:
     return merged
 
 
-def run_server(settings: Any, log_format: LogFormat = "text") -> None:
-    """Serves until a signal comes, and says on which URL."""
+def run_server(
+    settings: Any,
+    log_format: LogFormat = "text",
+    reread: Callable[[], Any] | None = None,
+    files: Sequence[Path] = (),
+) -> None:
+    """Serves until a signal comes, and says on which URL; `reread` and `files` are as for `serving.service.serve`."""
     import uvloop
 
     from evenkeel.serving.service import serve as run
@@ -88,4 +97,4 @@ def run_server(settings: Any, log_format: LogFormat = "text") -> None:
         name, state = settings.name or settings.card().name, f", NOT READY: {why_not}" if why_not else ""
         click.echo(f"evenkeel: {name} on {url} ({nodes}, {settings.policy.name}){state}")
 
-    uvloop.run(run(settings, started))
+    uvloop.run(run(settings, started, reread=reread, files=files))

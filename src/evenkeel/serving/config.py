@@ -368,6 +368,9 @@ class ServeConfig:
     drain_s: Seconds = setting(30.0, "Time after SIGTERM in which requests that are open may end.", low=0)
     grace_s: Seconds = setting(0.2, "Part of it in which new connections are still accepted.", low=0)
     keep_alive_s: Seconds = setting(75.0, "Time after which an idle connection is closed.", low=1e-3)
+    watch_files_s: Seconds = setting(
+        0.0, "Time between two looks at whether the configuration or a model's file has changed; 0: none.", low=0
+    )
     pass_limit_s: Seconds = setting(
         30.0, "Longest pass at a worker; beyond, it counts as lost and the item goes elsewhere.", low=1e-3
     )

@@ -14,6 +14,7 @@ from typing import Any
 from evenkeel.backends.backend import Backend
 from evenkeel.backends.worker.process import ProcessBackend
 from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
+from evenkeel.serving.front.management import NodeState
 from evenkeel.serving.gateway.gateway import Gateway, NodeKind
 
 __all__ = ["FleetMember", "LiveFleet"]
@@ -72,6 +73,14 @@ class LiveFleet:
     def members(self) -> Sequence[FleetMember]:
         """Gives the nodes that get work, in the order in which they joined."""
         return tuple(self._members.values())
+
+    @property
+    def states(self) -> list[NodeState]:
+        """Says how each node is."""
+        tasks = {node.backend.name: len(node.open) for node in (*self._gateway.replicas.all, *self._gateway.backups)}
+        return [
+            NodeState(one.name, one.kind, one.own, one.backend.ready, tasks.get(one.name, 0)) for one in self.members
+        ]
 
     async def start(self) -> None:
         """Starts the nodes that the gateway was made with; what is elsewhere may be missing for now.

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +27,11 @@ from evenkeel.serving.config import CodeConfig, ServeConfig
 from evenkeel.serving.fleet import FleetMember, LiveFleet
 from evenkeel.serving.front.served import ServedModel
 from evenkeel.serving.gateway.gateway import Gateway, NodeKind
+from evenkeel.serving.gateway.stats import Stats
 from evenkeel.serving.nodes import REACH_S, NodeMaker, known_digests
 from evenkeel.serving.promised import AuditFile, apply_certificate
 
-__all__ = ["HostedModel", "build_codes"]
+__all__ = ["HostedModel", "ModelFiles", "build_codes", "model_paths", "read_files", "served_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +47,12 @@ class HostedModel:
 
     Args:
         config: what to serve.
+        read: what `read_files` gave for it; by default that is read now.
+        stats: counters to go on with, of the version whose place it takes.
 
     Attributes:
+        config: what is served.
+        read: what its files held when it was made.
         served: for the front ends.
         gateway: answers its items; not ready before `start`.
         fleet: the gateway's nodes.
@@ -55,7 +62,9 @@ class HostedModel:
         ConfigurationError: a card, a model or an address is wrong.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, read: "ModelFiles | None" = None, stats: Stats | None = None) -> None:
+        self.config = config
+        self.read = read_files(config) if read is None else read
         card = self._card = config.card()
         codes = build_codes(config, card)
         self._cards = {card.name: card}
@@ -64,8 +73,8 @@ class HostedModel:
                 coded = load_card(code_config.model)
                 self._cards[coded.name] = coded
         loop = asyncio.get_running_loop()
-        digests_here = known_digests(config)
-        digests = ModelDigests(digests_here)
+        digests_here = self.read.digests
+        digests = ModelDigests(dict(digests_here))
         if config.remote_version:
             digests.check(card.name, f"version:{config.remote_version}", "field remote_version")
         make = NodeMaker(config, list(self._cards.values()), digests)
@@ -90,6 +99,7 @@ class HostedModel:
             scores=ScoreForm.from_card(card),
             offload=partial(_offload, loop, self._executor),
             promises=promises,
+            stats=stats,
         )
         self.lossy_counts = {one.name: one.counts for one in replicas if isinstance(one, LossyBackend)}
         members = [*(FleetMember(one, "replica") for one in replicas), *(FleetMember(one, "backup") for one in backups)]
@@ -97,7 +107,7 @@ class HostedModel:
         # Until a pass has succeeded nothing shows that a replica can do any.
         self.gateway.watch(_blank(card))
         self.served = ServedModel(
-            config.name or card.name,
+            served_name(config),
             card.version,
             card,
             self.gateway,
@@ -158,6 +168,49 @@ class HostedModel:
             if learn and number:
                 self.gateway.service_times.add(time.perf_counter() - began_s)
         return True
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Holds what the files of a model say: the digests of its models, and the bytes of its small files."""
+
+    digests: Mapping[str, str]
+    small: Mapping[Path, bytes]
+
+
+def model_paths(config: ServeConfig) -> list[Path]:
+    """Gives the files that a model is made from: cards and what they describe, and the certificate.
+
+    Raises:
+        ConfigurationError: a card cannot be read.
+    """
+    cards = _card_paths(config)
+    described = [path.parent / load_card(path).file for path in cards]
+    return [*cards, *described, *([] if config.certificate is None else [config.certificate])]
+
+
+def _card_paths(config: ServeConfig) -> list[Path]:
+    return [config.model, *(code.model for code in config.codes if code.model is not None)]
+
+
+def read_files(config: ServeConfig) -> ModelFiles:
+    """Reads the files of a model; of large ones that takes long.
+
+    Raises:
+        ConfigurationError: one cannot be read.
+    """
+    small = {}
+    for path in [*_card_paths(config), *([] if config.certificate is None else [config.certificate])]:
+        try:
+            small[path] = path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
+    return ModelFiles(known_digests(config), small)
+
+
+def served_name(config: ServeConfig) -> str:
+    """Gives the name by which clients call the model of a configuration."""
+    return config.name or config.card().name
 
 
 def build_codes(config: ServeConfig, card: ModelCard) -> list[BackupCode]:

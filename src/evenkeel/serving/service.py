@@ -4,17 +4,22 @@ import asyncio
 import gc
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 from evenkeel.backends.worker.address import Address
 from evenkeel.backends.worker.key import is_open
+from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.serving.changed_files import when_changed
 from evenkeel.serving.config import ServeConfig
+from evenkeel.serving.control import own_socket
 from evenkeel.serving.front.served import ServedModels
-from evenkeel.serving.hosted import HostedModel
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
 from evenkeel.serving.lossy import listen_for_images
 from evenkeel.serving.metrics import Metrics
+from evenkeel.serving.repository import ModelRepository
 
 __all__ = ["serve"]
 
@@ -23,31 +28,41 @@ _log = logging.getLogger(__name__)
 _SWITCH_S = 1e-3
 
 
-async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = lambda url, why_not: None) -> None:
+async def serve(
+    config: ServeConfig,
+    on_started: Callable[[str, str], object] = lambda url, why_not: None,
+    *,
+    reread: Callable[[], ServeConfig] | None = None,
+    files: Sequence[Path] = (),
+) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP, then drain.
 
     Args:
         config: what to serve.
         on_started: given the URL as soon as every worker started here has loaded its models, and why the server is not
             ready all the same; empty where it is.
+        reread: reads the configuration again, for a reload; by default it stays what it is.
+        files: that the configuration was read from.
 
     Raises:
         ConfigurationError: a card, a model or an address is wrong, or a worker cannot start with it.
         BackendError: a worker cannot be reached.
     """
     loop = asyncio.get_running_loop()
-    hosted = HostedModel(config)
-    models = ServedModels([hosted.served])
+    models = ServedModels()
+    repository = ModelRepository(models, [config], lambda: [config if reread is None else reread()])
+    lossy_counts: dict[str, Mapping[str, int]] = {}
     app = App(
         models,
-        metrics=Metrics(hosted.gateway, hosted.lossy_counts),
+        metrics=partial(_metrics, repository, lossy_counts),
+        management=repository,
         max_body_bytes=config.max_body_bytes,
         max_connections=config.max_connections,
         max_bodies_bytes=config.max_bodies_bytes,
     )
 
     async def start() -> None:
-        await hosted.start()
+        await repository.start()
         # Long requests are read in threads: they hand over in the middle of it, but no sooner than this.
         sys.setswitchinterval(_SWITCH_S)
         # What is alive now stays alive: the collector need not look at it again in the middle of a request.
@@ -56,8 +71,9 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
 
     listening = None
     if config.lossy.listen:
-        listening = await listen_for_images(config, hosted.gateway, hosted.served.card, hosted.served.digest)
-        hosted.lossy_counts["listener"] = listening[0].counts
+        (served,) = models
+        listening = await listen_for_images(config, repository.hosted[0].gateway, served.card, served.digest)
+        lossy_counts["listener"] = listening[0].counts
     stop = asyncio.Event()
     bound: asyncio.Future[int] = loop.create_future()
     hosts = [host for host in config.host if not host.startswith("unix:")]
@@ -72,6 +88,7 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
             hosts,
             config.port,
             uds=uds,
+            control=_control(config),
             drain_s=config.drain_s,
             grace_s=config.grace_s,
             keep_alive_s=config.keep_alive_s,
@@ -80,23 +97,52 @@ async def serve(config: ServeConfig, on_started: Callable[[str, str], object] = 
         )
     )
     starting = asyncio.ensure_future(start())
+    watching = None
+    if config.watch_files_s:
+        watching = asyncio.ensure_future(_reload_when_changed(repository, files, config.watch_files_s))
     try:
         await asyncio.wait([server, starting], return_when=asyncio.FIRST_COMPLETED)
         if not server.done():
             starting.result()
-            why_not = hosted.why_not_ready
+            why_not = repository.why_not_ready
             if why_not:
                 _log.error("this server is not ready: %s", why_not)
             on_started(_url(hosts, uds, bound.result()), why_not)
         await server
     finally:
         starting.cancel()
+        if watching is not None:
+            watching.cancel()
         stop.set()
         await asyncio.gather(starting, server, return_exceptions=True)
         if listening is not None:
             listening[0].close()
             listening[1].close()
-        await hosted.close()
+        await repository.close()
+
+
+def _metrics(repository: ModelRepository, lossy_counts: Mapping[str, Mapping[str, int]]) -> bytes:
+    return b"".join(Metrics(hosted.gateway, {**hosted.lossy_counts, **lossy_counts})() for hosted in repository.hosted)
+
+
+def _control(config: ServeConfig) -> Path | None:
+    """Gives the path at which the server listens to those who manage it; None where it cannot."""
+    try:
+        return own_socket()
+    except ConfigurationError as error:
+        _log.warning("this server cannot be managed while it runs: %s", error)
+        return None
+
+
+async def _reload_when_changed(repository: ModelRepository, files: Sequence[Path], every_s: float) -> None:
+    async def reload() -> None:
+        try:
+            loaded = await repository.reload()
+            _log.info("files have changed; loaded: %s", ", ".join(loaded) or "nothing")
+        except EvenkeelError as error:
+            _log.error("files have changed, and all stays as it was: %s", error)
+
+    await when_changed(lambda: [*files, *repository.files()], every_s, reload)
 
 
 def _url(hosts: Sequence[str], uds: str | None, port: int) -> str:

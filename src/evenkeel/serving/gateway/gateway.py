@@ -92,6 +92,7 @@ class Gateway:
         scores: how the model's scores are to be read.
         offload: runs slow work away from the event loop.
         promises: decides when a light model may answer; None: nothing can be promised.
+        stats: counters to go on with, of the gateway whose place this one takes; by default new ones.
 
     Raises:
         ConfigurationError: codes that cannot work together, or a default that is no class.
@@ -113,9 +114,10 @@ class Gateway:
         costs: Mapping[str, float] | None = None,
         offload: Offload = inline,
         promises: PromiseGate | None = None,
+        stats: Stats | None = None,
     ) -> None:
         self.policy = policy
-        self.stats = Stats()
+        self.stats = Stats() if stats is None else stats
         self.service_times = LiveQuantiles()
         self.replicas = Replicas(replicas, health, self.service_times, self.stats, pass_limit_s, self._on_rest)
         self.draining = False

@@ -6,11 +6,13 @@
     GET  /v2/models/{m}[/versions/{v}]/ready
     POST /v2/models/{m}[/versions/{v}]/infer
     GET  /metrics                                Prometheus text
+    /v2/repository/...   /v2/fleet...            see `management`
 
 Every error is `{"error": "..."}` with the status that its exception carries. An ordinary request is read, submitted and
 answered in plain callbacks; only image files, compressed bodies and long JSON take a task, and their work a thread.
 """
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -19,13 +21,15 @@ from typing import Any
 
 import orjson
 
-from evenkeel.errors import EvenkeelError, OverloadedError, RequestError
+from evenkeel.errors import EvenkeelError, OverloadedError, RequestError, UnsupportedError
 from evenkeel.oip import InferRequest, RepeatedRequests, parse_request, shown
 from evenkeel.serving.front.inference import Inference, Wanted, check_tensor
+from evenkeel.serving.front.management import Management
 from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
 from evenkeel.serving.http.connection import Exchange, HttpLimits
+from evenkeel.serving.http.management import MANAGED, answer, check_allowed
 from evenkeel.serving.http.paths import path_of
 from evenkeel.serving.http.reader import ReadLimits
 from evenkeel.version import __version__
@@ -35,7 +39,7 @@ __all__ = ["App"]
 _log = logging.getLogger(__name__)
 
 # cancel_on_disconnect: a client that closes its connection frees its slots, so another gateway may rely on it.
-_EXTENSIONS = ["binary_tensor_data", "parameters", "cancel_on_disconnect"]
+_EXTENSIONS = ["binary_tensor_data", "parameters", "cancel_on_disconnect", "model_repository"]
 _JSON = b"content-type: application/json\r\n"
 _BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 _TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
@@ -55,6 +59,7 @@ class App:
     Args:
         models: that are served; they may come and go.
         metrics: gives the body of /metrics.
+        management: changes what is served; None: that stays as it is.
         max_body_bytes: limit of a request's body, compressed and decompressed.
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
@@ -72,6 +77,7 @@ class App:
         models: ServedModels,
         *,
         metrics: Callable[[], bytes],
+        management: Management | None = None,
         max_body_bytes: int = 32 << 20,
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
@@ -85,6 +91,8 @@ class App:
         )
         self._models = models
         self._metrics = metrics
+        self._management = management
+        self._changes: set[asyncio.Task[None]] = set()
         self._inference: Inference[Exchange] = Inference(self._landed, self._failed)
         self._requests = RepeatedRequests()
         self._infer_paths: dict[str, ServedModel] = {}
@@ -134,6 +142,8 @@ class App:
             model = self._infer_paths.get(path)
             if model is not None and method == "POST":
                 self._infer(exchange, model)
+            elif path.startswith(MANAGED):
+                self._manage(exchange, method, path)
             else:
                 self._reply(exchange, *self._answer_other(method, path))
         except Exception as error:
@@ -163,6 +173,24 @@ class App:
             "unexpected error while answering %s %s", exchange.request.method, exchange.request.target, exc_info=error
         )
         self._reply(exchange, *_error(500, "internal error; the server's log has the details"))
+
+    def _manage(self, exchange: Exchange, method: str, path: str) -> None:
+        """Begins a change of what is served, which goes on also if the client goes away."""
+        management = self._management
+        if management is None:
+            raise UnsupportedError("the models of this server cannot be changed while it runs")
+        check_allowed(path, exchange.may_manage)
+
+        async def change() -> None:
+            try:
+                found = await answer(management, method, path, exchange.request.whole_body())
+                self._reply(exchange, *(_json(200, found) if found is not None else _nothing_at(path)))
+            except Exception as error:
+                self._failed(exchange, error)  # with what a worker said: it is for those who run the server
+
+        task = asyncio.get_running_loop().create_task(change())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
 
     def _infer(self, exchange: Exchange, model: ServedModel) -> None:
         headers, body = exchange.request.headers, exchange.request.body
@@ -311,7 +339,11 @@ def _whole_number(name: bytes, value: bytes) -> int:
     return int(value)
 
 
-def _json(status: int, message: dict[str, Any]) -> _Response:
+def _nothing_at(path: str) -> _Response:
+    return _error(404, f"nothing is served at {shown(path)} by this method; see docs/how-to/fleet.md")
+
+
+def _json(status: int, message: Any) -> _Response:
     return status, _JSON, orjson.dumps(message)
 
 

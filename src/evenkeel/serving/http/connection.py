@@ -87,6 +87,11 @@ class Exchange:
         self.request = request
         self.last = False
 
+    @property
+    def may_manage(self) -> bool:
+        """Tells whether a request that needs the right to manage may be done: who has not got it was refused before."""
+        return self._connection.checks_rights
+
     def hold(self, size: int) -> None:
         """Counts `size` bytes more as taken up by this request until it is answered.
 
@@ -127,6 +132,7 @@ class HttpServer:
         clock: gives the clock of the timeouts; by default the running event loop.
         responses: counts what is sent, by its status.
         access: says which requests are let in; None: all are.
+        trusted: whoever can connect may manage the server.
 
     Attributes:
         connections: open ones.
@@ -142,10 +148,12 @@ class HttpServer:
         clock: Callable[[], Clock] = asyncio.get_running_loop,
         responses: Counter[int] | None = None,
         access: Access | None = None,
+        trusted: bool = False,
     ) -> None:
         self.clock = clock
         self.responses: Counter[int] = Counter() if responses is None else responses
         self.access = access
+        self.trusted = trusted
         self.handle = handler.handle
         self.gone = handler.gone
         self.limits = limits
@@ -229,6 +237,11 @@ class HttpConnection(asyncio.Protocol):
         self._ending = False  # nothing is answered any more
         self._read_paused = False
         self._write_paused = False
+
+    @property
+    def checks_rights(self) -> bool:
+        """Tells whether only those get here who may do what they ask for."""
+        return self._server.trusted or self._server.access is not None
 
     # ---- the transport's side ----
 

@@ -30,6 +30,6 @@ def right_for(target: bytes) -> Right | None:
         return None
     if not path.startswith("/v2"):
         return "watch"  # the live page, /metrics
-    if path.startswith("/v2/repository/") and path != "/v2/repository/index":
+    if path.startswith(("/v2/repository/", "/v2/fleet")) and path != "/v2/repository/index":
         return "manage"
     return "infer"

@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _BACKLOG = 2048  # connections that wait to be accepted
 _LAST_WRITES_S = 2  # for slow readers of the last responses
+_MANAGERS = 16  # connections at once
 _QUEUE_S = 2.0  # for the connections that wait to be accepted when the server ends
 _RESERVE = 128  # descriptors kept free of clients: for workers that come back, remote replicas, clients sent away
 _NOT_TLS_BODY = b'{"error":"this port speaks TLS: use https://"}'
@@ -51,6 +52,7 @@ async def run_server(
     port: int,
     *,
     uds: str | Path | None = None,
+    control: Path | None = None,
     drain_s: float = 30.0,
     grace_s: float = 0.2,
     keep_alive_s: float = 75,
@@ -65,6 +67,7 @@ async def run_server(
         host: address to listen on, or several; `::` takes IPv4 too. None for none (then `uds` is needed).
         port: TCP port, the same for all; 0 takes a free one.
         uds: path of a Unix socket to listen on as well.
+        control: the same, for those who manage the server: who can connect there may do so.
         drain_s: longest wait for requests in flight.
         grace_s: how long connections are still accepted after the signal.
         keep_alive_s: how long an idle connection stays open.
@@ -81,6 +84,7 @@ async def run_server(
     limits = replace(app.limits, keep_alive_s=keep_alive_s)
     http = HttpServer(app, limits, app.headers, access=guard.access)
     door = guard.door(http.connect, ["http/1.1"], _NOT_TLS)
+    managing = HttpServer(app, replace(limits, connections=_MANAGERS), app.headers, trusted=True)
     sockets = _listen(host, port, uds)
     reserved = _RESERVE + (0 if door is None else MAX_HANDSHAKES)
     http.limits = replace(limits, connections=_spare_descriptors(limits.connections, reserved))
@@ -89,6 +93,13 @@ async def run_server(
     try:
         for listening in sockets:
             listeners.append(await _accept(http, door, listening))
+        if control is not None:
+            try:
+                sockets.append(_listen_on_path(control))
+                listeners.append(await _accept(managing, None, sockets[-1]))
+            except OSError as error:
+                _log.warning("cannot be managed while it runs: %s: %s", control, error.strerror or error)
+                control = None
         on_started(sockets[0].getsockname()[1] if host else 0)
         await stop.wait()
         app.start_draining()
@@ -100,6 +111,7 @@ async def run_server(
         for listener in listeners:
             listener.close()
         http.close()
+        managing.close()
         if door is not None:
             await _first_of(door.idle, abort, _QUEUE_S)
         await _first_of(http.empty, abort, drain_s)
@@ -111,14 +123,16 @@ async def run_server(
         if door is not None:
             door.abort()
         http.abort()
+        managing.abort()
         for listener in listeners:
             listener.close()
         for number in signals:
             asyncio.get_running_loop().remove_signal_handler(number)
         for listening in sockets:
             listening.close()
-        if uds is not None:
-            Path(uds).unlink(missing_ok=True)
+        for path in (uds, control):
+            if path is not None:
+                Path(path).unlink(missing_ok=True)
         app.close()
 
 
