@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends": {"delays"},
     "backends.worker": {"backends.backend", "delays", "models", "trust"},
     "backends.lossy": {"backends.backend", "backends.worker.address", "backends.worker.key"},
+    "backends.ray_actors": {"backends.worker", "models"},
     "backends.oip": {"backends.backend", "http_client", "models", "oip", "trust"},
     "reducers": {"coding.wire", "switch"},
     "reducers.ranks": {"coding.checks"},

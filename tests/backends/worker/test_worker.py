@@ -18,7 +18,7 @@ from evenkeel.backends.worker.main import main
             "cannot listen on",
         ),
         (["--model", "SPEC", "--model", "SPEC", "--listen", "tcp://:0"], "have the same name: same, same"),
-        (["--model", "SPEC", "--listen", "tcp://:0", "--threads=0"], "threads must be at least 1"),
+        (["--model", "SPEC", "--listen", "tcp://:0", "--threads=0"], "threads: expected a whole number of at least 1"),
         (["--model", "SPEC", "--listen", "unix:/proc/w.sock"], "cannot listen on unix:/proc/w.sock"),
         (["--model", "SPEC", "--listen", "fd:999999"], "fd:999999 is not an open socket"),
     ],

@@ -20,13 +20,12 @@ from evenkeel.backends.worker.config import WorkerConfig, config_from
 from evenkeel.backends.worker.key import check_open, follow_key
 from evenkeel.backends.worker.model import Model, load_model
 from evenkeel.backends.worker.server import serve
-from evenkeel.delays.laws import Delay
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.logs import log_to_stderr
 from evenkeel.processes import ENDING_SIGNALS, end_by_signal, end_with_parent, heeded
 
-__all__ = ["load_models", "main", "run_worker"]
+__all__ = ["load_models", "main", "run_worker", "serve_models"]
 
 
 def run_worker(config: WorkerConfig) -> int:
@@ -45,9 +44,8 @@ def run_worker(config: WorkerConfig) -> int:
         key = follow_key(config.key_file)
         check_open(parse_address(config.listen), key(), config.no_key, config.tls is not None)
         models = load_models(config)
-        delay = parse_delay(config.delay) if config.delay else None
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve_until_signal(models, delay, config, key))
+            runner.run(_serve_until_signal(models, config, key))
     except EvenkeelError as error:
         print(f"evenkeel worker: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigurationError) else 1
@@ -69,21 +67,25 @@ def load_models(config: WorkerConfig) -> list[Model]:
     return models
 
 
-async def _serve_until_signal(
-    models: Sequence[Model], delay: Delay | None, config: WorkerConfig, key: Callable[[], bytes]
+async def serve_models(
+    models: Sequence[Model],
+    config: WorkerConfig,
+    key: Callable[[], bytes],
+    stop: asyncio.Event,
+    on_listening: Callable[[str], object],
 ) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in ENDING_SIGNALS:
-        if heeded(number):
-            loop.add_signal_handler(number, stop.set)
+    """Serves models that are loaded as `config` says, until `stop` is set; see `server.serve`.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
     # What is alive now lives as long as the process: keep the collector from walking it, at the worst moment, for ever.
     gc.collect()
     gc.freeze()
     await serve(
         models,
         config.listen,
-        delay=delay,
+        delay=parse_delay(config.delay) if config.delay else None,
         delay_cost=config.delay_cost,
         delay_epoch_s=config.delay_epoch_s,
         worker_number=config.worker_number,
@@ -94,8 +96,17 @@ async def _serve_until_signal(
         max_clients=config.max_clients,
         max_rows=config.max_rows,
         stop=stop,
-        on_listening=_announce,
+        on_listening=on_listening,
     )
+
+
+async def _serve_until_signal(models: Sequence[Model], config: WorkerConfig, key: Callable[[], bytes]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in ENDING_SIGNALS:
+        if heeded(number):
+            loop.add_signal_handler(number, stop.set)
+    await serve_models(models, config, key, stop, _announce)
 
 
 def _announce(address: str) -> None:

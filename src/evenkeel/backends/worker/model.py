@@ -21,7 +21,7 @@ from evenkeel.models.digest import card_digest
 from evenkeel.models.session import external_files, open_session
 from evenkeel.models.shipped import NAMES, card_path
 
-__all__ = ["Model", "load_model"]
+__all__ = ["Model", "load_model", "split_name"]
 
 _ONNX_TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 _CARD_TYPES = {"UINT8": "uint8", "FP32": "float32"}
@@ -67,11 +67,16 @@ def load_model(spec: str, threads: int = 1) -> Model:
     Raises:
         ConfigurationError: nothing there, or not what its card says.
     """
-    # A path may hold `=` too: one that is there is no name with a path behind it.
-    named = None if Path(spec).is_file() else re.match(r"([\w.-]+)=", spec)
-    name, rest = (named[1], spec[named.end() :]) if named else ("", spec)
+    name, rest = split_name(spec)
     model = _load_python(rest) if rest.startswith("python:") else _load_onnx(_card_file(rest), threads)
     return replace(model, name=name or model.name)
+
+
+def split_name(spec: str) -> tuple[str, str]:
+    """Splits a spec into the name that stands in front of it, or "", and the rest."""
+    # A path may hold `=` too: one that is there is no name with a path behind it.
+    named = None if Path(spec).is_file() else re.match(r"([\w.-]+)=", spec)
+    return (named[1], spec[named.end() :]) if named else ("", spec)
 
 
 def _card_file(text: str) -> str:

@@ -28,7 +28,7 @@ from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, 
 from evenkeel.models.digest import ModelDigests
 from evenkeel.trust.keys import CLIENT_KEYS_VARIABLE
 
-__all__ = ["ProcessBackend"]
+__all__ = ["LastWords", "ProcessBackend"]
 
 _log = logging.getLogger(__name__)
 _EXIT_S = 1.0  # for a worker whose connection ended to end by itself
@@ -113,24 +113,27 @@ class ProcessBackend(Backend):
         await self._worker.close()
 
 
-class _Tail(asyncio.Protocol):
-    """Keeps the last words of a process. What it writes goes to the log, as far as that is not too much."""
+class LastWords(asyncio.Protocol):
+    """Keeps the last words of a process. What it writes goes to the log, as far as that is not too much.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Args:
+        who: the process, for the log.
+    """
+
+    def __init__(self, who: str) -> None:
+        self._who = who
         self._chunks: deque[bytes] = deque()
         self._room = _MAX_SAID
         self._renew: asyncio.TimerHandle | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def data_received(self, data: bytes) -> None:
+        """Keeps what the process wrote, and logs it."""
         self._room -= len(data)
         if self._room >= 0:
-            _log.warning("worker %s says: %s", self._name, data.decode("utf-8", "replace").strip())
+            _log.warning("%s says: %s", self._who, data.decode("utf-8", "replace").strip())
         elif self._renew is None:
-            _log.warning(
-                "worker %s says more than %d bytes in %g s; the rest is left out", self._name, _MAX_SAID, _SAID_S
-            )
+            _log.warning("%s says more than %d bytes in %g s; the rest is left out", self._who, _MAX_SAID, _SAID_S)
             self._renew = asyncio.get_running_loop().call_later(_SAID_S, self._listen)
         self._chunks.append(data)
         while sum(map(len, self._chunks)) - len(self._chunks[0]) >= _TAIL_BYTES:
@@ -140,12 +143,14 @@ class _Tail(asyncio.Protocol):
         self._room, self._renew = _MAX_SAID, None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Notes that the process has closed its output."""
         if self._renew is not None:
             self._renew.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
 
     def text(self) -> str:
+        """Gives the last words."""
         return b"".join(self._chunks)[-_TAIL_BYTES:].decode("utf-8", "replace").strip()
 
 
@@ -160,7 +165,7 @@ class _ProcessLink(WorkerLink):
         self._name, self._config = name, config
         self._process: subprocess.Popen[bytes] | None = None
         self._output: asyncio.BaseTransport | None = None
-        self._tail: _Tail | None = None
+        self._tail: LastWords | None = None
         self.where = f"process {name!r}"
         self.ours = True
 
@@ -197,7 +202,7 @@ class _ProcessLink(WorkerLink):
             os.close(write_end)
         try:
             pipe = os.fdopen(read_end, "rb", buffering=0)
-            self._output, self._tail = await loop.connect_read_pipe(lambda: _Tail(self._name), pipe)
+            self._output, self._tail = await loop.connect_read_pipe(lambda: LastWords(f"worker {self._name}"), pipe)
             await loop.create_unix_connection(make, sock=ours)
         except BaseException:
             ours.close()
