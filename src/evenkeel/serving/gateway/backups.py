@@ -53,6 +53,13 @@ class _Backup(Node):
         self.group: Group | None = None  # that it was last given
 
     @property
+    def state(self) -> str:
+        """Says how it is, in one word: `well`, `gone`, or `stalled` where its pass takes far too long."""
+        if not self.backend.ready:
+            return "gone"
+        return "stalled" if self.open and self.suspected else "well"
+
+    @property
     def idle(self) -> bool:
         return not self.open and not self.reserved and self.backend.ready
 

@@ -31,6 +31,11 @@ class Budget:
         self._burst = burst
         self._tokens = 1.0 if share > 0 else 0.0  # one slow reply may be hedged before there was time to earn
 
+    @property
+    def saved(self) -> float | None:
+        """Gives the share of the tokens that can be saved up which is there, 0..1; None where nothing is refused."""
+        return None if self._share == float("inf") else self._tokens / self._burst
+
     def earn(self) -> None:
         """Adds an item's share of a token."""
         tokens = self._tokens + self._share

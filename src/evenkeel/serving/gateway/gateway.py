@@ -193,6 +193,11 @@ class Gateway:
         return self._spares.nodes
 
     @property
+    def budgets(self) -> dict[str, Budget]:
+        """Gives the budgets of hedges and of approximate answers."""
+        return {"hedge": self._budget, "approximate": self._approximate.budget}
+
+    @property
     def in_flight(self) -> int:
         """Counts the items that have no answer yet."""
         return len(self._items)

@@ -93,6 +93,11 @@ class Node:
         self._limit_s = limit_s
 
     @property
+    def state(self) -> str:
+        """Says how it is, in one word: `well`, or what keeps work from it."""
+        return "well" if self.backend.ready else "gone"
+
+    @property
     def at_work(self) -> list[Attempt]:
         """Gives the tasks that may be in its pass now."""
         return list(islice(self.open, self.backend.batch))

@@ -76,6 +76,11 @@ class Replica(Node):
         return self.send(model, inputs, key, now_s, on_reply, item)
 
     @property
+    def state(self) -> str:
+        """Says how it is, in one word: `well`, `gone`, or what it was ejected for."""
+        return (self.health.ejected_for or "well") if self.backend.ready else "gone"
+
+    @property
     def outstanding(self) -> int:
         """Counts the tasks that it has."""
         return len(self.open)
