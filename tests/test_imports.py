@@ -52,7 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "serving.gateway": {"backends.backend", "coding.code", "coding.answers", "delays.laws", "promises"},
     "serving.front": {"coding.code", "images", "models", "oip", "promises.promise", "serving.gateway", "trust"},
-    "serving.http": {"coding.code", "models", "oip", "serving.front", "serving.gateway", "trust"},
+    "serving.http": {"coding.code", "models", "oip", "serving.front", "serving.gateway", "serving.live", "trust"},
+    "serving.live": {"serving.gateway"},
     "switch": set(),
     "training.hook": {
         "coding.saved_state",

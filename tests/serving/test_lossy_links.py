@@ -178,8 +178,8 @@ def linked(
             await backend.start()
             near = cascade(clock, [backend], certificate(b0=0.9, b1=0.9, b2=0.9, b3=0.9, b4=0.9, b5=0.9))
             await test(near, far, relay)
-            shown = Metrics(near, {backend.name: backend.counts})().decode()
-            assert 'evenkeel_lossy_total{end="replica-0",what="sent"}' in shown
+            shown = Metrics([], lambda: {("toy", backend.name): backend.counts})().decode()
+            assert 'evenkeel_lossy_total{model="toy",end="replica-0",what="sent"}' in shown
             # The other end holds another model under this name.
             other.options = replace(other.options, heartbeat_s=0.05)
             with pytest.raises(BackendLostError, match="refused: another"):

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from evenkeel.serving.front.served import ServedModels
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
 from evenkeel.serving.lossy import listen_for_images
-from evenkeel.serving.metrics import Metrics
+from evenkeel.serving.metrics import LossyCounts, Metrics
 from evenkeel.serving.repository import ModelRepository
 
 __all__ = ["serve"]
@@ -51,10 +52,12 @@ async def serve(
     loop = asyncio.get_running_loop()
     models = ServedModels()
     repository = ModelRepository(models, [config], lambda: [config if reread is None else reread()])
-    lossy_counts: dict[str, Mapping[str, int]] = {}
+    listener_counts: dict[str, Mapping[str, int]] = {}  # by model
+    responses: Counter[int] = Counter()
     app = App(
         models,
-        metrics=partial(_metrics, repository, lossy_counts),
+        metrics=Metrics(models, partial(_lossy_counts, repository, listener_counts), responses),
+        responses=responses,
         management=repository,
         max_body_bytes=config.max_body_bytes,
         max_connections=config.max_connections,
@@ -73,7 +76,7 @@ async def serve(
     if config.lossy.listen:
         (served,) = models
         listening = await listen_for_images(config, repository.hosted[0].gateway, served.card, served.digest)
-        lossy_counts["listener"] = listening[0].counts
+        listener_counts[served.name] = listening[0].counts
     stop = asyncio.Event()
     bound: asyncio.Future[int] = loop.create_future()
     hosts = [host for host in config.host if not host.startswith("unix:")]
@@ -121,8 +124,11 @@ async def serve(
         await repository.close()
 
 
-def _metrics(repository: ModelRepository, lossy_counts: Mapping[str, Mapping[str, int]]) -> bytes:
-    return b"".join(Metrics(hosted.gateway, {**hosted.lossy_counts, **lossy_counts})() for hosted in repository.hosted)
+def _lossy_counts(repository: ModelRepository, listeners: Mapping[str, Mapping[str, int]]) -> LossyCounts:
+    counts: LossyCounts = {(model, "listener"): counted for model, counted in listeners.items()}
+    for hosted in repository.hosted:
+        counts |= {(hosted.served.name, end): counted for end, counted in hosted.lossy_counts.items()}
+    return counts
 
 
 def _control(config: ServeConfig) -> Path | None:

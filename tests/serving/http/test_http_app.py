@@ -77,7 +77,7 @@ def test_metrics():
 @pytest.mark.parametrize(
     ("method", "path", "status", "message"),
     [
-        ("GET", "/", 404, "nothing is served at '/'"),
+        ("GET", "/nothing", 404, "nothing is served at '/nothing'"),
         ("GET", "/v3", 404, "nothing is served at '/v3'"),
         ("GET", "/v2/models/toy/stats", 404, "nothing is served at"),
         ("GET", "/v2/models/cat", 404, "unknown model 'cat'; this server serves 'toy'"),

@@ -20,6 +20,7 @@ __all__ = ["Counters", "ServerProcess", "read_counters"]
 
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 20.0
+_MORE_LABELS = ("model", "kind", "address")  # which a server of one model need not be asked for
 
 
 class Counters(dict[str, float]):
@@ -41,9 +42,9 @@ async def read_counters(url: str) -> Counters:
         return Counters()
     counters = Counters()
     for family in text_string_to_metric_families(response.body.decode()):
-        for sample in family.samples:
+        for sample in family.samples if family.type != "histogram" else ():
             if sample.name.startswith("evenkeel_"):
-                label = next(iter(sample.labels.values()), None)
+                label = next((text for name, text in sample.labels.items() if name not in _MORE_LABELS), None)
                 name = sample.name.removeprefix("evenkeel_").removesuffix("_total")
                 counters[name if label is None else f"{name}[{label}]"] = sample.value
     return counters

@@ -14,6 +14,7 @@ from evenkeel.serving.front.answers import OUTPUTS, PROMISED, AnswerWriter
 from evenkeel.serving.front.flight import Submits
 from evenkeel.serving.front.images import ImageDecoder
 from evenkeel.serving.front.items import ItemReader
+from evenkeel.serving.front.request_times import RequestTimes
 from evenkeel.serving.front.shares import FairShares
 
 __all__ = ["ServedModel", "ServedModels"]
@@ -37,6 +38,7 @@ class ServedModel:
         answers: writes the response.
         outputs: name -> datatype, of what it writes.
         decoder: decodes image files.
+        times: of its requests.
         shares: decides whom to refuse while the gateway is full.
         held: requests that found this model and have not handed their items to its gateway yet; see `hold`.
     """
@@ -63,6 +65,7 @@ class ServedModel:
         self.answers = AnswerWriter(name, version, card.classes, promised=promised)
         self.decoder = ImageDecoder(card, processes=decode_processes, max_bytes=decode_bytes)
         self.shares = FairShares(lambda: gateway.in_flight, time.monotonic)
+        self.times = RequestTimes()
         self.held = 0
 
     @property

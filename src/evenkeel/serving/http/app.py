@@ -7,6 +7,7 @@
     POST /v2/models/{m}[/versions/{v}]/infer
     GET  /metrics                                Prometheus text
     /v2/repository/...   /v2/fleet...            see `management`
+    GET  /   /live                               a page that shows what happens, and the feed that it follows
 
 Every error is `{"error": "..."}` with the status that its exception carries. An ordinary request is read, submitted and
 answered in plain callbacks; only image files, compressed bodies and long JSON take a task, and their work a thread.
@@ -15,6 +16,7 @@ answered in plain callbacks; only image files, compressed bodies and long JSON t
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +27,7 @@ from evenkeel.errors import EvenkeelError, OverloadedError, RequestError, Unsupp
 from evenkeel.oip import InferRequest, RepeatedRequests, parse_request, shown
 from evenkeel.serving.front.inference import Inference, Wanted, check_tensor
 from evenkeel.serving.front.management import Management
+from evenkeel.serving.front.request_times import CLIENT_GONE
 from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
@@ -32,6 +35,8 @@ from evenkeel.serving.http.connection import Exchange, HttpLimits
 from evenkeel.serving.http.management import MANAGED, answer, check_allowed
 from evenkeel.serving.http.paths import path_of
 from evenkeel.serving.http.reader import ReadLimits
+from evenkeel.serving.live.feed import FEED_HEADERS, LiveFeed
+from evenkeel.serving.live.page import live_page
 from evenkeel.version import __version__
 
 __all__ = ["App"]
@@ -64,13 +69,15 @@ class App:
         body_timeout_s: a request whose body is not complete by then (or somewhat later) is answered with 408.
         max_connections: more are refused.
         max_bodies_bytes: what all bodies together may take up, decompressed ones too; further ones get 503.
+        responses: counts all answers by their status.
+        live: there is a live page.
 
     Attributes:
         limits: of each client.
         headers: names of the request headers that are read.
     """
 
-    headers = (_JSON_BYTES, b"content-type", b"content-encoding", b"accept-encoding")
+    headers = (_JSON_BYTES, b"content-type", b"content-encoding", b"accept-encoding", b"sec-fetch-site")
 
     def __init__(
         self,
@@ -82,6 +89,8 @@ class App:
         body_timeout_s: float = 30.0,
         max_connections: int = 10_000,
         max_bodies_bytes: int = 256 << 20,
+        responses: Counter[int] | None = None,
+        live: bool = True,
     ) -> None:
         self.limits = HttpLimits(
             ReadLimits(body_bytes=max_body_bytes),
@@ -89,7 +98,9 @@ class App:
             connections=max_connections,
             bodies_bytes=max_bodies_bytes,
         )
+        self.responses: Counter[int] = Counter() if responses is None else responses
         self._models = models
+        self._feed = LiveFeed(lambda: models) if live else None
         self._metrics = metrics
         self._management = management
         self._changes: set[asyncio.Task[None]] = set()
@@ -108,6 +119,9 @@ class App:
             "/v2/health/ready": self._server_ready,
             "/metrics": lambda: (200, _TEXT, self._metrics()),
         }
+        if self._feed is not None:
+            self._gets["/"] = lambda: (200, *live_page())
+            self._gets["/live"] = lambda: (200, FEED_HEADERS, b"")  # to HEAD; `_watch` answers GET
         self._infer_paths = {}
         for model in self._models:
             for root in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
@@ -144,6 +158,8 @@ class App:
                 self._infer(exchange, model)
             elif path.startswith(MANAGED):
                 self._manage(exchange, method, path)
+            elif path == "/live" and method == "GET" and self._feed is not None:
+                self._watch(exchange, self._feed)
             else:
                 self._reply(exchange, *self._answer_other(method, path))
         except Exception as error:
@@ -151,6 +167,10 @@ class App:
 
     def gone(self, exchange: Exchange) -> None:
         """Gives up a request whose client went away."""
+        if exchange.times is not None:
+            exchange.times.add(CLIENT_GONE, exchange.request.since_s)
+        elif self._feed is not None:
+            self._feed.leave(exchange)
         self._inference.gone(exchange)
 
     def give_up(self) -> None:
@@ -164,6 +184,8 @@ class App:
         if self._models.draining:
             exchange.last = True
         exchange.respond(status, headers, body)
+        if exchange.times is not None:
+            exchange.times.add(status, exchange.request.since_s)
 
     def _failed(self, exchange: Exchange, error: Exception) -> None:
         if isinstance(error, EvenkeelError):
@@ -193,6 +215,7 @@ class App:
         task.add_done_callback(self._changes.discard)
 
     def _infer(self, exchange: Exchange, model: ServedModel) -> None:
+        exchange.times = model.times
         headers, body = exchange.request.headers, exchange.request.body
         json_bytes: int | None = None
         if _JSON_BYTES in headers:
@@ -269,6 +292,15 @@ class App:
         self._reply(exchange, 200, headers, await self._inference.run(len(body), compress, body, encoding))
 
     # ---- everything but inference ----
+
+    def _watch(self, exchange: Exchange, feed: LiveFeed) -> None:
+        """Has the feed send to a viewer until that goes, or the server ends."""
+        if exchange.request.headers.get(b"sec-fetch-site") == b"cross-site":
+            # It could not read the feed, but take the places of those who watch.
+            self._reply(exchange, *_error(403, "the feed is for this server's own page"))
+            return
+        feed.join(exchange)
+        self._inference.end(exchange)
 
     def _answer_other(self, method: str, path: str) -> _Response:
         get = self._gets.get(path)

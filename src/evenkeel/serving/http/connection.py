@@ -18,6 +18,7 @@ import orjson
 from evenkeel.clock import Clock
 from evenkeel.errors import ForbiddenError, OverloadedError, UnauthenticatedError
 from evenkeel.serving.front.access import Access
+from evenkeel.serving.front.request_times import RequestTimes
 from evenkeel.serving.front.shares import Client
 from evenkeel.serving.http.heads import ResponseHeads
 from evenkeel.serving.http.paths import right_for
@@ -72,10 +73,11 @@ class Exchange:
     """Holds one request and the way to answer it.
 
     Attributes:
+        times: where the handler measures it, if it does.
         last: ask the client to close once nothing else is under way on its connection.
     """
 
-    __slots__ = ("_connection", "last", "request")
+    __slots__ = ("_connection", "last", "request", "times")
 
     @property
     def client(self) -> Client:
@@ -85,6 +87,7 @@ class Exchange:
     def __init__(self, connection: "HttpConnection", request: Request) -> None:
         self._connection = connection
         self.request = request
+        self.times: RequestTimes | None = None
         self.last = False
 
     @property

@@ -82,7 +82,7 @@ async def run_server(
     stop = stop or asyncio.Event()
     abort = asyncio.Event()
     limits = replace(app.limits, keep_alive_s=keep_alive_s)
-    http = HttpServer(app, limits, app.headers, access=guard.access)
+    http = HttpServer(app, limits, app.headers, responses=app.responses, access=guard.access)
     door = guard.door(http.connect, ["http/1.1"], _NOT_TLS)
     managing = HttpServer(app, replace(limits, connections=_MANAGERS), app.headers, trusted=True)
     sockets = _listen(host, port, uds)
