@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "delays": set(),
     "edge": {"backends", "coding.answers", "figures", "images", "models", "promises", "serving"},
     "figures": set(),
+    "http2": set(),
     "http_client": {"trust"},
     "images": set(),
     "images.sources": {"images.decode", "images.memory"},
@@ -54,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "serving.front": {"coding.code", "images", "models", "oip", "promises.promise", "serving.gateway", "trust"},
     "serving.http": {"coding.code", "models", "oip", "serving.front", "serving.gateway", "serving.live", "trust"},
     "serving.live": {"serving.gateway"},
+    "serving.grpc": {"http2", "models", "oip", "serving.front", "serving.gateway", "serving.http.bodies", "trust"},
     "switch": set(),
     "training.hook": {
         "coding.saved_state",

@@ -34,7 +34,7 @@ KIB, MIB = 1 << 10, 1 << 20
         ("values in JSON of more than 64 KiB", "20,000", message._SHORT_BYTES == 64 * KIB),
         ("elements of a BYTES", "65,536", tensors._MAX_BYTES_ELEMENTS == 65_536),
         ("dimensions of a tensor", "16", tensors._MAX_DIMENSIONS == 16),
-        ("`id`", "4,096", requests._MAX_ID == 4096),
+        ("`id`", "4,096", requests.MAX_ID == 4096),
         ("input shown", "60 characters", types._MAX_SHOWN == 60),
         ("input shown", "500 of an error", app._MAX_SHOWN == 500),
         ("connections", "10,000", ServeConfig().max_connections == 10_000),

@@ -19,6 +19,7 @@
     ├── LabError               the emulated cluster could not be made, measured or removed
     ├── SwitchError            a switch could not be built, started or removed
     ├── PacketError            a packet is no packet of a switch's; carries the reason under which it is counted
+    ├── Http2Error             a peer broke the rules of HTTP/2; carries the code to close the connection with
     └── BackendError           a backend could not do a task
         ├── BackendLostError   the connection or the process went away
         ├── BackendBusyError   it has no room for the task now
@@ -38,6 +39,7 @@ __all__ = [
     "DeadlineError",
     "EvenkeelError",
     "ForbiddenError",
+    "Http2Error",
     "LabError",
     "MissingExtraError",
     "OverloadedError",
@@ -159,6 +161,14 @@ class DeadlineError(EvenkeelError):
 
 class ReducerError(EvenkeelError):
     """Gradients could not be added: a peer is gone or silent. Restart the job from its last checkpoint."""
+
+
+class Http2Error(EvenkeelError):
+    """A peer broke the rules of HTTP/2, so that the connection cannot go on; `code` is what it is closed with."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class BackendError(EvenkeelError):

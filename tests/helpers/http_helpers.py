@@ -20,6 +20,9 @@ from evenkeel.models.cards import ModelCard
 from evenkeel.oip import Tensor, write_request
 from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Options, Outcome
+from evenkeel.serving.grpc.app import GrpcApp
+from evenkeel.serving.grpc.connection import GrpcLimits
+from evenkeel.serving.grpc.front import GrpcFront
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.connection import HttpConnection, HttpServer
 from evenkeel.serving.http.server import run_server
@@ -308,10 +311,15 @@ class Running:
     app: App
     loop: asyncio.AbstractEventLoop
     stop: asyncio.Event
+    grpc: GrpcFront | None = None
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def grpc_address(self) -> str:
+        return f"127.0.0.1:{self.grpc.port}"
 
     def call(self, function: Callable[[], Any]) -> Any:
         async def run() -> Any:
@@ -322,21 +330,27 @@ class Running:
 
 @contextlib.contextmanager
 def serving(gateway: FakeGateway | None = None, card: ModelCard | None = None, **options: Any) -> Iterator[Running]:
-    """The application on a free port of loopback, in a thread of its own."""
+    """The application on a free port of loopback, in a thread of its own; with `grpc`, the gRPC service on another."""
     gateway = gateway or FakeGateway()
     started = threading.Event()
     found: list[Any] = []
     app_options = {key: options.pop(key) for key in ("max_body_bytes", "body_timeout_s", "promised") if key in options}
 
+    grpc: GrpcLimits | None = options.pop("grpc", None)
+
     async def serve() -> None:
         stop = asyncio.Event()
         app = make_app(gateway, card, **app_options)
+        front = None
+        if grpc is not None:
+            front = GrpcFront(GrpcApp(app._models, max_message_bytes=grpc.message_bytes), ["127.0.0.1"], 0, grpc)
 
         def on_started(port: int) -> None:
-            found.append(Running(port, gateway, app, asyncio.get_running_loop(), stop))
+            found.append(Running(port, gateway, app, asyncio.get_running_loop(), stop, front))
             started.set()
 
-        await run_server(app, "127.0.0.1", 0, stop=stop, on_started=on_started, **{"grace_s": 0.0, **options})
+        more = {"grace_s": 0.0, "beside": front, **options}
+        await run_server(app, "127.0.0.1", 0, stop=stop, on_started=on_started, **more)
 
     thread = threading.Thread(target=lambda: uvloop.run(serve()))
     thread.start()

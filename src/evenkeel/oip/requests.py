@@ -10,10 +10,10 @@ from evenkeel.oip.message import MAX_TENSORS, read_message
 from evenkeel.oip.tensors import BinarySection, json_fields, pack, read_parameters, read_tensor
 from evenkeel.oip.types import InferRequest, Parameter, Parameters, RequestedOutput, Tensor, TensorHead, shown
 
-__all__ = ["check_count", "json_part", "parse_request", "write_request"]
+__all__ = ["MAX_ID", "NOT_OFFERED", "check_count", "json_part", "parse_request", "refuse_twins", "write_request"]
 
-_MAX_ID = 4096  # it is sent back
-_NOT_OFFERED = ("shared_memory_region", "classification")
+MAX_ID = 4096  # it is sent back
+NOT_OFFERED = ("shared_memory_region", "classification")  # parameters of an output
 
 
 def json_part(body: bytes, header_length: int | None) -> tuple[dict[str, Any], BinarySection | None]:
@@ -65,7 +65,7 @@ def parse_request(
     if section is not None:
         section.finish()
     if len(inputs) > 1:
-        _refuse_twins([tensor.name for tensor in inputs], "input")
+        refuse_twins([tensor.name for tensor in inputs], "input")
     given = message.get("parameters")
     parameters = read_parameters(given, "request") if given is not None else {}
     binary_output = parameters.get("binary_data_output", False)
@@ -74,8 +74,8 @@ def parse_request(
     identity = message.get("id")
     if identity is not None and type(identity) is not str:
         raise RequestError(f"'id' must be a string, found {shown(identity)}")
-    if identity is not None and len(identity) > _MAX_ID:
-        raise RequestError(f"'id' has {len(identity)} characters; at most {_MAX_ID} are taken")
+    if identity is not None and len(identity) > MAX_ID:
+        raise RequestError(f"'id' has {len(identity)} characters; at most {MAX_ID} are taken")
     outputs_given = message.get("outputs")
     outputs = None
     if outputs_given is not None:
@@ -85,7 +85,7 @@ def parse_request(
         # An empty list means the same as none at all: clients write it when they want everything.
         outputs = [_read_output(entry, number) for number, entry in enumerate(outputs_given)] or None
         if outputs is not None and len(outputs) > 1:
-            _refuse_twins([output.name for output in outputs], "output")
+            refuse_twins([output.name for output in outputs], "output")
     return InferRequest(inputs, outputs, identity, parameters, binary_output)
 
 
@@ -133,7 +133,7 @@ def _read_output(raw: object, number: int) -> RequestedOutput:
         raise RequestError(f"output {number}: 'name' must be a non-empty string")
     label = f"output {shown(name)}"
     parameters = read_parameters(raw.get("parameters"), label)
-    for key in _NOT_OFFERED:
+    for key in NOT_OFFERED:
         if parameters.get(key):
             raise UnsupportedError(f"{label}: parameter {key!r} is not offered")
     binary: Parameter | None = parameters.get("binary_data")
@@ -149,7 +149,12 @@ def _output_fields(output: RequestedOutput) -> dict[str, Any]:
     return {"name": output.name, "parameters": parameters} if parameters else {"name": output.name}
 
 
-def _refuse_twins(names: list[str], what: str) -> None:
+def refuse_twins(names: list[str], what: str) -> None:
+    """Refuses a name that is given twice.
+
+    Raises:
+        RequestError: one is.
+    """
     seen: set[str] = set()
     for name in names:
         if name in seen:

@@ -18,7 +18,16 @@ from evenkeel.errors import RequestError
 from evenkeel.oip.message import LongArray
 from evenkeel.oip.types import Parameter, Parameters, Tensor, TensorHead, kind, kind_name, numpy_dtype, shown
 
-__all__ = ["BinarySection", "aligned", "json_fields", "pack", "read_parameters", "read_tensor"]
+__all__ = [
+    "BinarySection",
+    "aligned",
+    "json_fields",
+    "pack",
+    "read_parameters",
+    "read_raw",
+    "read_shape",
+    "read_tensor",
+]
 
 _MAX_DIMENSIONS = 16  # far above any model's need, below numpy's own limit
 _MAX_ELEMENTS = 1 << 40  # numpy counts bytes in 63 bits
@@ -105,7 +114,7 @@ def read_tensor(
     datatype = raw.get("datatype")
     if type(datatype) is not str:
         raise RequestError(f"tensor {label}: 'datatype' must be a string, found {kind(datatype)}")
-    shape, count = _read_shape(raw.get("shape"), label)
+    shape, count = read_shape(raw.get("shape"), label)
     given = raw.get("parameters")
     parameters = read_parameters(given, f"tensor {label}") if given is not None else {}
     size = parameters.get("binary_data_size")
@@ -155,7 +164,12 @@ def json_fields(tensor: Tensor, binary_size: int | None) -> dict[str, Any]:
     return entry
 
 
-def _read_shape(value: object, label: str) -> tuple[tuple[int, ...], int]:
+def read_shape(value: object, label: str) -> tuple[tuple[int, ...], int]:
+    """Reads a shape and counts its elements.
+
+    Raises:
+        RequestError: it is none that a tensor can have.
+    """
     if type(value) is not list:
         raise RequestError(f"tensor {label}: 'shape' must be a list of integers, found {kind(value)}")
     if len(value) > _MAX_DIMENSIONS:
@@ -182,14 +196,33 @@ def _read_binary(
     if datatype == "BYTES":
         start = section.take(size, label)
         return _read_elements(section.body, start, start + size, count, label)
-    dtype = numpy_dtype(datatype)
-    expected = count * dtype.itemsize
+    expected = count * numpy_dtype(datatype).itemsize
     if size != expected:
         raise RequestError(
             f"tensor {label}: shape {list(shape)} of {datatype} takes {expected} bytes, but binary_data_size is {size}"
         )
     start = section.take(size, label)
-    data = aligned(section.body, dtype, count, start) if count else np.empty(0, dtype)
+    return read_raw(section.body, start, start + size, datatype, shape, count, label)
+
+
+def read_raw(
+    body: bytes, start: int, end: int, datatype: str, shape: tuple[int, ...], count: int, label: str
+) -> NDArray[Any] | list[bytes]:
+    """Reads a tensor's data in its binary form, from `start` to `end`, a view of `body` where that is aligned.
+
+    Raises:
+        RequestError: it has another size than `shape` of `count` elements takes, or holds what is no value.
+        UnsupportedError: the datatype is not offered.
+    """
+    if datatype == "BYTES":
+        return _read_elements(body, start, end, count, label)
+    dtype = numpy_dtype(datatype)
+    if end - start != count * dtype.itemsize:
+        raise RequestError(
+            f"tensor {label}: shape {list(shape)} of {datatype} takes {count * dtype.itemsize} bytes, "
+            f"found {end - start}"
+        )
+    data = aligned(body, dtype, count, start) if count else np.empty(0, dtype)
     if datatype == "BOOL" and count and data.view(np.uint8).max() > 1:
         raise RequestError(f"tensor {label}: a BOOL is one byte, 0 or 1; found another value")
     return data.reshape(shape)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from evenkeel.clock import VirtualClock
+from evenkeel.serving.front.sweeper import Sweeper
 from evenkeel.serving.http.connection import Exchange, HttpConnection, HttpLimits, HttpServer
 from evenkeel.serving.http.reader import ReadLimits
-from evenkeel.serving.http.sweeper import Sweeper
 from http_helpers import Response, connect, read_responses, request_bytes
 
 LIMITS = HttpLimits(

@@ -96,10 +96,7 @@ class AnswerWriter:
         Raises:
             ProtocolError: scores that FP32 cannot hold.
         """
-        for outcome in outcomes:
-            answer = outcome.answer
-            if answer is not None and answer.value.dtype != np.float32 and np.abs(answer.value).max() > _MAX_FP32:
-                raise ProtocolError(f"a score of {np.abs(answer.value).max():.6g}, which FP32 cannot hold")
+        _check_scores(outcomes)
         if len(outcomes) == 1 and request_id is None and all(binary):
             return self._write_one(outcomes, tuple(names))
         return self.write_any(outcomes, names, binary, request_id)
@@ -110,6 +107,26 @@ class AnswerWriter:
         """Gives what `write` gives, by the plain way that serves every request."""
         outputs = [self._writers[name](outcomes) for name in names]
         return write_response(InferResponse(self._name, outputs, self._version, request_id), binary)
+
+    def response(self, outcomes: Sequence[Outcome], names: Sequence[str], request_id: str | None) -> InferResponse:
+        """Gives the response for a protocol with a wire form of its own; every outcome must hold an answer.
+
+        Raises:
+            ProtocolError: scores that FP32 cannot hold.
+        """
+        _check_scores(outcomes)
+        return InferResponse(self._name, [self._writers[name](outcomes) for name in names], self._version, request_id)
+
+    def packed(self, outcome: Outcome, names: Sequence[str]) -> list[bytes]:
+        """Gives the binary form of each output of one item.
+
+        Raises:
+            ProtocolError: scores that FP32 cannot hold.
+        """
+        _check_scores((outcome,))
+        answer = outcome.answer
+        assert answer is not None
+        return [self._packers[name](answer, outcome) for name in names]
 
     def _write_one(self, outcomes: Sequence[Outcome], names: tuple[str, ...]) -> tuple[bytes, int | None]:
         """Writes one item, all binary: the JSON depends on nothing but the outputs' names and sizes, so it is kept."""
@@ -152,6 +169,13 @@ class AnswerWriter:
 
     def _latency(self, outcomes: Sequence[Outcome]) -> Tensor:
         return _column("latency_ms", [outcome.latency_s * 1e3 for outcome in outcomes])
+
+
+def _check_scores(outcomes: Sequence[Outcome]) -> None:
+    for outcome in outcomes:
+        answer = outcome.answer
+        if answer is not None and answer.value.dtype != np.float32 and np.abs(answer.value).max() > _MAX_FP32:
+            raise ProtocolError(f"a score of {np.abs(answer.value).max():.6g}, which FP32 cannot hold")
 
 
 def _pack_bytes(value: bytes) -> bytes:

@@ -209,8 +209,10 @@ class Inference(Generic[AskT]):
 
     # ---- what takes long: in tasks, with the work in threads ----
 
-    def aside(self, ask: AskT, model: ServedModel, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Goes on with a request in a task."""
+    def aside(
+        self, ask: AskT, model: ServedModel | None, steps: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        """Goes on with a request in a task; the model's gateway, where it is known yet, stays open meanwhile."""
 
         async def guarded() -> None:
             try:
@@ -219,8 +221,9 @@ class Inference(Generic[AskT]):
                 self.fail(ask, error)
 
         task = self._open[ask] = asyncio.get_running_loop().create_task(guarded())
-        model.hold()
-        task.add_done_callback(model.release)
+        if model is not None:
+            model.hold()
+            task.add_done_callback(model.release)
 
     async def run(self, size: int, work: Callable[..., Any], *args: Any) -> Any:
         """Runs `work` in a thread for bodies of that size, and gives its result."""

@@ -6,6 +6,7 @@ its place meanwhile: so a request is read, answered and written by one version.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from evenkeel.errors import UnknownModelError
 from evenkeel.models.cards import ModelCard
@@ -80,6 +81,29 @@ class ServedModel:
     def release(self, _: object = None) -> None:
         """Ends a `hold`; takes an argument, so that it can be a task's callback."""
         self.held -= 1
+
+    def metadata(self) -> dict[str, Any]:
+        """Gives what the protocol says of a model."""
+        card = self.card
+        columns = {"scores": [-1, len(card.classes)]}
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": "evenkeel",
+            **({"digest": self.digest} if self.digest else {}),
+            "inputs": [
+                {
+                    "name": card.input_name,
+                    "datatype": card.datatype,
+                    "shape": [-1, *card.input_shape],
+                    "parameters": {"minimum": 0, "maximum": 255},
+                }
+            ],
+            "outputs": [
+                {"name": name, "datatype": datatype, "shape": columns.get(name, [-1])}
+                for name, datatype in self.outputs.items()
+            ],
+        }
 
     def close(self) -> None:
         """Ends the processes that decode."""

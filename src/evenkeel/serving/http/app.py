@@ -126,7 +126,7 @@ class App:
         for model in self._models:
             for root in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
                 self._infer_paths[f"{root}/infer"] = model
-                self._gets[root] = partial(_model_metadata, model)
+                self._gets[root] = partial(_metadata, model)
                 self._gets[f"{root}/ready"] = partial(self._model_ready, model)
         self._infer_targets = {path.encode(): model for path, model in self._infer_paths.items()}
 
@@ -332,30 +332,8 @@ class App:
         return _json(200, {**what, "ready": True})
 
 
-def _model_metadata(model: ServedModel) -> _Response:
-    card = model.card
-    columns = {"scores": [-1, len(card.classes)]}
-    return _json(
-        200,
-        {
-            "name": model.name,
-            "versions": [model.version],
-            "platform": "evenkeel",
-            **({"digest": model.digest} if model.digest else {}),
-            "inputs": [
-                {
-                    "name": card.input_name,
-                    "datatype": card.datatype,
-                    "shape": [-1, *card.input_shape],
-                    "parameters": {"minimum": 0, "maximum": 255},
-                }
-            ],
-            "outputs": [
-                {"name": name, "datatype": datatype, "shape": columns.get(name, [-1])}
-                for name, datatype in model.outputs.items()
-            ],
-        },
-    )
+def _metadata(model: ServedModel) -> _Response:
+    return _json(200, model.metadata())
 
 
 def _is_quick(body: bytes, json_bytes: int | None) -> bool:

@@ -36,7 +36,7 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
         try:
             part = inflater.decompress(window, allowed + 1 - size)
         except zlib.error as error:
-            raise RequestError(f"the body is not {encoding} as its Content-Encoding says: {error}") from None
+            raise RequestError(f"the body is not {encoding} as its encoding says: {error}") from None
         size += len(part)
         if size > allowed:
             raise _too_large(allowed, max_bytes)

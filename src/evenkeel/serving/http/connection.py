@@ -20,10 +20,10 @@ from evenkeel.errors import ForbiddenError, OverloadedError, UnauthenticatedErro
 from evenkeel.serving.front.access import Access
 from evenkeel.serving.front.request_times import RequestTimes
 from evenkeel.serving.front.shares import Client
+from evenkeel.serving.front.sweeper import Sweeper
 from evenkeel.serving.http.heads import ResponseHeads
 from evenkeel.serving.http.paths import right_for
 from evenkeel.serving.http.reader import ReadLimits, Refusal, Request, RequestReader, State
-from evenkeel.serving.http.sweeper import Sweeper
 from evenkeel.trust.tls_door import peer_name
 
 __all__ = ["Exchange", "Handler", "HttpConnection", "HttpLimits", "HttpServer"]

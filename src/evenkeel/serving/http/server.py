@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.processes import ENDING_SIGNALS, heeded
@@ -29,7 +30,7 @@ from evenkeel.serving.http.app import App
 from evenkeel.serving.http.connection import HttpServer
 from evenkeel.trust.tls_door import MAX_HANDSHAKES, TlsDoor
 
-__all__ = ["run_server"]
+__all__ = ["FrontBeside", "run_server"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +47,39 @@ _NOT_TLS = (
 _SO_ATTACH_FILTER = 26  # of Linux
 
 
+class FrontBeside(Protocol):
+    """Is a further front end, with ports of its own, that starts, drains and ends with the server."""
+
+    hosts: Sequence[str]
+    port: int
+    empty: asyncio.Event
+
+    @property
+    def in_flight(self) -> int:
+        """Counts what is being answered."""
+
+    @property
+    def connections(self) -> int:
+        """Gives the number of clients that may be connected."""
+
+    def open(
+        self, guard: Guard, connections: int, keep_alive_s: float
+    ) -> tuple[Callable[[], asyncio.BaseProtocol], TlsDoor | None]:
+        """Starts to serve; gives what makes the protocol of a connection, and TLS in front of it."""
+
+    def announce(self) -> None:
+        """Asks clients to go elsewhere."""
+
+    def close(self) -> None:
+        """Closes connections as soon as what they have sent is answered."""
+
+    def give_up(self) -> None:
+        """Answers all that is still in flight with an error."""
+
+    def abort(self) -> None:
+        """Ends at once."""
+
+
 async def run_server(
     app: App,
     host: str | Sequence[str] | None,
@@ -57,6 +91,7 @@ async def run_server(
     grace_s: float = 0.2,
     keep_alive_s: float = 75,
     guard: Guard | None = None,
+    beside: FrontBeside | None = None,
     stop: asyncio.Event | None = None,
     on_started: Callable[[int], object] = lambda port: None,
 ) -> None:
@@ -72,6 +107,7 @@ async def run_server(
         grace_s: how long connections are still accepted after the signal.
         keep_alive_s: how long an idle connection stays open.
         guard: TLS, on TCP alone, and who is let in; None: everybody is, without TLS.
+        beside: another front end, whose `port` says afterwards where it listens.
         stop: set it to shut down as by a first signal. Signals are heeded in the main thread only.
         on_started: called with the TCP port (0 without one) as soon as connections are accepted.
 
@@ -86,49 +122,78 @@ async def run_server(
     door = guard.door(http.connect, ["http/1.1"], _NOT_TLS)
     managing = HttpServer(app, replace(limits, connections=_MANAGERS), app.headers, trusted=True)
     sockets = _listen(host, port, uds)
+    beside_sockets: list[socket.socket] = []
+    if beside is not None:
+        try:
+            beside_sockets = _listen(beside.hosts, beside.port, None)
+        except ConfigurationError:
+            for listening in sockets:
+                listening.close()
+            raise
+        beside.port = beside_sockets[0].getsockname()[1]
     reserved = _RESERVE + (0 if door is None else MAX_HANDSHAKES)
-    http.limits = replace(limits, connections=_spare_descriptors(limits.connections, reserved))
+    wanted = limits.connections + (0 if beside is None else beside.connections)
+    spare = _spare_descriptors(wanted, reserved)
+    share = min(1.0, spare / wanted)
+    http.limits = replace(limits, connections=max(1, int(limits.connections * share)))
     signals = _heed_signals(stop, abort)
     listeners: list[asyncio.Server] = []
+    doors = [door]
     try:
         for listening in sockets:
-            listeners.append(await _accept(http, door, listening))
+            listeners.append(await _accept(http.connect, door, listening))
         if control is not None:
             try:
                 sockets.append(_listen_on_path(control))
-                listeners.append(await _accept(managing, None, sockets[-1]))
+                listeners.append(await _accept(managing.connect, None, sockets[-1]))
             except OSError as error:
                 _log.warning("cannot be managed while it runs: %s: %s", control, error.strerror or error)
                 control = None
+        if beside is not None:
+            connect, beside_door = beside.open(guard, max(1, int(beside.connections * share)), keep_alive_s)
+            doors.append(beside_door)
+            for listening in beside_sockets:
+                listeners.append(await _accept(connect, beside_door, listening))
         on_started(sockets[0].getsockname()[1] if host else 0)
         await stop.wait()
         app.start_draining()
+        if beside is not None:
+            beside.announce()
         await _first_of(abort, abort, grace_s)
         if uds is not None:
             Path(uds).unlink(missing_ok=True)
             uds = None  # another server may listen there from now on
-        await _empty_queues(sockets, abort)
+        await _empty_queues([*sockets, *beside_sockets], abort)
         for listener in listeners:
             listener.close()
-        http.close()
-        managing.close()
-        if door is not None:
-            await _first_of(door.idle, abort, _QUEUE_S)
-        await _first_of(http.empty, abort, drain_s)
-        if app.in_flight and not abort.is_set():
-            _log.warning("%d requests are given up", app.in_flight)
-            app.give_up()
-            await _first_of(http.empty, abort, _LAST_WRITES_S)
+        for one in (http, managing, beside):
+            if one is not None:
+                one.close()
+        for shut in doors:
+            if shut is not None:
+                await _first_of(shut.idle, abort, _QUEUE_S)
+        until_s = asyncio.get_running_loop().time() + drain_s
+        for one in (http, beside):
+            if one is not None:
+                await _first_of(one.empty, abort, until_s - asyncio.get_running_loop().time())
+        for answers, all_gone in ((app, http), (beside, beside)):
+            if answers is not None and all_gone is not None and answers.in_flight and not abort.is_set():
+                _log.warning("%d requests are given up", answers.in_flight)
+                answers.give_up()
+                await _first_of(all_gone.empty, abort, _LAST_WRITES_S)
     finally:
-        if door is not None:
-            door.abort()
+        for shut in doors:
+            if shut is not None:
+                shut.abort()
         http.abort()
         managing.abort()
+        if beside is not None:
+            beside.abort()
         for listener in listeners:
             listener.close()
         for number in signals:
             asyncio.get_running_loop().remove_signal_handler(number)
-        for listening in sockets:
+        for listening in (*sockets, *beside_sockets):
             listening.close()
         for path in (uds, control):
             if path is not None:
@@ -136,11 +201,13 @@ async def run_server(
         app.close()
 
 
-async def _accept(http: HttpServer, door: TlsDoor | None, listening: socket.socket) -> asyncio.Server:
+async def _accept(
+    connect: Callable[[], asyncio.BaseProtocol], door: TlsDoor | None, listening: socket.socket
+) -> asyncio.Server:
     loop = asyncio.get_running_loop()
     if listening.family == socket.AF_UNIX:
-        return await loop.create_unix_server(http.connect, sock=listening, backlog=_BACKLOG)
-    make = http.connect if door is None else door.connect
+        return await loop.create_unix_server(connect, sock=listening, backlog=_BACKLOG)
+    make = connect if door is None else door.connect
     return await loop.create_server(make, sock=listening, backlog=_BACKLOG)
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given, strategies as st
 
 from evenkeel.clock import VirtualClock
-from evenkeel.serving.http.sweeper import Sweeper
+from evenkeel.serving.front.sweeper import Sweeper
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3) | st.none()), max_size=12))

@@ -1,0 +1,1 @@
+"""Answers the Open Inference Protocol over gRPC."""
