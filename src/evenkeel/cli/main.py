@@ -16,6 +16,7 @@ from evenkeel.cli.bench_gradients import gradients
 from evenkeel.cli.bench_modeless import modeless
 from evenkeel.cli.bench_serving import serving
 from evenkeel.cli.certify import certify
+from evenkeel.cli.check import check
 from evenkeel.cli.demo import demo
 from evenkeel.cli.device import device
 from evenkeel.cli.edge import edge
@@ -25,6 +26,7 @@ from evenkeel.cli.manage import fleet, reload, resize, restart
 from evenkeel.cli.plan_coding import coding
 from evenkeel.cli.plan_serving import serving as serving_plan
 from evenkeel.cli.plan_training import training
+from evenkeel.cli.schema import schema
 from evenkeel.cli.serve import serve
 from evenkeel.cli.switch import switch
 from evenkeel.cli.worker import worker
@@ -67,7 +69,23 @@ def bench() -> None:
     """Measure policies, fills, codes, gradients, aggregation, coded training and modeless serving."""
 
 
-for command in (demo, serve, reload, restart, resize, fleet, edge, worker, device, fit, certify, lab, switch):
+for command in (
+    demo,
+    serve,
+    check,
+    schema,
+    reload,
+    restart,
+    resize,
+    fleet,
+    edge,
+    worker,
+    device,
+    fit,
+    certify,
+    lab,
+    switch,
+):
     main.add_command(command)
 for command in (serving, fills, codes, gradients, aggregation, coded, modeless):
     bench.add_command(command)

@@ -15,9 +15,16 @@ from evenkeel.schema import Problem, ProblemsError, Schema
 from evenkeel.serving.config import CARD, NODES, SCHEMA, CodeConfig, NodesConfig, ServeConfig
 from evenkeel.settings import UNKNOWN, FilePath, Form, Seconds, file_name, one_of, setting, shown
 
-__all__ = ["edge_json_schema", "read_edge_config"]
+__all__ = ["edge_json_schema", "edge_problem", "read_edge_config"]
 
 _SET_HERE = {"codes": "light", "backups": "light_workers", "replicas": "data_centre"}
+_MADE_FROM: tuple[tuple[tuple[str | int, ...], str], ...] = (
+    (("codes", 0, "model"), "light"),
+    (("codes", 0), "light"),
+    (("backups",), "light_workers"),
+    (("replicas",), "data_centre"),
+    (("policy", "certificate"), "certificate"),
+)
 _OF_POLICY = ("on_miss", "certificate", "deadline")
 
 
@@ -96,6 +103,14 @@ def read_edge_config(raw: Any, folder: Path = Path()) -> ServeConfig:
         raise ProblemsError(problems)
     codes = (CodeConfig(CascadeSettings(), own.light),)
     return replace(config, codes=codes, replicas=own.data_centre, backups=own.light_workers)
+
+
+def edge_problem(problem: Problem) -> Problem:
+    """Gives a problem of the configuration that was made here under the name of the field it was made from."""
+    for made, own in _MADE_FROM:
+        if problem.place[: len(made)] == made:
+            return Problem((own, *problem.place[len(made) :]), problem.text)
+    return problem
 
 
 def edge_json_schema() -> dict[str, Any]:

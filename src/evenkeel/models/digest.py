@@ -8,7 +8,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.session import external_files
 
-__all__ = ["ModelDigests", "card_digest", "file_digest"]
+__all__ = ["ModelDigests", "card_digest", "file_digest", "read_whole"]
 
 # What a card says of how its file is run; two cards that differ here give different answers from the same file.
 _HOW_IT_IS_RUN = (
@@ -30,6 +30,26 @@ def file_digest(file: Path) -> str:
             with (file.parent / name).open("rb") as weights:
                 whole.update(hashlib.file_digest(weights, "sha256").digest())
     return whole.hexdigest()
+
+
+def read_whole(card: ModelCard, path: Path) -> bytes:
+    """Reads the ONNX file of the card at `path`, and sees that it is the one the card was written for.
+
+    Raises:
+        ConfigurationError: it cannot be read, or has another digest than the card says.
+    """
+    file = path.parent / card.file
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"model card {path}: {file} cannot be read: {error.strerror or error}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.sha256.lower():
+        raise ConfigurationError(
+            f"model card {path}: field 'sha256' is {card.sha256}, but {file} has {found}; "
+            "one of the two is not the one that was measured"
+        )
+    return content
 
 
 def card_digest(card: ModelCard, folder: Path) -> str:

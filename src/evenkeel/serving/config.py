@@ -6,7 +6,7 @@ rather than ignored, since a misspelt deadline that is silently the default is f
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +37,7 @@ __all__ = [
     "NodesConfig",
     "PromisesConfig",
     "ServeConfig",
+    "find_lines",
     "load_raw",
     "read_config",
 ]
@@ -293,6 +294,10 @@ def _hosts(raw: Any, plain: Any, folder: Path) -> tuple[str, ...]:
     return hosts
 
 
+_HOST: dict[str, Any] = {"type": "string", "minLength": 1}
+_HOSTS = {"anyOf": [_HOST, {"type": "array", "items": _HOST, "minItems": 1}]}
+
+
 def _check_name(name: str) -> None:
     if re.search(r"[/\s]", name):
         raise ConfigurationError(f"is part of the URL, so it must hold neither / nor white space, found {shown(name)}")
@@ -338,7 +343,7 @@ class ServeConfig:
     promises: PromisesConfig = setting(PromisesConfig(), "What the certificate is used for; see edge.md.")
     health: HealthSettings = setting(HealthSettings(), "When a replica is ejected, and how it comes back.")
     lossy: LossyConfig = setting(LossyConfig(), "Links that lose packets; see edge.md.")
-    host: Annotated[tuple[str, ...], Form(_hosts, ({"type": "string", "minLength": 1},))] = setting(
+    host: Annotated[tuple[str, ...], Form(_hosts, schema=_HOSTS)] = setting(
         ("127.0.0.1",),
         "Addresses to listen on: one, or a list; `::` takes IPv4 as well, unix:/path is a Unix socket.",
         shown_default="127.0.0.1",
@@ -454,6 +459,32 @@ def load_raw(path: Path) -> Any:
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
     return {} if raw is None else raw
+
+
+def find_lines(path: Path) -> Callable[[tuple[str | int, ...]], int]:
+    """Gives what tells the line of a field in the YAML file at `path`; of one that is not there, its section's.
+
+    Raises:
+        ConfigurationError: as `load_raw`.
+    """
+    load_raw(path)
+    root = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+
+    def line(place: tuple[str | int, ...]) -> int:
+        node, mark = root, root.start_mark if root else None
+        for part in place:
+            if isinstance(node, yaml.nodes.MappingNode):
+                found = [pair for pair in node.value if pair[0].value == part]
+            elif isinstance(node, yaml.nodes.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                found = [(node.value[part], node.value[part])]
+            else:
+                found = []
+            if not found:
+                break
+            mark, node = found[0][0].start_mark, found[0][1]
+        return int(mark.line) + 1 if mark else 1
+
+    return line
 
 
 class _OnceLoader(yaml.SafeLoader):

@@ -17,7 +17,7 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard, load_card
-from evenkeel.models.digest import card_digest
+from evenkeel.models.digest import card_digest, read_whole
 from evenkeel.models.session import external_files, open_session
 from evenkeel.models.shipped import NAMES, card_path
 
@@ -166,16 +166,7 @@ def _relative_cost(spec: str, run: object) -> float:
 def _load_onnx(path: str, threads: int) -> Model:
     card = load_card(path)
     file = Path(path).parent / card.file
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"model card {path}: {file} cannot be read: {error.strerror or error}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != card.sha256.lower():
-        raise ConfigurationError(
-            f"model card {path}: field 'sha256' is {card.sha256}, but {file} has {found}; "
-            "one of the two is not the one that was measured"
-        )
+    content = read_whole(card, Path(path))
     files = [file, *(file.parent / name for name in external_files(content))]
     before = _identities(files)
     digest = card_digest(card, file.parent)
