@@ -40,6 +40,8 @@ class Node(FakeBackend):
 class Own(Node):
     """A node that counts as a worker of this process."""
 
+    managed = True
+
 
 class Scripted(LiveFleet):
     """Three replicas of ours and one elsewhere; `steps` is what happened, with the number of replicas at the time."""

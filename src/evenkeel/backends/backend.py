@@ -47,11 +47,13 @@ class Backend(ABC):
         name: unique in a gateway, for records and metrics.
         address: where its worker is reached, without a password; empty where it has no address.
         on_change: called without arguments whenever `ready` may have changed; set by the gateway.
+        managed: its worker is there because the gateway had it started, and ends with `close`.
         serial: it takes one task at a time, first in first out, so that the time between two replies is service time.
     """
 
     name: str
     address: str = ""
+    managed: bool = False
     serial: bool = True
 
     @property

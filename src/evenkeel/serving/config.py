@@ -15,6 +15,7 @@ import yaml
 import yaml.nodes
 
 from evenkeel.backends.lossy.udp import udp_address
+from evenkeel.backends.ray_actors.options import RayOptions
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.batching import MAX_BATCH
 from evenkeel.coding.answers.by_name import CODES, CodeSettings, CollageSettings, ReplicateSettings, settings_of
@@ -92,6 +93,7 @@ class NodesConfig:
     addresses: tuple[str, ...] = setting((), "Workers elsewhere (`evenkeel worker`): unix:/path or tcp://host:port.")
     urls: tuple[str, ...] = setting((), "Servers of the Open Inference Protocol: http://host:port.")
     links: tuple[str, ...] = setting((), "Gateways over links that lose packets: udp://host:port; see `lossy`.")
+    ray: RayOptions | None = setting(None, "Workers that a Ray cluster places and watches.")
 
     def __post_init__(self) -> None:
         """Refuses addresses that are none."""
@@ -102,7 +104,8 @@ class NodesConfig:
     @property
     def total(self) -> int:
         """Counts all nodes."""
-        return self.count + len(self.addresses) + len(self.urls) + len(self.links)
+        on_ray = 0 if self.ray is None else self.ray.count
+        return self.count + len(self.addresses) + len(self.urls) + len(self.links) + on_ray
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FleetMember:
-    """Describes one node of a fleet; `own` if it is a worker that this process started."""
+    """Describes one node of a fleet; `own` if the gateway had it started."""
 
     backend: Backend
     kind: NodeKind
@@ -36,8 +36,8 @@ class FleetMember:
 
     @property
     def own(self) -> bool:
-        """Tells whether it is a worker that this process started."""
-        return isinstance(self.backend, ProcessBackend)
+        """Tells whether it is a worker that is there because the gateway had it started."""
+        return self.backend.managed
 
 
 class LiveFleet:
@@ -47,7 +47,7 @@ class LiveFleet:
         gateway: that uses them.
         members: that the gateway was made with; `start` starts them.
         warm_up: has a node do its first passes, and says whether it could.
-        make: makes one more worker of this process, of a new name.
+        make: makes one more worker of the gateway's own, of a new name.
         drain_s: longest wait for the tasks of a node that leaves.
     """
 
@@ -89,12 +89,12 @@ class LiveFleet:
             ConfigurationError: a worker cannot start with what it was given.
             BackendError: a worker started here died while it loaded.
         """
-        reached = [asyncio.ensure_future(_reach(one.backend)) for one in self.members if not one.own]
+        here = [one.backend for one in self.members if isinstance(one.backend, ProcessBackend)]
+        reached = [asyncio.ensure_future(_reach(one.backend)) for one in self.members if one.backend not in here]
         try:
             async with asyncio.TaskGroup() as group:
-                for member in self.members:
-                    if member.own:
-                        group.create_task(member.backend.start())
+                for backend in here:
+                    group.create_task(backend.start())
         except* (ConfigurationError, BackendError) as errors:
             raise errors.exceptions[0] from None
         if reached:
@@ -173,11 +173,11 @@ class LiveFleet:
         await self.leave(name)
 
     async def resize(self, kind: NodeKind, count: int, *, at_once: int = 1) -> None:
-        """Starts or ends workers of this process until there are so many of a kind.
+        """Starts or ends the gateway's own workers until there are so many of a kind.
 
         Args:
             kind: replicas or backups.
-            count: of the workers that this process runs.
+            count: of the workers that it had started, here or on Ray.
             at_once: workers that are started at a time: each takes processor time from those that serve.
 
         Raises:
@@ -195,7 +195,7 @@ class LiveFleet:
             await _all_of(self.leave(member.name) for member in own[count:])
 
     async def restart(self, *, at_once: int = 1) -> None:
-        """Replaces every worker of this process by a fresh one; those elsewhere are restarted where they are.
+        """Replaces every worker of the gateway's own by a fresh one; the others are restarted where they are.
 
         Args:
             at_once: workers that are replaced at a time. There are never fewer than before, for a while so many more.

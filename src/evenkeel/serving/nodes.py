@@ -1,4 +1,4 @@
-"""Makes the backends of a configuration: workers started here or elsewhere, remote servers, links that lose packets."""
+"""Makes the backends of a configuration: workers started here, on Ray or elsewhere, remote servers, lossy links."""
 
 import time
 from collections import Counter
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from evenkeel.backends.backend import Backend
 from evenkeel.backends.oip.backend import OipBackend
+from evenkeel.backends.ray_actors.engine import RayEngine, RayWorkers
+from evenkeel.backends.ray_actors.options import RayOptions
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.config import WorkerConfig
 from evenkeel.backends.worker.key import check_open, read_key
@@ -43,27 +45,61 @@ class NodeMaker:
         self._epoch_s = time.monotonic()
         self._made = 0
         self._of_kind: Counter[NodeKind] = Counter()
+        self._engines: dict[str, RayEngine] = {}  # by the cluster's address
+        self._on_ray: dict[NodeKind, RayWorkers] = {}
 
     def configured(self, kind: NodeKind, nodes: NodesConfig) -> list[Backend]:
-        """Makes the backends of one kind that the configuration lists."""
-        own = [self.own(kind) for _ in range(nodes.count)]
-        return [*own, *(self.at(kind, where) for where in (*nodes.addresses, *nodes.urls, *nodes.links))]
+        """Makes the backends of one kind that the configuration lists.
+
+        Raises:
+            ConfigurationError: an address cannot be used.
+            MissingExtraError: workers are to be on Ray, which is not installed.
+        """
+        own = [self._process(kind) for _ in range(nodes.count)]
+        placed = [] if nodes.ray is None else [self._placed(kind, nodes.ray) for _ in range(nodes.ray.count)]
+        return [*own, *placed, *(self.at(kind, where) for where in (*nodes.addresses, *nodes.urls, *nodes.links))]
 
     def own(self, kind: NodeKind) -> Backend:
-        """Makes a worker of this process."""
+        """Makes one more worker that the gateway has started: by Ray, if it has some there, or in a process here."""
+        nodes = self._config.replicas if kind == "replica" else self._config.backups
+        if nodes.ray is not None and not nodes.ray.fleet:
+            return self._placed(kind, nodes.ray)
+        return self._process(kind)
+
+    def _process(self, kind: NodeKind) -> Backend:
+        name, number = self._next(kind)
+        options = ClientOptions(start_timeout_s=self._config.load_limit_s)
+        models = [card.name for card in self._cards[kind]]
+        return ProcessBackend(name, self._worker(kind, number), models, options, self._digests)
+
+    def _placed(self, kind: NodeKind, options: RayOptions) -> Backend:
         config, cards = self._config, self._cards[kind]
         name, number = self._next(kind)
-        worker = WorkerConfig(
-            models=_model_specs(config, cards),
-            listen="tcp://127.0.0.1:0",  # not used: the child inherits its connection
+        if kind not in self._on_ray:
+            if options.address not in self._engines:
+                self._engines[options.address] = RayEngine(options.address)
+            self._on_ray[kind] = RayWorkers(
+                self._engines[options.address],
+                f"{cards[0].name}-{cards[0].version}/{kind}",
+                options,
+                self._worker(kind, number),
+                [card.name for card in cards],
+                config.load_limit_s,
+                self._digests,
+            )
+        return self._on_ray[kind].make(name)
+
+    def _worker(self, kind: NodeKind, number: int) -> WorkerConfig:
+        config = self._config
+        return WorkerConfig(
+            models=_model_specs(config, self._cards[kind]),
+            listen="tcp://127.0.0.1:0",  # not used: a child inherits its connection, an actor listens where it is
             threads=config.threads,
             max_batch=config.max_batch,
             delay=config.delay,
             delay_epoch_s=self._epoch_s,
             worker_number=number,
         )
-        options = ClientOptions(start_timeout_s=config.load_limit_s)
-        return ProcessBackend(name, worker, [card.name for card in cards], options, self._digests)
 
     def at(self, kind: NodeKind, where: str) -> Backend:
         """Makes the backend of a node elsewhere: a worker's address, the URL of a remote server, or a link.

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from dataclasses import replace
 
@@ -20,6 +19,7 @@ from evenkeel.errors import BackendLostError
 from evenkeel.models.cards import load_card
 from evenkeel.models.digest import ModelDigests, card_digest
 from evenkeel.models.shipped import card_path
+from ray_helpers import add_node, alive, ray_cluster
 
 ray = pytest.importorskip("ray", reason="pip install 'evenkeel[ray]'")
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(240)]
@@ -27,24 +27,12 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(240)]
 NAME = "cifar10-base"
 CARD = card_path(NAME)
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
-STORE = 80 << 20  # bytes of a node's object store
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # for the actors' processes
-        made = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE},
-        )
-        try:
-            made.add_node(num_cpus=2, object_store_memory=STORE)
-            yield made
-        finally:
-            made.shutdown()
+    with ray_cluster() as made:
+        yield made
 
 
 def on(cluster, backend: WorkerBackend):
@@ -105,7 +93,7 @@ def test_actors_and_nodes_that_die_are_out_at_once_and_replaced(cluster) -> None
                 await third.start()
             assert one.ready
             assert two.ready
-            node = cluster.add_node(num_cpus=2, object_store_memory=STORE)
+            node = add_node(cluster)
             await until(lambda: third.ready)
             assert on(cluster, third) is node
             await third.close()
@@ -122,14 +110,6 @@ def test_actors_and_nodes_that_die_are_out_at_once_and_replaced(cluster) -> None
         await until(lambda: not any(map(alive, pids)))
 
     asyncio.run(asyncio.wait_for(run(), 120))
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_two_gateways_share_a_fleet_that_outlives_both(cluster) -> None:

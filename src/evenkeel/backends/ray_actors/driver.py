@@ -121,7 +121,7 @@ class _ActorGroup:
         except self._ray.exceptions.GetTimeoutError:
             if placed.node:
                 return {"state": "frozen"}
-            raise BackendLostError(f"Ray has not placed {self._called(number)}: {self._room()}") from None
+            raise BackendLostError(f"Ray has not placed {self._called(number)}: {self._room(number)}") from None
         placed.node = said["node"]
         return said
 
@@ -217,7 +217,7 @@ class _ActorGroup:
                     time.sleep(_POLL_S)
         raise BackendLostError(f"Ray neither gives nor makes the placement group {self._name!r}")
 
-    def _room(self) -> str:
+    def _room(self, number: int = 0) -> str:
         """Says what was asked for, and what the cluster has."""
         given = self._options
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
@@ -227,9 +227,14 @@ class _ActorGroup:
             f"{name} {sum(node['Resources'].get(name, 0) for node in nodes):g} with {free.get(name, 0):g} free"
             for name in given.resources
         )
+        asked = (
+            f"{given.count} workers with {wanted} each were asked for"
+            if number < given.count
+            else f"one more worker with {wanted} was asked for"
+        )
         return (
-            f"{given.count} workers with {wanted} each were asked for, {_HOW[given.strategy]}; the cluster has "
-            f"{len(nodes)} nodes and {has}. Add nodes, or ask for fewer workers or less for each"
+            f"{asked}, {_HOW[given.strategy]}; the cluster has {len(nodes)} nodes and {has}. Add nodes, or ask for "
+            "fewer workers or less for each"
         )
 
 

@@ -224,6 +224,7 @@ class RayWorkers:
     ) -> None:
         self._engine, self._models, self._digests, self._load_s = engine, tuple(models), digests, load_s
         self._worker_number = worker.worker_number
+        self._shared = bool(options.fleet)
         self._settings = {name: getattr(worker, name) for name in _TOLD}
         self._request = {
             "group": f"{options.fleet}/{name}" if options.fleet else name,
@@ -240,7 +241,9 @@ class RayWorkers:
         request = {**self._request, "number": number, "settings": settings}
         link = _RayLink(self._engine, request, self._load_s, lambda: self._taken.discard(number))
         options = ClientOptions(start_timeout_s=self._load_s)
-        return WorkerBackend(name, link, self._models, options, self._digests)
+        backend = WorkerBackend(name, link, self._models, options, self._digests)
+        backend.managed = not self._shared
+        return backend
 
 
 class _RayLink(WorkerLink):

@@ -49,6 +49,8 @@ class ProcessBackend(Backend):
         digests: as for `WorkerBackend`.
     """
 
+    managed = True
+
     def __init__(
         self,
         name: str,
