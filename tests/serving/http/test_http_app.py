@@ -79,7 +79,7 @@ def test_metrics():
     [
         ("GET", "/nothing", 404, "nothing is served at '/nothing'"),
         ("GET", "/v3", 404, "nothing is served at '/v3'"),
-        ("GET", "/v2/models/toy/stats", 404, "nothing is served at"),
+        ("GET", "/v2/models/toy/statistics", 404, "nothing is served at"),
         ("GET", "/v2/models/cat", 404, "unknown model 'cat'; this server serves 'toy'"),
         ("POST", "/v2/models/cat/infer", 404, "unknown model 'cat'"),
         ("POST", "/v2/models/cat/versions/1/infer", 404, "unknown model 'cat'"),

@@ -4,6 +4,8 @@
     GET  /v2/health/live   /v2/health/ready
     GET  /v2/models/{m}[/versions/{v}]           inputs and outputs of the model
     GET  /v2/models/{m}[/versions/{v}]/ready
+    GET  /v2/models/{m}[/versions/{v}]/config    in Triton's form, and so are its statistics
+    GET  /v2/models/{m}[/versions/{v}]/stats   /v2/models/stats
     POST /v2/models/{m}[/versions/{v}]/infer
     GET  /metrics                                Prometheus text
     /v2/repository/...   /v2/fleet...            see `management`
@@ -17,7 +19,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,7 @@ from evenkeel.serving.front.inference import Inference, Wanted, check_tensor
 from evenkeel.serving.front.management import Management
 from evenkeel.serving.front.request_times import CLIENT_GONE
 from evenkeel.serving.front.served import ServedModel, ServedModels
+from evenkeel.serving.front.statistics import model_configuration, model_statistics
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.http.bodies import compress, decompress, pick_encoding
 from evenkeel.serving.http.connection import Exchange, HttpLimits
@@ -44,7 +47,14 @@ __all__ = ["App"]
 _log = logging.getLogger(__name__)
 
 # cancel_on_disconnect: a client that closes its connection frees its slots, so another gateway may rely on it.
-_EXTENSIONS = ["binary_tensor_data", "parameters", "cancel_on_disconnect", "model_repository"]
+_EXTENSIONS = [
+    "binary_tensor_data",
+    "parameters",
+    "cancel_on_disconnect",
+    "model_repository",
+    "statistics",
+    "model_configuration",
+]
 _JSON = b"content-type: application/json\r\n"
 _BINARY = b"content-type: application/octet-stream\r\ninference-header-content-length: %d\r\n"
 _TEXT = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
@@ -117,6 +127,7 @@ class App:
             "/v2": self._server_metadata,
             "/v2/health/live": lambda: _json(200, {"live": True}),
             "/v2/health/ready": self._server_ready,
+            "/v2/models/stats": lambda: _statistics(self._models),
             "/metrics": lambda: (200, _TEXT, self._metrics()),
         }
         if self._feed is not None:
@@ -128,6 +139,8 @@ class App:
                 self._infer_paths[f"{root}/infer"] = model
                 self._gets[root] = partial(_metadata, model)
                 self._gets[f"{root}/ready"] = partial(self._model_ready, model)
+                self._gets[f"{root}/stats"] = partial(_statistics, (model,))
+                self._gets[f"{root}/config"] = partial(_configuration, model)
         self._infer_targets = {path.encode(): model for path, model in self._infer_paths.items()}
 
     @property
@@ -334,6 +347,14 @@ class App:
 
 def _metadata(model: ServedModel) -> _Response:
     return _json(200, model.metadata())
+
+
+def _statistics(models: Iterable[ServedModel]) -> _Response:
+    return _json(200, {"model_stats": [model_statistics(model) for model in models]})
+
+
+def _configuration(model: ServedModel) -> _Response:
+    return _json(200, model_configuration(model))
 
 
 def _is_quick(body: bytes, json_bytes: int | None) -> bool:
