@@ -7,12 +7,13 @@ import pytest
 from evenkeel.backends.lossy import packets
 from evenkeel.backends.lossy.server import ServerLimits
 from evenkeel.backends.oip import backend, contract
-from evenkeel.backends.worker import frames
+from evenkeel.backends.worker import frames, key, server as worker
 from evenkeel.http_client import reply
 from evenkeel.oip import message, requests, tensors, types
 from evenkeel.serving.config import ServeConfig
-from evenkeel.serving.front import shares
+from evenkeel.serving.front import access, shares
 from evenkeel.serving.http import app, bodies, connection, reader, server
+from evenkeel.trust import keys, tls_door
 
 PAGE = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
 KIB, MIB = 1 << 10, 1 << 20
@@ -56,6 +57,12 @@ KIB, MIB = 1 << 10, 1 << 20
         ("head of its reply", "64 KiB; 16 bytes", (reply._MAX_HEAD_BYTES, reply._FRAMING_SHARE) == (64 * KIB, 16)),
         ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_PAYLOAD_BYTES == 256 * MIB),
         ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_TEXT_BYTES == MIB),
+        ("lines of the log about refused", "10 s", access._LOG_EVERY_S == tls_door._LOG_EVERY_S == 10),
+        ("handshake of TLS", "64 KiB", tls_door._MAX_HANDSHAKE_BYTES == 64 * KIB),
+        ("handshakes that are under way", "512", tls_door.MAX_HANDSHAKES == 512),
+        ("client keys; their file", "10,000; 4 MiB", (keys._MAX_KEYS, keys._MAX_FILE_BYTES) == (10_000, 4 * MIB)),
+        ("who has yet to prove", "64, with 5 s", (worker._MAX_STRANGERS, worker._PROVE_S) == (64, 5)),
+        ("who has yet to prove", "4,096 bytes", key.UNPROVEN_BYTES == 4096),
         ("packet of an image", "1,200", packets.MAX_PAYLOAD == 1200),
         ("packets of a session", "8 MB/s", ServerLimits().bytes_per_s == 8e6),
         ("packets of a session", "2 MB", ServerLimits().burst_bytes == 2e6),

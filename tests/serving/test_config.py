@@ -95,8 +95,11 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     raw = yaml.safe_load(text)
     # These fields stand there as examples, since their default is "not given".
     examples = {"delay", "run", "remote_model", "remote_version", "worker_key_file"}
+    examples |= {"worker_tls", "remote_tls", "remote_credentials", "tls"}
+    read_config({name: raw[name] for name in examples})
     for example in examples:
         assert raw.pop(example)
+    assert raw["keys"].pop("file")
     assert raw["policy"].pop("default_label") == 0
     assert raw["policy"].pop("certificate")
     assert set(raw.pop("promises")) == {"default", "misses", "audit", "audit_file"}
@@ -107,15 +110,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     ) - {"listen", "key_file"}
     config = read_config(raw)
     assert config == ServeConfig(name="cifar10-base")
-    fields = set(ServeConfig.__dataclass_fields__) - {
-        "delay",
-        "run",
-        "remote_model",
-        "remote_version",
-        "worker_key_file",
-        "certificate",
-        "promises",
-    }
+    fields = set(ServeConfig.__dataclass_fields__) - examples - {"certificate", "promises"}
     assert {name.removesuffix("_bytes").removesuffix("_s") for name in fields} == set(raw)
 
 
@@ -123,6 +118,12 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     ("raw", "field"),
     [
         ({"prot": 1}, "prot: unknown field; known are"),
+        ({"tls": {}}, "tls.certificate: is missing"),
+        ({"tls": {"certificate": "a", "clients": "some"}}, "tls.clients: must be required or optional, found 'some'"),
+        ({"keys": {"open": ["all"]}}, r"keys.open\[0\]: must be health or watch"),
+        ({"worker_tls": {"ca": "a"}}, "worker_tls: needs ca and certificate"),
+        ({"remote_credentials": {"headers": {"X": 7}}}, "remote_credentials.headers.X: expected a text$"),
+        ({"remote_credentials": {"headers": "X"}}, "remote_credentials.headers: expected names of headers"),
         ({"port": "80"}, "port: expected a whole number from 0 to 65535, found '80'"),
         ({"port": True}, "port: expected a whole number"),
         ({"port": 70000}, "port"),

@@ -89,6 +89,7 @@ def run_server(
     import uvloop
 
     from evenkeel.serving.service import serve as run
+    from evenkeel.serving.trusted import exposures
 
     log_to_stderr(log_format)
 
@@ -96,5 +97,7 @@ def run_server(
         nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
         name, state = settings.name or settings.card().name, f", NOT READY: {why_not}" if why_not else ""
         click.echo(f"evenkeel: {name} on {url} ({nodes}, {settings.policy.name}){state}")
+        for warning in exposures(settings):
+            click.echo(f"evenkeel: WARNING: {warning}")
 
     uvloop.run(run(settings, started, reread=reread, files=files))

@@ -25,9 +25,12 @@ from evenkeel.models import shipped
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.promises.promise import KINDS, Promise
 from evenkeel.schema import Schema
+from evenkeel.serving.front.access import KeysConfig
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import POLICIES, Policy, preset
 from evenkeel.settings import Bytes, FieldError, FilePath, FileText, Form, Seconds, checked, file_name, setting, shown
+from evenkeel.trust.credentials import CredentialsConfig
+from evenkeel.trust.tls import ClientTls, ServerTls
 
 __all__ = [
     "CARD",
@@ -395,7 +398,14 @@ class ServeConfig:
     worker_key_file: FileText = setting(
         "", "File with the key shared with workers on TCP; else the variable EVENKEEL_WORKER_KEY, or none."
     )
-    no_worker_key: bool = setting(False, "Reach workers on other machines without a key.")
+    no_worker_key: bool = setting(False, "Reach workers on other machines without a key or TLS.")
+    worker_tls: ClientTls | None = setting(
+        None, "TLS to workers on TCP: needs ca and certificate, as both sides show one; see trust.md."
+    )
+    remote_tls: ClientTls | None = setting(None, "TLS to remote servers at https://; see trust.md.")
+    remote_credentials: CredentialsConfig = setting(CredentialsConfig(), "What remote servers want to be let in.")
+    tls: ServerTls | None = setting(None, "TLS of clients; see trust.md.")
+    keys: KeysConfig = setting(KeysConfig(), "Keys that clients must have; see trust.md.")
 
     def __post_init__(self) -> None:
         """Refuses what does not go together."""
@@ -403,6 +413,8 @@ class ServeConfig:
             raise FieldError("replicas", "at least one is needed")
         if self.backups.links:
             raise FieldError("backups", "no link of lost packets leads to them; name udp:// under replicas")
+        if self.worker_tls is not None and (self.worker_tls.ca is None or self.worker_tls.certificate is None):
+            raise FieldError("worker_tls", "needs ca and certificate: the gateway and its workers verify each other")
         if self.certificate is None and self.promises != PromisesConfig():
             raise FieldError("promises", "need policy.certificate, which `evenkeel certify` writes")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from typing import Any
 
+from evenkeel.serving.front.access import Guard
 from evenkeel.serving.front.request_times import RequestTimes
 from evenkeel.serving.front.served import ServedModel
 from evenkeel.serving.gateway.gateway import Gateway
@@ -109,6 +110,7 @@ class Metrics:
         models: that are served; each metric of a gateway has its model's name as a label.
         lossy: gives what the ends of links that lose packets count.
         responses: HTTP status -> answers sent with it.
+        guard: counts whom the front ends let in.
     """
 
     def __init__(
@@ -116,8 +118,10 @@ class Metrics:
         models: Iterable[ServedModel],
         lossy: Callable[[], LossyCounts] = dict,
         responses: Mapping[int, int] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self._models = models
+        self._guard = guard or Guard()
         self._lossy = lossy
         self._responses = {} if responses is None else responses
 
@@ -141,6 +145,7 @@ class Metrics:
         )
         codes = (((str(code),), count) for code, count in sorted(self._responses.items()))
         text.counter("http_responses", "Answers to all HTTP requests, by status.", ("code",), codes)
+        _write_guard(text, self._guard)
         ends = (((*end, what), n) for end, counts in self._lossy().items() for what, n in sorted(counts.items()))
         text.counter("lossy", "Packets and images on links that lose packets.", ("model", "end", "what"), ends)
         self._write_states(text, gateways)
@@ -194,6 +199,16 @@ class Metrics:
 
 def _by_code(times: RequestTimes) -> list[tuple[int, Histogram]]:
     return sorted(times.by_status.items())
+
+
+def _write_guard(text: "_Exposition", guard: Guard) -> None:
+    if guard.access is not None:
+        admitted = (((name,), count) for name, count in sorted(guard.access.admitted.items()))
+        text.counter("requests_by_key", "Requests by the name of their key or certificate.", ("key",), admitted)
+        refused = (((reason,), count) for reason, count in sorted(guard.access.refused.items()))
+        text.counter("refused_requests", "Requests that were not let in.", ("reason",), refused)
+    ended = (((outcome,), count) for outcome, count in sorted(guard.handshakes.items()))
+    text.counter("handshakes", "Handshakes of TLS with clients.", ("outcome",), ended)
 
 
 def _write_process(text: "_Exposition") -> None:

@@ -10,7 +10,7 @@ from evenkeel.backends.ray_actors.engine import RayEngine, RayWorkers
 from evenkeel.backends.ray_actors.options import RayOptions
 from evenkeel.backends.worker.address import parse_address
 from evenkeel.backends.worker.config import WorkerConfig
-from evenkeel.backends.worker.key import check_open, read_key
+from evenkeel.backends.worker.key import check_open, follow_key
 from evenkeel.backends.worker.process import ProcessBackend
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
@@ -117,9 +117,9 @@ class NodeMaker:
         if where.startswith(_UDP):
             known = self._digests.known(cards[0].name)
             return lossy_backend(config, self._next(kind)[0], where, cards[0], known)
-        key = read_key(config.worker_key_file)
-        check_open(parse_address(where), key, config.no_worker_key)
-        options = ClientOptions(start_timeout_s=REACH_S, key=key)
+        key, tls = follow_key(config.worker_key_file), config.worker_tls
+        check_open(parse_address(where), key(), config.no_worker_key, tls is not None)
+        options = ClientOptions(start_timeout_s=REACH_S, key=key, tls=tls)
         return WorkerBackend(self._next(kind)[0], where, [card.name for card in cards], options, self._digests)
 
     def _next(self, kind: NodeKind) -> tuple[str, int]:
@@ -159,6 +159,8 @@ def _remote(config: ServeConfig, name: str, url: str, card: ModelCard, digests: 
         connections=config.remote_connections,
         timeout_s=config.pass_limit_s,
         start_timeout_s=REACH_S,
+        credentials=config.remote_credentials.load(),
+        tls=config.remote_tls if url.startswith("https://") else None,
     )
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from evenkeel.backends.worker.address import Address
-from evenkeel.backends.worker.key import is_open
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.serving.changed_files import when_changed
 from evenkeel.serving.config import ServeConfig
@@ -21,6 +19,7 @@ from evenkeel.serving.http.server import run_server
 from evenkeel.serving.lossy import listen_for_images
 from evenkeel.serving.metrics import LossyCounts, Metrics
 from evenkeel.serving.repository import ModelRepository
+from evenkeel.serving.trusted import exposures, guard_of
 
 __all__ = ["serve"]
 
@@ -50,13 +49,19 @@ async def serve(
         BackendError: a worker cannot be reached.
     """
     loop = asyncio.get_running_loop()
+    guard = guard_of(config)
     models = ServedModels()
-    repository = ModelRepository(models, [config], lambda: [config if reread is None else reread()])
+
+    def configured() -> list[ServeConfig]:
+        guard.reload()
+        return [config if reread is None else reread()]
+
+    repository = ModelRepository(models, [config], configured)
     listener_counts: dict[str, Mapping[str, int]] = {}  # by model
     responses: Counter[int] = Counter()
     app = App(
         models,
-        metrics=Metrics(models, partial(_lossy_counts, repository, listener_counts), responses),
+        metrics=Metrics(models, partial(_lossy_counts, repository, listener_counts), responses, guard),
         responses=responses,
         management=repository,
         max_body_bytes=config.max_body_bytes,
@@ -80,9 +85,8 @@ async def serve(
     stop = asyncio.Event()
     bound: asyncio.Future[int] = loop.create_future()
     hosts = [host for host in config.host if not host.startswith("unix:")]
-    for host in hosts:
-        if is_open(Address("tcp", host=host.strip("[]"))):
-            _log.warning("listens on %s: whoever reaches it can send requests, since clients need no key", host)
+    for warning in exposures(config):
+        _log.warning("%s", warning)
     uds = next((host.removeprefix("unix:") for host in config.host if host.startswith("unix:")), None)
     # It listens before models are loaded: whoever watches it can tell that it is alive, and that it is not ready.
     server = asyncio.ensure_future(
@@ -95,6 +99,7 @@ async def serve(
             drain_s=config.drain_s,
             grace_s=config.grace_s,
             keep_alive_s=config.keep_alive_s,
+            guard=guard,
             stop=stop,
             on_started=bound.set_result,
         )
@@ -110,7 +115,7 @@ async def serve(
             why_not = repository.why_not_ready
             if why_not:
                 _log.error("this server is not ready: %s", why_not)
-            on_started(_url(hosts, uds, bound.result()), why_not)
+            on_started(_url(hosts, uds, bound.result(), guard.tls is not None), why_not)
         await server
     finally:
         starting.cancel()
@@ -151,8 +156,8 @@ async def _reload_when_changed(repository: ModelRepository, files: Sequence[Path
     await when_changed(lambda: [*files, *repository.files()], every_s, reload)
 
 
-def _url(hosts: Sequence[str], uds: str | None, port: int) -> str:
+def _url(hosts: Sequence[str], uds: str | None, port: int, tls: bool) -> str:
     if not hosts:
         return f"unix:{uds}"
-    bare = hosts[0].strip("[]")
-    return f"http://[{bare}]:{port}" if ":" in bare else f"http://{bare}:{port}"
+    bare, scheme = hosts[0].strip("[]"), "https" if tls else "http"
+    return f"{scheme}://[{bare}]:{port}" if ":" in bare else f"{scheme}://{bare}:{port}"

@@ -3,13 +3,16 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.settings import FieldError, FilePath, Form, setting
 from evenkeel.trust.reloaded import Reloaded, warn_if_shared
 
-__all__ = ["Credentials"]
+__all__ = ["Credentials", "CredentialsConfig", "SecretHeaders"]
 
 _MAX_FILE_BYTES = 64 << 10
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
@@ -20,6 +23,57 @@ _OUR_OWN = frozenset({
     "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect", "host",
     "inference-header-content-length", "te", "trailer", "transfer-encoding", "upgrade",
 })  # fmt: skip
+
+
+class SecretHeaders(Mapping[str, str]):
+    """Holds headers, and shows their names alone."""
+
+    def __init__(self, given: Mapping[str, str] | None = None) -> None:
+        self._given = dict(given or {})
+
+    def __getitem__(self, name: str) -> str:
+        return self._given[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._given.items()))
+
+    def __repr__(self) -> str:
+        return f"SecretHeaders({', '.join(self._given)})"
+
+
+def _read_headers(raw: Any, plain: Any, folder: Path) -> SecretHeaders:
+    if not isinstance(raw, Mapping):
+        raise ConfigurationError("expected names of headers with a text each")
+    for name, value in raw.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise FieldError((str(name)[:60],), "expected a text")
+    return SecretHeaders(raw)
+
+
+_HEADERS = Form(_read_headers, schema={"type": "object", "additionalProperties": {"type": "string"}})
+
+
+@dataclass(frozen=True)
+class CredentialsConfig:
+    """Says what remote servers are sent with each request to be let in."""
+
+    headers: Annotated[SecretHeaders | None, _HEADERS] = setting(None, "Further headers, by their names.")
+    bearer_file: FilePath | None = setting(None, "File with the key that is sent as `Authorization: Bearer`.")
+    bearer_variable: str = setting("", "Environment variable with that key.")
+
+    def load(self) -> "Credentials":
+        """Gives what is sent.
+
+        Raises:
+            ConfigurationError: as `Credentials`.
+        """
+        return Credentials(self.headers, bearer_file=self.bearer_file, bearer_variable=self.bearer_variable)
 
 
 class Credentials:

@@ -7,9 +7,10 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from evenkeel.errors import ConfigurationError
+from evenkeel.settings import FilePath, one_of, setting
 from evenkeel.trust.reloaded import Reloaded, warn_if_shared
 
 __all__ = ["ClientTls", "ServerTls", "client_contexts", "server_contexts", "tls_reason"]
@@ -36,19 +37,14 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class ServerTls:
-    """Names the files of a server.
+    """Names the files of a server."""
 
-    Attributes:
-        certificate: its certificate, and those between it and its authority, as PEM.
-        key: its private key, as PEM; None: in the certificate's file.
-        client_ca: the authorities, as PEM, whose certificates clients must show; None: they show none.
-        clients: whether each client must show one, or may come without.
-    """
-
-    certificate: Path
-    key: Path | None = None
-    client_ca: Path | None = None
-    clients: Literal["required", "optional"] = "required"
+    certificate: FilePath = setting(..., "Certificate of the server, with those up to its authority's (PEM).")
+    key: FilePath | None = setting(None, "Its private key (PEM); by default in the certificate's file.")
+    client_ca: FilePath | None = setting(None, "Authorities (PEM) whose certificates clients show.")
+    clients: Annotated[Literal["required", "optional"], one_of(("required", "optional"))] = setting(
+        "required", "Whether each client must show a certificate, or may come with a key instead."
+    )
 
     @property
     def names_clients(self) -> bool:
@@ -58,19 +54,12 @@ class ServerTls:
 
 @dataclass(frozen=True)
 class ClientTls:
-    """Names the files of a client.
+    """Names the files of a client."""
 
-    Attributes:
-        ca: the authorities, as PEM, that may have signed the server's certificate; None: the system's.
-        certificate: the client's own, as PEM; None: it shows none.
-        key: the client's private key, as PEM; None: in the certificate's file.
-        name: that the server's certificate must have; empty: the host that is connected to.
-    """
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    name: str = ""
+    ca: FilePath | None = setting(None, "Authorities (PEM) of the servers' certificates; by default the system's.")
+    certificate: FilePath | None = setting(None, "Certificate that is shown to servers (PEM).")
+    key: FilePath | None = setting(None, "Its private key (PEM); by default in the certificate's file.")
+    name: str = setting("", "Name that servers' certificates must have; by default the host that is connected to.")
 
 
 def server_contexts(tls: ServerTls, protocols: Sequence[str] = ()) -> Reloaded[ssl.SSLContext]:

@@ -8,20 +8,35 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from evenkeel.errors import ForbiddenError, UnauthenticatedError
-from evenkeel.trust.keys import KeyRing, Right
+from evenkeel.settings import FilePath, one_of, setting
+from evenkeel.trust.keys import CLIENT_KEYS_VARIABLE, KeyRing, Right
 from evenkeel.trust.reloaded import Reloaded
 from evenkeel.trust.tls import ServerTls, server_contexts
 from evenkeel.trust.tls_door import TlsDoor
 
-__all__ = ["Access", "Guard"]
+__all__ = ["Access", "Guard", "KeysConfig"]
 
 _log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
 _MAX_HEADER = 2048
 _CERTIFIED: frozenset[Right] = frozenset({"infer", "watch"})
+
+
+@dataclass(frozen=True)
+class KeysConfig:
+    """Says which keys clients must have."""
+
+    file: FilePath | None = setting(
+        None, f"File with the keys, one a line; else the variable {CLIENT_KEYS_VARIABLE}, or none."
+    )
+    open: tuple[Annotated[str, one_of(("health", "watch"))], ...] = setting(
+        ("health",), "What needs no key: health, and watch, which is /metrics and the live page."
+    )
 
 
 class Access:
