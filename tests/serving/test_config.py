@@ -140,6 +140,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
             {"policy": {"deadline": "0s"}},
             r"policy\.deadline: expected a number from 0.001 to 86400 \(seconds\), found 0.0$",
         ),
+        ({"policy": {"group_wait": "soon"}}, r"policy\.group_wait"),
         ({"policy": {"group_wait": "2min"}}, r"policy\.group_wait: expected a number from 0 to 60 \(seconds\)"),
         ({"health": {"slow_factor": 0.5}}, r"health\.slow_factor: expected a number from 1"),
         ({"health": {"max_slow_share": float("nan")}}, r"health\.max_slow_share: expected a number from 0 to 1"),
@@ -237,3 +238,9 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
     path.write_text("name: !!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigurationError, match="is not YAML"):
         load_raw(path)
+
+
+def test_how_long_a_group_waits_is_learned_unless_it_is_given():
+    assert read_config({}).policy.group_wait_s is None
+    assert read_config({"policy": {"group_wait": "auto"}}).policy.group_wait_s is None
+    assert read_config({"policy": {"group_wait": "20ms"}}).policy.group_wait_s == 0.02

@@ -119,6 +119,55 @@ def test_items_older_than_group_wait_do_not_wait_again_when_the_backup_becomes_i
     assert scene.stats.grouped == {"replicate": 1, "collage2x2": 2}
 
 
+def steady(gap_s, count=40, policy=None, seconds=0.4, slow=False):
+    """Sends an item every `gap_s`; a pass of the backup takes `seconds`, one of a replica 1 s, or much longer."""
+    scene = Scene(collage() if policy is None else policy, replicas=9)
+    scene.slow(9, seconds=seconds)
+    if slow:
+        scene.later(8.0, scene.slow, *range(9))
+    for number in range(count):
+        scene.later(gap_s * number, scene.send)
+    scene.run()
+    scene.assert_everything_answered()
+    return scene
+
+
+def test_an_item_goes_at_once_where_no_other_is_expected_in_time():
+    scene = steady(gap_s=1.0)
+    assert scene.stats.passes == {"replicate": 40}
+
+
+def test_where_others_are_expected_a_group_leaves_just_in_time_for_its_oldest():
+    scene = steady(gap_s=0.25, count=80)
+    at_once = steady(gap_s=0.25, count=80, policy=collage(group_wait_s=0.0))
+    # The first items tell how often they come and how long a pass takes.
+    assert sum(scene.stats.passes.values()) <= 0.85 * sum(at_once.stats.passes.values())
+    assert scene.stats.passes["collage2x2"] >= 2 * scene.stats.passes["replicate"]
+    assert max(scene.latencies) <= 1.0
+
+
+def test_a_group_that_waited_for_others_is_answered_as_soon_as_it_is_late():
+    scene = steady(gap_s=0.25, count=60, slow=True)
+    assert scene.stats.passes["collage2x2"] >= 9
+    assert max(scene.latencies[40:]) == pytest.approx(LATE.fixed_s, abs=1e-3)
+
+
+def test_where_many_answers_are_approximate_backups_make_exact_passes_at_once():
+    scene = steady(gap_s=0.25, count=400, slow=True)
+    few = scene.stats.passes["replicate"]
+    assert few >= 40  # nearly all of them after one answer in eleven was approximate
+
+
+def test_a_late_item_goes_before_those_that_wait():
+    clock = VirtualClock()
+    waiting = Waiting(clock, 9, lambda: None, 0.5)
+    items = [Item(number, picture(0), lambda outcome: None, number, 0.0) for number in range(3)]
+    items[2].late = True
+    for item in items:
+        waiting.add(item)
+    assert waiting.take(2) == [items[2], items[0]]
+
+
 def test_items_that_must_be_shrunk_first_are_prepared_by_offload_and_answered_from_their_tiles():
     jobs = []
     codes = (Collage(2, 1, FORM, model="c2"),)
@@ -244,7 +293,7 @@ def test_nobody_waits_longer_than_wait_s_and_what_is_forgotten_is_never_taken(sc
             taken[item.number] = clock.time() - item.since_s
         waiting.wake()
 
-    waiting = Waiting(clock, wait_s, full, take)
+    waiting = Waiting(clock, full, take, wait_s)
     forgotten = set()
 
     def come(number, forget):

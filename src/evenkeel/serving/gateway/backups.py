@@ -1,8 +1,10 @@
 """Runs backups: workers that take groups of waiting items as soon as they are idle.
 
-An idle backup takes at once whatever waits, in the smallest code that holds it, and items gather only while all backups
-are busy. Waiting for a full group would cost the first item s / load (s: service time), more than the straggler it
-hides; without waiting, one backup at .6 of a replica's cost follows nine replicas up to a load of .9.
+An idle backup takes what waits in the smallest code that holds it, just in time: so that its reply is there when the
+oldest item would be late. Nothing is gained by an earlier one, since no fill is used before, and later items share the
+pass. Where no other item is expected by then it goes at once, alone: the replicas' own pass on a backup is exact, and
+may be first. Waiting longer, for a full group, would cost the first item s / load (s: service time), more than the
+straggler it hides.
 """
 
 import logging
@@ -30,6 +32,10 @@ __all__ = ["Backups", "Offload", "OnPassOver", "inline"]
 
 _log = logging.getLogger(__name__)
 _LARGE = 3  # backups, from which on a late item is given to a second one
+_MEMORY = 32  # replies, and items, over which times are averaged
+_UNKNOWN = float("inf")
+_FEW = 0.09  # of the answers; where more are approximate, backups rather make exact passes, which go at once
+_MAX_WAIT = 0.75  # of the median service time; after a longer wait an exact pass would often have answered already
 
 OnPassOver = Callable[[Item], object]
 Offload = Callable[[Callable[[], Any], Callable[[Any], object]], object]
@@ -109,7 +115,7 @@ class Backups(Spares):
         codes: what they can run.
         fill_after: when an item counts as late.
         service_times: from which `fill_after` is computed.
-        group_wait_s: how long an item waits for others although a backup is idle; above 0 only to save backup work.
+        group_wait_s: how long an item waits for others although a backup is idle; None: just in time.
         stats: counters.
         costs: model -> cost of one pass relative to a replica's.
         offload: runs slow preparation (shrinking large images) elsewhere.
@@ -128,7 +134,7 @@ class Backups(Spares):
         codes: Sequence[BackupCode],
         fill_after: Trigger,
         service_times: LiveQuantiles,
-        group_wait_s: float,
+        group_wait_s: float | None,
         stats: Stats,
         costs: dict[str, float],
         offload: Offload,
@@ -156,18 +162,38 @@ class Backups(Spares):
         self._on_pass_over = on_pass_over
         self._may_add_worker = may_add_worker
         self._approximate = approximate
-        self._waiting = Waiting(clock, group_wait_s, self._elastic.max_items, self._feed)
+        self._just_in_time = group_wait_s is None
+        sizes = [code.max_items for code in self._elastic.codes]
+        # More than the smallest real group need not wait: small ones give better answers.
+        full = next((size for size in sizes if size > 1), 1) if self._just_in_time else sizes[-1]
+        self._waiting = Waiting(clock, full, self._feed, group_wait_s or 0.0)
+        self._pass_s = 0.0  # of a group, from its dispatch to its reply; a moving average
+        self._gap_s = _UNKNOWN  # between two items; a moving average
+        self._covered_at_s = 0.0  # when the last item came
         self._next_pass = PASS_KEYS
 
     def cover(self, item: Item, now_s: float) -> None:
         """Covers the item by a spare, at once or as soon as it is late, until `forget`."""
         late_s = self._service_times.after(self._fill_after)
         item.late_at = now_s + late_s
+        if self._just_in_time:
+            self._set_wait(now_s, late_s)
         # Where replicas are faster than the floor, nothing is late before it, and a spare may wait until then. So does
         # an item that may not share a pass.
         item.uncovered = item.exact or late_s <= self._fill_after.floor_s
         if not item.uncovered:
             self._add(item)
+
+    def _set_wait(self, now_s: float, late_s: float) -> None:
+        """Learns how often items come, and has the oldest wait as long as it can, if others are expected by then."""
+        gap_s, self._covered_at_s = now_s - self._covered_at_s, now_s
+        self._gap_s = gap_s if self._gap_s == _UNKNOWN else self._gap_s + (gap_s - self._gap_s) / _MEMORY
+        if not self._pass_s:
+            return
+        wait_s = min(late_s - self._pass_s, _MAX_WAIT * (self._service_times.quantile(0.5) or 0.0))
+        others_come = wait_s > self._gap_s * len(self._backups)
+        few_are_approximate = self._approximate.has_token and self._approximate.spent < _FEW
+        self._waiting.wait_s = wait_s if others_come and few_are_approximate else 0.0
 
     def item_is_late(self, item: Item) -> None:
         """Covers the item now if it was not worth a spare before, or once more if its backup is late as well."""
@@ -247,10 +273,11 @@ class Backups(Spares):
 
     def _add(self, item: Item) -> None:
         self._waiting.add(item)
-        if self._any_idle():
-            # Taken at once, and if alone by the smallest code, which may need no preparation.
+        idle = self._any_idle()
+        if idle:
             self._waiting.wake()
-        else:
+        # What is taken at once, and alone, is taken by the smallest code, which may need no preparation.
+        if not idle or self._waiting.wait_s > 0:
             self._prepare([item], self._forms, lambda: None)
 
     def wake(self) -> None:
@@ -292,7 +319,7 @@ class Backups(Spares):
         """Gives every idle backup items for an exact pass, as long as no group waits longer than they."""
         for backup in self._backups:
             while backup.idle and self._alone and self._exact is not None:
-                if self._waiting.has_older(self._alone):
+                if self._waiting.is_due_before(self._alone):
                     return
                 items = list(self._alone.values())[: self._exact.max_items]
                 for item in items:
@@ -353,6 +380,9 @@ class Backups(Spares):
         group.replied(place, outputs, self._stats, self._on_answer)
 
     def _on_reply(self, group: Group, number: int, attempt: Attempt, reply: Reply) -> None:
+        if reply.outputs is not None and self._just_in_time:
+            took_s = self._clock.time() - attempt.since_s
+            self._pass_s += (took_s - self._pass_s) / (_MEMORY if self._pass_s else 1)
         group.open_spares -= 1
         if not group.open_spares:
             for item in group.items:

@@ -15,6 +15,7 @@ from evenkeel.serving.gateway.item import Item
 
 __all__ = ["Budget", "Rationed"]
 
+_MEMORY = 512  # items over which the share that spent a token is averaged
 _COMPARED = 64  # items that wait, the first of them; more would cost more than they are worth
 
 
@@ -24,9 +25,13 @@ class Budget:
     Args:
         share: tokens that one item earns; `inf` never refuses.
         burst: how many tokens can be saved up, at least 1.
+
+    Attributes:
+        spent: share of the last items, or so many tokens for each, that were spent; a moving average.
     """
 
     def __init__(self, share: float, burst: float = 30.0) -> None:
+        self.spent = 0.0
         self._share = share
         self._burst = burst
         self._tokens = 1.0 if share > 0 else 0.0  # one slow reply may be hedged before there was time to earn
@@ -38,6 +43,7 @@ class Budget:
 
     def earn(self) -> None:
         """Adds an item's share of a token."""
+        self.spent -= self.spent / _MEMORY
         tokens = self._tokens + self._share
         self._tokens = tokens if tokens < self._burst else self._burst
 
@@ -53,11 +59,11 @@ class Budget:
 
     def spend(self) -> bool:
         """Spends a token; False if there is none."""
-        if self._share == float("inf"):
-            return True
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
+        if self._share != float("inf"):
+            if self._tokens < 1.0:
+                return False
+            self._tokens -= 1.0
+        self.spent += 1.0 / _MEMORY
         return True
 
 

@@ -53,7 +53,7 @@ class CodedFleet(Spares):
         self._on_answer = on_answer
         self._on_lost = on_lost
         self._on_pass_over = on_pass_over
-        self._waiting = Waiting(clock, group_wait_s, code.max_items, self._take)
+        self._waiting = Waiting(clock, code.max_items, self._take, group_wait_s)
         self._unsent: list[_CodedTask] = []  # for want of a ready replica
         self._next_key = PASS_KEYS
 

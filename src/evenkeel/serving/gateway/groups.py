@@ -17,6 +17,7 @@ OnAnswer = Callable[[Item, Answer, str], object]  # item, answer, name of the co
 PASS_KEYS = 1 << 48
 _NEVER = float("inf")
 _AT_ONCE = -_NEVER
+_SOON_S = 5e-4  # event loops count in milliseconds, and may call half of one too early
 
 
 class Waiting:
@@ -26,14 +27,16 @@ class Waiting:
 
     Args:
         clock: where to wait.
-        wait_s: how long the oldest item waits for others; a full group never waits.
-        full: how many items are a full group.
+        full: how many items never wait for more.
         on_due: called, never from inside a method of this class, when a group should be taken.
+
+    Attributes:
+        wait_s: how long the oldest item waits for others now; it may change at any time.
     """
 
-    def __init__(self, clock: Clock, wait_s: float, full: int, on_due: Callable[[], object]) -> None:
+    def __init__(self, clock: Clock, full: int, on_due: Callable[[], object], wait_s: float = 0.0) -> None:
+        self.wait_s = wait_s
         self._clock = clock
-        self._wait_s = wait_s
         self._full = full
         self._on_due = on_due
         self._items: dict[int, Item] = {}
@@ -46,13 +49,20 @@ class Waiting:
     def __contains__(self, item: Item) -> bool:
         return item.number in self._items
 
-    def has_older(self, others: dict[int, Item]) -> bool:
-        """Tells whether its oldest item came before the first of `others`."""
-        return bool(self._items) and next(iter(self._items)) < next(iter(others))
+    def is_due_before(self, others: dict[int, Item]) -> bool:
+        """Tells whether a group is due whose oldest item came before the first of `others`."""
+        return (
+            bool(self._items)
+            and next(iter(self._items)) < next(iter(others))
+            and self._next_due_at() <= self._clock.time()
+        )
 
     def add(self, item: Item) -> None:
-        """Adds an item that waits."""
-        self._items[item.number] = item
+        """Adds an item that waits; one that is late already goes before all others."""
+        if item.late and self._items:
+            self._items = {item.number: item, **self._items}
+        else:
+            self._items[item.number] = item
 
     def forget(self, item: Item) -> None:
         """Removes the item, if it waits."""
@@ -69,10 +79,7 @@ class Waiting:
         """Has `on_due` called as soon as a group is due: a worker could take one."""
         if not self._items:
             return
-        if self._wait_s <= 0 or len(self._items) >= self._full:
-            due_at = _AT_ONCE
-        else:
-            due_at = next(iter(self._items.values())).since_s + self._wait_s
+        due_at = self._next_due_at()
         if due_at >= self._due_at:
             return
         if self._timer is not None:
@@ -84,10 +91,20 @@ class Waiting:
         else:
             self._timer = self._clock.call_at(due_at, self._due)
 
+    def _next_due_at(self) -> float:
+        if self.wait_s <= 0 or len(self._items) >= self._full:
+            return _AT_ONCE
+        oldest = next(iter(self._items.values()))
+        return _AT_ONCE if oldest.late else oldest.since_s + self.wait_s
+
     def _due(self) -> None:
         self._timer = None
         self._due_at = _NEVER
-        self._on_due()
+        # The item that was due may have been answered meanwhile.
+        if self._items and self._next_due_at() > self._clock.time() + _SOON_S:
+            self.wake()
+        else:
+            self._on_due()
 
 
 class Group:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.settings import Form, Seconds, check_fields, one_of, setting
+from evenkeel.settings import Form, Seconds, bounds, check_fields, one_of, setting, shown
 from evenkeel.text_values import read_duration_s
 
 __all__ = ["AUTO_FILL", "AUTO_HEDGE", "POLICIES", "Policy", "Trigger", "parse_trigger", "preset"]
+
+_MAX_WAIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,27 @@ def _trigger_of(field_name: str) -> Form:
     return Form(read, forms, extra={"at": at}, hidden=("fixed_s", "quantile", "auto"))
 
 
+def _check_wait(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MAX_WAIT_S:
+        raise ConfigurationError(f"expected a number{bounds(0, _MAX_WAIT_S)} (seconds), found {shown(value)}")
+
+
+def _learned() -> Form:
+    """Tells how files write a time that the gateway may learn: `auto`, or the time."""
+
+    def read(raw: Any, plain: Any, folder: Path) -> Any:
+        if raw in ("auto", None):
+            return None
+        value = plain(raw)
+        _check_wait(value)
+        return value
+
+    return Form(read, ({"const": "auto"},))
+
+
 @dataclass(frozen=True)
 class Policy:
-    """Holds the numbers that steer the dispatch rule. `None` switches a mechanism off."""
+    """Holds the numbers that steer the dispatch rule. `None` switches a mechanism off, or has a time learned."""
 
     name: str = setting("none", "What the rest begins with: none, replicate, ... or cascade.")
     copies: int = setting(1, "Replicas that get an item at once; 2 is full replication.", low=1, high=5)
@@ -74,8 +94,11 @@ class Policy:
     min_confidence: float = setting(
         0.0, "Fills below it are not used, and hedged instead; a card may ask for more.", low=0, high=1
     )
-    group_wait_s: Seconds = setting(
-        0.0, "How long an idle backup waits for fuller groups: less backup work, later fills.", low=0, high=60
+    group_wait_s: Annotated[Seconds, _learned()] | None = setting(
+        None,
+        "How long an idle backup waits for fuller groups: auto (just in time for the oldest item), or a time; "
+        "longer: less backup work, later fills.",
+        shown_default="auto",
     )
     hedge_after: Annotated[Trigger, _trigger_of("hedge_after")] | None = setting(
         None, "When a second replica gets the item: auto (learned), a live quantile (p95), a time, or never."
@@ -107,6 +130,11 @@ class Policy:
     def __post_init__(self) -> None:
         """Refuses numbers out of range, so that every policy that exists can be run."""
         check_fields(self, "policy")
+        if self.group_wait_s is not None:
+            try:
+                _check_wait(self.group_wait_s)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"policy.group_wait_s: {error}") from None
         for name in ("fill_after", "hedge_after"):
             if not isinstance(getattr(self, name), Trigger | None):
                 raise ConfigurationError(f"policy.{name}: expected a Trigger or None, found {getattr(self, name)!r}")

@@ -61,7 +61,7 @@ def make_spares(
         if len(codes) > 1:
             raise ConfigurationError("codes: a code that is not systematic cannot be combined with others")
         return CodedFleet(
-            clock, model, replicas, codes[0], policy.group_wait_s, stats, on_answer, on_lost, on_pass_over
+            clock, model, replicas, codes[0], policy.group_wait_s or 0.0, stats, on_answer, on_lost, on_pass_over
         )
     if policy.light_first:
         if policy.max_approximate < 1:
