@@ -15,6 +15,7 @@ __all__ = ["fit"]
         "evenkeel fit --classifier model.onnx --images photos/ --grid 3 --cost 0.6 --out fitted/",
         "evenkeel fit --classifier card.json --images train.parquet --split train --grid 2,3,4 --out fitted/",
         "evenkeel fit --classifier model.onnx --images photos/ --out fitted/ --resume",
+        "evenkeel fit --classifier model.onnx --images photos/ --grid 1 --cost 0.1 --lossy 0.6 --out light/",
     ),
 )
 @click.option("--classifier", required=True, help="ONNX file, model card (.json) or name of a shipped model.")
@@ -27,7 +28,11 @@ __all__ = ["fit"]
 )
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
 @click.option(
-    "--grid", default="3", show_default=True, metavar="N[,N...]", help="Number of tiles along one side of a collage."
+    "--grid",
+    default="3",
+    show_default=True,
+    metavar="N[,N...]",
+    help="Number of tiles along one side of a collage; 1 makes a light classifier of whole images, for a cascade.",
 )
 @click.option(
     "--cost",

@@ -54,10 +54,11 @@ def run(folder: Path, out: Path, *more: str, images: str = "images.npz") -> "obj
 @pytest.fixture(autouse=True)
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ladder of sizes ends at its smallest step, since anything fits the cost of a classifier this cheap."""
-    from evenkeel.vision.fit import card as fit_card, size
+    from evenkeel.models import measure
+    from evenkeel.vision.fit import size
 
     monkeypatch.setattr(size, "_ROUNDS", 5)
-    monkeypatch.setattr(fit_card, "_LATENCY_ROUNDS", 5)
+    monkeypatch.setattr(measure, "LATENCY_ROUNDS", 5)
     smallest = size.Size((16, 24, 32))
     monkeypatch.setattr(size, "sizes", lambda side, coarse=False, widest=128: [smallest])
 
@@ -319,8 +320,8 @@ def test_a_classifier_whose_card_would_be_the_plan_is_refused(folder: Path, tmp_
     ("options", "message"),
     [
         (["--grid", "three"], "expected numbers like 3 or 2,3,4"),
-        (["--grid", "3,3"], "different numbers from 2 to 8"),
-        (["--grid", "9"], "different numbers from 2 to 8"),
+        (["--grid", "3,3"], "different numbers from 1 to 8"),
+        (["--grid", "9"], "different numbers from 1 to 8"),
         (["--cost", "0"], "cost: must be a number above zero"),
         (["--cost", "nan"], "cost: must be a number above zero"),
         (["--minutes", "-1"], "minutes: must be a number above zero"),
@@ -623,7 +624,7 @@ def test_test_images_that_are_learned_from_are_noticed(folder: Path, tmp_path: P
 def test_a_file_that_costs_more_than_it_may_is_said_to(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evenkeel.vision.fit import card as fit_card
+    from evenkeel.models import measure
 
     measured: list[float] = []
 
@@ -633,7 +634,7 @@ def test_a_file_that_costs_more_than_it_may_is_said_to(
             return [1.0, measured[-1]]
 
         measured.clear()
-        monkeypatch.setattr(fit_card, "interleaved_latencies_ms", found)
+        monkeypatch.setattr(measure, "interleaved_latencies_ms", found)
 
     latencies([0.7, 0.5, 0.55])  # the first was disturbed
     result = run(folder, tmp_path / "out", "--epochs", "0.1", "--cost", "1e9")

@@ -59,10 +59,11 @@ def write_classifier(path: Path) -> None:
 
 
 def test_a_traffic_light_whose_ends_tell_its_class_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evenkeel.vision.fit import card as fit_card, size
+    from evenkeel.models import measure
+    from evenkeel.vision.fit import size
 
     monkeypatch.setattr(size, "_ROUNDS", 3)
-    monkeypatch.setattr(fit_card, "_LATENCY_ROUNDS", 3)
+    monkeypatch.setattr(measure, "LATENCY_ROUNDS", 3)
     monkeypatch.setattr(size, "sizes", lambda side, coarse=False, widest=128: [size.Size((16, 24, 32), side, coarse)])
     monkeypatch.setattr(size, "tile_sides", lambda height, width: [32])  # less than its 55 x 55 pixels, for speed
     write_classifier(tmp_path / "lights.onnx")

@@ -1,7 +1,7 @@
 """Writes a fitted network's files: its ONNX file, and the card with what was measured of that file."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,12 @@ from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard, save_card
 from evenkeel.models.gate import by_class, gate
 from evenkeel.models.measure import (
+    LATENCY_ROUNDS,
     ModelSession,
     fit_temperature,
-    interleaved_latencies_ms,
     reliability_table,
     shuffled_groups,
+    timed_beside,
     wilson,
 )
 from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
@@ -32,9 +33,7 @@ from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_nam
 
 __all__ = ["AnsweredImages", "class_lines", "summary", "write_model"]
 
-_LATENCY_ROUNDS = 200
 _WEAKEST = 5  # classes
-_MEASURED_AGAIN = 3  # times, where a pass seems to cost more than it may
 _SEEN = 100  # collages that set the scales of 8-bit convolutions
 
 
@@ -110,12 +109,12 @@ def write_model(
     session = ModelSession.open(path)
     gain = _mirror_gain(session, card, held) if notes["mirrored_views"] else None
     canvas = np.random.default_rng(0).integers(0, 256, (1, length, length, 3), dtype=np.uint8)
-    base_ms, pass_ms = _timed([classifier.one_pass(), lambda: session(canvas)], cost)
+    base_ms, pass_ms = timed_beside([classifier.one_pass(), lambda: session(canvas)], cost)
     measured = {
         "calibrated_to": "the classifier's answers" if held.images.labels is None else "labels",
         "classifier_latency_ms": round(base_ms, 3),
         "classifier_macs": classifier.macs,
-        "latency_how": f"median of {_LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, CPU",
+        "latency_how": f"median of {LATENCY_ROUNDS} interleaved passes, batch 1, one thread, processor time, CPU",
         "machine": machine_name(),
         "largest_difference_from_torch": difference,
         "held_out_lost_to_int8": _lost(session, folded, card, held) if eight_bit else None,
@@ -134,14 +133,6 @@ def write_model(
     card = _with_quality(session, card, shown)
     save_card(card, out / f"{name}.json")
     return card
-
-
-def _timed(runs: list[Callable[[], object]], cost: float) -> list[float]:
-    """Measures the median ms of classifier and collage; if above `cost`, takes the median of three measurements."""
-    found = [interleaved_latencies_ms(runs, _LATENCY_ROUNDS)]
-    while found[0][1] > cost * found[0][0] and len(found) < _MEASURED_AGAIN:
-        found.append(interleaved_latencies_ms(runs, _LATENCY_ROUNDS))
-    return sorted(found, key=lambda times: times[1] / times[0])[len(found) // 2]
 
 
 def summary(card: ModelCard) -> str:

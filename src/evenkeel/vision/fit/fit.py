@@ -6,6 +6,7 @@ with its card. Every stage keeps what it has done in the output folder, so that 
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from evenkeel.models.labels import Numbering, number_alike, number_labels, sampl
 from evenkeel.models.measure import fit_temperature
 from evenkeel.vision.fit.card import AnsweredImages, class_lines, summary, write_model
 from evenkeel.vision.fit.feeding import better_fed, count_ways
+from evenkeel.vision.fit.light import write_light
 from evenkeel.vision.fit.lock import locked
 from evenkeel.vision.fit.loop import (
     FitRecipe,
@@ -64,6 +66,8 @@ def fit(
     more: ImageSet | None = None,
 ) -> list[ModelCard]:
     """Fits Collage-CNNs for `classifier`, one for each grid, and writes ONNX files and their cards into `out`.
+
+    For grid 1 it is a light classifier, which reads whole images.
 
     `images` are of the kind that the classifier answers; their labels, if any, only serve to calibrate and to
     report accuracy. Accuracy and agreement are of `test`, or of the held-out images without it. `more` images are
@@ -322,24 +326,24 @@ class _FitRun:
                 networks[size] = self._train(grid, size, bank, plan)
             network, notes = networks[size]
             try:
-                card = write_model(
+                write = write_light if grid == 1 else partial(write_model, grid=grid)
+                card = write(
                     network,
-                    grid,
-                    size.side,
-                    self.classifier,
-                    answers.class_names,
-                    answers.held,
-                    answers.shown,
-                    self.options.cost,
-                    notes,
-                    self.out,
+                    side=size.side,
+                    classifier=self.classifier,
+                    class_names=answers.class_names,
+                    held=answers.held,
+                    shown=answers.shown,
+                    cost=self.options.cost,
+                    notes=notes,
+                    out=self.out,
                 )
             except OSError as error:
                 raise ConfigurationError(
-                    f"the {grid}x{grid} model cannot be written into {self.out}: {error.strerror or error}; free some "
+                    f"the {_named(grid)} cannot be written into {self.out}: {error.strerror or error}; free some "
                     "space and go on with --resume, the training is kept"
                 ) from error
-            for line in (summary(card), *class_lines(card)):
+            for line in (summary(card), *(class_lines(card) if card.kind == "collage" else ())):
                 self.watcher.say(line)
             if card.relative_cost > self.options.cost:
                 self.watcher.say(
@@ -357,7 +361,8 @@ class _FitRun:
         if labels is not None:  # which alone could tell
             temperature = fit_temperature(answers.scores, labels)
         configuration = write_serving(self.classifier, answers.class_names, temperature, cards, self.out)
-        self.watcher.say(f"serve them with: evenkeel serve {configuration}")
+        first = " after what its first line says" if configuration.stem == "cascade" else ""
+        self.watcher.say(f"serve them with: evenkeel serve {configuration}{first}")
 
     def _begun(self, size: Size, bank: ViewBank) -> TileReader:
         """Makes the network of this size as it is before training."""
@@ -440,6 +445,10 @@ class _FitRun:
             "threads": options.threads,
             "torch": str(torch.__version__),
         }
+
+
+def _named(grid: int) -> str:
+    return "light model" if grid == 1 else f"{grid}x{grid} model"
 
 
 def _recipe(bank: ViewBank, options: FitOptions) -> FitRecipe:

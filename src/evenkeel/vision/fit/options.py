@@ -42,8 +42,8 @@ class FitOptions:
     """Holds the options of a fit.
 
     Attributes:
-        grids: of the Collage-CNNs, each with 2 to 8 tiles along one side.
-        cost: of one collage pass, in passes of the classifier, at most.
+        grids: of the Collage-CNNs, each with 2 to 8 tiles along one side; 1 is a light classifier of whole images.
+        cost: of one pass over a collage, or over an image for grid 1, in passes of the classifier, at most.
         weights: that a network begins with: "fresh" ones, those of the "classifier" at the resolution of a tile, or
             "auto": whichever agrees more after a short training, where the cost allows both.
         precision: of the convolutions in the file, "int8" or "fp32"; training is in floating point.
@@ -86,8 +86,8 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be done."""
-        if not self.grids or len(set(self.grids)) < len(self.grids) or not all(2 <= grid <= 8 for grid in self.grids):
-            raise ConfigurationError(f"grid: expected different numbers from 2 to 8, found {list(self.grids)}")
+        if not self.grids or len(set(self.grids)) < len(self.grids) or not all(1 <= grid <= 8 for grid in self.grids):
+            raise ConfigurationError(f"grid: expected different numbers from 1 to 8, found {list(self.grids)}")
         for name in ("cost", "minutes"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{name}: must be a number above zero, found {getattr(self, name)}")

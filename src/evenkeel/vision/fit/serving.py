@@ -15,13 +15,22 @@ from evenkeel.models.cards import ModelCard, save_card
 from evenkeel.vision.fit.plain_graph import write_plain_graph
 from evenkeel.vision.networks.export import file_sha256
 
-__all__ = ["write_serving"]
+__all__ = ["served_form", "write_serving"]
+
+
+# What `evenkeel serve` refuses without a certificate, so that no light answer is given that nobody judged.
+_CASCADE = (
+    "# First: evenkeel certify cascade.yaml --images labelled/ --min-accuracy .80",
+    "policy: {name: cascade, certificate: certificate.json}",
+)
 
 
 def write_serving(
     classifier: BlackBox, class_names: tuple[str, ...], temperature: float, cards: Sequence[ModelCard], out: Path
 ) -> Path:
     """Writes `serve.yaml` into `out`, and the classifier with a card beside it where it came as a bare ONNX file.
+
+    A light classifier is served by a cascade: `cascade.yaml`. Gives the last file that it wrote.
 
     Args:
         classifier: that the cards back up.
@@ -40,14 +49,46 @@ def write_serving(
             model = classifier.name  # a shipped one
         else:
             model = _add_card(classifier, class_names, temperature, out)
-        lines = [f"model: {_quoted(model)}", "codes:", "  - replicate"]
-        lines += [f"  - {_quoted(f'{card.name}.json')}" for card in sorted(cards, key=lambda card: card.grid)]
-        lines += ["replicas: 2", "backups: 1"]
-        path = out / "serve.yaml"
-        write_whole(path, ("\n".join(lines) + "\n").encode())
+        nodes, path = ["replicas: 2", "backups: 1"], out / "serve.yaml"
+        named = {card.kind: [_quoted(f"{one.name}.json") for one in _by_size(cards, card.kind)] for card in cards}
+        if "collage" in named:
+            codes = ["codes:", "  - replicate", *(f"  - {name}" for name in named["collage"])]
+            _write(path, [f"model: {_quoted(model)}", *codes, *nodes])
+        if "classifier" in named:
+            path = out / "cascade.yaml"
+            codes = [f"codes: [{{kind: cascade, model: {named['classifier'][0]}}}]"]
+            _write(path, [f"model: {_quoted(model)}", *codes, *nodes, *_CASCADE])
     except OSError as error:
         raise ConfigurationError(f"{out} cannot be written: {why_unwritten(error)}") from error
     return path
+
+
+def _by_size(cards: Sequence[ModelCard], kind: str) -> list[ModelCard]:
+    return sorted((card for card in cards if card.kind == kind), key=lambda card: card.grid)
+
+
+def _write(path: Path, lines: Sequence[str]) -> None:
+    write_whole(path, ("\n".join(lines) + "\n").encode())
+
+
+def served_form(classifier: BlackBox) -> dict[str, Any]:
+    """Gives the fields of a card that say how items come which `classifier` is served with."""
+    if classifier.card is not None:
+        names = ("layout", "datatype", "normalisation_inside", "mean", "std", "interpolation")
+        return {name: getattr(classifier.card, name) for name in names}
+    if not classifier.plain:
+        return {}  # its graph is written anew, for plain pixels
+    form: dict[str, Any] = {"layout": classifier.layout, "datatype": classifier.datatype}
+    if classifier.datatype == "FP32":
+        # Cards normalise as (pixels / 255 - mean) / std; here pixels are multiplied by `scale` first.
+        normalisation = classifier.normalisation
+        factor = 255 * normalisation.scale
+        form |= {
+            "normalisation_inside": False,
+            "mean": tuple(mean / factor for mean in normalisation.mean),
+            "std": tuple(std / factor for std in normalisation.std),
+        }
+    return form
 
 
 def _quoted(text: str) -> str:
@@ -60,21 +101,7 @@ def _add_card(classifier: BlackBox, class_names: tuple[str, ...], temperature: f
     own: dict[str, Any] = {}
     if classifier.plain:
         _copy(classifier, path)
-        own = {
-            "layout": classifier.layout,
-            "datatype": classifier.datatype,
-            "input_name": classifier.input_name,
-            "output_name": classifier.output_name,
-        }
-        if classifier.datatype == "FP32":
-            # Cards normalise as (pixels / 255 - mean) / std; here pixels are multiplied by `scale` first.
-            normalisation = classifier.normalisation
-            factor = 255 * normalisation.scale
-            own |= {
-                "normalisation_inside": False,
-                "mean": tuple(mean / factor for mean in normalisation.mean),
-                "std": tuple(std / factor for std in normalisation.std),
-            }
+        own = {"input_name": classifier.input_name, "output_name": classifier.output_name}
     else:
         if path.exists() and path.samefile(classifier.path):
             path = out / f"{classifier.name}-plain.onnx"
@@ -91,6 +118,7 @@ def _add_card(classifier: BlackBox, class_names: tuple[str, ...], temperature: f
         temperature=temperature,
         macs=classifier.macs or 0,
         parameters=classifier.parameters or 0,
+        **served_form(classifier),
         **own,
     )
     save_card(card, out / f"{classifier.name}.json")
