@@ -25,6 +25,7 @@ from evenkeel.models import shipped
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.promises.promise import KINDS, Promise
 from evenkeel.schema import Schema
+from evenkeel.serving.autoscale import AutoscaleSettings
 from evenkeel.serving.front.access import KeysConfig
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import POLICIES, Policy, preset
@@ -97,12 +98,22 @@ class NodesConfig:
     urls: tuple[str, ...] = setting((), "Servers of the Open Inference Protocol: http://host:port.")
     links: tuple[str, ...] = setting((), "Gateways over links that lose packets: udp://host:port; see `lossy`.")
     ray: RayOptions | None = setting(None, "Workers that a Ray cluster places and watches.")
+    autoscale: AutoscaleSettings | None = setting(None, "How the number of own workers follows the load; of replicas.")
 
     def __post_init__(self) -> None:
-        """Refuses addresses that are none."""
+        """Refuses addresses that are none, and a number that nothing here can change."""
         for kind in ("addresses", "urls", "links"):
             for place, text in enumerate(getattr(self, kind)):
                 _check_node(kind, text, (kind, place))
+        scale = self.autoscale
+        if scale is None:
+            return
+        if self.ray is not None and self.ray.fleet:
+            raise FieldError("autoscale", "a fleet that gateways share has a fixed number of workers")
+        if not self.count and self.ray is None:
+            raise FieldError("autoscale", "is for workers that the gateway has started; give count or ray")
+        if not scale.min <= self.total <= scale.max:
+            raise FieldError("autoscale", f"the fleet begins with {self.total}, which is not from min to max")
 
     @property
     def total(self) -> int:
@@ -411,6 +422,8 @@ class ServeConfig:
         """Refuses what does not go together."""
         if not self.replicas.total:
             raise FieldError("replicas", "at least one is needed")
+        if self.backups.autoscale is not None:
+            raise FieldError(("backups", "autoscale"), "the load says how many replicas are needed, not backups")
         if self.backups.links:
             raise FieldError("backups", "no link of lost packets leads to them; name udp:// under replicas")
         if self.worker_tls is not None and (self.worker_tls.ca is None or self.worker_tls.certificate is None):

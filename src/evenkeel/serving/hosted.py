@@ -23,6 +23,7 @@ from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard, class_difference, load_card
 from evenkeel.models.digest import ModelDigests
+from evenkeel.serving.autoscale import Autoscaler
 from evenkeel.serving.config import CodeConfig, ServeConfig
 from evenkeel.serving.fleet import FleetMember, LiveFleet
 from evenkeel.serving.front.served import ServedModel
@@ -81,6 +82,8 @@ class HostedModel:
         replicas = make.configured("replica", config.replicas)
         backups = make.configured("backup", config.backups) if config.policy.uses_backups else []
         self._started = False
+        self._autoscale = config.replicas.autoscale
+        self._scaling: asyncio.Task[None] | None = None
         self._audits = None if config.promises.audit_file is None else AuditFile(config.promises.audit_file)
         digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
         promises = apply_certificate(config, self._cards, codes, digests_here, self._audits)
@@ -126,6 +129,9 @@ class HostedModel:
         """
         await self.fleet.start()
         self._started = True
+        if self._autoscale is not None:
+            scaler = Autoscaler(self.gateway, self.fleet, self._autoscale, time.monotonic)
+            self._scaling = asyncio.ensure_future(scaler.run())
 
     @property
     def why_not_ready(self) -> str:
@@ -139,6 +145,9 @@ class HostedModel:
     async def close(self) -> None:
         """Ends the workers, and lets go of everything."""
         self.served.close()
+        if self._scaling is not None:
+            self._scaling.cancel()
+            await asyncio.wait([self._scaling])
         await self.fleet.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._audits is not None:

@@ -166,6 +166,7 @@ class _RayProcess:
             async with asyncio.timeout(1.0):
                 await self._words.closed
         self._output.close()
+        await asyncio.sleep(0)  # asyncio closes the pipe in its next round
         for future in self._open.values():
             if not future.done():
                 future.set_exception(self._lost())
