@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from certificates import Authority
 from evenkeel.cli.check import is_edge
 from evenkeel.edge.node import edge_json_schema, read_edge_config
 from evenkeel.models.shipped import CERTIFICATE, card_path
@@ -42,9 +43,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(card_path(model).with_suffix(".onnx"), folder)
     for name in ("certificate.json", "promised.json"):
         shutil.copy(CERTIFICATE, folder / name)
-    for name in ("worker.key", "camera.key", "link.key"):
+    for name in ("worker.key", "camera.key", "link.key", "remote.key", "clients.keys"):
         (folder / name).write_text("k" * 32)
         (folder / name).chmod(0o600)
+    authority = Authority(folder, "ca")
+    for name in ("server", "gateway"):
+        authority.sign(name)
+    shutil.copytree(folder, folder / "trust")  # where docs/how-to/trust.md has them
+    for name in ("worker.secret", "upstream.key"):
+        shutil.copy(folder / "remote.key", folder / "trust" / name)
     return folder
 
 

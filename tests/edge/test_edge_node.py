@@ -28,6 +28,15 @@ def test_an_edge_node_is_a_cascade_with_a_data_centre(tmp_path: Path) -> None:
     assert config.port == 9000
 
 
+def test_an_edge_node_reaches_its_data_centre_with_keys_and_certificates_and_guards_itself(tmp_path: Path) -> None:
+    raw = {"remote_tls": {"ca": "ca.pem"}, "remote_credentials": {"bearer_file": "key"}, "keys": {"file": "keys"}}
+    config = read_edge_config({**LEAST, "data_centre": "https://10.0.0.5", **raw}, tmp_path)
+    assert config.remote_tls is not None
+    assert config.remote_tls.ca == tmp_path / "ca.pem"
+    assert config.remote_credentials.bearer_file == tmp_path / "key"
+    assert config.keys.file == tmp_path / "keys"
+
+
 def test_what_an_edge_node_may_change() -> None:
     raw = {**LEAST, "data_centre": ["tcp://10.0.0.5:7000", "http://10.0.0.6"], "on_miss": "reject", "light_workers": 2}
     config = read_edge_config({**raw, "policy": {"min_confidence": 0.7}})

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from certificates import DAY, Authority
 from evenkeel.models.cards import load_card, save_card
 from evenkeel.models.shipped import card_path
 from evenkeel.serving.check import find_problems
@@ -121,3 +122,32 @@ def test_a_field_is_found_in_its_line(tmp_path: Path) -> None:
     assert line(()) == 1
     path.write_text("")
     assert find_lines(path)(("a",)) == 1
+
+
+def test_keys_and_certificates_are_read_as_the_server_would(models: Path) -> None:
+    authority = Authority(models)
+    authority.sign("good")
+    authority.sign("old", begins=-2 * DAY, ends=-DAY)
+    good = {"certificate": "good.pem", "key": "good.key"}
+    (models / "keys").write_text("alice short")
+    right = {"tls": good | {"client_ca": "authority.pem"}, "worker_tls": good | {"ca": "authority.pem"}}
+    assert problems(models, **right, remote_tls={"ca": "authority.pem"}) == []
+    found = problems(
+        models,
+        keys={"file": "keys"},
+        tls={"certificate": "old.pem", "key": "old.key"},
+        worker_tls={"certificate": "good.pem", "key": "old.key", "ca": "authority.pem"},
+        remote_tls={"ca": "none.pem"},
+        remote_credentials={"bearer_file": "none"},
+    )
+    assert [one.partition(": ")[0] for one in found] == [
+        "keys.file",
+        "tls",
+        "worker_tls",
+        "remote_tls",
+        "remote_credentials",
+    ]
+    assert "a key has 16 to 1024" in found[0]
+    assert "certificate has expired" in found[1]
+    assert "is not that of certificate" in found[2]
+    assert all("cannot be read" in one for one in found[3:])

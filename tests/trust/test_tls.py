@@ -9,25 +9,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certificates import DAY, Authority, write_key
 from evenkeel.errors import ConfigurationError
 from evenkeel.trust.tls import ClientTls, ServerTls, client_contexts, server_contexts, tls_reason
+from tls_handshake import shake
 
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory):
     return Authority(tmp_path_factory.mktemp("certificates"))
-
-
-def shake(server: ssl.SSLContext, client: ssl.SSLContext, name: str = "localhost") -> ssl.SSLObject:
-    """Has the two make a connection; gives the server's side of it."""
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    of_server = server.wrap_bio(there, back, server_side=True)
-    of_client = client.wrap_bio(back, there, server_hostname=name)
-    for _ in range(4):
-        for side in (of_client, of_server):
-            try:
-                side.do_handshake()
-            except ssl.SSLWantReadError:
-                continue
-    return of_server
 
 
 def test_both_sides_verify_each_other(authority):

@@ -18,7 +18,9 @@ from evenkeel.serving.config import CodeConfig, ServeConfig
 from evenkeel.serving.hosted import build_codes
 from evenkeel.serving.nodes import NodeMaker, known_digests
 from evenkeel.serving.promised import apply_certificate
+from evenkeel.serving.trusted import guard_of
 from evenkeel.settings import joined
+from evenkeel.trust.tls import client_contexts, server_contexts
 
 __all__ = ["find_problems"]
 
@@ -41,6 +43,7 @@ def find_problems(config: ServeConfig, *, resolve: bool = False) -> list[Problem
         found.attempt(("worker_key_file",), read_key, config.worker_key_file)
     if config.lossy.key_file:
         found.attempt(("lossy", "key_file"), read_key, config.lossy.key_file)
+    _check_trust(config, found)
     if not found.problems:
         # Addresses are refused where their backends are made: without a key, or of a kind that a model cannot have.
         maker = NodeMaker(config, list(cards.values()), ModelDigests())
@@ -81,6 +84,17 @@ class _Found:
                 place = (*place, inner)
             self.problems.append(Problem(place, text))
             return None
+
+
+def _check_trust(config: ServeConfig, found: _Found) -> None:
+    """Reads certificates and keys, as the server would."""
+    found.attempt(("keys",) if config.keys.file is None else ("keys", "file"), guard_of, config)
+    if config.tls is not None:
+        found.attempt(("tls",), server_contexts, config.tls)
+    for place, tls in (("worker_tls", config.worker_tls), ("remote_tls", config.remote_tls)):
+        if tls is not None:
+            found.attempt((place,), client_contexts, tls)
+    found.attempt(("remote_credentials",), config.remote_credentials.load)
 
 
 def _check_models(config: ServeConfig, found: _Found) -> tuple[dict[str, ModelCard], list[BackupCode]]:

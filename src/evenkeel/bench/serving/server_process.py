@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -108,8 +109,9 @@ class ServerProcess:
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             # The one line that `evenkeel serve` prints once it answers.
-            if b"http://" in line:
-                return line.decode().split("http://", 1)[1].split()[0].rstrip("/").join(("http://", ""))
+            url = re.search(rb"https?://\S+", line)
+            if url is not None:
+                return url[0].decode().rstrip("/")
         raise EvenkeelError("it ended")
 
     async def _stop(self) -> None:

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 10.0
 _MAX_HEADER = 2048
+_MAX_NAMES = 10_000  # that are counted apart
+_OTHERS = "others"
 _CERTIFIED: frozenset[Right] = frozenset({"infer", "watch"})
 
 
@@ -100,7 +102,7 @@ class Access:
             self._refuse("not allowed", f"{name} at {peer}")
             message = f"{name} may not do this: it needs a key with the right to {right}"
             raise ForbiddenError(message, f'Bearer realm="evenkeel", error="insufficient_scope", scope="{right}"')
-        self.admitted[name] += 1
+        self.admitted[name if name in self.admitted or len(self.admitted) < _MAX_NAMES else _OTHERS] += 1
         return name
 
     def reload(self) -> bool:
