@@ -37,6 +37,7 @@ _POLICY_FLAGS = (
 @click.option("--model", help="Model card (.json) of the classifier, or the name of a shipped one.")
 @click.option("--host", help="Address to listen on; the default is loopback.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Port to listen on for gRPC; 0 takes a free one.")
 @node_options
 @log_option
 @click.option("--parent-pid", type=int, hidden=True, help="Process with which this one ends.")

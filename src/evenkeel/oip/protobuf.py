@@ -27,7 +27,7 @@ __all__ = [
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 # A field's kind: a scalar by its name; a message by its own table; a list of one kind for a repeated field;
-# `{"map": kind}` for a map from strings.
+# `{"map": kind}` for a map from strings; a tuple of the names of an enumeration's values, from 0 on.
 FieldKind = Any
 MessageTable = Mapping[Any, tuple[str, FieldKind]]
 
@@ -159,6 +159,9 @@ def _read_one(message: bytes, kind: FieldKind, wire: int, begin: int, stop: int,
     if isinstance(kind, dict):
         if wire == BYTES:
             return read(message, kind, begin, stop, depth + 1)
+    elif isinstance(kind, tuple):
+        if wire == VARINT:
+            return kind[begin] if begin < len(kind) else kind[0]
     elif _WIRES[kind][0] == wire:
         if wire == VARINT:
             return _from_varint(kind, begin)
@@ -228,7 +231,7 @@ def write(values: Mapping[str, Any], schema: MessageTable) -> bytes:
 
 
 def _write_list(number: int, kind: FieldKind, values: Iterable[Any]) -> list[bytes]:
-    if isinstance(kind, dict) or kind in ("string", "bytes"):
+    if not isinstance(kind, str) or kind in ("string", "bytes"):
         return [_write_one(number, kind, value) for value in values]
     packed = b"".join(_scalar(kind, value) for value in values)
     return [write_field(number, packed)] if packed else []
@@ -239,6 +242,8 @@ def _write_one(number: int, kind: FieldKind, value: Any) -> bytes:
         return write_field(number, write(value, kind))
     if kind in ("string", "bytes"):
         return write_field(number, value.encode("utf-8", "replace") if kind == "string" else value)
+    if isinstance(kind, tuple):
+        return varint(number << 3 | VARINT) + varint(kind.index(value))
     return varint(number << 3 | _WIRES[kind][0]) + _scalar(kind, value)
 
 

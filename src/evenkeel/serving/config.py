@@ -366,6 +366,12 @@ class ServeConfig:
         shown_default="127.0.0.1",
     )
     port: int = setting(8000, "Port to listen on; 0 takes a free one.", low=0, high=65535)
+    grpc_port: int | None = setting(
+        None,
+        "Port to listen on for gRPC, at the same addresses; 0 takes a free one. Without it there is none.",
+        low=0,
+        high=65535,
+    )
     threads: int = setting(1, "Threads of one pass in the workers started here.", low=1, high=1024)
     max_batch: int = setting(
         MAX_BATCH, "Waiting items that share a pass at most, where the model gains by it; 1: never.", low=1, high=1024
@@ -424,6 +430,8 @@ class ServeConfig:
             raise FieldError("replicas", "at least one is needed")
         if self.backups.autoscale is not None:
             raise FieldError(("backups", "autoscale"), "the load says how many replicas are needed, not backups")
+        if self.grpc_port is not None and all(host.startswith("unix:") for host in self.host):
+            raise FieldError("grpc_port", "needs an address, and host names a Unix socket alone")
         if self.backups.links:
             raise FieldError("backups", "no link of lost packets leads to them; name udp:// under replicas")
         if self.worker_tls is not None and (self.worker_tls.ca is None or self.worker_tls.certificate is None):

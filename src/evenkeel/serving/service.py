@@ -14,6 +14,9 @@ from evenkeel.serving.changed_files import when_changed
 from evenkeel.serving.config import ServeConfig
 from evenkeel.serving.control import own_socket
 from evenkeel.serving.front.served import ServedModels
+from evenkeel.serving.grpc.app import GrpcApp
+from evenkeel.serving.grpc.connection import GrpcLimits
+from evenkeel.serving.grpc.front import GrpcFront
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.server import run_server
 from evenkeel.serving.lossy import listen_for_images
@@ -88,6 +91,7 @@ async def serve(
     for warning in exposures(config):
         _log.warning("%s", warning)
     uds = next((host.removeprefix("unix:") for host in config.host if host.startswith("unix:")), None)
+    front = None if config.grpc_port is None else _grpc(config, models, repository, hosts)
     # It listens before models are loaded: whoever watches it can tell that it is alive, and that it is not ready.
     server = asyncio.ensure_future(
         run_server(
@@ -96,6 +100,7 @@ async def serve(
             config.port,
             uds=uds,
             control=_control(config),
+            beside=front,
             drain_s=config.drain_s,
             grace_s=config.grace_s,
             keep_alive_s=config.keep_alive_s,
@@ -115,7 +120,11 @@ async def serve(
             why_not = repository.why_not_ready
             if why_not:
                 _log.error("this server is not ready: %s", why_not)
-            on_started(_url(hosts, uds, bound.result(), guard.tls is not None), why_not)
+            secure = guard.tls is not None
+            url = _url(hosts, uds, bound.result(), secure)
+            if front is not None:
+                url += f" and {_url(hosts, None, front.port, secure).replace('http', 'grpc', 1)}"
+            on_started(url, why_not)
         await server
     finally:
         starting.cancel()
@@ -127,6 +136,17 @@ async def serve(
             listening[0].close()
             listening[1].close()
         await repository.close()
+
+
+def _grpc(config: ServeConfig, models: ServedModels, repository: ModelRepository, hosts: Sequence[str]) -> GrpcFront:
+    limits = GrpcLimits(
+        message_bytes=config.max_body_bytes,
+        connections=min(config.max_connections, GrpcLimits().connections),
+        bodies_bytes=config.max_bodies_bytes,
+    )
+    app = GrpcApp(models, repository, max_message_bytes=config.max_body_bytes)
+    assert config.grpc_port is not None
+    return GrpcFront(app, hosts, config.grpc_port, limits)
 
 
 def _lossy_counts(repository: ModelRepository, listeners: Mapping[str, Mapping[str, int]]) -> LossyCounts:

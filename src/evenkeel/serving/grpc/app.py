@@ -6,11 +6,20 @@ status.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from evenkeel.errors import DeadlineError, EvenkeelError, OverloadedError, UnknownModelError
+from evenkeel.errors import (
+    DeadlineError,
+    EvenkeelError,
+    ForbiddenError,
+    OverloadedError,
+    RequestError,
+    UnknownModelError,
+    UnsupportedError,
+)
 from evenkeel.oip.grpc import (
     RepeatedCalls,
     parse_infer_request,
@@ -21,14 +30,19 @@ from evenkeel.oip.grpc import (
 from evenkeel.oip.protobuf import MessageTable, read, write, write_field
 from evenkeel.oip.service import (
     HEALTH,
+    INDEX,
+    INDEX_REQUEST,
     LIVE,
     MODEL_METADATA,
     MODEL_REQUEST,
     READY,
+    REPOSITORY_REQUEST,
     SERVER_METADATA,
     SERVICE,
 )
 from evenkeel.serving.front.inference import Inference, Wanted, check_tensor
+from evenkeel.serving.front.management import Management
+from evenkeel.serving.front.request_times import CLIENT_GONE
 from evenkeel.serving.front.served import ServedModel, ServedModels
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.grpc.connection import Ask, GrpcMethod
@@ -39,9 +53,10 @@ __all__ = ["GrpcApp"]
 
 _log = logging.getLogger(__name__)
 
-_EXTENSIONS = ["parameters", "cancel_on_disconnect"]
+_EXTENSIONS = ["parameters", "cancel_on_disconnect", "model_repository"]
 _READ_ASIDE_FROM_BYTES = 256 << 10  # typed values of that many bytes would hold up all other calls
 _MAX_HEADS = 256
+_SUCCESS = 200  # as HTTP says it
 
 
 class GrpcApp:
@@ -49,11 +64,16 @@ class GrpcApp:
 
     Args:
         models: that are served; they may come and go.
+        management: loads and unloads models; None: they stay as they are.
         max_message_bytes: limit of a message, compressed and decompressed.
     """
 
-    def __init__(self, models: ServedModels, *, max_message_bytes: int = 32 << 20) -> None:
+    def __init__(
+        self, models: ServedModels, management: Management | None = None, *, max_message_bytes: int = 32 << 20
+    ) -> None:
         self._models = models
+        self._management = management
+        self._changes: set[asyncio.Task[None]] = set()
         self._max_message_bytes = max_message_bytes
         self._inference: Inference[Ask] = Inference(self._landed, self._failed)
         self._calls = RepeatedCalls()
@@ -69,6 +89,10 @@ class GrpcApp:
         self._add("ModelReady", infer, self._say_of_model(READY, self._model_ready))
         self._add("ModelMetadata", infer, self._say_of_model(MODEL_METADATA, ServedModel.metadata))
         self._add("Check", GrpcMethod(right=None), self._say(HEALTH, self._health), service="grpc.health.v1.Health")
+        manage = GrpcMethod(right="manage")
+        self._add("RepositoryIndex", infer, self._index)
+        self._add("RepositoryModelLoad", manage, partial(self._change, Management.load))
+        self._add("RepositoryModelUnload", manage, partial(self._change, Management.unload))
         models.follow(self._heads.clear)
 
     def _add(self, name: str, method: GrpcMethod, answer: Callable[[Ask], object], service: str = SERVICE) -> None:
@@ -99,6 +123,8 @@ class GrpcApp:
 
     def gone(self, ask: Ask) -> None:
         """Gives up a message whose client went away."""
+        if ask.times is not None:
+            ask.times.add(CLIENT_GONE, ask.since_s)
         self._inference.gone(ask)
 
     def give_up(self) -> None:
@@ -117,11 +143,13 @@ class GrpcApp:
     def _start(self, ask: Ask, model: ServedModel | None, message: bytes) -> None:
         if len(message) >= _READ_ASIDE_FROM_BYTES:
             model = self._models.find(*_named(read_target(message)))
+            ask.times = model.times
             self._inference.aside(ask, model, self._parse, message)
             return
         name, version, request = self._calls.parse(message)
-        model = self._models.find(*_named((name, version)))
         _label(ask, name, request.id)
+        model = self._models.find(*_named((name, version)))
+        ask.times = model.times
         wanted = self._inference.check(ask, model, request)
         self._inference.serve(ask, model, request, wanted, model.items.read(request), _left_s(ask))
 
@@ -159,6 +187,8 @@ class GrpcApp:
     def _reply(self, ask: Ask, message: bytes) -> None:
         if self._inference.end(ask):
             ask.respond(write_field(2, message) if ask.streamed else message)
+            if ask.times is not None:
+                ask.times.add(_SUCCESS, ask.since_s)
 
     def _failed(self, ask: Ask, error: Exception) -> None:
         if not isinstance(error, EvenkeelError):
@@ -166,6 +196,8 @@ class GrpcApp:
             error = EvenkeelError("internal error; the server's log has the details")
         if not self._inference.end(ask):
             return
+        if ask.times is not None:
+            ask.times.add(error.http_status, ask.since_s)
         if ask.streamed:
             # The stream goes on: others of its messages may be right.
             ask.respond(write_field(1, str(error).encode("utf-8", "replace")) + write_field(2, ask.label))
@@ -186,6 +218,42 @@ class GrpcApp:
             self._reply(ask, write(what(model), schema))
 
         return answer
+
+    def _index(self, ask: Ask) -> None:
+        asked = read(self._unpacked(ask), INDEX_REQUEST)
+        found = [asdict(one) for one in self._managed().index() if one.state == "READY" or not asked.get("ready")]
+        self._reply(ask, write({"models": found}, INDEX))
+
+    def _change(self, change: Callable[[Management, str], Coroutine[Any, Any, None]], ask: Ask) -> None:
+        """Begins a change of what is served, which goes on also if the client goes away."""
+        management = self._managed()
+        if not ask.may_manage:
+            raise ForbiddenError(
+                "this server is managed over its control socket (`evenkeel reload`), or with a key that has the right "
+                "to manage"
+            )
+        asked = read(self._unpacked(ask), REPOSITORY_REQUEST)
+        if set(asked.get("parameters", ())) - {"unload_dependents"}:
+            raise RequestError(
+                "parameters: this server loads what its configuration says, and takes no configuration or files by "
+                "request"
+            )
+
+        async def run() -> None:
+            try:
+                await change(management, asked.get("model_name", ""))
+                self._reply(ask, b"")
+            except Exception as error:
+                self._failed(ask, error)  # with what a worker said: it is for those who run the server
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+    def _managed(self) -> Management:
+        if self._management is None:
+            raise UnsupportedError("the models of this server cannot be changed while it runs")
+        return self._management
 
     def _unpacked(self, ask: Ask) -> bytes:
         """Gives a small message, decompressed here and now."""

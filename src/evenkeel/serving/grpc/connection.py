@@ -8,6 +8,7 @@ use up is bounded: sizes, times (by shared timers, see `Sweeper`), calls at once
 import asyncio
 import logging
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from evenkeel.http2.connection import Http2Connection, Http2Limits
 from evenkeel.http2.grpc import GrpcMessageReader, GrpcStatus, frame_message, read_timeout_s, write_status_message
 from evenkeel.http2.hpack import Headers, write_headers
 from evenkeel.serving.front.access import Access
+from evenkeel.serving.front.request_times import RequestTimes
 from evenkeel.serving.front.shares import Client
 from evenkeel.serving.front.sweeper import Sweeper
 from evenkeel.trust.keys import Right
@@ -88,15 +90,19 @@ class Ask:
         message: as it was sent; compressed where `packed` says so.
         packed: how it is compressed: gzip or deflate; empty for not at all.
         label: for the handler's own use.
+        since_s: when the call began, or the message of a stream was read, by `time.monotonic`.
+        times: of requests, to which this one is to be added.
     """
 
-    __slots__ = ("answer", "call", "held", "label", "message", "packed")
+    __slots__ = ("answer", "call", "held", "label", "message", "packed", "since_s", "times")
 
     def __init__(self, call: "_OpenCall", message: bytes, packed: str) -> None:
         self.call = call
         self.message = message
         self.packed = packed
         self.label = b""
+        self.since_s = time.monotonic() if call.streams else call.since_s
+        self.times: RequestTimes | None = None
         self.held = 0  # bytes that are counted for it
         self.answer: bytes | None = None  # of a stream, while an earlier message has none
 
@@ -114,6 +120,11 @@ class Ask:
     def streamed(self) -> bool:
         """Tells whether more messages may come and go in the same call."""
         return self.call.streams
+
+    @property
+    def may_manage(self) -> bool:
+        """Tells whether a call that needs the right to manage may be done: who has not got it was refused before."""
+        return self.call.connection.checks_rights
 
     @property
     def until_s(self) -> float | None:
@@ -134,7 +145,7 @@ class Ask:
 
     def fail(self, error: EvenkeelError) -> None:
         """Ends the call with the status of an error; does nothing when the client is gone."""
-        self.call.connection.fail(self.call, error)
+        self.call.connection.refuse(self, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +188,7 @@ class _OpenCall:
         "packing",
         "path",
         "reader",
+        "since_s",
         "stream",
         "streams",
         "unread",
@@ -192,6 +204,7 @@ class _OpenCall:
         self.until_s = until_s
         self.reader = GrpcMessageReader(connection.limits.message_bytes)
         self.asks: deque[Ask] = deque()  # that are not answered, in their order
+        self.since_s = time.monotonic()
         self.unread: deque[tuple[bytes, bool]] = deque()  # messages beyond those that may be at work
         self.owed = 0  # bytes of which the client has not been told that they are read
         self.counted = 0  # bytes of an incomplete message that are counted as taken up
@@ -334,6 +347,11 @@ class GrpcConnection(asyncio.Protocol):
         self._leaving = False  # it closes as soon as nothing is under way
         self._idle = False  # the timer of idle connections runs
         self._on_idle: Callable[[], object] = self._was_idle
+
+    @property
+    def checks_rights(self) -> bool:
+        """Tells whether calls are let in by the rights that their keys give."""
+        return self._server.access is not None
 
     # ---- the transport's side ----
 
@@ -570,8 +588,16 @@ class GrpcConnection(asyncio.Protocol):
             self._advance(call)
             self._give_room(call)
 
-    def fail(self, call: _OpenCall, error: EvenkeelError) -> None:
+    def refuse(self, ask: Ask, error: EvenkeelError) -> None:
         """Does what `Ask.fail` says."""
+        call = ask.call
+        if self._calls.get(call.stream) is call and ask in call.asks:
+            call.asks.remove(ask)
+            self._release(ask)
+            self.fail(call, error)
+
+    def fail(self, call: _OpenCall, error: EvenkeelError) -> None:
+        """Ends a call with the status of an error; the handler hears which of its messages need no answer any more."""
         if self._calls.get(call.stream) is not call:
             return
         del self._calls[call.stream]
