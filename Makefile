@@ -6,11 +6,12 @@ PIP := $(BIN)/pip --disable-pip-version-check -qq
 BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 TRAIN := $(VENV)/.train
+DOCS := $(VENV)/.docs
 
 SECONDS ?= 60
 SEED ?= 0
 
-.PHONY: demo test test-serving check fuzz format clean
+.PHONY: demo test test-serving check docs fuzz format clean
 
 demo: $(BASE)  ## five policies compared on real workers, in a minute and a half
 	$(BIN)/evenkeel demo --report evenkeel-demo.html
@@ -26,6 +27,9 @@ check: $(DEV)  ## lint, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+docs: $(DOCS)  ## the documentation, strictly, as a site in build/site; needs no network once it is set up
+	$(BIN)/python scripts/build_docs.py build/site
 
 fuzz: $(DEV)  ## broken requests, worker frames and remote replies, for SECONDS=60; SEED=n begins elsewhere
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py --seconds $(SECONDS) --seed $(SEED)
@@ -53,7 +57,7 @@ $(BASE): pyproject.toml requirements.lock | $(VENV)/bin/python
 	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(DEV) $(TRAIN): $(BASE)
+$(DEV) $(DOCS) $(TRAIN): $(BASE)
 	@touch $@
 else
 $(BASE): pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -66,5 +70,9 @@ $(DEV): $(BASE)
 
 $(TRAIN): $(DEV)
 	$(PIP) install -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(DOCS): $(TRAIN)
+	$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 endif

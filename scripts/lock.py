@@ -22,7 +22,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed"]
-        command += ["--report", str(report), "-c", str(ROOT / "constraints.txt"), f"{ROOT}[dev,train]", *BUILD]
+        command += ["--report", str(report), "-c", str(ROOT / "constraints.txt"), f"{ROOT}[dev,docs,train]", *BUILD]
         run(command, check=True)
         found = json.loads(report.read_text())["install"]
     lines = {}
