@@ -155,7 +155,7 @@ def kind(field: dict[str, Any], whole: dict[str, Any]) -> str:
     words = {"integer": "whole number", "string": "text", "boolean": "true or false", "array": "list"}
     low, high = field.get("minimum"), field.get("maximum")
     bounds = "" if low is None else f", at least {low:g}" if high is None else f" from {low:g} to {high:.10g}"
-    return words.get(field["type"], field["type"]) + bounds
+    return words.get(field.get("type", ""), field.get("type", "fields")) + bounds
 
 
 def commands(command: click.Command, name: str) -> Iterator[str]:

@@ -35,6 +35,16 @@ def test_a_right_configuration_is_one_line(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())["problems"] == []
 
 
+def test_what_strangers_can_do_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EVENKEEL_CLIENT_KEYS", raising=False)
+    path = tmp_path / "g.yaml"
+    path.write_text("host: 0.0.0.0\n")
+    result = run("check", str(path), "--json", str(tmp_path / "out.json"))
+    assert result.exit_code == 0
+    assert f"{path}: warning: 0.0.0.0 is open: whoever reaches it can send requests" in result.stderr
+    assert len(json.loads((tmp_path / "out.json").read_text())["warnings"]) == 2
+
+
 def test_an_edge_nodes_problems_have_its_own_names(tmp_path: Path) -> None:
     path = tmp_path / "e.yaml"
     path.write_text("data_centre: http://10.0.0.5:8000\ncertificate: none.json\nlight: cifar10-base\n")

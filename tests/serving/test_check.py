@@ -96,6 +96,13 @@ def test_a_certificate_must_fit(models: Path) -> None:
     assert "c.json" in found
 
 
+def test_keys_and_certificates_must_be_readable(models: Path) -> None:
+    (models / "ca.pem").write_text("no certificate")
+    tls = {"ca": "ca.pem", "certificate": "none.pem"}
+    found = problems(models, keys={"file": "none"}, tls={"certificate": "none.pem"}, worker_tls=tls, remote_tls=tls)
+    assert [one.partition(":")[0] for one in found] == ["keys.file", "tls", "worker_tls", "remote_tls"]
+
+
 def test_names_are_looked_up_when_asked(models: Path) -> None:
     config = read_config({"replicas": ["http://here.invalid:80", "http://127.0.0.1:80"], "host": "there.invalid"})
     found = [str(one).partition(":")[0] for one in find_problems(config, resolve=True)]

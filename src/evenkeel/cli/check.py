@@ -37,6 +37,7 @@ def check(config: Path, resolve: bool, outputs: Any) -> None:
     from evenkeel.schema import ProblemsError
     from evenkeel.serving.check import find_problems
     from evenkeel.serving.config import find_lines, load_raw, read_config
+    from evenkeel.serving.trusted import exposures
     from evenkeel.settings import joined
 
     outputs.check()
@@ -51,12 +52,16 @@ def check(config: Path, resolve: bool, outputs: Any) -> None:
         problems = list(error.problems)
     problems.sort(key=lambda one: line(one.place))
     rows = [{"line": line(one.place), "field": joined(one.place), "problem": one.text} for one in problems]
+    warnings = [] if problems else exposures(settings)
     if outputs.json_path is not None:
-        write_json(outputs.json_path, {"evenkeel": __version__, "config": config, "problems": rows})
+        document = {"evenkeel": __version__, "config": config, "problems": rows, "warnings": warnings}
+        write_json(outputs.json_path, document)
     for row in rows:
         field = row["field"] or "configuration"
         click.echo(f"{config}:{row['line']}: {field}: {row['problem']}", err=True)
     if rows:
         sys.exit(2)
+    for warning in warnings:
+        click.echo(f"{config}: warning: {warning}", err=True)
     nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
     click.echo(f"{config}: {settings.name or settings.card().name} ({nodes}, {settings.policy.name}): nothing is wrong")
