@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "trust",
     },
     "serving.gateway": {"backends.backend", "coding.code", "coding.answers", "delays.laws", "promises"},
+    "serving.discovery": set(),
     "serving.front": {"coding.code", "images", "models", "oip", "promises.promise", "serving.gateway", "trust"},
     "serving.http": {"coding.code", "models", "oip", "serving.front", "serving.gateway", "serving.live", "trust"},
     "serving.live": {"serving.gateway"},

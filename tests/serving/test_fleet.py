@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ from evenkeel.backends.fake import FakeBackend
 from evenkeel.clock import LoopClock
 from evenkeel.coding.answers.scores import ScoreForm
 from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, EvenkeelError
+from evenkeel.models.shipped import card_path
 from evenkeel.serving.config import read_config
 from evenkeel.serving.fleet import FleetMember, LiveFleet
 from evenkeel.serving.gateway.gateway import Gateway
@@ -243,6 +246,44 @@ class Load:
         self.on = False
         while self.open:
             await asyncio.sleep(0.01)
+
+
+def test_workers_listed_in_a_file_join_and_leave_as_it_changes(tmp_path):
+    card = str(card_path("cifar10-base"))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "evenkeel", "worker", "--model", card, "--listen", f"unix:{tmp_path}/{name}"],
+            stderr=subprocess.DEVNULL,
+        )
+        for name in "ab"
+    ]
+    nodes = tmp_path / "nodes.txt"
+    nodes.write_text(f"unix:{tmp_path}/a\nunix:{tmp_path}/b\n")
+
+    async def run():
+        hosted = HostedModel(read_config({"replicas": [f"file:{nodes}"], "backups": 0, "policy": "none"}))
+        try:
+            await hosted.start()
+            assert hosted.gateway.ready, hosted.why_not_ready
+            load = Load(hosted.gateway, np.zeros((32, 32, 3), np.uint8), width=2)
+            nodes.write_text(f"unix:{tmp_path}/b\n")
+            while len(hosted.fleet.members) > 1:
+                await asyncio.sleep(0.02)
+            workers[0].terminate()
+            nodes.write_text("")  # nothing found changes nothing
+            await asyncio.sleep(0.1)
+            await load.end()
+            assert [outcome.error for outcome in load.outcomes if outcome.error] == []
+            assert len(hosted.fleet.members) == 1
+        finally:
+            await hosted.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.wait(20)
 
 
 def test_processes_join_leave_restart_and_die_under_load_without_a_lost_item():

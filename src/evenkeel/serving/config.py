@@ -26,6 +26,7 @@ from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.promises.promise import KINDS, Promise
 from evenkeel.schema import Schema
 from evenkeel.serving.autoscale import AutoscaleSettings
+from evenkeel.serving.discovery.by_name import FORMS, SCHEMES, discovery_of
 from evenkeel.serving.front.access import KeysConfig
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import POLICIES, Policy, preset
@@ -62,10 +63,13 @@ def _nodes(raw: Any, plain: Any, folder: Path) -> Any:
     if isinstance(raw, int) and not isinstance(raw, bool):
         raw = {"count": raw}
     elif isinstance(raw, Sequence) and not isinstance(raw, str):
-        kinds: dict[str, list[str]] = {"addresses": [], "urls": [], "links": []}
+        kinds: dict[str, list[str]] = {"addresses": [], "urls": [], "links": [], "discover": []}
         for place, entry in enumerate(raw):
+            if isinstance(entry, str) and entry.startswith(SCHEMES):
+                kinds["discover"].append(entry)
+                continue
             if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", _UDP, *_HTTP)):
-                wanted = "unix:/path, tcp://host:port, http(s)://host:port or udp://host:port"
+                wanted = f"unix:/path, tcp://host:port, http(s)://host:port, udp://host:port, {FORMS}"
                 raise FieldError((place,), f"expected {wanted}, found {shown(entry)}")
             kind = "urls" if entry.startswith(_HTTP) else "links" if entry.startswith(_UDP) else "addresses"
             _check_node(kind, entry, (place,))
@@ -73,7 +77,15 @@ def _nodes(raw: Any, plain: Any, folder: Path) -> Any:
         raw = kinds
     elif not isinstance(raw, Mapping):
         raise ConfigurationError(f"expected a whole number, a list of addresses, or fields, found {shown(raw)}")
+    found = raw.get("discover")
+    if isinstance(found, list):  # paths are relative to the file
+        raw = {**raw, "discover": [_in_folder(entry, folder) for entry in found]}
     return plain(raw)
+
+
+def _in_folder(entry: Any, folder: Path) -> Any:
+    is_file = isinstance(entry, str) and entry.startswith("file:") and entry != "file:"
+    return f"file:{folder / entry.removeprefix('file:')}" if is_file else entry
 
 
 def _check_node(kind: str, text: str, place: tuple[str | int, ...]) -> None:
@@ -99,12 +111,18 @@ class NodesConfig:
     links: tuple[str, ...] = setting((), "Gateways over links that lose packets: udp://host:port; see `lossy`.")
     ray: RayOptions | None = setting(None, "Workers that a Ray cluster places and watches.")
     autoscale: AutoscaleSettings | None = setting(None, "How the number of own workers follows the load; of replicas.")
+    discover: tuple[str, ...] = setting((), f"Where to find out, again and again, who is there: {FORMS}.")
 
     def __post_init__(self) -> None:
         """Refuses addresses that are none, and a number that nothing here can change."""
         for kind in ("addresses", "urls", "links"):
             for place, text in enumerate(getattr(self, kind)):
                 _check_node(kind, text, (kind, place))
+        for place, text in enumerate(self.discover):
+            try:
+                discovery_of(text)
+            except ConfigurationError as error:
+                raise FieldError(("discover", place), str(error)) from None
         scale = self.autoscale
         if scale is None:
             return
@@ -117,9 +135,10 @@ class NodesConfig:
 
     @property
     def total(self) -> int:
-        """Counts all nodes."""
+        """Counts all nodes, and a discovery as one."""
         on_ray = 0 if self.ray is None else self.ray.count
-        return self.count + len(self.addresses) + len(self.urls) + len(self.links) + on_ray
+        elsewhere = (self.addresses, self.urls, self.links, self.discover)
+        return self.count + sum(map(len, elsewhere)) + on_ray
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import ModelCard, class_difference, load_card
 from evenkeel.models.digest import ModelDigests
 from evenkeel.serving.autoscale import Autoscaler
-from evenkeel.serving.config import CodeConfig, ServeConfig
+from evenkeel.serving.config import CodeConfig, NodesConfig, ServeConfig
+from evenkeel.serving.discovery.by_name import discovery_of
+from evenkeel.serving.feed import Feed
 from evenkeel.serving.fleet import FleetMember, LiveFleet
 from evenkeel.serving.front.served import ServedModel
 from evenkeel.serving.gateway.gateway import Gateway, NodeKind
@@ -40,6 +42,7 @@ _log = logging.getLogger(__name__)
 # should know what is usual before they decide what is late.
 _WARM_UP_PASSES = 4
 _WARM_UP_S = 30.0
+_FIRST_NODES_S = 10.0  # for those that are to be found; they join later otherwise
 _MAX_SHOWN = 500  # characters of a reason
 
 
@@ -102,11 +105,18 @@ class HostedModel:
             scores=ScoreForm.from_card(card),
             offload=partial(_offload, loop, self._executor),
             promises=promises,
+            backups_join=bool(config.policy.uses_backups and config.backups.discover),
             stats=stats,
         )
         self.lossy_counts = {one.name: one.counts for one in replicas if isinstance(one, LossyBackend)}
         members = [*(FleetMember(one, "replica") for one in replicas), *(FleetMember(one, "backup") for one in backups)]
         self.fleet = LiveFleet(self.gateway, members, self._warm_up, make.own, drain_s=config.drain_s)
+        self._feeds = [
+            Feed(self.fleet, kind, make.at, discovery_of(text))
+            for kind, nodes in _kinds(config)
+            for text in nodes.discover
+        ]
+        self._feeding: list[asyncio.Task[None]] = []
         # Until a pass has succeeded nothing shows that a replica can do any.
         self.gateway.watch(_blank(card))
         self.served = ServedModel(
@@ -129,6 +139,12 @@ class HostedModel:
         """
         await self.fleet.start()
         self._started = True
+        self._feeding = [asyncio.ensure_future(feed.run()) for feed in self._feeds]
+        settled = [asyncio.ensure_future(feed.settled.wait()) for feed in self._feeds]
+        if settled:
+            _, pending = await asyncio.wait(settled, timeout=_FIRST_NODES_S)
+            for waiting in pending:
+                waiting.cancel()
         if self._autoscale is not None:
             scaler = Autoscaler(self.gateway, self.fleet, self._autoscale, time.monotonic)
             self._scaling = asyncio.ensure_future(scaler.run())
@@ -148,6 +164,8 @@ class HostedModel:
         if self._scaling is not None:
             self._scaling.cancel()
             await asyncio.wait([self._scaling])
+        for feeding in self._feeding:
+            feeding.cancel()
         await self.fleet.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._audits is not None:
@@ -177,6 +195,11 @@ class HostedModel:
             if learn and number:
                 self.gateway.service_times.add(time.perf_counter() - began_s)
         return True
+
+
+def _kinds(config: ServeConfig) -> list[tuple[NodeKind, NodesConfig]]:
+    backups: list[tuple[NodeKind, NodesConfig]] = [("backup", config.backups)] if config.policy.uses_backups else []
+    return [("replica", config.replicas), *backups]
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class Gateway:
         scores: how the model's scores are to be read.
         offload: runs slow work away from the event loop.
         promises: decides when a light model may answer; None: nothing can be promised.
+        backups_join: backups will join later, where there are none now.
         stats: counters to go on with, of the gateway whose place this one takes; by default new ones.
 
     Raises:
@@ -114,6 +115,7 @@ class Gateway:
         costs: Mapping[str, float] | None = None,
         offload: Offload = inline,
         promises: PromiseGate | None = None,
+        backups_join: bool = False,
         stats: Stats | None = None,
     ) -> None:
         self.policy = policy
@@ -170,6 +172,7 @@ class Gateway:
             escalate=self._escalate,
             may_add_worker=self._may_add_worker,
             approximate=self._approximate.budget,
+            backups_join=backups_join,
         )
         # What a code's model is known to do well enough; a request may ask for more.
         self._min_confidences = {code.name: code.min_confidence for code in codes}

@@ -41,8 +41,11 @@ def make_spares(
     escalate: Callable[[Item], object],
     may_add_worker: Callable[[Item], bool],
     approximate: Budget,
+    backups_join: bool = False,
 ) -> Spares:
     """Makes the spares that the policy can use; see `Gateway` for the arguments.
+
+    Where `backups_join` later there need be none now.
 
     Raises:
         ConfigurationError: codes that cannot work together.
@@ -69,11 +72,11 @@ def make_spares(
                 "policy.max_approximate: a cascade's answers are bounded by its promise; leave it out"
             )
         codes = [code for code in codes if isinstance(code, Cascade)]
-        if len(codes) != 1 or not backups:
+        if len(codes) != 1 or not (backups or backups_join):
             raise ConfigurationError(
                 "policy: a cascade needs exactly one code of kind cascade, and backups to run its light model"
             )
-    if policy.fill_after is not None and backups and codes:
+    if policy.fill_after is not None and (backups or backups_join) and codes:
         made = Backups(
             clock,
             backups,
