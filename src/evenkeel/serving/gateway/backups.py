@@ -194,6 +194,7 @@ class Backups(Spares):
         others_come = wait_s > self._gap_s * len(self._backups)
         few_are_approximate = self._approximate.has_token and self._approximate.spent < _FEW
         self._waiting.wait_s = wait_s if others_come and few_are_approximate else 0.0
+        self._waiting.gap_s = self._gap_s if others_come else 0.0
 
     def item_is_late(self, item: Item) -> None:
         """Covers the item now if it was not worth a spare before, or once more if its backup is late as well."""

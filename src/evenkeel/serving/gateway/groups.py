@@ -32,10 +32,12 @@ class Waiting:
 
     Attributes:
         wait_s: how long the oldest item waits for others now; it may change at any time.
+        gap_s: until the next item is expected: a group that would be due before need not wait any more.
     """
 
     def __init__(self, clock: Clock, full: int, on_due: Callable[[], object], wait_s: float = 0.0) -> None:
         self.wait_s = wait_s
+        self.gap_s = 0.0
         self._clock = clock
         self._full = full
         self._on_due = on_due
@@ -85,7 +87,7 @@ class Waiting:
         if self._timer is not None:
             self._timer.cancel()
         self._due_at = due_at
-        if due_at <= self._clock.time():
+        if due_at <= self._clock.time() + self.gap_s:
             # Soon, not now: items of one request, and of requests read in one turn of the loop, share a group.
             self._timer = self._clock.call_soon(self._due)
         else:
@@ -101,7 +103,7 @@ class Waiting:
         self._timer = None
         self._due_at = _NEVER
         # The item that was due may have been answered meanwhile.
-        if self._items and self._next_due_at() > self._clock.time() + _SOON_S:
+        if self._items and self._next_due_at() > self._clock.time() + max(self.gap_s, _SOON_S):
             self.wake()
         else:
             self._on_due()
