@@ -110,7 +110,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     ) - {"listen", "key_file"}
     config = read_config(raw)
     assert config == ServeConfig(name="cifar10-base")
-    fields = set(ServeConfig.__dataclass_fields__) - examples - {"certificate", "promises"}
+    fields = set(ServeConfig.__dataclass_fields__) - examples - {"certificate", "promises", "models"}
     assert {name.removesuffix("_bytes").removesuffix("_s") for name in fields} == set(raw)
 
 
@@ -244,3 +244,36 @@ def test_how_long_a_group_waits_is_learned_unless_it_is_given():
     assert read_config({}).policy.group_wait_s is None
     assert read_config({"policy": {"group_wait": "auto"}}).policy.group_wait_s is None
     assert read_config({"policy": {"group_wait": "20ms"}}).policy.group_wait_s == 0.02
+
+
+def test_several_models_have_what_stands_outside_of_the_list_besides_their_own() -> None:
+    config = read_config(
+        {"port": 9, "replicas": 3, "policy": "none", "models": [{"name": "a"}, {"name": "b", "replicas": 1}]}
+    )
+    assert [(one.name, one.replicas.count, one.policy.name) for one in config.each] == [
+        ("a", 3, "none"),
+        ("b", 1, "none"),
+    ]
+    assert config.port == 9
+    alone = read_config({})
+    assert alone.each == (alone,)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        ({"models": []}, "models: expected a list of models"),
+        ({"models": "a"}, "models: expected a list of models"),
+        ({"models": [3]}, r"models\[0\]: expected fields, found 3"),
+        ({"models": [{}, {}]}, r"models\[1\].name: 'cifar10-base' is the name of an earlier model, too"),
+        ({"models": [{"port": 1}]}, r"models\[0\].port: is of the server, and stands outside of models"),
+        ({"models": [{"models": [{}]}]}, r"models\[0\].models: is of the server"),
+        ({"models": [{"replicas": 0}]}, r"models\[0\].replicas: at least one is needed"),
+        ({"models": [{"fleet": 0}]}, r"models\[0\].fleet: unknown field; known are model"),
+        ({"name": "a", "models": [{}]}, "name: is of one model; give it in models"),
+        ({"models": [{"lossy": {"listen": "udp://127.0.0.1:9"}}]}, r"lossy.listen: is for a server of one model"),
+    ],
+)
+def test_models_that_do_not_fit_are_named(raw: dict, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        read_config(raw)

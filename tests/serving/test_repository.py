@@ -236,11 +236,16 @@ def test_a_running_server_is_reloaded_over_its_control_socket_and_over_nothing_e
         urls.append(url)
         started.set()
 
+    def configured():
+        base = {"model": "cifar10-base", "name": "base", "policy": "none"}
+        raw = {"port": 0, "replicas": 1, "backups": 0, "models": [{"model": "toy.json", "policy": "none"}, base]}
+        return read_config(raw, folder)
+
     stopped: list = []
 
     def target():
         async def main():
-            task = asyncio.ensure_future(serve(config_of(folder), on_started, reread=lambda: config_of(folder)))
+            task = asyncio.ensure_future(serve(configured(), on_started, reread=configured))
             stopped.append((asyncio.get_running_loop(), task))
             await asyncio.wait([task])
 
@@ -269,7 +274,9 @@ def test_a_running_server_is_reloaded_over_its_control_socket_and_over_nothing_e
             ):
                 assert client.request(method, path).status_code in (403, 404), path
             index = client.post("/v2/repository/index").json()
-            assert index == [{"name": "toy", "version": "1", "state": "READY", "reason": ""}]
+            ready = {"state": "READY", "reason": ""}
+            version = json.loads(card_path("cifar10-base").read_text())["version"]
+            assert index == [{"name": "toy", "version": "1", **ready}, {"name": "base", "version": version, **ready}]
             assert client.post("/v2/repository/index", content=b"[").status_code == 400
             write_card(folder, version="2")
             assert ask(control, "POST", "/v2/fleet/reload") == {"loaded": ["toy"]}
@@ -284,8 +291,12 @@ def test_a_running_server_is_reloaded_over_its_control_socket_and_over_nothing_e
                     ask(control, "POST", "/v2/fleet/resize", wrong)
             ask(control, "POST", "/v2/repository/models/toy/unload")
             assert client.post("/v2/models/toy/infer", content=body, headers=headers).status_code == 404
-            assert client.get("/v2/health/ready").status_code == 503
-            assert ask(control, "GET", "/v2/fleet") == {}
+            assert client.post("/v2/models/base/infer", content=body, headers=headers).status_code == 200
+            assert client.get("/v2/health/ready").status_code == 200
+            assert list(ask(control, "GET", "/v2/fleet")) == ["base"]
+            only_ready = client.post("/v2/repository/index", json={"ready": True}).json()
+            assert [model["name"] for model in only_ready] == ["base"]
+            assert 'evenkeel_items_total{model="base"} 1' in client.get("/metrics").text
     finally:
         loop, task = stopped[0]
         loop.call_soon_threadsafe(task.cancel)

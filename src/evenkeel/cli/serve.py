@@ -95,9 +95,10 @@ def run_server(
     log_to_stderr(log_format)
 
     def started(url: str, why_not: str) -> None:
-        nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
-        name, state = settings.name or settings.card().name, f", NOT READY: {why_not}" if why_not else ""
-        click.echo(f"evenkeel: {name} on {url} ({nodes}, {settings.policy.name}){state}")
+        for one in settings.each:
+            nodes = f"{one.replicas.total} replicas, {one.backups.total} backups"
+            name, state = one.name or one.card().name, f", NOT READY: {why_not}" if why_not else ""
+            click.echo(f"evenkeel: {name} on {url} ({nodes}, {one.policy.name}){state}")
         for warning in exposures(settings):
             click.echo(f"evenkeel: WARNING: {warning}")
 

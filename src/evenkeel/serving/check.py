@@ -36,6 +36,14 @@ def find_problems(config: ServeConfig, *, resolve: bool = False) -> list[Problem
         resolve: look the names of other machines up, too.
     """
     found = _Found()
+    if config.models:
+        _check_server(config, found)
+        of_models = (
+            Problem(("models", place, *one.place), one.text)
+            for place, model in enumerate(config.models)
+            for one in find_problems(model, resolve=resolve)
+        )
+        return [*found.problems, *of_models]
     cards, codes = _check_models(config, found)
     if config.certificate is not None and len(codes) == len(config.codes) and not found.problems:
         found.attempt(("policy", "certificate"), _check_certificate, config, cards, codes)
@@ -43,7 +51,7 @@ def find_problems(config: ServeConfig, *, resolve: bool = False) -> list[Problem
         found.attempt(("worker_key_file",), read_key, config.worker_key_file)
     if config.lossy.key_file:
         found.attempt(("lossy", "key_file"), read_key, config.lossy.key_file)
-    _check_trust(config, found)
+    _check_server(config, found)
     if not found.problems:
         # Addresses are refused where their backends are made: without a key, or of a kind that a model cannot have.
         maker = NodeMaker(config, list(cards.values()), ModelDigests())
@@ -53,9 +61,6 @@ def find_problems(config: ServeConfig, *, resolve: bool = False) -> list[Problem
             found.attempt(("backups",), maker.at, "backup", where)
     if config.promises.audit_file is not None:
         found.attempt(("promises", "audit_file"), _check_folder, config.promises.audit_file)
-    for host in config.host:
-        if host.startswith("unix:"):
-            found.attempt(("host",), _check_folder, Path(host.removeprefix("unix:")))
     if resolve:
         _resolve(config, found)
     return found.problems
@@ -86,8 +91,11 @@ class _Found:
             return None
 
 
-def _check_trust(config: ServeConfig, found: _Found) -> None:
-    """Reads certificates and keys, as the server would."""
+def _check_server(config: ServeConfig, found: _Found) -> None:
+    """Reads certificates and keys, as the server would, and looks for the folders of sockets."""
+    for host in config.host:
+        if host.startswith("unix:"):
+            found.attempt(("host",), _check_folder, Path(host.removeprefix("unix:")))
     found.attempt(("keys",) if config.keys.file is None else ("keys", "file"), guard_of, config)
     if config.tls is not None:
         found.attempt(("tls",), server_contexts, config.tls)

@@ -24,7 +24,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.promises.promise import KINDS, Promise
-from evenkeel.schema import Schema
+from evenkeel.schema import ProblemsError, Schema
 from evenkeel.serving.autoscale import AutoscaleSettings
 from evenkeel.serving.discovery.by_name import FORMS, SCHEMES, discovery_of
 from evenkeel.serving.front.access import KeysConfig
@@ -343,9 +343,32 @@ def _check_delay(text: str) -> None:
     parse_delay(text or "none")
 
 
+def _models(raw: Any, plain: Any, folder: Path) -> Any:
+    """Reads the configurations of several models; each holds what stands outside of the list, too (see `_prepare`)."""
+    if not isinstance(raw, Sequence) or isinstance(raw, str) or not raw:
+        raise ConfigurationError(f"expected a list of models, found {shown(raw)}")
+    found = []
+    for place, entry in enumerate(raw):
+        if not isinstance(entry, Mapping):
+            raise FieldError((place,), f"expected fields, found {shown(entry)}")
+        try:
+            found.append(SCHEMA.read(entry, folder))
+        except ProblemsError as error:
+            first = error.problems[0]
+            raise FieldError((place, *first.place), first.text) from None
+    return tuple(found)
+
+
+_MODELS: Mapping[str, Any] = {"type": "array", "items": {"type": "object"}, "minItems": 1}
+
+
 @dataclass(frozen=True)
 class ServeConfig:
     """Holds everything that `evenkeel serve` needs to know."""
+
+    models: Annotated[tuple[Any, ...], Form(_models, schema=_MODELS)] = setting(
+        (), "Several models instead of one; each has fields of its own, and those outside of the list besides."
+    )
 
     model: Annotated[Path, CARD] = setting(
         _BASE, "Card of the served model (.json), or the name of a shipped one.", shown_default=_BASE.stem
@@ -445,6 +468,8 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Refuses what does not go together."""
+        if self.models:
+            _check_models(self.models)
         if not self.replicas.total:
             raise FieldError("replicas", "at least one is needed")
         if self.backups.autoscale is not None:
@@ -462,10 +487,70 @@ class ServeConfig:
         """Gives the served model's card."""
         return load_card(self.model)
 
+    @property
+    def each(self) -> "tuple[ServeConfig, ...]":
+        """Gives the configuration of each model."""
+        return self.models or (self,)
+
+
+def _check_models(models: tuple[ServeConfig, ...]) -> None:
+    names: set[str] = set()
+    for place, one in enumerate(models):
+        name = one.name or one.card().name
+        if name in names:
+            raise FieldError(("models", place, "name"), f"{name!r} is the name of an earlier model, too")
+        names.add(name)
+        if one.lossy.listen:
+            raise FieldError(("models", place, "lossy", "listen"), "is for a server of one model")
+
+
+# Fields that a model among several may have of its own; the others are of the server.
+_OF_MODEL = frozenset(
+    {
+        "model",
+        "name",
+        "codes",
+        "replicas",
+        "backups",
+        "policy",
+        "promises",
+        "health",
+        "lossy",
+        "threads",
+        "max_batch",
+        "max_outstanding",
+        "decode_processes",
+        "decode_memory",
+        "pass_limit",
+        "load_limit",
+        "drain",
+        "delay",
+        "run",
+        "worker_key_file",
+        "no_worker_key",
+        "worker_tls",
+        "remote_model",
+        "remote_version",
+        "remote_connections",
+        "remote_tls",
+        "remote_credentials",
+    }
+)
+
 
 def _prepare(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Takes a policy's certificate out of it, also out of a text such as "collage(certificate=fills.json)"."""
     given = dict(raw)
+    if isinstance(entries := given.get("models"), Sequence) and not isinstance(entries, str):
+        for name in ("model", "name"):
+            if name in given:
+                raise FieldError(name, "is of one model; give it in models")
+        shared = {name: value for name, value in given.items() if name in _OF_MODEL}
+        for place, entry in enumerate(entries):
+            for name in entry if isinstance(entry, Mapping) else ():
+                if name not in _OF_MODEL and name in _ALL:
+                    raise FieldError(("models", place, str(name)), "is of the server, and stands outside of models")
+        given["models"] = [{**shared, **one} if isinstance(one, Mapping) else one for one in entries]
     if "model" in given:
         given.setdefault("codes", ["replicate"])  # the shipped collages fit the shipped classifier only
     policy = given.get("policy")
@@ -484,6 +569,7 @@ def _prepare(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 SCHEMA = Schema(ServeConfig, _prepare)
+_ALL = frozenset(file_name(one.name) for one in fields(ServeConfig))
 
 
 def read_config(raw: Any, folder: Path = Path()) -> ServeConfig:

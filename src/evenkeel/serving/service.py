@@ -55,11 +55,11 @@ async def serve(
     guard = guard_of(config)
     models = ServedModels()
 
-    def configured() -> list[ServeConfig]:
+    def configured() -> Sequence[ServeConfig]:
         guard.reload()
-        return [config if reread is None else reread()]
+        return (config if reread is None else reread()).each
 
-    repository = ModelRepository(models, [config], configured)
+    repository = ModelRepository(models, config.each, configured)
     listener_counts: dict[str, Mapping[str, int]] = {}  # by model
     responses: Counter[int] = Counter()
     app = App(
