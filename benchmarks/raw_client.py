@@ -8,6 +8,7 @@ not 200. A server that does not say the length of its answers cannot be measured
 import re
 import select
 import socket
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,13 +34,16 @@ def request_bytes(url: str, body: bytes, headers: Mapping[str, str]) -> bytes:
 
 
 class Connection:
-    """One connection to the server at `url`, one request at a time."""
+    """One connection to the server at `url`, one request at a time; `tls` is for https."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
         assert parts.hostname is not None
         self.socket = socket.create_connection((parts.hostname, parts.port or 80), _TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if parts.scheme == "https":
+            assert tls is not None
+            self.socket = tls.wrap_socket(self.socket, server_hostname=parts.hostname)
         # Of a fixed size and used again and again: fresh memory for each piece would cost more than all the rest.
         self._buffer = bytearray(_MAX_BYTES)
         self._view = memoryview(self._buffer)
@@ -106,11 +110,20 @@ class Load:
 
 
 def drive(
-    url: str, request: bytes, connections: int = 1, *, requests: int | None = None, seconds: float | None = None
+    url: str,
+    request: bytes,
+    connections: int = 1,
+    *,
+    requests: int | None = None,
+    seconds: float | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Load:
-    """Send `request` over each connection as soon as its last one is answered, for a number of requests or a time."""
+    """Send `request` over each connection as soon as its last one is answered, for a number of requests or a time.
+
+    Over https there may be one connection only.
+    """
     most = requests or 1 << 40
-    opened = [Connection(url) for _ in range(connections)]
+    opened = [Connection(url, tls) for _ in range(connections)]
     try:
         until_s = time.perf_counter() + (seconds or 1e9)
         return _one(opened[0], request, most, until_s) if connections == 1 else _many(opened, request, most, until_s)

@@ -56,6 +56,9 @@ def test_keys_are_needed_as_soon_as_there_are_some(tmp_path, monkeypatch):
     access = guard_of(read_config({})).access
     assert access.admit("infer", f"Bearer {FRONT}", "", "") == "alice"
     assert not [one for one in exposures(read_config({"host": "0.0.0.0"})) if "is open" in one]
+    monkeypatch.setenv(CLIENT_KEYS_VARIABLE, " ")
+    with pytest.raises(ConfigurationError, match="holds no key"):
+        guard_of(read_config({}))
     with pytest.raises(ConfigurationError, match="cannot be read"):
         guard_of(read_config({"keys": {"file": "none"}}, tmp_path))
 

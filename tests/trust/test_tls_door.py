@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import ssl
 import weakref
 
@@ -322,6 +323,67 @@ async def test_nothing_is_kept_of_a_connection_that_ended(authority):
             await until(lambda: kept() is None)
         finally:
             gc.enable()
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent, self.ended = b"", False
+
+    def write(self, data):
+        self.sent += data
+
+    def close(self):
+        self.ended = True
+
+    abort = close
+
+
+def test_a_handshake_in_which_anything_was_changed_lets_nobody_in(authority, caplog):
+    """Whatever byte of the client's is flipped, whenever it comes, nobody is connected and nothing breaks."""
+    chance = random.Random(7)
+    context = client_contexts(ClientTls(authority.file)).get()
+
+    async def shake(door, flip_at: int) -> int:
+        wire, connection = Wire(), door.connect()
+        connection.connection_made(wire)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        sent = 0
+        for _ in range(6):
+            with contextlib.suppress(ssl.SSLError):
+                client.do_handshake()
+            data = bytearray(outgoing.read())
+            if sent <= flip_at < sent + len(data):
+                data[flip_at - sent] ^= 1 << chance.randrange(8)
+            sent += len(data)
+            while data and not wire.ended:
+                piece = chance.randrange(1, 200)
+                connection.data_received(bytes(data[:piece]))
+                del data[:piece]
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            incoming.write(wire.sent)
+            wire.sent = b""
+        connection.connection_lost(None)
+        return sent
+
+    async def run():
+        door = door_of(authority, plain_answer=b"no TLS")
+        size = await shake(door, -1)
+        assert door.outcomes == {"done": 1}
+        flipped = range(5, size, 3)  # not of the first record's head, whose version TLS 1.3 has everybody ignore
+        for at in flipped:
+            await shake(door, at)
+        assert len(Echo.made) == 1
+        assert door.outcomes["done"] == 1
+        assert sum(door.outcomes.values()) == 1 + len(flipped)
+        assert not door.shaking
+
+    asyncio.run(run())
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_the_log_says_why_handshakes_fail_but_not_each_time(authority, caplog):

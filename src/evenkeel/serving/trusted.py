@@ -41,4 +41,5 @@ def exposures(config: ServeConfig) -> list[str]:
 
 
 def _has_keys(config: ServeConfig) -> bool:
-    return config.keys.file is not None or bool(os.environ.get(CLIENT_KEYS_VARIABLE))
+    # A variable that is set and empty is a mistake, which must not open the server: then there is an error.
+    return config.keys.file is not None or CLIENT_KEYS_VARIABLE in os.environ

@@ -63,7 +63,7 @@ class Reloaded(Generic[Content]):
         self._stamps = stamps
         try:
             self._value = self._load()
-        except ConfigurationError as error:
+        except (ConfigurationError, OSError) as error:  # a file may go away while it is read
             _log.error("%s changed and cannot be used, so what was there before stays in use: %s", self._what, error)
             return False
         _log.warning("%s changed and was read again", self._what)

@@ -131,7 +131,6 @@ class _TlsConnection(asyncio.Protocol):
         """Waits for a handshake."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own have no common ancestor with asyncio's
         door = self._door
-        self._tls = door.contexts.get().wrap_bio(self._in, self._out, server_side=True)
         self._timer = asyncio.get_running_loop().call_later(door.handshake_s, self.give_up, "late", None)
         door.begins(self)
 
@@ -143,11 +142,16 @@ class _TlsConnection(asyncio.Protocol):
         if self._inner is not None:
             self._read()
             return
+        if self._closed:
+            return
         if not self._shaken_bytes and data[0] != _RECORD_OF_HANDSHAKE:
             self._transport.write(self._door.plain_answer)
+            self._closed = True
             self._door.ends(self, "plain")
             self._transport.close()
             return
+        if self._tls is None:  # not before: who connects and says nothing costs next to nothing
+            self._tls = self._door.contexts.get().wrap_bio(self._in, self._out, server_side=True)
         self._shaken_bytes += len(data)
         if self._shaken_bytes > _MAX_HANDSHAKE_BYTES:
             self.give_up("failed", "it is longer than any")
