@@ -66,7 +66,7 @@ class Reloaded(Generic[Content]):
         except (ConfigurationError, OSError) as error:  # a file may go away while it is read
             _log.error("%s changed and cannot be used, so what was there before stays in use: %s", self._what, error)
             return False
-        _log.warning("%s changed and was read again", self._what)
+        _log.info("%s changed and was read again", self._what)
         return True
 
     def _read_stamps(self) -> list[_Stamp]:

@@ -60,7 +60,7 @@ def test_a_browser_may_send_a_key_as_password_to_watch_and_for_nothing_else(keys
     assert "Basic" not in caught.value.challenge
     with pytest.raises(UnauthenticatedError) as caught:
         access.admit("watch", "", "", "")
-    assert "Basic" in caught.value.challenge
+    assert caught.value.challenge == 'Basic realm="evenkeel", charset="UTF-8"'
     for nonsense in ("Basic", "Basic !!!", "Basic /w==", "Basic " + base64.b64encode(b"no colon").decode()):
         with pytest.raises(UnauthenticatedError):
             access.admit("watch", nonsense, "", "")

@@ -9,7 +9,11 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
+from certificates import Authority
 from evenkeel.errors import OverloadedError
+from evenkeel.serving.front.access import Access, Guard
+from evenkeel.trust.keys import KeyRing
+from evenkeel.trust.tls import ServerTls
 from http_helpers import FakeGateway, file_of, images, make_card, serving
 
 ROWS = np.stack([np.full((4, 5, 3), value, np.uint8) for value in range(1, 31)])
@@ -63,6 +67,26 @@ def test_tritonclient_with_nothing_but_defaults(server):
     assert np.array_equal(result.as_numpy("scores"), SCORES)
     assert result.as_numpy("source").tolist() == [b"exact"] * 30
     assert np.allclose(result.as_numpy("latency_ms"), 12.5)
+
+
+def test_tritonclient_with_a_key_over_tls(tmp_path):
+    authority = Authority(tmp_path)
+    pair = authority.sign("server")
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    keys.write_text("alice alices-secret-key-0001")
+    guard = Guard(Access(KeyRing(keys)), ServerTls(pair.certificate, pair.key))
+    with serving(guard=guard) as running:
+        url = f"localhost:{running.port}"
+        options = {"ca_certs": str(authority.file)}
+        with tritonclient.http.InferenceServerClient(url, ssl=True, ssl_options=options) as client:
+            assert client.is_server_ready()
+            with pytest.raises(InferenceServerException, match="this server wants a key"):
+                client.infer("toy", [triton_input(binary=True)])
+            headers = {"Authorization": "Bearer alices-secret-key-0001"}
+            for _ in range(2):
+                result = client.infer("toy", [triton_input(binary=True)], headers=headers)
+                assert np.array_equal(result.as_numpy("scores"), SCORES)
 
 
 def test_tritonclient_sends_files(server):

@@ -169,8 +169,10 @@ class Guard:
 
 
 def _challenge(right: Right | None, error: str) -> str:
-    bearer = 'Bearer realm="evenkeel"' + (f', error="{error}"' if error else "")
-    return f'{bearer}, Basic realm="evenkeel", charset="UTF-8"' if right == "watch" else bearer
+    """Says how to prove who one is; to watchers in the way that has a browser ask for it."""
+    if right == "watch":
+        return 'Basic realm="evenkeel", charset="UTF-8"'
+    return 'Bearer realm="evenkeel"' + (f', error="{error}"' if error else "")
 
 
 def _key_in(authorization: str, basic: bool) -> str:
