@@ -1,18 +1,26 @@
-"""Feed broken input to everything that reads what others send, for a while: requests, worker frames, remote replies.
+"""Feed broken input to everything that reads what others send, for a while: requests, gRPC, worker frames, replies.
 
 Pure Python and seeded: `python scripts/fuzz.py --seconds 60 --seed 1`. It ends with 1 at the first input that is
 answered wrongly, and prints it. What must hold:
 
 - requests: any cutting of the bytes gives the same events; where h11 reads a request, too, it is the same one, with the
   same end; the application answers everything, and never with 500.
+- gRPC: any cutting gives the same frames, messages and errors; every call that is complete ends, never with INTERNAL or
+  UNKNOWN; scores are right; nothing is held afterwards, and the next client is answered rightly.
 - worker frames: any cutting gives the same frames, or the same error.
-- remote replies: outputs of the right shape, or a ProtocolError.
+- remote replies, over HTTP and gRPC: outputs of the right shape, or a ProtocolError.
+
+Neither memory nor open files grow: both are compared with what they were after a fifth of the time.
 """
 
 import argparse
 import asyncio
+import gc
 import logging
+import math
+import os
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -28,10 +36,23 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from evenkeel.backends.oip.contract import Contract
 from evenkeel.backends.worker.frames import FrameKind, FrameReader, encode, encode_object, encode_tensor
-from evenkeel.errors import ProtocolError
-from evenkeel.oip import InferResponse, RequestedOutput, Tensor, write_request, write_response
+from evenkeel.errors import Http2Error, ProtocolError, RequestError
+from evenkeel.http2.connection import PREFACE, Http2Connection, Http2Limits
+from evenkeel.http2.grpc import GrpcMessageReader, frame_message
+from evenkeel.http2.hpack import HeaderReader, write_headers
+from evenkeel.oip import InferResponse, RequestedOutput, Tensor, TensorHead, write_request, write_response
+from evenkeel.oip.grpc import (
+    RepeatedCalls,
+    parse_infer_request,
+    parse_infer_response,
+    write_infer_request,
+    write_infer_response,
+)
+from evenkeel.oip.protobuf import write_field
+from evenkeel.serving.grpc.app import GrpcApp
+from evenkeel.serving.grpc.connection import GrpcLimits, GrpcServer
 from evenkeel.serving.http.reader import Refusal, Request, RequestReader
-from http_helpers import INFER, FakeGateway, connect, make_app, make_card, read_responses, serve
+from http_helpers import INFER, FakeGateway, FakeTransport, connect, make_app, make_card, read_responses, serve
 
 Chance = random.Random
 
@@ -149,14 +170,31 @@ def fuzz_requests(chance: Chance) -> bytes:
     ):
         if (method, target, body) != (theirs, *rest):
             raise Wrong(data, f"we read {(method, target, body)}, h11 reads {(theirs, *rest)}")
-    asyncio.run(_answer(data, [event[2] if event[0] == "refused" else event[0] for event in ours]))
+    if not _http:
+        _http.append(_HttpService())
+    (service,) = _http
+    methods = [event[2] if event[0] == "refused" else event[0] for event in ours]
+    service.loop.run_until_complete(_answer(service, data, methods))
     return data
 
 
-async def _answer(data: bytes, methods: list[bytes]) -> None:
+class _HttpService:
+    """One application for all inputs, so that what one leaves behind is seen."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.gateway = FakeGateway()
+        self.app = make_app(self.gateway, make_card(datatype="FP32"))
+
+
+_http: list[_HttpService] = []
+
+
+async def _answer(service: _HttpService, data: bytes, methods: list[bytes]) -> None:
     asked = [method.decode() for method in methods]
-    app = make_app(FakeGateway(), make_card(datatype="FP32"))
-    connection, transport = connect(serve(app))
+    app = service.app
+    server = serve(app)
+    connection, transport = connect(server)
     connection.data_received(data)
     found = []
     for _ in range(2000):
@@ -166,12 +204,237 @@ async def _answer(data: bytes, methods: list[bytes]) -> None:
         await asyncio.sleep(0.0005)
     closing = transport.closing
     connection.connection_lost(None)
-    app.close()
+    await asyncio.sleep(0)
+    if held := [one for one in (server.held_bytes, app.in_flight, service.gateway.in_flight) if one]:
+        raise Wrong(data, f"afterwards there are still {held}")
+    service.gateway.submitted.clear()
     for response in found:
         if response.status >= 500 and response.status not in (501, 505):
             raise Wrong(data, f"answered {response.status}: {response.body!r}")
     if len(found) < len(asked) and not closing:
         raise Wrong(data, f"{len(found)} answers to {len(asked)} requests")
+
+
+# ---- gRPC ----
+
+_SERVICE = b"/inference.GRPCInferenceService/"
+_HTTP2_FRAMES = [
+    bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8),  # PING
+    bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]),  # SETTINGS
+    bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 9]),  # a window of nine bytes
+    bytes([0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 1, 0, 0]),  # WINDOW_UPDATE
+    bytes([0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8]),  # RST_STREAM of the first
+    bytes([0, 0, 8, 7, 0, 0, 0, 0, 0]) + bytes(8),  # GOAWAY
+    bytes([0, 0, 5, 2, 0, 0, 0, 0, 1]) + bytes(5),  # PRIORITY
+]
+
+
+def make_message(chance: Chance) -> bytes:
+    """One ModelInferRequest."""
+    kind = chance.randrange(4)
+    shape, datatype, raw = (1, 4, 5, 3), "UINT8", [bytes([chance.randrange(256)]) * 60]
+    if kind == 1:
+        shape, datatype, raw = (1, 3, 4, 5), "FP32", [np.full(60, 7, np.float32).tobytes()]
+    elif kind == 2:
+        shape, datatype, raw = (1,), "BYTES", [b"\6\0\0\0GIF89a"]
+    name = "toy" if chance.random() < 0.95 else "cat"
+    parameters = {"exact": True, "timeout": 1000000, "min_confidence": 0.5} if chance.random() < 0.3 else {}
+    outputs = ["scores"] if chance.random() < 0.5 else []
+    message = write_infer_request(name, "", TensorHead("images", datatype, shape), outputs, parameters, {})
+    if kind == 3:
+        contents = write_field(5, write_field(4, bytes(chance.randrange(128) for _ in range(60))))
+        head = write_field(1, b"images") + write_field(2, b"UINT8") + write_field(3, b"\1\4\5\3")
+        return write_field(1, b"toy") + write_field(5, head + contents)
+    return message + b"".join(write_field(7, part) for part in raw)
+
+
+def make_calls(chance: Chance) -> bytes:
+    """What a client sends on a connection of its own."""
+    parts = [PREFACE, _HTTP2_FRAMES[1]]
+    for stream in range(1, 2 * chance.randrange(1, 4), 2):
+        method = chance.choice((b"ModelInfer",) * 4 + (b"ModelStreamInfer",) * 3 + (b"ModelReady", b"ServerLive"))
+        fields = [(b":method", b"POST"), (b":scheme", b"http"), (b":path", _SERVICE + method), (b"te", b"trailers")]
+        fields.append((b"content-type", b"application/grpc"))
+        if chance.random() < 0.3:
+            fields.append((b"grpc-timeout", chance.choice((b"5S", b"1m", b"100n", b"x"))))
+        if chance.random() < 0.1:
+            fields.append((b"grpc-encoding", chance.choice((b"gzip", b"deflate", b"br"))))
+        count = chance.choice((1, 1, 1, 2, 4)) if method == b"ModelStreamInfer" else 1
+        body = b"".join(frame_message(make_message(chance)) for _ in range(count))
+        if chance.random() < 0.05:
+            body = b"\1" + body[1:]
+        block = write_headers(fields)
+        parts.append(_frame(1, 4, block, stream))
+        pieces = [piece for piece in cut(chance, body) if piece] or [b""]
+        for place, piece in enumerate(pieces):
+            last = place == len(pieces) - 1 and chance.random() < 0.95
+            parts.append(_frame(0, last, piece, stream))
+            if chance.random() < 0.1:
+                parts.append(chance.choice(_HTTP2_FRAMES))
+    return b"".join(parts)
+
+
+class _Heard:
+    """What an HTTP/2 connection tells of the bytes that it is fed with."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self.events: list[tuple[Any, ...]] = []
+        self.readers: dict[int, GrpcMessageReader] = {}
+        self.whole: dict[int, bytes] = {}
+        self.messages: dict[int, list[Any]] = {}
+        self.http2 = Http2Connection(self, lambda data: None, Http2Limits(), client=False)
+        for piece in pieces:
+            try:
+                self.http2.feed(piece)
+            except Http2Error as error:
+                self.events.append(("error", error.code, str(error)))
+
+    def on_headers(self, stream: int, headers: Any, ended: bool) -> None:
+        self.events.append(("headers", stream, headers, ended))
+
+    def on_data(self, stream: int, data: bytes, ended: bool) -> None:
+        reader = self.readers.setdefault(stream, GrpcMessageReader(1 << 20))
+        found = reader.feed(data)
+        self.events += [("message", stream, *one) for one in found]
+        self.messages[stream] = self.messages.get(stream, []) + found
+        self.whole[stream] = self.whole.get(stream, b"") + data
+        if ended or reader.error is not None:
+            self.events.append(("end", stream, str(reader.error)))
+        self.http2.give_room(stream, len(data))
+
+    def on_reset(self, stream: int, code: int) -> None:
+        self.events.append(("reset", stream, code))
+
+    def on_goaway(self, code: int) -> None: ...
+
+    def on_room(self) -> None: ...
+
+
+class _GrpcService:
+    """One service for all inputs, so that what one leaves behind is seen."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.gateway = FakeGateway()
+        self.http = make_app(self.gateway, make_card(datatype="FP32"))
+        self.app = GrpcApp(self.http._models, max_message_bytes=1 << 20)
+        self.server = GrpcServer(self.app, GrpcLimits(message_bytes=1 << 20), clock=lambda: self.loop)
+
+    def ask(self, pieces: list[bytes]) -> tuple[dict[int, list[tuple[str, bytes]]], int, bool]:
+        """What is answered, stream by stream; how many messages have no answer; whether the connection was closed."""
+        return self.loop.run_until_complete(self._ask(pieces))
+
+    async def _ask(self, pieces: list[bytes]) -> tuple[dict[int, list[tuple[str, bytes]]], int, bool]:
+        connection, transport = self.server.connect(), FakeTransport()
+        connection.connection_made(transport)
+        for piece in pieces:
+            if not transport.closing:
+                connection.data_received(piece)
+        for _ in range(4000):
+            if not self.app.in_flight or transport.closing or self.gateway.hold:
+                break
+            await asyncio.sleep(0.0005 if self.gateway.in_flight == 0 else 0)
+        left = self.app.in_flight
+        connection.connection_lost(None)
+        await asyncio.sleep(0)
+        self.gateway.submitted.clear()
+        return _answers(transport.sent), left, transport.closing
+
+    def held(self) -> list[object]:
+        """What should be nothing between two clients."""
+        return [one for one in (self.server.held_bytes, self.app.in_flight, self.gateway.in_flight) if one] + list(
+            self.server.connections
+        )
+
+
+def _answers(sent: bytes) -> dict[int, list[tuple[str, bytes]]]:
+    found: dict[int, list[tuple[str, bytes]]] = {}
+    reader = HeaderReader()
+    place = 0
+    while place < len(sent) and not sent.startswith(b"HTTP/1.1"):
+        size, kind, stream = int.from_bytes(sent[place : place + 3]), sent[place + 3], sent[place + 5 : place + 9]
+        payload = sent[place + 9 : place + 9 + size]
+        if kind == 1:
+            status = dict(reader.read(payload)).get(b"grpc-status", b"")
+            found.setdefault(int.from_bytes(stream), []).append(("headers", status))
+        elif kind == 0:
+            found.setdefault(int.from_bytes(stream), []).append(("data", payload))
+        place += 9 + size
+    return found
+
+
+_service: list[_GrpcService] = []
+
+
+def _frame(kind: int, flags: int, payload: bytes, stream: int = 1) -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+
+_CALL = write_headers(
+    [(b":method", b"POST"), (b":path", _SERVICE + b"ModelInfer"), (b"content-type", b"application/grpc")]
+)
+_NINES = write_infer_request("toy", "", TensorHead("images", "UINT8", (1, 4, 5, 3)), ["scores"], {}, {})
+_NINES += write_field(7, bytes([9]) * 60)
+_VALID = PREFACE + _frame(4, 0, b"", 0) + _frame(1, 4, _CALL) + _frame(0, 1, frame_message(_NINES))
+
+
+def fuzz_grpc(chance: Chance) -> bytes:
+    """Read what a client sends in two ways, and answer it; then another client."""
+    if not _service:
+        _service.append(_GrpcService())
+    (service,) = _service
+    data = damage(chance, make_calls(chance))
+    pieces = cut(chance, data)
+    heard = _Heard([data])
+    ours, again = heard.events, _Heard(pieces).events
+    for stream, whole in heard.whole.items():
+        if GrpcMessageReader(1 << 20).feed(whole) != heard.messages[stream]:
+            raise Wrong(data, f"the messages of stream {stream} depend on its frames")
+    if ours != again:
+        raise Wrong(data, f"cut otherwise, it is {again} instead of {ours}")
+    for event in ours:
+        if event[0] == "message":
+            _read_twice(data, event[2])
+    service.gateway.hold = chance.random() < 0.2  # its client leaves before it is answered
+    found, left, closed = service.ask(pieces)
+    if left and not closed and not service.gateway.hold:
+        raise Wrong(data, f"{left} messages have no answer")
+    for stream, parts in found.items():
+        for kind, value in parts:
+            if kind == "headers" and value in (b"2", b"13"):
+                raise Wrong(data, f"stream {stream} ends with status {value!r}")
+    if held := service.held():
+        raise Wrong(data, f"afterwards there are still {held}")
+    service.gateway.hold = False
+    right, _, _ = service.ask([_VALID])
+    scores = b"".join(value for kind, value in right[1] if kind == "data")[-12:]
+    if np.frombuffer(scores, np.float32).tolist() != [0, 9, 18] or right[1][-1] != ("headers", b"0"):
+        raise Wrong(data, f"the client after it was answered {right}")
+    return data
+
+
+_calls = RepeatedCalls()
+
+
+def _read_twice(data: bytes, message: bytes) -> None:
+    """Read a message as a new one, and as one that may have come before."""
+    found: list[Any] = []
+    for read in (parse_infer_request, _calls.parse):
+        try:
+            name, version, request = read(message)
+            said = [(one.name, one.datatype, one.shape, _bytes(one.data), one.parameters) for one in request.inputs]
+            found.append((name, version, said, request.outputs, request.id, request.parameters))
+        except RequestError as error:
+            if len(str(error)) > 1000:
+                raise Wrong(data, f"the error has {len(str(error))} characters") from None
+            found.append(str(error))
+    # NaN is not itself.
+    if repr(found[0]) != repr(found[1]):
+        raise Wrong(data, f"read again, {message!r} is {found[1]} instead of {found[0]}")
+
+
+def _bytes(values: Any) -> Any:
+    return values if isinstance(values, list) else (values.dtype, values.tobytes())
 
 
 # ---- worker frames ----
@@ -215,7 +478,10 @@ def fuzz_replies(chance: Chance) -> bytes:
     dtype = chance.choice((np.float32, np.float64, np.float16))
     name = {2: "FP16", 4: "FP32", 8: "FP64"}[np.dtype(dtype).itemsize]
     scores = Tensor("scores", name, (rows, 3), np.ones((rows, 3), dtype))
-    body, length = write_response(InferResponse("toy", [scores], "1", "id"), [chance.random() < 0.5])
+    response = InferResponse("toy", [scores], "1", "id")
+    if chance.random() < 0.3:
+        return _fuzz_message(damage(chance, write_infer_response(response)))
+    body, length = write_response(response, [chance.random() < 0.5])
     data = damage(chance, body)
     if length is not None and chance.random() < 0.2:
         length += chance.choice((-1, 1, 1000))
@@ -227,6 +493,20 @@ def fuzz_replies(chance: Chance) -> bytes:
         return data
     if outputs.shape[0] != rows or outputs.dtype != np.float32 or not np.isfinite(outputs).all():
         raise Wrong(data, f"outputs {outputs.shape} {outputs.dtype}")
+    return data
+
+
+def _fuzz_message(data: bytes) -> bytes:
+    try:
+        outputs = parse_infer_response(data).outputs
+    except ProtocolError as error:
+        if len(str(error)) > 1000:
+            raise Wrong(data, f"the error has {len(str(error))} characters") from None
+        return data
+    for tensor in outputs:
+        count = len(tensor.data) if isinstance(tensor.data, list) else tensor.data.size
+        if count != math.prod(tensor.shape):
+            raise Wrong(data, f"an output of shape {tensor.shape} has {count} values")
     return data
 
 
@@ -242,24 +522,41 @@ class Wrong(Exception):
 
 TARGETS: dict[str, Callable[[Chance], bytes]] = {
     "requests": fuzz_requests,
+    "grpc": fuzz_grpc,
     "frames": fuzz_frames,
     "replies": fuzz_replies,
 }
+
+
+_MAX_GROWTH_BYTES = 64 << 20
+_MAX_FILES = 8
+
+
+def _used() -> tuple[int, int]:
+    """Bytes of memory and number of files that this process has."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize(), len(os.listdir("/proc/self/fd"))
 
 
 def main() -> int:
     """Run the targets in turns until the time is over."""
     parser = argparse.ArgumentParser(description="Feed broken input to everything that reads what others send.")
     parser.add_argument("--seconds", type=float, default=60.0, help="How long to go on.")
+    parser.add_argument("--inputs", type=int, default=sys.maxsize, help="How many, at most.")
     parser.add_argument("--seed", type=int, default=0, help="The first input's number; each has its own.")
     parser.add_argument("--target", choices=sorted(TARGETS), help="Run this one alone.")
     given = parser.parse_args()
     logging.disable(logging.CRITICAL)
     names = [given.target] if given.target else list(TARGETS)
-    until_s = time.monotonic() + given.seconds
+    began_s = time.monotonic()
     done = dict.fromkeys(names, 0)
     seed = given.seed
-    while time.monotonic() < until_s:
+    before: tuple[int, int] | None = None
+    while time.monotonic() < began_s + given.seconds and sum(done.values()) < given.inputs:
+        share = max((time.monotonic() - began_s) / given.seconds, sum(done.values()) / given.inputs)
+        if before is None and share > 0.2:
+            before = _used()
         for name in names:
             try:
                 TARGETS[name](random.Random(f"{name}-{seed}"))
@@ -269,6 +566,11 @@ def main() -> int:
                 return 1
             done[name] += 1
         seed += 1
+    if before is not None:
+        (memory, files), now = before, _used()
+        if now[0] > memory + _MAX_GROWTH_BYTES or now[1] > files + _MAX_FILES:
+            print(f"memory {memory:,} -> {now[0]:,} bytes, open files {files} -> {now[1]}", file=sys.stderr)
+            return 1
     print(orjson.dumps({"inputs": done, "next_seed": seed}).decode())
     return 0
 
