@@ -111,7 +111,7 @@ def test_flags_win_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "c.yaml"
     path.write_text("port: 1\npolicy: {name: hedge, deadline: 2s}\nreplicas: 3\n")
     seen = []
-    monkeypatch.setattr("evenkeel.cli.serve.run_server", lambda settings, log_format: seen.append(settings))
+    monkeypatch.setattr("evenkeel.cli.serve.run_server", lambda settings, *how: seen.append(settings))
     assert run("serve", str(path), "--port", "9", "--hedge-after", "20ms", "--backups", "4").exit_code == 0
     config = seen[0]
     assert (config.port, config.replicas.count, config.backups.count) == (9, 3, 4)

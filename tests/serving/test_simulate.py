@@ -34,9 +34,9 @@ class Figures:
 
 
 @cache
-def figures(policy, delay, load, requests=15_000, fleet=Fleet(), batch=1):
-    times_s = arrivals(load * fleet.replicas / delay.mean_s, requests, seed=0, batch=batch)
-    return Figures(*simulate(preset(policy), delay, times_s, fleet))
+def figures(policy, delay, load, requests=15_000, fleet=Fleet(), batch=1, seed=0):
+    times_s = arrivals(load * fleet.replicas / delay.mean_s, requests, seed, batch=batch)
+    return Figures(*simulate(preset(policy), delay, times_s, fleet, seed=seed))
 
 
 @pytest.mark.parametrize(("load", "ratio"), [(0.3, 3.0), (0.5, 3.0), (0.7, 2.8)])  # 3.3, 3.3, 3.1
@@ -182,12 +182,15 @@ class TwoNormals(Delay):
         return 0.005 + self.slow_share * 0.045
 
 
+TENTH = TwoMode(slow_share=0.1)
+
+
 @pytest.mark.parametrize(
     ("law", "p99_ms", "p999_ms"),
     [
         (TWO_MODE, 220, 350),
         (TwoMode(slow_share=0.06), 310, 470),
-        (TwoMode(slow_share=0.1), 400, 610),
+        (TENTH, 400, 610),
         (TwoMode(slow_share=0.2), 620, 760),
         (TwoNormals(0.05), 14, 25),
         (TwoNormals(0.1), 20, 44),
@@ -197,12 +200,12 @@ class TwoNormals(Delay):
 )
 def test_the_slow_mode_is_found_whatever_its_share(law, p99_ms, p999_ms):
     """With a trigger at p95 they were 219, 665, 711, 744, 27, 54, 454 and 832 ms."""
-    ours = figures("collage+hedge", law, 0.5, 20_000, fleet=CHEAP)
-    assert ours.p99 <= p99_ms
-    # Twenty items lie above it: at a tenth of stragglers it is 548 to 616 in five runs, 587 in the mean.
-    assert ours.p999 <= p999_ms * 1.05
-    assert ours.hedges <= 0.1001
-    assert ours.approximate <= (0.11 if law != TwoMode(slow_share=0.2) else 0.16)
+    # Of twenty thousand items twenty lie above p99.9: with a tenth of stragglers it was 527 to 656 in five runs.
+    runs = [figures("collage+hedge", law, 0.5, 20_000, CHEAP, seed=seed) for seed in range(4 if law == TENTH else 1)]
+    assert np.mean([run.p99 for run in runs]) <= p99_ms
+    assert np.mean([run.p999 for run in runs]) <= p999_ms
+    assert np.mean([run.hedges for run in runs]) <= 0.1001
+    assert np.mean([run.approximate for run in runs]) <= (0.11 if law != TwoMode(slow_share=0.2) else 0.16)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.05])
