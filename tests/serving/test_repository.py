@@ -65,7 +65,7 @@ class Hosted:
     def start_draining(self):
         self.draining = True
 
-    async def start(self):
+    async def start(self, at_once=None):
         if Hosted.started is not None:
             await Hosted.started.wait()
         if Hosted.error is not None:

@@ -82,8 +82,11 @@ class LiveFleet:
             NodeState(one.name, one.kind, one.own, one.backend.ready, tasks.get(one.name, 0)) for one in self.members
         ]
 
-    async def start(self) -> None:
+    async def start(self, *, at_once: int | None = None) -> None:
         """Starts the nodes that the gateway was made with; what is elsewhere may be missing for now.
+
+        Args:
+            at_once: workers of this process that are started at a time; all by default.
 
         Raises:
             ConfigurationError: a worker cannot start with what it was given.
@@ -91,10 +94,12 @@ class LiveFleet:
         """
         here = [one.backend for one in self.members if isinstance(one.backend, ProcessBackend)]
         reached = [asyncio.ensure_future(_reach(one.backend)) for one in self.members if one.backend not in here]
+        step = at_once or max(1, len(here))
         try:
-            async with asyncio.TaskGroup() as group:
-                for backend in here:
-                    group.create_task(backend.start())
+            for first in range(0, len(here), step):
+                async with asyncio.TaskGroup() as group:
+                    for backend in here[first : first + step]:
+                        group.create_task(backend.start())
         except* (ConfigurationError, BackendError) as errors:
             raise errors.exceptions[0] from None
         if reached:

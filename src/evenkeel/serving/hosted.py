@@ -130,14 +130,17 @@ class HostedModel:
             decode_bytes=config.decode_memory_bytes,
         )
 
-    async def start(self) -> None:
+    async def start(self, *, at_once: int | None = None) -> None:
         """Starts the workers and has them do their first passes; what is elsewhere may be missing for now.
+
+        Args:
+            at_once: workers of this process that are started at a time; all by default.
 
         Raises:
             ConfigurationError: a worker cannot start with what it was given.
             BackendError: a worker started here died while it loaded.
         """
-        await self.fleet.start()
+        await self.fleet.start(at_once=at_once)
         self._started = True
         self._feeding = [asyncio.ensure_future(feed.run()) for feed in self._feeds]
         settled = [asyncio.ensure_future(feed.settled.wait()) for feed in self._feeds]

@@ -186,7 +186,8 @@ class ModelRepository(Management):
         hosted = HostedModel(config, read, None if before is None else before.gateway.stats)
         self._starting.add(hosted)
         try:
-            await hosted.start()
+            # One worker after the other: each takes processor time from those that serve.
+            await hosted.start(at_once=None if before is None else 1)
             if not hosted.gateway.ready:
                 raise BackendError(f"{name!r} stays as it was: the new one is not ready: {hosted.why_not_ready}")
         except BaseException:
