@@ -11,7 +11,6 @@ keys are random, 16 characters at least. Two keys may have one name, so that one
 """
 
 import hashlib
-import hmac
 import os
 import re
 import secrets
@@ -49,6 +48,14 @@ class KeyHolder:
     rights: frozenset[Right] = _USUAL_RIGHTS
 
 
+@dataclass(frozen=True)
+class _Holders:
+    """Has the holders of all keys by the hashes of their SHA-256, and of those seen so far by the hashes themselves."""
+
+    all: dict[bytes, KeyHolder]
+    used: dict[bytes, KeyHolder]
+
+
 class KeyRing:
     """Knows the keys of a file, or of an environment variable, and reads the file again when it changes.
 
@@ -75,15 +82,20 @@ class KeyRing:
     def find(self, key: str) -> KeyHolder | None:
         """Gives whose key it is; None if it is nobody's.
 
-        The time that it takes says nothing of the keys: they are found by their HMAC with a secret of this process, and
-        no client can choose what he is looked up by.
+        The time that it takes says nothing of the keys: they are found by their hash with a secret of this process, so
+        that no client can choose what is compared with what is stored.
         """
         holders = self._holders.get()
         if len(key) > _MAX_KEY:
             return None
-        digest = hashlib.sha256(key.encode("utf-8", "replace")).digest()
-        found = holders.get(self._blinded(digest))
-        return found[1] if found is not None and hmac.compare_digest(found[0], digest) else None
+        content = key.encode("utf-8", "replace")
+        blinded = self._blinded(content)
+        found = holders.used.get(blinded)
+        if found is None:
+            found = holders.all.get(self._blinded(hashlib.sha256(content).digest()))
+            if found is not None:
+                holders.used[blinded] = found  # the next time it costs one hash less
+        return found
 
     def reload(self) -> bool:
         """Looks now whether the file has changed; tells whether there are new keys."""
@@ -91,26 +103,27 @@ class KeyRing:
 
     def __len__(self) -> int:
         """Counts the keys."""
-        return len(self._holders.get())
+        return len(self._holders.get().all)
 
-    def _blinded(self, digest: bytes) -> bytes:
-        return hmac.digest(self._secret, digest, "sha256")
+    def _blinded(self, content: bytes) -> bytes:
+        return hashlib.blake2b(content, digest_size=32, key=self._secret).digest()
 
-    def _load(self) -> dict[bytes, tuple[bytes, KeyHolder]]:
+    def _load(self) -> "_Holders":
         text = self._read_variable() if self._file is None else self._read(self._file)
-        holders: dict[bytes, tuple[bytes, KeyHolder]] = {}
+        holders: dict[bytes, KeyHolder] = {}
         for number, line in enumerate(text.splitlines(), 1):
             words = line.partition("#")[0].split()
             if words:
                 digest, holder = _read_line(words, f"{self.where}, line {number}", number)
-                if self._blinded(digest) in holders:
+                blinded = self._blinded(digest)
+                if blinded in holders:
                     raise ConfigurationError(f"{self.where}, line {number}: this key is there twice")
-                holders[self._blinded(digest)] = digest, holder
+                holders[blinded] = holder
         if not holders:
             raise ConfigurationError(f"{self.where} holds no key; make one with `openssl rand -hex 32`")
         if len(holders) > _MAX_KEYS:
             raise ConfigurationError(f"{self.where}: at most {_MAX_KEYS:,} keys are taken, found {len(holders):,}")
-        return holders
+        return _Holders(holders, {})
 
     def _read_variable(self) -> str:
         return os.environ.get(self._variable, "").replace(";", "\n")
