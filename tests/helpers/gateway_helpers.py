@@ -60,6 +60,7 @@ class Scene:
         height=10.0,
         max_outstanding=64,
         offload=None,
+        gateway=Gateway,
         **changes,
     ):
         self.clock = VirtualClock()
@@ -74,7 +75,7 @@ class Scene:
         ]
         self.nodes = [Delayed(fake, self.clock, self.delay, number) for number, fake in enumerate(self.fakes)]
         extra = {} if offload is None else {"offload": offload}
-        self.gateway = Gateway(
+        self.gateway = gateway(
             self.clock,
             "classifier",
             self.nodes[:replicas],

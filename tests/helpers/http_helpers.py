@@ -334,7 +334,9 @@ def serving(gateway: FakeGateway | None = None, card: ModelCard | None = None, *
     gateway = gateway or FakeGateway()
     started = threading.Event()
     found: list[Any] = []
-    app_options = {key: options.pop(key) for key in ("max_body_bytes", "body_timeout_s", "promised") if key in options}
+    app_options = {
+        key: options.pop(key) for key in ("max_body_bytes", "body_timeout_s", "promised", "traced") if key in options
+    }
 
     grpc: GrpcLimits | None = options.pop("grpc", None)
 

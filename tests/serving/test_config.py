@@ -103,6 +103,7 @@ def test_the_documented_file_holds_every_field_and_the_defaults() -> None:
     assert raw["policy"].pop("default_label") == 0
     assert raw["policy"].pop("certificate")
     assert set(raw.pop("promises")) == {"default", "misses", "audit", "audit_file"}
+    assert raw["tracing"].pop("endpoint")
     assert raw["lossy"].pop("listen")
     assert raw["lossy"].pop("key_file")
     assert {f"{name}_s" if name in ("wait", "deadline") else name for name in raw["lossy"]} == set(

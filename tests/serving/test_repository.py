@@ -49,13 +49,15 @@ class Hosted:
     ready = True
     started: asyncio.Event | None = None
 
-    def __init__(self, config, read=None, stats=None):
+    def __init__(self, config, read=None, stats=None, tracer=None):
         self.config, self.read, self.closed = config, read or module.read_files(config), False
         card = config.card()
         self.gateway = self
         self.stats = stats or object()
         self.draining = False
-        self.served = type("Served", (), {"name": "toy", "version": card.version, "card": card, "in_use": False})()
+        self.served = type(
+            "Served", (), {"name": "toy", "version": card.version, "card": card, "in_use": False, "times": None}
+        )()
         self.served.gateway = self
         self.why_not_ready = ""
         self.fleet = self

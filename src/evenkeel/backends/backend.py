@@ -11,12 +11,17 @@ Laws, tested over every backend:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from evenkeel.arrays import Array
 from evenkeel.errors import BackendError
 
-__all__ = ["Backend", "OnReply", "Reply"]
+__all__ = ["TRACEPARENT", "Backend", "OnReply", "Reply"]
+
+# Set, in W3C's form, while a task is submitted that is part of a trace; backends whose protocol has a place for it
+# send it.
+TRACEPARENT: ContextVar[str] = ContextVar("traceparent", default="")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from evenkeel.serving.discovery.by_name import FORMS, SCHEMES, discovery_of
 from evenkeel.serving.front.access import KeysConfig
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import POLICIES, Policy, preset
+from evenkeel.serving.tracing import TracingConfig
 from evenkeel.settings import Bytes, FieldError, FilePath, FileText, Form, Seconds, checked, file_name, setting, shown
 from evenkeel.trust.credentials import CredentialsConfig
 from evenkeel.trust.tls import ClientTls, ServerTls
@@ -438,6 +439,8 @@ class ServeConfig:
     drain_s: Seconds = setting(30.0, "Time after SIGTERM in which requests that are open may end.", low=0)
     grace_s: Seconds = setting(0.2, "Part of it in which new connections are still accepted.", low=0)
     keep_alive_s: Seconds = setting(75.0, "Time after which an idle connection is closed.", low=1e-3)
+    live: bool = setting(True, "A page at / shows what happens, as it does.")
+    tracing: TracingConfig = setting(TracingConfig(), "Traces of items by OpenTelemetry; see watch.md.")
     watch_files_s: Seconds = setting(
         0.0, "Time between two looks at whether the configuration or a model's file has changed; 0: none.", low=0
     )

@@ -31,6 +31,7 @@ from evenkeel.serving.fleet import FleetMember, LiveFleet
 from evenkeel.serving.front.served import ServedModel
 from evenkeel.serving.gateway.gateway import Gateway, NodeKind
 from evenkeel.serving.gateway.stats import Stats
+from evenkeel.serving.gateway.traced import TracedGateway, Tracer
 from evenkeel.serving.nodes import REACH_S, NodeMaker, known_digests
 from evenkeel.serving.promised import AuditFile, apply_certificate
 
@@ -66,7 +67,13 @@ class HostedModel:
         ConfigurationError: a card, a model or an address is wrong.
     """
 
-    def __init__(self, config: ServeConfig, read: "ModelFiles | None" = None, stats: Stats | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        read: "ModelFiles | None" = None,
+        stats: Stats | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.config = config
         self.read = read_files(config) if read is None else read
         card = self._card = config.card()
@@ -91,7 +98,8 @@ class HostedModel:
         digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
         promises = apply_certificate(config, self._cards, codes, digests_here, self._audits)
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
-        self.gateway = Gateway(
+        gateway = Gateway if tracer is None else partial(TracedGateway, tracer)
+        self.gateway: Gateway = gateway(
             LoopClock(loop),
             card.name,
             replicas,

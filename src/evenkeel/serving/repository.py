@@ -17,6 +17,7 @@ from evenkeel.serving.config import ServeConfig
 from evenkeel.serving.front.management import Management, ModelState, NodeState
 from evenkeel.serving.front.served import ServedModels
 from evenkeel.serving.gateway.gateway import NodeKind
+from evenkeel.serving.gateway.traced import Tracer
 from evenkeel.serving.hosted import HostedModel, ModelFiles, model_paths, read_files, served_name
 
 __all__ = ["ModelRepository"]
@@ -33,6 +34,7 @@ class ModelRepository(Management):
         models: where front ends find those that are loaded.
         configs: one for each model.
         reread: reads the configuration again.
+        tracer: traces the items of all of them; None: nothing is traced.
 
     Raises:
         ConfigurationError: a card, a model or an address is wrong.
@@ -43,7 +45,9 @@ class ModelRepository(Management):
         models: ServedModels,
         configs: Sequence[ServeConfig],
         reread: Callable[[], Sequence[ServeConfig]],
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._models = models
         self._configs = {served_name(config): config for config in configs}
         self._reread = reread
@@ -53,7 +57,7 @@ class ModelRepository(Management):
         self._leaving: dict[HostedModel, asyncio.Task[None]] = {}
         self._changing = ""  # what is under way
         for name, config in self._configs.items():
-            hosted = self._hosted[name] = HostedModel(config)
+            hosted = self._hosted[name] = HostedModel(config, tracer=tracer)
             models.put(hosted.served)
 
     @property
@@ -183,7 +187,9 @@ class ModelRepository(Management):
         before = self._hosted.get(name)
         if before is not None:
             _check_fit(config, before)
-        hosted = HostedModel(config, read, None if before is None else before.gateway.stats)
+        hosted = HostedModel(config, read, None if before is None else before.gateway.stats, self._tracer)
+        if before is not None:
+            hosted.served.times = before.served.times
         self._starting.add(hosted)
         try:
             # One worker after the other: each takes processor time from those that serve.

@@ -22,6 +22,7 @@ from evenkeel.serving.http.server import run_server
 from evenkeel.serving.lossy import listen_for_images
 from evenkeel.serving.metrics import LossyCounts, Metrics
 from evenkeel.serving.repository import ModelRepository
+from evenkeel.serving.tracing import start_tracing
 from evenkeel.serving.trusted import exposures, guard_of
 
 __all__ = ["serve"]
@@ -59,13 +60,16 @@ async def serve(
         guard.reload()
         return (config if reread is None else reread()).each
 
-    repository = ModelRepository(models, config.each, configured)
+    tracer, end_tracing = start_tracing(config.tracing) if config.tracing.endpoint else (None, None)
+    repository = ModelRepository(models, config.each, configured, tracer)
     listener_counts: dict[str, Mapping[str, int]] = {}  # by model
     responses: Counter[int] = Counter()
     app = App(
         models,
         metrics=Metrics(models, partial(_lossy_counts, repository, listener_counts), responses, guard),
         responses=responses,
+        live=config.live,
+        traced=tracer is not None,
         management=repository,
         max_body_bytes=config.max_body_bytes,
         max_connections=config.max_connections,
@@ -136,6 +140,8 @@ async def serve(
             listening[0].close()
             listening[1].close()
         await repository.close()
+        if end_tracing is not None:
+            await loop.run_in_executor(None, end_tracing)
 
 
 def _grpc(config: ServeConfig, models: ServedModels, repository: ModelRepository, hosts: Sequence[str]) -> GrpcFront:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import orjson
 
 from evenkeel.arrays import Array
-from evenkeel.backends.backend import Backend, OnReply, Reply
+from evenkeel.backends.backend import TRACEPARENT, Backend, OnReply, Reply
 from evenkeel.backends.oip.contract import Contract, agree
 from evenkeel.errors import (
     BackendBusyError,
@@ -50,12 +50,13 @@ _BINARY = b"content-type: application/octet-stream\r\n%b: %%d\r\n" % HEADER_LENG
 class _RemoteTask:
     """Holds one task on its way."""
 
-    __slots__ = ("exchange", "inputs", "on_reply", "sent_s", "since_s", "ticket")
+    __slots__ = ("exchange", "inputs", "on_reply", "sent_s", "since_s", "ticket", "traceparent")
 
     def __init__(self, ticket: int, inputs: Array, on_reply: OnReply) -> None:
         self.ticket, self.inputs, self.on_reply = ticket, inputs, on_reply
         self.exchange: ClientExchange | None = None  # until there is a reply, which may take a while to read
         self.since_s = self.sent_s = time.monotonic()
+        self.traceparent = TRACEPARENT.get()
 
 
 class OipBackend(Backend):
@@ -228,6 +229,8 @@ class OipBackend(Backend):
         assert client is not None
         body, header_length = contract.write(call.inputs)
         head = self._infer + (_JSON if header_length is None else _BINARY % header_length)
+        if call.traceparent:
+            head += b"traceparent: %b\r\n" % call.traceparent.encode()
         call.sent_s = time.monotonic()
         call.exchange = client.send(
             head, body, contract.max_reply_bytes(len(call.inputs)), partial(self._on_response, call, contract)

@@ -70,13 +70,16 @@ class Inference(Generic[AskT]):
     Args:
         landed: is given the outcomes of all items of a request, to write the answer.
         failed: is given an error instead: in words for the client, or one that nobody expected.
+        parent: gives the header `traceparent` of a request, where items are traced; None where they are not.
     """
 
     def __init__(
         self,
         landed: Callable[[AskT, ServedModel, Wanted, str | None, Sequence[Outcome]], object],
         failed: Callable[[AskT, Exception], object],
+        parent: Callable[[AskT], str] | None = None,
     ) -> None:
+        self._parent = parent
         self._on_landed = landed
         self._on_failed = failed
         self._executor = ThreadPoolExecutor(_ASIDE_THREADS, thread_name_prefix="evenkeel-aside")
@@ -174,6 +177,8 @@ class Inference(Generic[AskT]):
         options, key = read_options(parameters), read_key(parameters)
         if limit_s is not None and (options.timeout_s is None or limit_s < options.timeout_s):
             options = replace(options, timeout_s=limit_s)
+        if self._parent is not None:
+            options = replace(options, parent=self._parent(ask))
         if isinstance(items, list):
             self.aside(ask, model, self._decode, items, options, key, wanted, request.id)
         else:

@@ -32,6 +32,7 @@ class Options:
         max_cost: most that an answer may cost on average, in passes of the accurate model.
         degrade: rather the light model's answer, although it is not sure, than none; None: as the policy says.
         loss: share of the packets that were lost on the way of the item, 0..1.
+        parent: the header `traceparent` of whoever asks; heeded where items are traced.
     """
 
     exact: bool = False
@@ -41,6 +42,7 @@ class Options:
     max_cost: float | None = None
     degrade: bool | None = None
     loss: float = 0.0
+    parent: str = ""
 
 
 NO_OPTIONS = Options()

@@ -81,13 +81,20 @@ class App:
         max_bodies_bytes: what all bodies together may take up, decompressed ones too; further ones get 503.
         responses: counts all answers by their status.
         live: there is a live page.
+        traced: requests may say which trace they are part of.
 
     Attributes:
         limits: of each client.
         headers: names of the request headers that are read.
     """
 
-    headers = (_JSON_BYTES, b"content-type", b"content-encoding", b"accept-encoding", b"sec-fetch-site")
+    headers: tuple[bytes, ...] = (
+        _JSON_BYTES,
+        b"content-type",
+        b"content-encoding",
+        b"accept-encoding",
+        b"sec-fetch-site",
+    )
 
     def __init__(
         self,
@@ -101,7 +108,10 @@ class App:
         max_bodies_bytes: int = 256 << 20,
         responses: Counter[int] | None = None,
         live: bool = True,
+        traced: bool = False,
     ) -> None:
+        if traced:
+            self.headers = (*self.headers, b"traceparent")
         self.limits = HttpLimits(
             ReadLimits(body_bytes=max_body_bytes),
             body_timeout_s=body_timeout_s,
@@ -114,7 +124,7 @@ class App:
         self._metrics = metrics
         self._management = management
         self._changes: set[asyncio.Task[None]] = set()
-        self._inference: Inference[Exchange] = Inference(self._landed, self._failed)
+        self._inference: Inference[Exchange] = Inference(self._landed, self._failed, _parent if traced else None)
         self._requests = RepeatedRequests()
         self._infer_paths: dict[str, ServedModel] = {}
         self._infer_targets: dict[bytes, ServedModel] = {}
@@ -343,6 +353,10 @@ class App:
             error = "no replica is ready" if list(self._models) else "no model is loaded"
             return _json(503, {**what, "ready": False, "error": error})
         return _json(200, {**what, "ready": True})
+
+
+def _parent(exchange: Exchange) -> str:
+    return exchange.request.headers.get(b"traceparent", b"").decode("latin-1")
 
 
 def _metadata(model: ServedModel) -> _Response:
