@@ -7,13 +7,9 @@ import json
 import socket
 import sys
 
-from evenkeel.backends.ray_actors.actor import WorkerActor
-from evenkeel.backends.ray_actors.parcels import pack
-
 
 def main(descriptor: str, scenario: str) -> None:
     lines = socket.socket(fileno=int(descriptor)).makefile("rwb")
-    actors: dict[int, WorkerActor] = {}
 
     def say(**words: object) -> None:
         lines.write(json.dumps(words).encode() + b"\n")
@@ -22,6 +18,11 @@ def main(descriptor: str, scenario: str) -> None:
     if scenario == "gone":
         say(id=0, error="no Ray cluster answers at head:6379", kind="lost")
         return
+    # Not before: who refuses everything is quick.
+    from evenkeel.backends.ray_actors.actor import WorkerActor
+    from evenkeel.backends.ray_actors.parcels import pack
+
+    actors: dict[int, WorkerActor] = {}
     for line in lines:
         request = json.loads(line)
         number, worker = request["id"], request["worker"]

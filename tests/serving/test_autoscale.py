@@ -115,8 +115,8 @@ def test_a_fleet_is_resized_and_what_cannot_be_is_said_and_not_tried_all_the_tim
         def __init__(self):
             self.members, self.asked = [Member(True), Member(True), Member(False)], []
 
-        async def resize(self, kind, count):
-            self.asked.append((kind, count))
+        async def resize(self, kind, count, at_once):
+            self.asked.append((kind, count, at_once))
             raise BackendLostError("the cluster has no room")
 
     async def run():
@@ -129,7 +129,7 @@ def test_a_fleet_is_resized_and_what_cannot_be_is_said_and_not_tried_all_the_tim
         task.cancel()
         return fleet.asked
 
-    assert asyncio.run(run()) == [("replica", 4)]
+    assert asyncio.run(run()) == [("replica", 4, 1)]
     assert "the number of replicas goes from 3 to 5" in caplog.text
     assert "the number of replicas is looked at again in 3600 s: the cluster has no room" in caplog.text
 

@@ -107,13 +107,19 @@ class Autoscaler:
         fleet: that is resized.
         settings: bounds and times.
         time_s: tells the time, in seconds.
+        at_once: workers that are started at a time.
     """
 
     def __init__(
-        self, gateway: Gateway, fleet: LiveFleet, settings: AutoscaleSettings, time_s: Callable[[], float]
+        self,
+        gateway: Gateway,
+        fleet: LiveFleet,
+        settings: AutoscaleSettings,
+        time_s: Callable[[], float],
+        at_once: int = 1,
     ) -> None:
         self._gateway, self._fleet, self._settings, self._time_s = gateway, fleet, settings, time_s
-        self._count = ReplicaCount(settings)
+        self._count, self._at_once = ReplicaCount(settings), at_once
         self._last = self._seen()
         self._service_s = 0.0
 
@@ -129,7 +135,7 @@ class Autoscaler:
                 continue
             _log.warning("the number of replicas goes from %d to %d", len(replicas), wanted)
             try:
-                await self._fleet.resize("replica", new)
+                await self._fleet.resize("replica", new, at_once=self._at_once)
             except EvenkeelError as error:
                 _log.error("the number of replicas is looked at again in %g s: %s", _PAUSE_S, error)
                 await asyncio.sleep(_PAUSE_S)

@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 _WARM_UP_PASSES = 4
 _WARM_UP_S = 30.0
 _FIRST_NODES_S = 10.0  # for those that are to be found; they join later otherwise
+_AT_ONCE_ON_RAY = 8  # workers that autoscaling has placed at a time
 _MAX_SHOWN = 500  # characters of a reason
 
 
@@ -93,6 +94,8 @@ class HostedModel:
         backups = make.configured("backup", config.backups) if config.policy.uses_backups else []
         self._started = False
         self._autoscale = config.replicas.autoscale
+        # Workers that load here take processor time from those that serve; those on Ray load elsewhere.
+        self._at_once = 1 if config.replicas.ray is None else _AT_ONCE_ON_RAY
         self._scaling: asyncio.Task[None] | None = None
         self._audits = None if config.promises.audit_file is None else AuditFile(config.promises.audit_file)
         digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
@@ -157,7 +160,7 @@ class HostedModel:
             for waiting in pending:
                 waiting.cancel()
         if self._autoscale is not None:
-            scaler = Autoscaler(self.gateway, self.fleet, self._autoscale, time.monotonic)
+            scaler = Autoscaler(self.gateway, self.fleet, self._autoscale, time.monotonic, self._at_once)
             self._scaling = asyncio.ensure_future(scaler.run())
 
     @property

@@ -130,6 +130,22 @@ async def test_what_ray_cannot_do_is_said_and_tried_again(spec, scenario, messag
 
 
 @in_loop
+async def test_a_cluster_that_is_gone_is_not_looked_for_all_the_time(spec, monkeypatch):
+    started = []
+    start = engine_module._RayProcess.start
+
+    async def counted(program, address):
+        started.append(address)
+        return await start(program, address)
+
+    monkeypatch.setattr(engine_module._RayProcess, "start", counted)
+    async with workers(spec, "gone", load_s=1.5) as make:
+        tried = await asyncio.gather(*(make().start() for _ in range(3)), return_exceptions=True)
+        assert all("no Ray cluster answers at head:6379" in str(error) for error in tried)
+    assert len(started) == 1
+
+
+@in_loop
 async def test_a_model_that_cannot_be_served_is_said_by_its_reason(spec):
     async with workers(spec.replace(":make", ":make_none")) as make:
         with pytest.raises(BackendError, match="its factory raised RuntimeError: no such layer"):

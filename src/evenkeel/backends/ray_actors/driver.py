@@ -247,12 +247,12 @@ class RayCluster:
     """
 
     def __init__(self, address: str) -> None:
+        _knock(address)
         try:
             import ray
         except ModuleNotFoundError as error:
             raise MissingExtraError("Ray", "ray") from error
         self._ray = ray
-        _knock(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that is started here
         try:
             ray.init(

@@ -5,10 +5,12 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -28,6 +30,7 @@ from evenkeel.models.digest import ModelDigests
 __all__ = ["RayEngine", "RayWorkers"]
 
 _log = logging.getLogger(__name__)
+_AGAIN_S = 5.0  # between two attempts to join a cluster: each takes a second of processor time
 _EXIT_S = 6.0  # for the process to leave the cluster
 _SLACK_S = 60.0  # beyond what a request itself may take: Ray may look for a cluster that is gone
 _RELEASE_S = 5.0
@@ -67,6 +70,8 @@ class RayEngine:
         """
         self._users.add(user)
         async with self._starting:
+            if self._process is not None and self._process.refused_s + _AGAIN_S > time.monotonic():
+                raise self._process.lost()
             if self._process is None or self._process.ended:
                 self._process = await _RayProcess.start([*self._program], self._address)
             process = self._process
@@ -99,6 +104,7 @@ class _RayProcess:
         self._open: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._error: EvenkeelError | None = None
         self.ended = False
+        self.refused_s = -math.inf  # when it could not join the cluster
         self._listener = asyncio.ensure_future(self._listen())
 
     @classmethod
@@ -135,7 +141,7 @@ class _RayProcess:
                 self._writer.write(json.dumps({"id": number, **request}).encode() + b"\n")
                 async with asyncio.timeout(limit_s):
                     return await future
-            raise self._lost()
+            raise self.lost()
         except TimeoutError:
             raise BackendLostError(f"Ray gave no answer in {limit_s:g} s") from None
         finally:
@@ -169,7 +175,7 @@ class _RayProcess:
         await asyncio.sleep(0)  # asyncio closes the pipe in its next round
         for future in self._open.values():
             if not future.done():
-                future.set_exception(self._lost())
+                future.set_exception(self.lost())
 
     def _wait(self) -> int:
         try:
@@ -183,7 +189,7 @@ class _RayProcess:
         if "error" in answer:
             error = _KINDS.get(answer["kind"], BackendError)(answer["error"])
         if answer["id"] == 0:  # it could not join the cluster; its end follows
-            self._error = error
+            self._error, self.refused_s = error, time.monotonic()
             return
         future = self._open.get(answer["id"])
         if future is None or future.done():
@@ -193,7 +199,8 @@ class _RayProcess:
         else:
             future.set_result(answer["result"])
 
-    def _lost(self) -> EvenkeelError:
+    def lost(self) -> EvenkeelError:
+        """Gives the error for who asks it after its end."""
         if self._error is not None:
             return type(self._error)(*self._error.args)
         said = f"; its last words: {self._words.text()}" if self._words.text() else ""
