@@ -11,7 +11,7 @@ DOCS := $(VENV)/.docs
 SECONDS ?= 60
 SEED ?= 0
 
-.PHONY: demo test test-serving check docs fuzz format clean
+.PHONY: demo test test-serving check dist docs fuzz format clean
 
 demo: $(BASE)  ## five policies compared on real workers, in a minute and a half
 	$(BIN)/evenkeel demo --report evenkeel-demo.html
@@ -28,6 +28,11 @@ check: $(DEV)  ## lint, types, import directions
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
+dist: $(DEV)  ## wheel and sdist in dist/, installed into an empty folder as the container image is, and started there
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/python scripts/check_dist.py dist
+
 docs: $(DOCS)  ## the documentation, strictly, as a site in build/site; needs no network once it is set up
 	$(BIN)/python scripts/build_docs.py build/site
 
@@ -39,7 +44,7 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) evenkeel-demo.html
+	rm -rf $(VENV) build dist evenkeel-demo.html
 
 # Debian's python3 cannot make a venv until python3-venv is installed: root gets it installed, others are told.
 $(VENV)/bin/python:
