@@ -59,6 +59,12 @@ __all__ = ["fit"]
 @click.option("--minutes", type=float, default=60.0, show_default=True, help="Minutes to train each network.")
 @click.option("--epochs", type=float, help="Number of passes over the images to train for, instead of minutes.")
 @click.option(
+    "--until",
+    type=float,
+    metavar="SHARE",
+    help="Stop earlier, once the network agrees with the classifier on this share of the held-out images, e.g. 0.9.",
+)
+@click.option(
     "--rate", type=float, help="Learning rate at the start; take a lower one for a longer training and with --start."
 )
 @click.option(

@@ -271,6 +271,22 @@ def test_minutes_become_epochs(folder: Path, tmp_path: Path) -> None:
     assert load_card(tmp_path / "out" / "colours-collage-3x3.json").notes["epochs"] >= 1
 
 
+def test_a_training_ends_where_it_is_good_enough(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evenkeel.vision.fit.loop._WATCHED_EVERY", 1)
+    result = run(folder, tmp_path / "out", "--epochs", "20", "--until", "0.6", "--weights", "fresh")
+    assert result.exit_code == 0, result.output
+    assert "% of the held-out images, as --until wants" in result.output
+    assert ", agrees " in result.output  # as it goes
+    notes = load_card(tmp_path / "out" / "colours-collage-3x3.json").notes
+    assert notes["stopped_at_agreement"] == 0.6
+    done, wanted = notes["steps"]
+    assert done < wanted
+    assert notes["epochs"] < 20
+    refused = run(folder, tmp_path / "other", "--until", "1.5")
+    assert refused.exit_code == 2
+    assert "a share above 0 and at most 1" in refused.output
+
+
 def test_resuming_with_other_options_is_refused(folder: Path, tmp_path: Path) -> None:
     assert run(folder, tmp_path / "out", "--epochs", "1").exit_code == 0
     result = run(folder, tmp_path / "out", "--epochs", "1", "--seed", "5", "--resume")

@@ -13,6 +13,7 @@ from evenkeel.coding.answers.tiles import Pixels, Tile
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.fit.loop import (
     FitRecipe,
+    Held,
     fit_tiles,
     shrink,
     soft_temperature,
@@ -115,6 +116,45 @@ def test_a_stopped_fit_ends_with_the_same_weights_bit_for_bit(tmp_path: Path, st
     assert rest == list(range(stopped + 1, 49))
     for name, expected in whole.state_dict().items():
         assert torch.equal(expected, resumed.state_dict()[name]), name
+
+
+def test_a_fit_stops_where_it_agrees_enough_and_goes_on_where_more_is_wanted(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("evenkeel.vision.fit.loop._WATCHED_EVERY", 1)  # a look every eight steps
+    views = bank(tmp_path / "scores.npy")
+    whole, parts = network(views), network(views)
+    held = Held(PIXELS[:300], LABELS[:300])
+    seen = [(each.step, each.agreement) for each in fit_tiles(whole, views, RECIPE, tmp_path / "whole", held=held)]
+    assert [step for step, _ in seen] == list(range(1, 49))  # looking on stops nothing
+    assert seen[6][1] is None
+    measured = [share for step, share in seen if step % 8 == 0]
+    assert all(share is not None and 0 <= share <= 1 for share in measured)
+    until = sorted(measured)[3]
+    enough = next(step for step, share in seen if step % 8 == 0 and share >= until)
+    assert enough < 48
+    stopped = list(fit_tiles(parts, views, RECIPE, tmp_path / "parts", held=replace(held, until=until)))
+    assert [each.step for each in stopped] == list(range(1, enough + 1))
+    assert stopped[-1].agreement == seen[enough - 1][1]
+    again = network(views)  # nothing is left to do, and the weights are the same
+    told = list(fit_tiles(again, views, RECIPE, tmp_path / "parts", held=replace(held, until=until)))
+    assert [(each.step, each.agreement) for each in told] == [(enough, stopped[-1].agreement)]
+    further = network(views)
+    rest = list(fit_tiles(further, views, RECIPE, tmp_path / "parts", held=held))
+    assert [each.step for each in rest] == list(range(enough + 1, 49))
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(expected, further.state_dict()[name]), name
+    for name, expected in parts.state_dict().items():
+        assert torch.equal(expected, again.state_dict()[name]), name
+
+
+def test_a_fit_does_not_stop_for_the_first_few_images_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("evenkeel.vision.fit.loop._WATCHED", 30)
+    monkeypatch.setattr("evenkeel.vision.fit.loop._WATCHED_EVERY", 1)
+    views = bank(tmp_path / "scores.npy")
+    wrong = np.concatenate([LABELS[:30], (LABELS[30:300] + 5) % 10])  # the others can never agree
+    held = Held(PIXELS[:300], wrong, until=0.5)
+    steps = list(fit_tiles(network(views), views, RECIPE, tmp_path / "c", held=held))
+    assert steps[-1].step == 48
+    assert steps[-1].agreement > 0.5
 
 
 def test_the_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +18,9 @@ from evenkeel.figures.tables import Column, Page, table
 from evenkeel.images.image_set import ImageSet, read_images
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import Layout, ModelCard
+
+if TYPE_CHECKING:  # it loads torch
+    from evenkeel.vision.fit.options import Advance
 
 __all__ = ["FitArguments", "run_fit"]
 
@@ -51,6 +54,7 @@ class FitArguments:
     shared: bool
     minutes: float
     epochs: float | None
+    until: float | None
     rate: float | None
     tiles: int | None
     start: Path | None
@@ -98,7 +102,7 @@ class _Bars:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    def stage(self, name: str, total: int) -> Iterator["Advance"]:
         if not self._console.is_terminal:
             yield self._lines(name, total)
             return
@@ -109,20 +113,26 @@ class _Bars:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(name, total=total)
-            yield lambda done: progress.advance(task, done)
+            task = progress.add_task(name, total=total, note="")
 
-    def _lines(self, name: str, total: int) -> Callable[[int], None]:
+            def advance(done: int, /, note: str = "") -> None:
+                progress.update(task, advance=done, note=note)
+
+            yield advance
+
+    def _lines(self, name: str, total: int) -> "Advance":
         reached, began = 0, time.monotonic()
 
-        def advance(done: int) -> None:
+        def advance(done: int, /, note: str = "") -> None:
             nonlocal reached
             shown = reached * 10 // total
             reached = min(total, reached + done)
             if reached * 10 // total > shown:
-                self.say(f"{name}: {reached:,} of {total:,} after {time.monotonic() - began:.0f} s")
+                after = f"{name}: {reached:,} of {total:,} after {time.monotonic() - began:.0f} s"
+                self.say(f"{after}, {note}" if note else after)
 
         return advance
 

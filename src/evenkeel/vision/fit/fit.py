@@ -4,6 +4,7 @@ Ask the classifier about a few views of every image, choose how large the networ
 with its card. Every stage keeps what it has done in the output folder, so that a stopped fit goes on where it was.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +29,8 @@ from evenkeel.vision.fit.light import write_light
 from evenkeel.vision.fit.lock import locked
 from evenkeel.vision.fit.loop import (
     FitRecipe,
+    Held,
+    Progress,
     TileReader,
     agreement,
     fit_tiles,
@@ -323,7 +326,7 @@ class _FitRun:
         cards = []
         for grid, size in plan.sizes.items():
             if size not in networks:
-                networks[size] = self._train(grid, size, bank, plan)
+                networks[size] = self._train(grid, size, bank, plan, answers.held)
             network, notes = networks[size]
             try:
                 write = write_light if grid == 1 else partial(write_model, grid=grid)
@@ -384,7 +387,9 @@ class _FitRun:
         # The classifier's statistics and filters are good already: the mean of more steps is nearer to the best.
         return replace(recipe, tiles=tiles, own_rate=own_rate, average=0.998)
 
-    def _train(self, grid: int, size: Size, bank: ViewBank, plan: FitPlan) -> tuple[TileReader, dict[str, Any]]:
+    def _train(
+        self, grid: int, size: Size, bank: ViewBank, plan: FitPlan, answered: AnsweredImages
+    ) -> tuple[TileReader, dict[str, Any]]:
         """Trains the network of a grid; gives it and how it was trained."""
         options, recipe = self.options, self._recipe(size, bank)
         if grid not in plan.epochs:
@@ -394,13 +399,25 @@ class _FitRun:
         network = self._begun(size, bank)
         name = f"{grid}x{grid}"
         checkpoint = self.out / f"{name}.checkpoint"
-        seconds, steps = 0.0, max(1, round(recipe.epochs * (bank.per_epoch // recipe.tiles)))
+        steps = max(1, round(recipe.epochs * (bank.per_epoch // recipe.tiles)))
+        held = Held(answered.images.pixels, answered.answers, options.until)
+        progress = Progress(0, steps, math.nan, 0.0)
         with self.watcher.stage(f"fitting {name}", steps) as done:
             reached = 0
-            for progress in fit_tiles(network, bank, recipe, checkpoint, size.side, options.torch_device):
-                done(progress.step - reached)
-                reached, seconds = progress.step, progress.seconds
-        return network.to("cpu"), self._notes(size, network, bank, recipe, seconds)
+            for progress in fit_tiles(network, bank, recipe, checkpoint, size.side, options.torch_device, held):
+                done(progress.step - reached, "" if progress.agreement is None else f"agrees {progress.agreement:.1%}")
+                reached = progress.step
+        if progress.step < steps:
+            self.watcher.say(
+                f"{name}: stopped after {progress.step:,} of {steps:,} steps, since it agrees with the classifier on "
+                f"{options.until:.1%} of the held-out images, as --until wants"
+            )
+        elif options.until is not None and (progress.agreement or 0.0) < options.until:
+            self.watcher.say(
+                f"{name}: its agreement did not reach the {options.until:.1%} of --until, on some held-out images; "
+                "train for longer with --minutes, or allow a higher --cost"
+            )
+        return network.to("cpu"), self._notes(size, network, bank, recipe, progress)
 
     def _affordable_epochs(self, size: Size, bank: ViewBank, recipe: FitRecipe) -> float:
         """Counts the passes over the images that fit into the minutes, from a few steps of a throw-away network."""
@@ -418,9 +435,12 @@ class _FitRun:
         return round(max(1.0, self.options.minutes * 60 / per_step * recipe.tiles / bank.per_epoch), 2)
 
     def _notes(
-        self, size: Size, network: TileReader, bank: ViewBank, recipe: FitRecipe, seconds: float
+        self, size: Size, network: TileReader, bank: ViewBank, recipe: FitRecipe, progress: Progress
     ) -> dict[str, Any]:
         options = self.options
+        stopped = {}
+        if progress.step < progress.steps:  # its agreement on the held-out images is a little too good then
+            stopped = {"stopped_at_agreement": options.until, "steps": [progress.step, progress.steps]}
         return {
             "classifier": self.classifier.name,
             "classifier_sha256": self.classifier.sha256,
@@ -431,7 +451,8 @@ class _FitRun:
             "learned_images": self.sketch,  # see images/sketch.py
             "reach_pixels": bank.reach,
             "mirrored_views": bank.mirror,
-            "epochs": round(recipe.epochs, 2),
+            "epochs": round(recipe.epochs * progress.step / progress.steps, 2),
+            **stopped,
             "tiles_per_step": recipe.tiles,
             "distillation_temperature": recipe.temperature,
             "precision": options.precision,
@@ -439,7 +460,7 @@ class _FitRun:
             **({"lossy": options.lossy, "jpeg_quality": options.jpeg_quality} if options.lossy else {}),
             "started_from_an_earlier_fit": options.start is not None,
             "seed": options.seed,
-            "training_seconds": round(seconds),
+            "training_seconds": round(progress.seconds),
             "device": options.torch_device,
             "arithmetic": "bfloat16" if in_bfloat16(network, options.torch_device) else "float32",
             "threads": options.threads,

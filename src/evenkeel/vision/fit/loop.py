@@ -28,6 +28,7 @@ __all__ = [
     "FIT_MEAN",
     "FIT_STD",
     "FitRecipe",
+    "Held",
     "Progress",
     "TileReader",
     "agreement",
@@ -48,6 +49,8 @@ TileReader = TileNet | OwnTiles  # what reads a collage's tiles
 _CHECKPOINT_EVERY_S = 60.0
 _OF_LINKS = ("lossy", "quality")
 _PART = 250  # tiles
+_WATCHED = 300  # held-out images that show how a training goes
+_WATCHED_EVERY = 20  # times as many tiles are trained between two looks, so that looking takes a sixtieth of the time
 _GATHERED = 10_000  # images that the norms' statistics are of in the end
 _WHITENED = 1_000_000  # pixels whose 2x2 patches the first filters are made from: some 100 MB
 
@@ -77,13 +80,30 @@ class FitRecipe:
 class Progress:
     """Says how far a training has come: steps done and wanted, the loss of the last one, seconds in all attempts.
 
-    The loss is NaN where an earlier attempt has done the last step.
+    The loss is NaN where an earlier attempt has done the last step. `agreement` is of the averaged weights, with the
+    classifier, on some held-out images, when it was last measured; None before that, or where none are watched.
     """
 
     step: int
     steps: int
     loss: float
     seconds: float
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """Holds images that are not learned from and show how a training goes, and when it may stop.
+
+    Attributes:
+        pixels: uint8 [n, h, w, 3].
+        answers: the classifier's [n].
+        until: share of them with which the averaged weights have to agree for the training to stop; None: never.
+    """
+
+    pixels: PixelArray
+    answers: NDArray[np.int64]
+    until: float | None = None
 
 
 def soft_temperature(scores: Tensor, target: float = 0.75) -> float:
@@ -102,7 +122,7 @@ def soft_temperature(scores: Tensor, target: float = 0.75) -> float:
 class _Average:
     """Keeps a running mean of a network's weights and statistics."""
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: TileReader, decay: float) -> None:
         self.network, self.decay = copy.deepcopy(network).eval().requires_grad_(False), decay
 
     @torch.no_grad()
@@ -121,10 +141,14 @@ def fit_tiles(
     checkpoint: Path,
     side: int = 32,
     device: str = "cpu",
+    held: Held | None = None,
 ) -> Iterator[Progress]:
     """Trains `network` in place on the views in `bank`, shrunk to `side` pixels; gives the progress after each step.
 
     Where the checkpoint says that all is done, it gives the progress once.
+
+    With `held` images it measures the agreement on the first few of them every so many steps, and stops where that on
+    these and then that on all of them is what `held.until` wants.
 
     In the end the averaged weights stand in `network`, and its scores are of the classifier's scale.
 
@@ -157,12 +181,14 @@ def fit_tiles(
         **_form(network),
     }
     change = LossyViews(recipe.lossy, recipe.quality) if recipe.lossy else None
-    step, spent_s = _load(checkpoint, about, network, average, optimisers)
+    step, spent_s, reached = _load(checkpoint, about, network, average, optimisers)
+    every = max(1, min(steps, _WATCHED_EVERY * _WATCHED // recipe.tiles))
     began = saved = time.monotonic()
-    if step >= steps:
-        yield Progress(step, steps, math.nan, spent_s)  # what an earlier attempt has finished is reported too
+    enough = held is not None and _is_enough(reached, held, average.network, side)
+    if step >= steps or enough:
+        yield Progress(step, steps, math.nan, spent_s, reached)  # what an earlier attempt has finished is reported too
     network.train()
-    while step < steps:
+    while step < steps and not enough:
         epoch, place = divmod(step, per_epoch)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
         order = bank.order(generator)
@@ -182,17 +208,27 @@ def fit_tiles(
                     group["lr"] = rate * share
             step += 1
             average.update(network, step)
+            if held is not None and (step % every == 0 or step == steps):
+                reached = agreement(average.network, held.pixels[:_WATCHED], held.answers[:_WATCHED], side)
+                enough = _is_enough(reached, held, average.network, side)
             seconds = spent_s + time.monotonic() - began
-            if time.monotonic() - saved > _CHECKPOINT_EVERY_S or step == steps:
-                _save(checkpoint, about, network, average, optimisers, step, seconds)
+            if time.monotonic() - saved > _CHECKPOINT_EVERY_S or step == steps or enough:
+                _save(checkpoint, about, network, average, optimisers, step, seconds, reached)
                 saved = time.monotonic()
-            yield Progress(step, steps, loss, seconds)
-            if step == steps:
+            yield Progress(step, steps, loss, seconds, reached)
+            if step == steps or enough:
                 break
     network.load_state_dict(average.network.state_dict())
     _gather_statistics(network, bank, side, device, change)
     network.scale_scores(recipe.temperature)  # as the classifier scales them
     network.eval()
+
+
+def _is_enough(reached: float | None, held: Held, network: TileReader, side: int) -> bool:
+    """True if the agreement that is wanted is `reached` on a few images, and on all of them too."""
+    if held.until is None or reached is None or reached < held.until:
+        return False
+    return len(held.pixels) <= _WATCHED or agreement(network, held.pixels, held.answers, side) >= held.until
 
 
 def in_bfloat16(network: nn.Module, device: str) -> bool:
@@ -343,6 +379,7 @@ def _save(
     optimisers: list[torch.optim.Optimizer],
     step: int,
     seconds: float,
+    reached: float | None,
 ) -> None:
     state = {
         "about": about,
@@ -351,6 +388,7 @@ def _save(
         "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "step": step,
         "seconds": seconds,
+        "agreement": reached,
     }
     save_checkpoint(path, state)
 
@@ -361,9 +399,9 @@ def _load(
     network: nn.Module,
     average: _Average,
     optimisers: list[torch.optim.Optimizer],
-) -> tuple[int, float]:
+) -> tuple[int, float, float | None]:
     if not path.is_file():
-        return 0, 0.0
+        return 0, 0.0, None
     state = load_checkpoint(path, "about", "network", "average", "optimisers", "step", "seconds")
     if state["about"] != about:
         raise ConfigurationError(
@@ -373,4 +411,5 @@ def _load(
     average.network.load_state_dict(state["average"])
     for optimiser, stored in zip(optimisers, state["optimisers"], strict=True):
         optimiser.load_state_dict(stored)
-    return int(state["step"]), float(state["seconds"])
+    reached = state.get("agreement")
+    return int(state["step"]), float(state["seconds"]), None if reached is None else float(reached)

@@ -1,7 +1,6 @@
 """Holds the options of a fit, and who looks on."""
 
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,16 @@ import torch
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["FitOptions", "Silent", "Watcher", "Weights"]
+__all__ = ["Advance", "FitOptions", "Silent", "Watcher", "Weights"]
 
 Weights = Literal["auto", "fresh", "classifier"]
+
+
+class Advance(Protocol):
+    """Moves a stage on by the number of parts that are done, perhaps with a note on how it goes."""
+
+    def __call__(self, done: int, /, note: str = "") -> None:
+        """Moves it on."""
 
 
 class Watcher(Protocol):
@@ -22,7 +28,7 @@ class Watcher(Protocol):
     def say(self, line: str) -> None:
         """Shows one line of news."""
 
-    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def stage(self, name: str, total: int) -> AbstractContextManager[Advance]:
         """Shows a stage with `total` parts; call what it gives with the number of parts that are done."""
 
 
@@ -32,9 +38,13 @@ class Silent:
     def say(self, line: str) -> None:
         """Shows nothing."""
 
-    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    def stage(self, name: str, total: int) -> AbstractContextManager[Advance]:
         """Shows nothing."""
-        return nullcontext(lambda done: None)
+        return nullcontext(_nothing)
+
+
+def _nothing(done: int, /, note: str = "") -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class FitOptions:
         shared: one network reads every grid: the largest that the first grid can afford.
         epochs: passes over the images; None: as many as `minutes` allow.
         minutes: of training for each network, on this machine as it is now.
+        until: share of held-out images, above 0 and at most 1, on which a network has to agree with the classifier for
+            its training to stop before its time; None: it never does.
         views: of each image, scored by the classifier.
         reach: pixels by which a view is moved at most; None: a tenth of the image's side.
         mirror: whether views are also mirrored left to right.
@@ -70,6 +82,7 @@ class FitOptions:
     shared: bool = False
     epochs: float | None = None
     minutes: float = 60.0
+    until: float | None = None
     views: int = 4
     reach: int | None = None
     mirror: bool = True
@@ -99,6 +112,8 @@ class FitOptions:
             raise ConfigurationError(f"precision: must be int8 or fp32, found {self.precision!r}")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
             raise ConfigurationError(f"epochs: must be a number above zero, found {self.epochs}")
+        if self.until is not None and not 0 < self.until <= 1:
+            raise ConfigurationError(f"until: must be a share above 0 and at most 1, such as 0.9, found {self.until}")
         if self.rate is not None and not 0 < self.rate <= 1:
             raise ConfigurationError(f"rate: must be above 0 and at most 1, found {self.rate}")
         if self.tiles is not None and not 16 <= self.tiles <= 10_000:

@@ -86,7 +86,7 @@ def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, o
         "options": {
             name: str(value) if isinstance(value, Path) else value
             for name, value in asdict(options).items()
-            if name not in ("resume", "device")
+            if name not in ("resume", "device", "until")  # a fit that stopped may go on until it is better
             and (options.lossy or name not in ("lossy", "jpeg_quality"))
             and (name, value) != ("weights", "auto")
         },
