@@ -22,7 +22,7 @@ from evenkeel.backends.worker.key import (
 )
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
-from evenkeel.errors import BackendError, ConfigurationError, ProtocolError
+from evenkeel.errors import ConfigurationError, ProtocolError
 from evenkeel.trust import reloaded
 
 KEY, OTHER = b"sixteen bytes or more", b"quite another key of that length"
@@ -31,8 +31,8 @@ TASK = b"".join(encode_tensor(FrameKind.TASK, 1, ROW))
 
 
 @contextlib.asynccontextmanager
-async def reached(address, key, start_timeout_s=3.0):
-    options = ClientOptions(start_timeout_s=start_timeout_s, first_pause_s=0.01, key=key)
+async def reached(address, key):
+    options = ClientOptions(start_timeout_s=20.0, first_pause_s=0.01, key=key)
     backend = WorkerBackend("w", address, ("double",), options)
     try:
         await backend.start()
@@ -195,9 +195,13 @@ async def test_strangers_take_no_places_of_those_with_the_key(monkeypatch):
             assert await peer.receive() is None  # the oldest
         async with reached(address, KEY) as backend:
             assert np.array_equal((await ask(backend, ROW)).outputs, 2 * ROW)
-            with pytest.raises(BackendError, match="1 clients are connected"):
-                async with reached(address, KEY, 0.2):
-                    pass
+            second = WorkerBackend("second", address, ("double",), ClientOptions(key=KEY))
+            starting = asyncio.ensure_future(second.start())
+            while second.last_error is None:
+                await asyncio.sleep(0.001)
+            assert "1 clients are connected" in str(second.last_error)
+            await second.close()
+            await asyncio.gather(starting, return_exceptions=True)
 
 
 @in_loop

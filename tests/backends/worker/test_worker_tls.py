@@ -14,7 +14,7 @@ from evenkeel.backends.worker import server
 from evenkeel.backends.worker.config import WorkerConfig, config_from, to_arguments
 from evenkeel.backends.worker.remote import WorkerBackend
 from evenkeel.backends.worker.session import ClientOptions
-from evenkeel.errors import BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.errors import BackendLostError, ConfigurationError, ProtocolError
 from evenkeel.trust.tls import ClientTls, ServerTls
 
 KEY, OTHER = b"sixteen bytes or more", b"quite another key of that length"
@@ -40,14 +40,30 @@ def of_gateway(authority, **changes) -> ClientTls:
 
 
 @contextlib.asynccontextmanager
-async def reached(address, tls, key=b"", timeout_s=3.0):
-    options = ClientOptions(start_timeout_s=timeout_s, first_pause_s=0.01, key=key, tls=tls)
+async def reached(address, tls, key=b""):
+    options = ClientOptions(start_timeout_s=20.0, first_pause_s=0.01, key=key, tls=tls)
     backend = WorkerBackend("w", address, ("double",), options)
     try:
         await backend.start()
         yield backend
     finally:
         await backend.close()
+
+
+async def refused(address, tls, key=b"") -> str:
+    """Why a worker is not reached, the first time; it is tried again and again."""
+    options = ClientOptions(start_timeout_s=20.0, key=key, tls=tls)
+    backend = WorkerBackend("w", address, ("double",), options)
+    starting = asyncio.ensure_future(backend.start())
+    try:
+        while backend.last_error is None:
+            await asyncio.sleep(0.001)
+        assert not backend.ready
+        assert isinstance(backend.last_error, BackendLostError)
+        return str(backend.last_error)
+    finally:
+        await backend.close()
+        await asyncio.gather(starting, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -97,9 +113,7 @@ async def test_a_gateway_without_a_certificate_or_with_a_strangers_hears_nothing
             (of_gateway(authority, certificate=authority.folder / "worker.pem", key=authority.folder / "worker.key"),
              "closed the connection"),
         ):  # fmt: skip
-            with pytest.raises(BackendLostError, match=words):
-                async with reached(address, tls, timeout_s=0.2):
-                    pass
+            assert words in await refused(address, tls)
         async with reached(address, of_gateway(authority)) as backend:
             assert np.array_equal((await ask(backend, ROW)).outputs, 2 * ROW)
 
@@ -118,9 +132,9 @@ async def test_a_gateway_without_a_certificate_or_with_a_strangers_hears_nothing
 async def test_a_false_worker_is_named_and_hears_nothing(authority, changes, words):
     pair = authority.sign("false", **changes)
     async with false_worker(pair) as (address, heard):
-        with pytest.raises(BackendLostError, match=f"cannot be trusted: .*{words}"):
-            async with reached(address, of_gateway(authority), KEY, timeout_s=0.2):
-                pass
+        reason = await refused(address, of_gateway(authority), KEY)
+        assert "cannot be trusted: " in reason
+        assert words in reason
         assert not any(heard)
 
 
@@ -128,9 +142,7 @@ async def test_a_false_worker_is_named_and_hears_nothing(authority, changes, wor
 async def test_a_worker_may_be_known_by_another_name_than_its_address(authority):
     authority.sign("pool", hosts=("pool.internal",), of="server")
     async with serving("tcp://127.0.0.1:0", [doubling()], tls=of_worker(authority, "pool")) as address:
-        with pytest.raises(BackendLostError, match="IP address mismatch"):
-            async with reached(address, of_gateway(authority), timeout_s=0.2):
-                pass
+        assert "IP address mismatch" in await refused(address, of_gateway(authority))
         async with reached(address, of_gateway(authority, name="pool.internal")) as backend:
             assert np.array_equal((await ask(backend, ROW)).outputs, 2 * ROW)
 
@@ -139,18 +151,15 @@ async def test_a_worker_may_be_known_by_another_name_than_its_address(authority)
 async def test_one_side_without_tls_is_named_as_the_reason(authority, monkeypatch):
     monkeypatch.setattr(server, "_PROVE_S", 0.1)
     async with serving("tcp://127.0.0.1:0", [doubling()], tls=of_worker(authority)) as address:
-        with pytest.raises(BackendLostError, match="it said nothing before: does it want TLS"):
-            async with reached(address, None, timeout_s=0.2):
-                pass
+        assert "it said nothing before: does it want TLS" in await refused(address, None)
         host, port = address.removeprefix("tcp://").split(":")
         peer = RawPeer(*await asyncio.open_connection(host, int(port)))
         peer.send(b"EK" + bytes(70))  # no TLS: it is hung up on without a word
         assert await peer.receive() is None
         peer.writer.close()
     async with serving("tcp://127.0.0.1:0", [doubling()], key=KEY) as address:
-        with pytest.raises(BackendError, match="cannot be trusted: the other side does not speak TLS"):
-            async with reached(address, of_gateway(authority), timeout_s=0.2):
-                pass
+        reason = await refused(address, of_gateway(authority))
+        assert "cannot be trusted: the other side does not speak TLS" in reason
 
 
 @in_loop
