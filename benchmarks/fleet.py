@@ -110,7 +110,7 @@ async def _turn(
 async def _measure(policy: str, delay: str, rounds: int, deaths: int, seconds: float) -> list[dict[str, Any]]:
     config = read_config({"replicas": _REPLICAS, "backups": 1, "policy": policy, "delay": delay})
     models = ServedModels()
-    repository = ModelRepository(models, [config], lambda: [config])
+    repository = ModelRepository(models, config, lambda: config)
     law = parse_delay(delay)
     mean_s = float(np.mean([law.draw(key, 0, 0.0) for key in range(20_000)]))
     rate = _LOAD * _REPLICAS / mean_s

@@ -16,7 +16,7 @@ def asked(monkeypatch):
 
     def ask(path, method, target, fields=None):
         found.append((path, method, target, fields))
-        return {"/v2/fleet/reload": {"loaded": ["m"]}, "/v2/fleet": NODES}.get(target, {})
+        return {"/v2/fleet/reload": {"loaded": ["m"], "need_restart": ["port"]}, "/v2/fleet": NODES}.get(target, {})
 
     monkeypatch.setattr(control, "ask", ask)
     monkeypatch.setattr(control, "find_socket", lambda pid: f"{pid}.sock")
@@ -26,7 +26,11 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "wanted", "says"),
     [
-        ("reload", ("None.sock", "POST", "/v2/fleet/reload", None), "loaded: m"),
+        (
+            "reload",
+            ("None.sock", "POST", "/v2/fleet/reload", None),
+            "loaded: m\nchanged too, but only a restart of the server uses it: port",
+        ),
         ("reload --model a/b", ("None.sock", "POST", "/v2/repository/models/a%2Fb/load", None), "loaded: a/b"),
         ("restart --pid 7 --at-once 3", ("7.sock", "POST", "/v2/fleet/restart", {"at_once": 3}), "all workers are new"),
         ("resize --replicas 9", ("None.sock", "POST", "/v2/fleet/resize", {"replicas": 9}), "done"),

@@ -203,7 +203,7 @@ def test_a_resize_starts_and_ends_own_workers_only(run):
         await fleet.leave("elsewhere")
         with pytest.raises(ConfigurationError, match="a fleet needs at least one replica, found 0"):
             await fleet.resize("replica", 0)
-        with pytest.raises(ConfigurationError, match="have no use for backups"):
+        with pytest.raises(ConfigurationError, match="has no use for them"):
             await fleet.resize("backup", 1)
 
     run(test)

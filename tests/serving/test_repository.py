@@ -17,6 +17,7 @@ from evenkeel.serving import repository as module
 from evenkeel.serving.changed_files import when_changed
 from evenkeel.serving.config import read_config
 from evenkeel.serving.control import ask, find_socket, own_socket
+from evenkeel.serving.front.management import ReloadReport
 from evenkeel.serving.front.served import ServedModels
 from evenkeel.serving.repository import ModelRepository
 from evenkeel.serving.service import serve
@@ -49,11 +50,11 @@ class Hosted:
     ready = True
     started: asyncio.Event | None = None
 
-    def __init__(self, config, read=None, stats=None, tracer=None):
+    def __init__(self, config, read=None, before=None, tracer=None):
         self.config, self.read, self.closed = config, read or module.read_files(config), False
         card = config.card()
         self.gateway = self
-        self.stats = stats or object()
+        self.stats = object() if before is None else before.stats
         self.draining = False
         self.served = type(
             "Served", (), {"name": "toy", "version": card.version, "card": card, "in_use": False, "times": None}
@@ -66,6 +67,9 @@ class Hosted:
 
     def start_draining(self):
         self.draining = True
+
+    def take_audits(self, before):
+        """Has none."""
 
     async def start(self, at_once=None):
         if Hosted.started is not None:
@@ -88,7 +92,7 @@ def run(monkeypatch, folder):
     def run(test):
         async def whole():
             models = ServedModels()
-            repository = ModelRepository(models, [config_of(folder)], lambda: [config_of(folder)])
+            repository = ModelRepository(models, config_of(folder), lambda: config_of(folder))
             await repository.start()
             try:
                 await test(repository, models)
@@ -103,7 +107,7 @@ def run(monkeypatch, folder):
 
 def test_a_reload_loads_what_changed_and_closes_the_old_one_when_nobody_needs_it(run, folder):
     async def test(repository, models):
-        assert await repository.reload() == []
+        assert await repository.reload() == ReloadReport([], [])
         (old,) = repository.hosted
         old.served.in_use = True
         write_card(folder, version="2")
@@ -115,7 +119,7 @@ def test_a_reload_loads_what_changed_and_closes_the_old_one_when_nobody_needs_it
         assert not old.closed
         assert not reloading.done()
         old.served.in_use = False
-        assert await reloading == ["toy"]
+        assert (await reloading).loaded == ["toy"]
         assert old.closed
         assert repository.hosted[0].stats is old.stats  # counters go on
         assert [model.version for model in repository.index()] == ["2"]
@@ -160,6 +164,15 @@ def test_a_new_version_that_cannot_start_leaves_the_old_one_in_place(run, folder
     run(test)
 
 
+def test_what_is_of_the_server_is_named_and_stays(run, folder, monkeypatch):
+    async def test(repository, models):
+        monkeypatch.setattr(repository, "_reread", lambda: config_of(folder, port=9, max_body="1MiB"))
+        report = await repository.reload()
+        assert report.need_restart == ["port", "max_body"]
+
+    run(test)
+
+
 def test_one_change_at_a_time(run):
     async def test(repository, models):
         Hosted.started = asyncio.Event()
@@ -181,7 +194,7 @@ def test_a_model_is_unloaded_and_loaded_again(run):
         with pytest.raises(UnknownModelError):
             models.find("toy")
         assert [(one.name, one.state, one.reason) for one in repository.index()] == [("toy", "UNAVAILABLE", "unloaded")]
-        assert await repository.reload() == []  # it was taken out of service on purpose
+        assert (await repository.reload()).loaded == []  # it was taken out of service on purpose
         with pytest.raises(UnknownModelError):
             await repository.unload("toy")
         with pytest.raises(UnknownModelError, match=r"unknown model 'other'; the configuration has 'toy'"):
@@ -280,8 +293,9 @@ def test_a_running_server_is_reloaded_over_its_control_socket_and_over_nothing_e
             version = json.loads(card_path("cifar10-base").read_text())["version"]
             assert index == [{"name": "toy", "version": "1", **ready}, {"name": "base", "version": version, **ready}]
             assert client.post("/v2/repository/index", content=b"[").status_code == 400
+            assert client.post("/v2/repository/index", content=b" " * 70_000).status_code == 413
             write_card(folder, version="2")
-            assert ask(control, "POST", "/v2/fleet/reload") == {"loaded": ["toy"]}
+            assert ask(control, "POST", "/v2/fleet/reload") == {"loaded": ["toy"], "need_restart": []}
             assert client.get("/v2/models/toy").json()["versions"] == ["2"]
             write_card(folder, version="3", classes=CARD["classes"][:9])
             with pytest.raises(EvenkeelError, match="the new model has other classes"):

@@ -180,7 +180,7 @@ def test_it_listens_on_both_kinds_of_addresses_and_a_unix_socket(tmp_path: Path)
         assert not path.exists()
 
     asyncio.run(run())
-    assert "listens on ::: whoever reaches it can send requests" in (tmp_path / "log").read_text()
+    assert ":: is open: whoever reaches it can send requests" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize("of_gateway", ["another", "none"])

@@ -28,8 +28,11 @@ def reload(pid: int | None, model: str | None) -> None:
         _ask(pid, "POST", f"/v2/repository/models/{quote(model, safe='')}/load")
         click.echo(f"loaded: {model}")
     else:
-        loaded = _ask(pid, "POST", "/v2/fleet/reload")["loaded"]
-        click.echo(f"loaded: {', '.join(loaded)}" if loaded else "nothing has changed")
+        report = _ask(pid, "POST", "/v2/fleet/reload")
+        loaded = ", ".join(report["loaded"])
+        click.echo(f"loaded: {loaded}" if loaded else "no model has changed")
+        if report["need_restart"]:
+            click.echo(f"changed too, but only a restart of the server uses it: {', '.join(report['need_restart'])}")
 
 
 @click.command(epilog=example("evenkeel restart", "evenkeel restart --at-once 3"))

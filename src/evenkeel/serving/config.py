@@ -47,6 +47,7 @@ __all__ = [
     "find_lines",
     "load_raw",
     "read_config",
+    "server_differences",
 ]
 
 _BASE = shipped.card_path("cifar10-base")
@@ -539,6 +540,12 @@ _OF_MODEL = frozenset(
         "remote_credentials",
     }
 )
+
+
+def server_differences(one: ServeConfig, other: ServeConfig) -> list[str]:
+    """Gives the fields, of the server and not of its models, that differ."""
+    names = [field.name for field in fields(ServeConfig) if file_name(field.name) not in {*_OF_MODEL, "models"}]
+    return [file_name(name) for name in names if name != "certificate" and getattr(one, name) != getattr(other, name)]
 
 
 def _prepare(raw: Mapping[str, Any]) -> dict[str, Any]:

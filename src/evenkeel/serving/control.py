@@ -46,6 +46,9 @@ def own_socket() -> Path:
         _check_private(folder)
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be used: {error.strerror or error}") from error
+    for left in folder.glob("*.sock"):  # by servers that were killed
+        if not _is_alive(left.stem):
+            left.unlink(missing_ok=True)
     return folder / f"{os.getpid()}.sock"
 
 
@@ -70,7 +73,15 @@ def find_socket(pid: int | None = None) -> Path:
 
 
 def _is_alive(pid: str) -> bool:
-    return pid.isdigit() and Path("/proc", pid).exists()
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 class _UnixConnection(http.client.HTTPConnection):

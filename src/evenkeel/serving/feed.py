@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any
 
 from evenkeel.backends.backend import Backend
 from evenkeel.errors import EvenkeelError
@@ -13,6 +14,7 @@ from evenkeel.serving.gateway.gateway import NodeKind
 __all__ = ["Feed"]
 
 _log = logging.getLogger(__name__)
+_PAUSE_S = 5.0
 
 
 class Feed:
@@ -42,11 +44,7 @@ class Feed:
 
     async def run(self) -> None:
         """Goes on until cancelled."""
-        following = asyncio.ensure_future(self._follow())
-        try:
-            await self._discovery.watch(self._found)
-        finally:
-            following.cancel()
+        await asyncio.gather(_for_ever(self._follow), _for_ever(lambda: self._discovery.watch(self._found)))
 
     def _found(self, addresses: Collection[str]) -> None:
         if not addresses:
@@ -84,3 +82,13 @@ class Feed:
             await self._fleet.leave(name)
         except EvenkeelError as error:
             _log.warning("the %s at %s: %s", self._kind, address, error)
+
+
+async def _for_ever(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Goes on after whatever goes wrong: a fleet that follows nothing any more would not show it."""
+    while True:
+        try:
+            await steps()
+        except Exception:
+            _log.exception("what finds nodes failed, and begins again")
+        await asyncio.sleep(_PAUSE_S)

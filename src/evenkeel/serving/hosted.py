@@ -30,7 +30,6 @@ from evenkeel.serving.feed import Feed
 from evenkeel.serving.fleet import FleetMember, LiveFleet
 from evenkeel.serving.front.served import ServedModel
 from evenkeel.serving.gateway.gateway import Gateway, NodeKind
-from evenkeel.serving.gateway.stats import Stats
 from evenkeel.serving.gateway.traced import TracedGateway, Tracer
 from evenkeel.serving.nodes import REACH_S, NodeMaker, known_digests
 from evenkeel.serving.promised import AuditFile, apply_certificate
@@ -54,7 +53,8 @@ class HostedModel:
     Args:
         config: what to serve.
         read: what `read_files` gave for it; by default that is read now.
-        stats: counters to go on with, of the version whose place it takes.
+        before: the version whose place it takes: its counters go on, and so does what audits have shown where the
+            models and the certificate are the same.
 
     Attributes:
         config: what is served.
@@ -72,7 +72,7 @@ class HostedModel:
         self,
         config: ServeConfig,
         read: "ModelFiles | None" = None,
-        stats: Stats | None = None,
+        before: "HostedModel | None" = None,
         tracer: Tracer | None = None,
     ) -> None:
         self.config = config
@@ -97,9 +97,13 @@ class HostedModel:
         # Workers that load here take processor time from those that serve; those on Ray load elsewhere.
         self._at_once = 1 if config.replicas.ray is None else _AT_ONCE_ON_RAY
         self._scaling: asyncio.Task[None] | None = None
-        self._audits = None if config.promises.audit_file is None else AuditFile(config.promises.audit_file)
+        kept = before is not None and self._keeps_promise_of(before)
+        audited = config.promises.audit_file is not None and not kept
+        self._audits = AuditFile(config.promises.audit_file) if audited and config.promises.audit_file else None
         digest = "" if config.run else digests_here.get(card.name, "")  # of what answers here
         promises = apply_certificate(config, self._cards, codes, digests_here, self._audits)
+        if kept and before is not None and promises is not None:
+            promises = before.gateway.promises  # a reload makes no alarm undone
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="evenkeel-shrink")
         gateway = Gateway if tracer is None else partial(TracedGateway, tracer)
         self.gateway: Gateway = gateway(
@@ -117,7 +121,7 @@ class HostedModel:
             offload=partial(_offload, loop, self._executor),
             promises=promises,
             backups_join=bool(config.policy.uses_backups and config.backups.discover),
-            stats=stats,
+            stats=None if before is None else before.gateway.stats,
         )
         self.lossy_counts = {one.name: one.counts for one in replicas if isinstance(one, LossyBackend)}
         members = [*(FleetMember(one, "replica") for one in replicas), *(FleetMember(one, "backup") for one in backups)]
@@ -140,6 +144,20 @@ class HostedModel:
             decode_processes=config.decode_processes,
             decode_bytes=config.decode_memory_bytes,
         )
+
+    def _keeps_promise_of(self, before: "HostedModel") -> bool:
+        one, other = self.config, before.config
+        same = (one.certificate, one.promises, one.policy) == (other.certificate, other.promises, other.policy)
+        return same and one.certificate is not None and self.read == before.read
+
+    def take_audits(self, before: "HostedModel | None") -> None:
+        """Takes over the file of audits from the version whose place it takes, if it goes on with its promise."""
+        if (
+            before is not None
+            and self.gateway.promises is not None
+            and self.gateway.promises is before.gateway.promises
+        ):
+            self._audits, before._audits = before._audits, None
 
     async def start(self, *, at_once: int | None = None) -> None:
         """Starts the workers and has them do their first passes; what is elsewhere may be missing for now.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from evenkeel.errors import BackendError, ConfigurationError, OverloadedError, UnknownModelError
 from evenkeel.models.cards import class_difference, load_card
-from evenkeel.serving.config import ServeConfig
-from evenkeel.serving.front.management import Management, ModelState, NodeState
+from evenkeel.serving.config import ServeConfig, server_differences
+from evenkeel.serving.front.management import Management, ModelState, NodeState, ReloadReport
 from evenkeel.serving.front.served import ServedModels
 from evenkeel.serving.gateway.gateway import NodeKind
 from evenkeel.serving.gateway.traced import Tracer
@@ -32,8 +32,8 @@ class ModelRepository(Management):
 
     Args:
         models: where front ends find those that are loaded.
-        configs: one for each model.
-        reread: reads the configuration again.
+        config: of the server and its models.
+        reread: reads it again.
         tracer: traces the items of all of them; None: nothing is traced.
 
     Raises:
@@ -43,21 +43,22 @@ class ModelRepository(Management):
     def __init__(
         self,
         models: ServedModels,
-        configs: Sequence[ServeConfig],
-        reread: Callable[[], Sequence[ServeConfig]],
+        config: ServeConfig,
+        reread: Callable[[], ServeConfig],
         tracer: Tracer | None = None,
     ) -> None:
         self._tracer = tracer
         self._models = models
-        self._configs = {served_name(config): config for config in configs}
+        self._config = config
+        self._configs = {served_name(one): one for one in config.each}
         self._reread = reread
         self._hosted: dict[str, HostedModel] = {}
         self._reasons: dict[str, str] = {}  # why a model is not loaded
         self._starting: set[HostedModel] = set()
         self._leaving: dict[HostedModel, asyncio.Task[None]] = {}
         self._changing = ""  # what is under way
-        for name, config in self._configs.items():
-            hosted = self._hosted[name] = HostedModel(config, tracer=tracer)
+        for name, one in self._configs.items():
+            hosted = self._hosted[name] = HostedModel(one, tracer=tracer)
             models.put(hosted.served)
 
     @property
@@ -119,7 +120,7 @@ class ModelRepository(Management):
     async def load(self, name: str) -> None:
         """Loads a model as the configuration is now; see `Management`."""
         async with self._change(f"the load of {name!r}"):
-            configs = self._read()
+            configs = {served_name(one): one for one in self._reread().each}
             if name not in configs:
                 known = ", ".join(map(repr, configs))
                 raise UnknownModelError(f"unknown model {name[:_MAX_SHOWN]!r}; the configuration has {known}")
@@ -134,10 +135,11 @@ class ModelRepository(Management):
             _log.info("%s is unloaded", name)
             await self._let_go(hosted)
 
-    async def reload(self) -> list[str]:
+    async def reload(self) -> ReloadReport:
         """Reads the configuration again, and loads what it changed; see `Management`."""
         async with self._change("a reload"):
-            configs = self._read()
+            whole = self._reread()
+            configs = {served_name(one): one for one in whole.each}
             for name in self._hosted:
                 if name not in configs:
                     raise ConfigurationError(f"model {name!r} is no longer in the configuration; unload it first")
@@ -150,7 +152,10 @@ class ModelRepository(Management):
                 if hosted is None or hosted.config != config or hosted.read != read:
                     await self._load(config, read)
                     names.append(name)
-            return names
+            need_restart = server_differences(self._config, whole)
+            if need_restart:
+                _log.warning("these fields have changed, and take effect with a restart only: %s", need_restart)
+            return ReloadReport(names, need_restart)
 
     async def restart(self, at_once: int) -> None:
         """Replaces all workers of this server; see `Management`."""
@@ -179,15 +184,12 @@ class ModelRepository(Management):
         finally:
             self._changing = ""
 
-    def _read(self) -> dict[str, ServeConfig]:
-        return {served_name(config): config for config in self._reread()}
-
     async def _load(self, config: ServeConfig, read: ModelFiles) -> None:
         name = served_name(config)
         before = self._hosted.get(name)
         if before is not None:
             _check_fit(config, before)
-        hosted = HostedModel(config, read, None if before is None else before.gateway.stats, self._tracer)
+        hosted = HostedModel(config, read, before, self._tracer)
         if before is not None:
             hosted.served.times = before.served.times
         self._starting.add(hosted)
@@ -201,6 +203,7 @@ class ModelRepository(Management):
             raise
         finally:
             self._starting.discard(hosted)
+        hosted.take_audits(before)
         self._configs[name] = config
         self._hosted[name] = hosted
         self._reasons.pop(name, None)

@@ -56,12 +56,12 @@ async def serve(
     guard = guard_of(config)
     models = ServedModels()
 
-    def configured() -> Sequence[ServeConfig]:
+    def configured() -> ServeConfig:
         guard.reload()
-        return (config if reread is None else reread()).each
+        return config if reread is None else reread()
 
     tracer, end_tracing = start_tracing(config.tracing) if config.tracing.endpoint else (None, None)
-    repository = ModelRepository(models, config.each, configured, tracer)
+    repository = ModelRepository(models, config, configured, tracer)
     listener_counts: dict[str, Mapping[str, int]] = {}  # by model
     responses: Counter[int] = Counter()
     app = App(
@@ -174,8 +174,8 @@ def _control(config: ServeConfig) -> Path | None:
 async def _reload_when_changed(repository: ModelRepository, files: Sequence[Path], every_s: float) -> None:
     async def reload() -> None:
         try:
-            loaded = await repository.reload()
-            _log.info("files have changed; loaded: %s", ", ".join(loaded) or "nothing")
+            report = await repository.reload()
+            _log.info("files have changed; loaded: %s", ", ".join(report.loaded) or "nothing")
         except EvenkeelError as error:
             _log.error("files have changed, and all stays as it was: %s", error)
 

@@ -432,10 +432,17 @@ class Joining:
 
 
 class Said:
-    """A discovery that says what it is told."""
+    """A discovery that says what it is told, after a fault of its own."""
+
+    def __init__(self):
+        self.watched, self.tries = asyncio.Event(), 0
 
     async def watch(self, found):
+        self.tries += 1
+        if self.tries == 1:
+            raise RuntimeError("a fault of the discovery's own")
         self.found = found
+        self.watched.set()
         await asyncio.Event().wait()
 
 
@@ -445,12 +452,14 @@ def make(kind, where):
     return Backend(where)
 
 
-def test_a_fleet_follows_what_is_found_and_an_empty_answer_changes_nothing(caplog):
+def test_a_fleet_follows_what_is_found_and_an_empty_answer_changes_nothing(caplog, monkeypatch):
+    monkeypatch.setattr("evenkeel.serving.feed._PAUSE_S", 0.001)
+
     async def run():
         fleet, said = Joining(), Said()
         feed = Feed(fleet, "replica", make, said)
         running = asyncio.ensure_future(feed.run())
-        await asyncio.sleep(0)
+        await said.watched.wait()
         said.found(["tcp://a:1", "bad", "tcp://full:1", "tcp://b:1", "tcp://a:1"])
         await feed.settled.wait()
         assert fleet.here == {"tcp://a:1", "tcp://b:1"}
@@ -461,6 +470,8 @@ def test_a_fleet_follows_what_is_found_and_an_empty_answer_changes_nothing(caplo
         assert fleet.steps[-2:] == ["+tcp://c:1", "-tcp://a:1"]  # never fewer than needed
         assert "no replica was found; those that are here stay" in caplog.text
         assert "the replica at bad does not join: no address" in caplog.text
+        assert "a fault of the discovery's own" in caplog.text
         running.cancel()
+        await asyncio.wait([running])
 
     asyncio.run(run())

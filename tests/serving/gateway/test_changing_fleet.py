@@ -126,7 +126,7 @@ def test_a_name_that_is_taken_and_one_that_is_unknown_are_refused():
     with pytest.raises(ConfigurationError, match="no node is called 'other'"):
         scene.gateway.retire("other", 0.0, lambda tasks: None)
     plain = Scene("none", backups=0)
-    with pytest.raises(ConfigurationError, match="have no use for backups"):
+    with pytest.raises(ConfigurationError, match="has no use for them"):
         plain.gateway.join(Watched("backup", plain.clock, plain.delay), "backup")
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from evenkeel.serving.gateway.gateway import NodeKind
 
-__all__ = ["Management", "ModelState", "NodeState"]
+__all__ = ["Management", "ModelState", "NodeState", "ReloadReport"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,19 @@ class NodeState:
     own: bool  # a worker that the server started
     ready: bool
     tasks: int
+
+
+@dataclass(frozen=True)
+class ReloadReport:
+    """Says what a reload did.
+
+    Attributes:
+        loaded: names of the models.
+        need_restart: fields that have changed too, and take effect only when the server is restarted.
+    """
+
+    loaded: list[str]
+    need_restart: list[str]
 
 
 class Management(ABC):
@@ -54,8 +67,8 @@ class Management(ABC):
         """Serves a model no longer; what it was asked before is still answered."""
 
     @abstractmethod
-    async def reload(self) -> list[str]:
-        """Reads the configuration again, and loads every model that it changed; gives their names."""
+    async def reload(self) -> ReloadReport:
+        """Reads the configuration again, and loads every model that it changed."""
 
     @abstractmethod
     async def restart(self, at_once: int) -> None:

@@ -82,7 +82,9 @@ class Spares(ABC):
         Raises:
             ConfigurationError: it has none.
         """
-        raise ConfigurationError(f"{backend.name} cannot join: the policy or the codes have no use for backups")
+        raise ConfigurationError(
+            f"{backend.name} cannot join: this gateway began without backups, or its policy has no use for them"
+        )
 
     def retire(self, node: Node) -> None:
         """Gives a worker of its own no more work."""

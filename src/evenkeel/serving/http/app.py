@@ -224,7 +224,7 @@ class App:
         management = self._management
         if management is None:
             raise UnsupportedError("the models of this server cannot be changed while it runs")
-        check_allowed(path, exchange.may_manage)
+        check_allowed(path, exchange.may_manage, exchange.request.body_bytes)
 
         async def change() -> None:
             try:

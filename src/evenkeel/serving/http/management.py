@@ -16,23 +16,27 @@ from typing import Any
 
 import orjson
 
-from evenkeel.errors import ForbiddenError, RequestError
+from evenkeel.errors import ForbiddenError, RequestError, TooLargeError
 from evenkeel.oip import shown
 from evenkeel.serving.front.management import Management
 
 __all__ = ["MANAGED", "answer", "check_allowed"]
 
+_MAX_BYTES = 64 << 10  # of a body
 MANAGED = ("/v2/repository/", "/v2/fleet")
 _INDEX = "/v2/repository/index"
 _MAX_NODES = 1024
 
 
-def check_allowed(path: str, may_manage: bool) -> None:
-    """Refuses changes, and a look at nodes, to those who may not manage the server.
+def check_allowed(path: str, may_manage: bool, body_bytes: int) -> None:
+    """Refuses changes, and a look at nodes, to those who may not manage the server, and long bodies to all.
 
     Raises:
         ForbiddenError: they may not.
+        TooLargeError: the body is too long.
     """
+    if body_bytes > _MAX_BYTES:
+        raise TooLargeError(f"such a request has a body of at most {_MAX_BYTES >> 10} KiB, found {body_bytes} bytes")
     if path != _INDEX and not may_manage:
         raise ForbiddenError(
             "this server is managed over its control socket (`evenkeel reload`), or with a key that has the right to "
@@ -61,7 +65,7 @@ async def answer(management: Management, method: str, path: str, body: bytes) ->
     if path == "/v2/fleet" and method == "GET":
         return {name: [asdict(node) for node in nodes] for name, nodes in management.nodes().items()}
     if path == "/v2/fleet/reload" and method == "POST":
-        return {"loaded": await management.reload()}
+        return asdict(await management.reload())
     if path == "/v2/fleet/restart" and method == "POST":
         await management.restart(_count(_object(body), "at_once", 1, 1))
         return {}
