@@ -16,7 +16,7 @@ def main(descriptor: str, scenario: str) -> None:
         lines.flush()
 
     if scenario == "gone":
-        say(id=0, error="no Ray cluster answers at head:6379", kind="lost")
+        say(id=0, error="no Ray cluster answers at head:6379", kind="other")
         return
     # Not before: who refuses everything is quick.
     from evenkeel.backends.ray_actors.actor import WorkerActor
@@ -27,7 +27,7 @@ def main(descriptor: str, scenario: str) -> None:
         request = json.loads(line)
         number, worker = request["id"], request["worker"]
         if scenario == "full":
-            say(id=number, error="Ray has not placed cifar10-base/replica: the cluster has 2 nodes", kind="lost")
+            say(id=number, error="Ray has not placed cifar10-base/replica: the cluster has 2 nodes", kind="other")
         elif scenario == "wrong":
             lines.write(b"[what is this?\n")
             lines.flush()

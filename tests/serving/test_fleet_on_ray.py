@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evenkeel.backends.worker.remote import WorkerBackend
-from evenkeel.errors import BackendLostError, MissingExtraError
+from evenkeel.errors import BackendError, MissingExtraError
 from evenkeel.serving.config import read_config
 from evenkeel.serving.hosted import HostedModel
 from ray_helpers import alive, ray_cluster
@@ -16,7 +16,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
 
 def config(address, **more):
     ray = {"count": 2, "address": address, "strategy": "SPREAD"}
-    return read_config({"replicas": {"ray": ray}, "backups": {"ray": {**ray, "count": 1}}, "load_limit": 12, **more})
+    return read_config({"replicas": {"ray": ray}, "backups": {"ray": {**ray, "count": 1}}, **more})
 
 
 async def answer(gateway):
@@ -55,7 +55,7 @@ def test_a_model_on_ray_answers_and_is_resized_as_far_as_there_is_room():
             assert before.error is None
             await hosted.fleet.resize("replica", 3)
             with pytest.raises(
-                BackendLostError,
+                BackendError,
                 match=r"one more worker with CPU 1 was asked for.* the cluster has 2 nodes and CPU 4 with 0 free",
             ):
                 await hosted.fleet.resize("replica", 4)

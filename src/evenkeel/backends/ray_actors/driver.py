@@ -29,7 +29,8 @@ __all__ = ["RayCluster", "main"]
 
 _NAMESPACE = "evenkeel"
 _CONNECT_S = 20.0  # Ray itself tries for minutes
-_PLACE_S = 10.0  # before a worker without a place is said to have none; it is waited for all the same
+_RESERVE_S = 10.0  # before a group is said to have no place; it is waited for all the same
+_PLACE_S = 20.0  # the same for one worker, whose process has to start, too
 _ANSWER_S = 2.0  # for an actor that was well to say where it is; then it is frozen
 _POLL_S = 0.05
 _ATTEMPTS = 3  # a name may still be that of an actor that has just died
@@ -76,8 +77,8 @@ class _ActorGroup:
             load_s: for its models to be loaded.
 
         Raises:
-            BackendLostError: it is not there now; it may be later.
-            BackendError: it cannot serve its models.
+            BackendLostError: it died, or is out of reach; it may be there later.
+            BackendError: it has no place, or cannot serve its models. Who waits for it need not wait on.
         """
         loaded_by_s = time.monotonic() + load_s
         attempt, reason = 0, ""
@@ -121,7 +122,7 @@ class _ActorGroup:
         except self._ray.exceptions.GetTimeoutError:
             if placed.node:
                 return {"state": "frozen"}
-            raise BackendLostError(f"Ray has not placed {self._called(number)}: {self._room(number)}") from None
+            raise BackendError(f"Ray has not placed {self._called(number)}: {self._room(number)}") from None
         placed.node = said["node"]
         return said
 
@@ -137,7 +138,8 @@ class _ActorGroup:
         """Gives the actor of a worker; asks Ray for one if there is none.
 
         Raises:
-            BackendLostError: it was released, or the cluster has no room for the group.
+            BackendLostError: it was released.
+            BackendError: the cluster has no room for the group.
         """
         with self._lock:
             if worker in self._released:
@@ -184,7 +186,7 @@ class _ActorGroup:
         """Gives the placement group once it has its place; makes it, and puts the models into Ray's store, if new.
 
         Raises:
-            BackendLostError: the cluster has no room for it now; Ray goes on looking.
+            BackendError: the cluster has no room for it now; Ray goes on looking.
             ConfigurationError: a model's file cannot be read.
         """
         with self._lock:
@@ -194,8 +196,8 @@ class _ActorGroup:
             if self._reserved is None:
                 self._reserved = self._find_or_make()
         if not self._was_placed:  # one that was, and has lost a node, still has the others
-            if not self._reserved.wait(_PLACE_S):
-                raise BackendLostError(f"Ray has not placed {self._name}: {self._room()}")
+            if not self._reserved.wait(_RESERVE_S):
+                raise BackendError(f"Ray has not placed {self._name}: {self._room()}")
             self._was_placed = True
         return self._reserved
 
@@ -243,7 +245,7 @@ class RayCluster:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        BackendLostError: no cluster answers there.
+        BackendError: no cluster answers there.
     """
 
     def __init__(self, address: str) -> None:
@@ -263,7 +265,7 @@ class RayCluster:
                 **({"include_dashboard": False} if address == "local" else {}),
             )
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            raise BackendLostError(f"no Ray cluster can be joined at {address!r}: {_words(error)}") from error
+            raise BackendError(f"no Ray cluster can be joined at {address!r}: {_words(error)}") from error
         self._lock = threading.Lock()
         self._groups: dict[str, _ActorGroup] = {}
 
@@ -300,7 +302,7 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
     except (OSError, OverflowError) as error:
-        raise BackendLostError(
+        raise BackendError(
             f"no Ray cluster answers at {address}: {error}; start one with `ray start --head`, or correct the address"
         ) from error
 
@@ -323,7 +325,7 @@ def main(arguments: list[str]) -> int:
             lines.flush()
 
     def give_up() -> None:
-        say(id=0, error=f"no Ray cluster could be joined at {arguments[1]!r} in {_CONNECT_S:g} s", kind="lost")
+        say(id=0, error=f"no Ray cluster could be joined at {arguments[1]!r} in {_CONNECT_S:g} s", kind="other")
         os._exit(1)
 
     too_long = threading.Timer(_CONNECT_S, give_up)

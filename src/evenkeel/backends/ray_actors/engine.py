@@ -165,6 +165,7 @@ class _RayProcess:
             pass
         except ValueError as error:
             _log.warning("the process that speaks to Ray said something else than was agreed: %s", error)
+            self._process.kill()
         self.ended = True
         self._writer.close()
         await asyncio.get_running_loop().run_in_executor(None, self._wait)
