@@ -77,6 +77,39 @@ def test_what_is_lost_is_sent_again_while_there_is_time():
     assert ends.backend.counts["resent"] > 5
 
 
+def test_a_link_that_stands_still_has_nothing_sent_again_that_is_on_its_way():
+    """A cellular link stops for a tenth of a second in the middle of an image, and loses nothing."""
+    options = LossyOptions(payload=200, wait_s=0.5, deadline_s=1.0)
+    ends = Ends(JpegForm(64, 64, 90), options, delay_s=0.02)
+    plain, sent = ends.relay.send, []
+
+    def stalls(data):
+        sent.append(data)
+        ends.relay.delay_s = 0.02 if len(sent) < 5 else 0.12
+        plain(data)
+
+    ends.relay.send = stalls
+    reply = ends.ask(picture(0, 64, 64))
+    assert reply.lost == 0
+    assert ends.backend.counts["resent"] == 0
+
+
+def test_what_is_lost_before_the_last_packet_that_came_is_asked_for_although_the_link_stands_still():
+    lost = []
+
+    def lose(way, number, data):
+        if way == "there" and data[0] > 5 and not lost:
+            lost.append(number)
+            return True
+        return False
+
+    options = LossyOptions(payload=200, wait_s=0.5, deadline_s=1.0)
+    ends = Ends(JpegForm(64, 64, 90), options, delay_s=0.02, lose=lose)
+    reply = ends.ask(picture(0, 64, 64))
+    assert reply.lost == 0
+    assert ends.backend.counts["resent"] == 1
+
+
 def test_nothing_is_sent_again_that_would_come_too_late():
     # A round trip of 100 ms does not fit into 80: better decoded at once than waited for in vain.
     def lose(way, number, data):

@@ -204,7 +204,18 @@ class LossyServer:
 class _Gathering:
     """Holds the packets of one image."""
 
-    __slots__ = ("bodies", "count", "decode", "decode_at_s", "decoded", "judged", "parities", "resend", "resend_at_s")
+    __slots__ = (
+        "all_sent",
+        "bodies",
+        "count",
+        "decode",
+        "decode_at_s",
+        "decoded",
+        "judged",
+        "parities",
+        "resend",
+        "resend_at_s",
+    )
 
     def __init__(self, count: int, decode_at_s: float) -> None:
         self.count = count
@@ -214,6 +225,7 @@ class _Gathering:
         self.decode: Timer | None = None
         self.resend: Timer | None = None  # asks for what is missing
         self.resend_at_s = 0.0  # not before
+        self.all_sent = False  # something that was sent behind its last packet is here
         self.decoded = False
         self.judged = False  # its loss is in the session's
 
@@ -312,6 +324,7 @@ class _Session:
             self._counts["late"] += packet.kind is not PacketKind.ASK
             return
         if packet.kind is PacketKind.ASK:
+            gathering.all_sent = True
             self._wait_for_rest(number, gathering, now, 0.0)
             return
         here = gathering.bodies if packet.kind is PacketKind.DATA else gathering.parities
@@ -326,6 +339,7 @@ class _Session:
         else:
             # The last packet has passed the others, or they are lost; before it, silence says so.
             last = packet.kind is PacketKind.PARITY or packet.index == gathering.count - 1
+            gathering.all_sent = gathering.all_sent or last
             quiet_s = _SLACK_S + self._round_trip_s / (16 if last else 4)
             self._wait_for_rest(number, gathering, now, quiet_s)
 
@@ -345,9 +359,14 @@ class _Session:
         if gathering.decoded or now + self._round_trip_s > gathering.decode_at_s:
             return
         gathering.bodies |= recovered(gathering.count, gathering.bodies, gathering.parities)
-        missing = [index for index in range(gathering.count) if index not in gathering.bodies]
-        if not missing:
+        # A link may stand still for a while. What comes behind the last packet that it let through is on its way, not
+        # lost, until something that was sent later is here.
+        sent = gathering.count if gathering.all_sent else max(gathering.bodies, default=-1)
+        missing = [index for index in range(sent) if index not in gathering.bodies]
+        if len(gathering.bodies) == gathering.count:
             self._decode(number, gathering)
+            return
+        if not missing:
             return
         body = write_missing(missing)
         self._send(self._back.close(ImagePacket(PacketKind.MISSING, number, count=gathering.count, body=body)))
