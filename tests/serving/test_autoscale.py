@@ -12,6 +12,7 @@ from evenkeel.errors import BackendLostError, ConfigurationError
 from evenkeel.serving import autoscale as autoscale_module
 from evenkeel.serving.autoscale import Autoscaler, AutoscaleSettings, Demand, ReplicaCount
 from evenkeel.serving.config import read_config
+from evenkeel.serving.hosted import HostedModel
 from gateway_helpers import Scene, answer
 
 SETTINGS = AutoscaleSettings(max=20, min=2, target=0.5, up_after_s=5.0, down_after_s=60.0)
@@ -132,6 +133,24 @@ def test_a_fleet_is_resized_and_what_cannot_be_is_said_and_not_tried_all_the_tim
     assert asyncio.run(run()) == [("replica", 4, 1)]
     assert "the number of replicas goes from 3 to 5" in caplog.text
     assert "the number of replicas is looked at again in 3600 s: the cluster has no room" in caplog.text
+
+
+def test_a_served_model_grows_to_what_is_asked_for(monkeypatch):
+    monkeypatch.setattr(autoscale_module, "_EVERY_S", 0.01)
+    monkeypatch.setattr(Autoscaler, "step", lambda self, current: 2)
+
+    async def run():
+        nodes = {"count": 1, "autoscale": {"max": 3}}
+        hosted = HostedModel(read_config({"replicas": nodes, "backups": 0, "policy": "none"}))
+        try:
+            await hosted.start()
+            while len(hosted.gateway.replicas.all) < 2:
+                await asyncio.sleep(0.01)
+            return [(member.name, member.backend.ready) for member in hosted.fleet.members]
+        finally:
+            await hosted.close()
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) == [("replica-0", True), ("replica-1", True)]
 
 
 @pytest.mark.parametrize(
