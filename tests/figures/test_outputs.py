@@ -48,6 +48,10 @@ class Arguments:
     outputs: Outputs = field(default_factory=Outputs)
 
 
+def test_urls_are_written_without_their_passwords() -> None:
+    assert arguments_of(Arguments(name="https://me:secret@host:8000"))["name"] == "https://host:8000"
+
+
 def test_a_zero_is_kept_but_what_was_not_given_is_not() -> None:
     given = {"seed": 0, "load": 0.0, "name": "", "everything": True}
     assert arguments_of(Arguments()) == given

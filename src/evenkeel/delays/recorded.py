@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from evenkeel.delays.laws import Delay, draw_bits
 from evenkeel.errors import ConfigurationError
+from evenkeel.text_values import without_password
 
 __all__ = ["ENOUGH", "RecordedTimes", "read_latencies"]
 
@@ -92,7 +93,7 @@ def _check(source: str, values: NDArray[np.float64], factor: float) -> None:
 def _values(source: str, column: str) -> tuple[NDArray[np.float64], str]:
     """Gives the numbers, and the name of what they are."""
     if source.startswith(("http://", "https://")):
-        return _histogram(_fetched(source), source, column)
+        return _histogram(_fetched(source), without_password(source), column)
     path = Path(source)
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -170,7 +171,7 @@ def _fetched(url: str) -> str:
         with urlopen(url, timeout=_FETCH_S) as response:
             return str(response.read(64 << 20).decode("utf-8"))
     except (URLError, OSError, ValueError) as error:
-        raise ConfigurationError(f"latencies {url}: cannot be read: {error}") from error
+        raise ConfigurationError(f"latencies {without_password(url)}: cannot be read: {error}") from error
 
 
 def _histogram(text: str, source: str, column: str) -> tuple[NDArray[np.float64], str]:

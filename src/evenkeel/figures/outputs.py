@@ -10,6 +10,7 @@ import orjson
 
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.files import why_unwritten, write_whole
+from evenkeel.text_values import without_password
 
 __all__ = ["Outputs", "arguments_of", "check_outputs", "write", "write_json"]
 
@@ -60,11 +61,12 @@ def check_outputs(*, figure: Path | None = None, records: Path | None = None, **
 def arguments_of(arguments: Any) -> dict[str, Any]:
     """Gives the fields of a dataclass that say something: all but None, flags that are not set and empty tuples.
 
-    The files of a field `outputs` stand among them.
+    The files of a field `outputs` stand among them. URLs are without passwords: what is written may be published.
     """
     given = asdict(arguments)
     given |= given.pop("outputs", {})
-    return {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
+    said = {name: value for name, value in given.items() if value is not None and value is not False and value != ()}
+    return {name: without_password(value) if isinstance(value, str) else value for name, value in said.items()}
 
 
 def write(path: Path, content: bytes) -> None:

@@ -26,6 +26,7 @@ from evenkeel.serving.config import read_config
 from evenkeel.serving.gateway.policy import preset
 from evenkeel.serving.ideal import ideal_quantile
 from evenkeel.serving.simulate import Fleet, arrivals, simulate
+from evenkeel.text_values import without_password
 
 __all__ = ["Contender", "Experiment", "Run", "check_faults", "parse_contender", "run_all"]
 
@@ -270,13 +271,13 @@ async def _target(url: str, experiment: Experiment) -> Target:
     try:
         response = await request_once(url, f"/v2/models/{card.name}")
     except BackendError as error:
-        raise EvenkeelError(f"{url} cannot be reached: {error}") from error
+        raise EvenkeelError(f"{without_password(url)} cannot be reached: {error}") from error
     if response.status != 200:
-        raise EvenkeelError(f"{url} serves no model {card.name!r} (it says {response.status})")
+        raise EvenkeelError(f"{without_password(url)} serves no model {card.name!r} (it says {response.status})")
     try:
         name = orjson.loads(response.body)["inputs"][0]["name"]
     except (LookupError, TypeError, ValueError) as error:
-        raise EvenkeelError(f"{url} does not say what model {card.name!r} takes: {error}") from error
+        raise EvenkeelError(f"{without_password(url)} does not say what model {card.name!r} takes: {error}") from error
     return Target(url, card.name, name, images, labels)
 
 
