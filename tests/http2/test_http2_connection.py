@@ -198,6 +198,7 @@ SETTINGS = frame(4, 0, 0)
         (SETTINGS + frame(1, 4, 1, b"\xff\xff\xff\xff\xff"), 9),
         (SETTINGS + 1200 * frame(6, 0, 0, bytes(8)), 11),
         (SETTINGS + 1200 * frame(4, 0, 0), 11),
+        (SETTINGS + frame(4, 0, 0, 33 * b"\x00\x04\x00\x00\xff\xff"), 11),  # each would change every stream
         (SETTINGS + frame(1, 4, 1, HEAD) + 1200 * frame(0, 0, 1), 11),
         (SETTINGS + b"".join(frame(1, 4, 2 * n + 1, HEAD) + frame(3, 0, 2 * n + 1, bytes(4)) for n in range(1002)), 11),
     ],

@@ -43,6 +43,7 @@ _FRAME_BYTES = 16384  # the largest frame, as long as nobody says otherwise; we 
 _DEFAULT_WINDOW = 65535
 _MAX_WINDOW = (1 << 31) - 1
 _MAX_PEER_FRAME = 1 << 18  # however large a frame the peer would take
+_MAX_SETTINGS = 32  # in one frame; each may change the window of every stream
 _SPARE_FRAMES = 1000  # without use, before the peer is asked to be calm; each useful one allows ten more
 _SPARE_RESETS = 1000  # and streams that the peer gives up; each that was answered allows four more
 
@@ -385,6 +386,8 @@ class Http2Connection:
             raise Http2Error(PROTOCOL_ERROR, "a SETTINGS frame belongs to no stream")
         if len(payload) % _setting.size or (flags & _ACK and payload):
             raise Http2Error(FRAME_SIZE_ERROR, "a SETTINGS frame has a wrong length")
+        if len(payload) > _MAX_SETTINGS * _setting.size:
+            raise Http2Error(ENHANCE_YOUR_CALM, f"a SETTINGS frame has more than {_MAX_SETTINGS} settings")
         self._waste()
         if flags & _ACK:
             return
