@@ -1,5 +1,6 @@
 """A certificate in the configuration: where it is named, what it sets, and when the server does not start."""
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 from evenkeel.coding.answers import Cascade, Collage, Replicate, ScoreForm
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import load_card
+from evenkeel.models.digest import card_digest
 from evenkeel.models.shipped import card_path
 from evenkeel.promises.certificate import Certificate
 from evenkeel.promises.promise import Promise
 from evenkeel.promises.thresholds import Threshold
 from evenkeel.serving.config import read_config
+from evenkeel.serving.hosted import HostedModel
 from evenkeel.serving.promised import AuditFile, apply_certificate
 
 CARD = load_card(card_path("cifar10-base"))
+LIGHT = "cifar10-light"
 CARDS = {CARD.name: CARD, "light": replace(CARD, name="light", relative_cost=0.1)}
 DIGESTS = {CARD.name: "onnx:bb", "light": "onnx:aa"}
 AGREE, FILLS = Promise("min_agreement", 0.9), Promise("min_fill_agreement", 0.9)
@@ -101,3 +105,34 @@ def test_audits_go_to_a_file_and_a_full_disk_stops_only_them(tmp_path: Path) -> 
     full = Path("/dev/full")
     if full.exists():
         AuditFile(full)(0.5, True)
+
+
+def test_a_new_version_goes_on_with_what_audits_have_shown_of_the_same_promise(tmp_path: Path) -> None:
+    digests = {name: card_digest(load_card(card_path(name)), card_path(name).parent) for name in (CARD.name, LIGHT)}
+    certificate = replace(CERTIFICATE, light=LIGHT, digests=digests)
+    certificate.save(tmp_path / "c.json")
+    raw = {
+        "policy": {"name": "cascade", "certificate": "c.json"},
+        "codes": [{"kind": "cascade", "model": LIGHT}],
+        "promises": {"audit": 0.1, "audit_file": "audits"},
+    }
+
+    async def run() -> None:
+        first = HostedModel(read_config(raw, tmp_path))
+        second = HostedModel(read_config({**raw, "replicas": 3}, tmp_path), before=first)
+        assert first.gateway.promises is not None
+        assert second.gateway.promises is first.gateway.promises
+        assert second.gateway.stats is first.gateway.stats
+        second.take_audits(first)
+        await first.close()
+        assert first.gateway.promises._record is not None
+        first.gateway.promises._record(0.5, True)  # the file is still open: the second one has it now
+        assert (tmp_path / "audits").read_text() == '{"score": 0.5, "agree": true}\n'
+        replace(certificate, created_s=certificate.created_s - 1).save(tmp_path / "c.json")
+        third = HostedModel(read_config(raw, tmp_path), before=second)
+        assert third.gateway.promises is not second.gateway.promises  # another certificate begins anew
+        third.take_audits(second)
+        await second.close()
+        await third.close()
+
+    asyncio.run(run())

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 from typing import ClassVar
 
 import httpx
@@ -295,8 +296,30 @@ def test_a_running_server_is_reloaded_over_its_control_socket_and_over_nothing_e
             assert client.post("/v2/repository/index", content=b"[").status_code == 400
             assert client.post("/v2/repository/index", content=b" " * 70_000).status_code == 413
             write_card(folder, version="2")
+            answered: list[tuple[float, float, str]] = []
+            over = threading.Event()
+
+            def hammer():
+                with httpx.Client(base_url=url, timeout=30) as other:
+                    while not over.is_set():
+                        began = time.monotonic()
+                        reply = other.post("/v2/models/toy/infer", content=body, headers=headers)
+                        answered.append((began, time.monotonic(), reply.json()["model_version"]))
+
+            hammering = [threading.Thread(target=hammer) for _ in range(2)]
+            for one in hammering:
+                one.start()
             assert ask(control, "POST", "/v2/fleet/reload") == {"loaded": ["toy"], "need_restart": []}
             assert client.get("/v2/models/toy").json()["versions"] == ["2"]
+            until = time.monotonic() + 20
+            while not any(version == "2" for _, _, version in answered) and time.monotonic() < until:
+                time.sleep(0.01)
+            over.set()
+            for one in hammering:
+                one.join(30)
+            first_new = min(ended for _, ended, version in answered if version == "2")
+            assert all(version == "2" for began, _, version in answered if began > first_new)
+            assert {version for _, _, version in answered} == {"1", "2"}
             write_card(folder, version="3", classes=CARD["classes"][:9])
             with pytest.raises(EvenkeelError, match="the new model has other classes"):
                 ask(control, "POST", "/v2/fleet/reload")
