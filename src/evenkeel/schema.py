@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +86,10 @@ class Schema(Generic[Settings]):
 
     def json_schema(self) -> dict[str, Any]:
         """Gives the JSON Schema of such a file."""
+        return deepcopy(self._written)
+
+    @cached_property
+    def _written(self) -> dict[str, Any]:
         schema = self._adapter.json_schema(schema_generator=_Untitled)
         properties = schema["properties"]
         for name in [one for one in properties if "." in one]:
@@ -113,10 +118,10 @@ class Schema(Generic[Settings]):
         elif kind != "unexpected_keyword_argument":
             words = _WORDS.get(kind, text.replace("Input should be", "must be"))
             if kind in _NUMBERS and place:
-                words = f"expected {_numbers(_fields(self.json_schema(), place[:-1]).get(place[-1], {}))}"
+                words = f"expected {_numbers(_fields(self._written, place[:-1]).get(place[-1], {}))}"
             text = f"{words}, found {shown(error['input'])}"
         if kind == "unexpected_keyword_argument" or text == UNKNOWN:
-            known = ", ".join(_fields(self.json_schema(), place[:-1]))
+            known = ", ".join(_fields(self._written, place[:-1]))
             text = f"{UNKNOWN}; known are {known}"
         return Problem(place, text)
 

@@ -19,6 +19,7 @@ Pydantic reads it all (`evenkeel.schema`); nothing here loads it.
 """
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -41,6 +42,7 @@ __all__ = [
     "file_name",
     "joined",
     "one_of",
+    "read_name",
     "setting",
     "shown",
 ]
@@ -86,9 +88,24 @@ def file_name(attribute: str) -> str:
     return attribute.removesuffix("_bytes").removesuffix("_s")
 
 
+class _Short(reprlib.Repr):
+    """Writes values without passwords, and only a little of one that is long, deep or repeated by aliases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxother = 3, 4, 4, _MAX_SHOWN
+        self.maxstring = _MAX_SHOWN
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(without_password(x), level)
+
+
+_SHORT = _Short()
+
+
 def shown(value: object) -> str:
     """Gives a value as messages show it: in short, and without passwords."""
-    text = without_password(repr(value))
+    text = _SHORT.repr(value)
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
@@ -215,10 +232,19 @@ def _bytes(raw: Any, plain: Any, folder: Path) -> int:
     return int(plain(raw))
 
 
-def _path(raw: Any, plain: Any, folder: Path) -> Path:
-    if not isinstance(raw, str) or not raw:
+def read_name(raw: Any) -> str:
+    """Reads a text that names something, such as a file.
+
+    Raises:
+        ConfigurationError: it is no text, is empty, or holds a zero, which no name of a file has.
+    """
+    if not isinstance(raw, str) or not raw or "\0" in raw:
         raise ConfigurationError(f"expected a text, found {shown(raw)}")
-    return folder / raw
+    return raw
+
+
+def _path(raw: Any, plain: Any, folder: Path) -> Path:
+    return folder / read_name(raw)
 
 
 _PATH = {"type": "string", "minLength": 1, "format": "path"}

@@ -1,5 +1,7 @@
 """What `evenkeel serve` reads, and how it is refused."""
 
+import datetime
+import random
 import re
 from pathlib import Path
 
@@ -8,9 +10,17 @@ import yaml
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models import shipped
-from evenkeel.serving.config import LossyConfig, NodesConfig, ServeConfig, load_raw, read_config
+from evenkeel.schema import ProblemsError
+from evenkeel.serving.config import SCHEMA, LossyConfig, NodesConfig, ServeConfig, load_raw, read_config
 from evenkeel.serving.gateway.health import HealthSettings
 
+TOP = sorted(SCHEMA.json_schema()["properties"])
+INNER = [*dict.fromkeys(name for one in SCHEMA.json_schema()["$defs"].values() for name in one["properties"])]
+ODD = [
+    None, True, 0, -1, 10**400, 0.5, float("nan"), float("inf"), "", "auto", "5ms", "hedge", "a.json", "berrut:k=999",
+    "tcp://h:1", "tcp://:70000", "http://u:p@h", "dns://x:1", "\0", "\ud800", b"x", datetime.date(2001, 1, 1),
+    "9" * 5000,
+]  # fmt: skip
 HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
 
 
@@ -205,7 +215,14 @@ def test_all_wrong_fields_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [("a: [", "is not YAML"), ("\x00", "is not YAML"), ("a: " + "[" * 5000, "is not YAML")]
+    ("text", "why"),
+    [
+        ("a: 2001-99-99", "is not YAML"),
+        ("a: " + "9" * 5000, "is not YAML"),
+        ("a: [", "is not YAML"),
+        ("\x00", "is not YAML"),
+        ("a: " + "[" * 5000, "is not YAML"),
+    ],
 )
 def test_a_file_that_is_no_yaml_is_refused_in_one_line(tmp_path: Path, text: str, why: str) -> None:
     path = tmp_path / "c.yaml"
@@ -227,6 +244,47 @@ def test_a_field_merged_from_an_anchor_is_not_a_repeated_one(tmp_path: Path) -> 
     path = tmp_path / "c.yaml"
     path.write_text("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, x: 3}\n")
     assert load_raw(path) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}}
+
+
+def test_a_wrong_value_is_shown_in_short_however_often_aliases_repeat_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    rows = [f"- &a{n} [*a{n - 1}, *a{n - 1}]" if n else "- &a0 x" for n in range(60)]
+    path.write_text("host: &all\n" + "\n".join(rows) + "\nport: *a59\nname: *all\n")
+    with pytest.raises(ConfigurationError, match="port: expected a whole number") as refused:
+        read_config(load_raw(path))
+    assert len(str(refused.value)) < 2000
+
+
+@pytest.mark.parametrize("field", ["model", "worker_key_file"])
+def test_a_zero_in_a_files_name_is_refused(field: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{field}: expected a text, found 'a.x00.json'"):
+        read_config({field: "a\0.json"})
+
+
+def made_up(chance: random.Random, depth: int = 0) -> object:
+    if depth < 3 and chance.random() < 0.25:
+        names = [*INNER, *INNER, 1, None, datetime.date(2001, 1, 1)]
+        return {chance.choice(names): made_up(chance, depth + 1) for _ in range(chance.randint(0, 4))}
+    if depth < 3 and chance.random() < 0.2:
+        return [made_up(chance, depth + 1) for _ in range(chance.randint(0, 3))]
+    return chance.choice(ODD)
+
+
+def wrong_fields(raw: dict[str, object]) -> set[str]:
+    try:
+        read_config(raw, Path("/nowhere"))
+    except ProblemsError as error:
+        return {str(one.place[0]) for one in error.problems}
+    return set()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_fields_hold_is_read_or_refused_by_name(seed: int) -> None:
+    chance = random.Random(seed)
+    raws = [{chance.choice(TOP): made_up(chance) for _ in range(chance.randint(0, 4))} for _ in range(100)]
+    found = [wrong_fields(raw) for raw in raws]
+    assert all(wrong <= {*raw, "replicas"} for raw, wrong in zip(raws, found, strict=True))
+    assert 20 < sum(map(bool, found)) < 100
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

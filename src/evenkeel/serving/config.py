@@ -31,7 +31,19 @@ from evenkeel.serving.front.access import KeysConfig
 from evenkeel.serving.gateway.health import HealthSettings
 from evenkeel.serving.gateway.policy import POLICIES, Policy, preset
 from evenkeel.serving.tracing import TracingConfig
-from evenkeel.settings import Bytes, FieldError, FilePath, FileText, Form, Seconds, checked, file_name, setting, shown
+from evenkeel.settings import (
+    Bytes,
+    FieldError,
+    FilePath,
+    FileText,
+    Form,
+    Seconds,
+    checked,
+    file_name,
+    read_name,
+    setting,
+    shown,
+)
 from evenkeel.trust.credentials import CredentialsConfig
 from evenkeel.trust.tls import ClientTls, ServerTls
 
@@ -171,22 +183,19 @@ class LossyConfig:
 
 
 def _settings(raw: Any, plain: Any, folder: Path) -> CodeSettings:
-    if not isinstance(raw, str) or not raw:
-        raise ConfigurationError(f"expected a text, found {shown(raw)}")
-    return settings_of(raw)
+    return settings_of(read_name(raw))
 
 
 def _card(raw: Any, plain: Any, folder: Path) -> Path:
     """Reads the path of a card, or the name of a shipped one."""
-    if not isinstance(raw, str) or not raw:
-        raise ConfigurationError(f"expected a text, found {shown(raw)}")
-    if raw in shipped.NAMES:
-        return shipped.card_path(raw)
-    if not raw.endswith(".json"):
+    name = read_name(raw)
+    if name in shipped.NAMES:
+        return shipped.card_path(name)
+    if not name.endswith(".json"):
         raise ConfigurationError(
-            f"expected a model card (.json) or one of {', '.join(shipped.NAMES)}, found {shown(raw)}"
+            f"expected a model card (.json) or one of {', '.join(shipped.NAMES)}, found {shown(name)}"
         )
-    return folder / raw
+    return folder / name
 
 
 def _callable(raw: Any, plain: Any, folder: Path) -> str:
@@ -605,7 +614,7 @@ def load_raw(path: Path) -> Any:
         raw = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceLoader)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: a date or a number that is none
         raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None
