@@ -10,9 +10,11 @@ from evenkeel.backends.oip import backend, contract
 from evenkeel.backends.worker import frames, key, server as worker
 from evenkeel.http_client import reply
 from evenkeel.oip import message, requests, tensors, types
+from evenkeel.serving import tracing
 from evenkeel.serving.config import ServeConfig
 from evenkeel.serving.front import access, shares
 from evenkeel.serving.http import app, bodies, connection, reader, server
+from evenkeel.serving.live import feed
 from evenkeel.trust import keys, tls_door
 
 PAGE = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
@@ -51,6 +53,9 @@ KIB, MIB = 1 << 10, 1 << 20
         ("requests that one connection", "16, or 256 KiB", connection._MAX_AHEAD_BYTES == 256 * KIB),
         ("idle connection", "75 s", connection.HttpLimits().keep_alive_s == 75),
         ("client that does not read", "30 s", connection.HttpLimits().write_timeout_s == 30),
+        ("viewers of the live page", "16; 256", (feed._MAX_VIEWERS, feed._MAX_NODES) == (16, 256)),
+        ("traces", "128 characters; 128", (tracing._MAX_PARENT, tracing._MAX_EVENTS) == (128, 128)),
+        ("traces", "2,048", tracing._QUEUE == 2048),
         ("reply of a remote", "1 MiB and 64 bytes", (contract._OTHER_BYTES, contract._VALUE_BYTES) == (MIB, 64)),
         ("reply of a remote", "16 MiB", contract._MAX_REPLY_BYTES == 16 * MIB),
         ("its metadata", "1 MiB", backend._MAX_WORD_BYTES == MIB),

@@ -76,8 +76,10 @@ def browsing(width: int = 1280, height: int = 1000, dark: bool = False) -> Itera
             url = f"http://127.0.0.1:{port}/session"
             session = Browser(url).ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
             browser = Browser(f"{url}/{session}")
-            browser.prefer("dark" if dark else "light")
-            yield browser
-            browser.ask("DELETE", "")
+            try:
+                browser.prefer("dark" if dark else "light")
+                yield browser
+            finally:
+                browser.ask("DELETE", "")  # or the browser would outlive its driver
         finally:
             driver.terminate()

@@ -128,6 +128,7 @@ class TestInABrowser:
             server.call(lambda: scene.fakes[1].kill())
             browser.until("return document.querySelector('.node .dot.bad') !== null")
             browser.until("return document.getElementById('cost').textContent.includes('processor time')")
+            assert server.app._feed.viewers == 1
             complaints = browser.log()
             server.call(server.stop.set)
             browser.until("return document.getElementById('state').textContent.includes('no connection')")
