@@ -134,6 +134,21 @@ async def test_what_ray_cannot_do_is_said_at_once_and_tried_again(spec, scenario
         assert not reply.began
 
 
+@pytest.mark.parametrize("steps", range(8))
+@in_loop
+async def test_who_is_let_go_while_it_starts_leaves_no_process_behind(spec, steps):
+    async with workers(spec) as make:
+        backend = make()
+        starting = asyncio.ensure_future(backend.start())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await backend.close()
+        starting.cancel()
+        await asyncio.wait([starting])
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
 @in_loop
 async def test_a_cluster_that_is_gone_is_not_looked_for_all_the_time(spec, monkeypatch):
     started = []

@@ -32,6 +32,7 @@ _CONNECT_S = 20.0  # Ray itself tries for minutes
 _RESERVE_S = 10.0  # before a group is said to have no place; it is waited for all the same
 _PLACE_S = 20.0  # the same for one worker, whose process has to start, too
 _ANSWER_S = 2.0  # for an actor that was well to say where it is; then it is frozen
+_LEAVE_S = 3.0  # for Ray to be left, once the gateway is gone
 _POLL_S = 0.05
 _ATTEMPTS = 3  # a name may still be that of an actor that has just died
 _MAX_SHOWN = 500  # characters of what Ray says
@@ -352,7 +353,7 @@ def main(arguments: list[str]) -> int:
     for line in lines:
         threads.submit(answer, json.loads(line))
     # The gateway is gone. A cluster that is gone too must not keep this process.
-    end = threading.Timer(5.0, os._exit, [0])
+    end = threading.Timer(_LEAVE_S, os._exit, [0])
     end.daemon = True
     end.start()
     cluster.close()

@@ -31,9 +31,9 @@ __all__ = ["RayEngine", "RayWorkers"]
 
 _log = logging.getLogger(__name__)
 _AGAIN_S = 5.0  # between two attempts to join a cluster: each takes a second of processor time
-_EXIT_S = 6.0  # for the process to leave the cluster
+_EXIT_S = 4.0  # for the process to leave the cluster
 _SLACK_S = 60.0  # beyond what a request itself may take: Ray may look for a cluster that is gone
-_RELEASE_S = 5.0
+_RELEASE_S = 2.0
 _CONNECT_S = 5.0  # to a worker that Ray says is there
 _KINDS = {"lost": BackendLostError, "wrong": ConfigurationError}
 _TOLD = ("threads", "max_queued", "delay", "delay_cost", "max_clients", "max_rows", "max_batch", "drain_s")
@@ -73,7 +73,12 @@ class RayEngine:
             if self._process is not None and self._process.refused_s + _AGAIN_S > time.monotonic():
                 raise self._process.lost()
             if self._process is None or self._process.ended:
-                self._process = await _RayProcess.start([*self._program], self._address)
+                starting = asyncio.ensure_future(_RayProcess.start([*self._program], self._address))
+                try:
+                    self._process = await asyncio.shield(starting)
+                except asyncio.CancelledError:  # who wanted it is gone; `leave` ends it, if nobody else does want it
+                    self._process = await starting
+                    raise
             process = self._process
         return await process.ask(next(self._numbers), request, limit_s)
 
