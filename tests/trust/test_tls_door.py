@@ -330,7 +330,16 @@ class Wire(asyncio.Transport):
 
     def __init__(self):
         super().__init__()
-        self.sent, self.ended = b"", False
+        self.sent, self.ended, self.paused = b"", False, False
+
+    def pause_reading(self):
+        self.paused = True
+
+    def resume_reading(self):
+        self.paused = False
+
+    def is_closing(self):
+        return self.ended
 
     def write(self, data):
         self.sent += data
@@ -339,6 +348,33 @@ class Wire(asyncio.Transport):
         self.ended = True
 
     abort = close
+
+
+def test_what_comes_together_with_the_end_of_a_handshake_is_part_of_what_follows(authority):
+    """A server that is busy finds both in one piece, however much the client sent meanwhile."""
+    body = os.urandom(200_000)
+
+    async def run():
+        wire, connection = Wire(), door_of(authority).connect()
+        connection.connection_made(wire)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = client_contexts(ClientTls(authority.file)).get()
+        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+        connection.data_received(outgoing.read())
+        assert wire.paused  # until its turn comes
+        await asyncio.sleep(0)
+        assert not wire.paused
+        incoming.write(wire.sent)
+        client.do_handshake()
+        client.write(body)
+        connection.data_received(outgoing.read())
+        await asyncio.sleep(0)
+        assert Echo.made[0].received == len(body)
+        connection.connection_lost(None)
+
+    asyncio.run(run())
 
 
 def test_a_handshake_in_which_anything_was_changed_lets_nobody_in(authority, caplog):

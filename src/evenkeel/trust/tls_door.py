@@ -153,10 +153,9 @@ class _TlsConnection(asyncio.Protocol):
         if self._tls is None:  # not before: who connects and says nothing costs next to nothing
             self._tls = self._door.contexts.get().wrap_bio(self._in, self._out, server_side=True)
         self._shaken_bytes += len(data)
-        if self._shaken_bytes > _MAX_HANDSHAKE_BYTES:
-            self.give_up("failed", "it is longer than any")
-        elif not self._waits_for_turn:
+        if not self._waits_for_turn:
             self._waits_for_turn = True
+            self._transport.pause_reading()  # its end may come together with any amount of what follows
             self._door.in_turn(self)
 
     def eof_received(self) -> bool | None:
@@ -194,10 +193,14 @@ class _TlsConnection(asyncio.Protocol):
         self._waits_for_turn = False
         if self._tls is None or self._closed or self._inner is not None or self not in self._door.shaking:
             return
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             self._flush()
+            if self._shaken_bytes > _MAX_HANDSHAKE_BYTES:
+                self.give_up("failed", "it is longer than any")
             return
         except ssl.SSLError as error:
             self._flush()  # the alert
