@@ -159,6 +159,7 @@ def test_with_keys_and_tls_everywhere_requests_are_answered_and_no_key_shows_up(
         assert 'evenkeel_requests_by_key_total{key="alice"} 9.0' in metrics
         assert 'evenkeel_refused_requests_total{reason="wrong key"} 1.0' in metrics
         assert 'evenkeel_handshakes_total{outcome="done"} 3.0' in metrics
+        assert "evenkeel_certificate_expiry_timestamp_seconds 1" in metrics
         up = [line for line in metrics.splitlines() if line.startswith("evenkeel_backend_up{")]
         assert len(up) == 2
         assert all(line.endswith(" 1.0") for line in up)

@@ -2,6 +2,7 @@
 
 import datetime
 import ssl
+import time
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -92,6 +93,14 @@ def test_ones_own_certificate_that_is_not_valid_now_is_refused_at_once(authority
     of_client = ClientTls(authority.file, pair.certificate, pair.key)
     with pytest.raises(ConfigurationError, match=words):
         _ = server_contexts(ServerTls(pair.certificate, pair.key)) if of_server else client_contexts(of_client)
+
+
+def test_it_is_known_when_the_certificate_expires_and_warned_of_in_time(authority, caplog):
+    for name, ends, warned in (("long", 30 * DAY, False), ("short", 3 * DAY, True)):
+        pair = authority.sign(name, ends=ends)
+        context = server_contexts(ServerTls(pair.certificate, pair.key)).get()
+        assert context.expires_s == pytest.approx(time.time() + ends.total_seconds(), abs=60)
+        assert ("expires in 3.0 days" in caplog.text) == warned
 
 
 def test_files_that_cannot_be_used_are_named(authority, tmp_path):

@@ -209,6 +209,9 @@ def _write_guard(text: "_Exposition", guard: Guard) -> None:
         text.counter("refused_requests", "Requests that were not let in.", ("reason",), refused)
     ended = (((outcome,), count) for outcome, count in sorted(guard.handshakes.items()))
     text.counter("handshakes", "Handshakes of TLS with clients.", ("outcome",), ended)
+    if guard.expires_s is not None:
+        about = "When the certificate for clients expires, in seconds since 1970."
+        text.gauge("certificate_expiry_timestamp_seconds", about, (), [((), guard.expires_s)])
 
 
 def _write_process(text: "_Exposition") -> None:

@@ -14,7 +14,7 @@ __all__ = ["Reloaded", "warn_if_shared"]
 _log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-Content = TypeVar("Content")
+Content = TypeVar("Content", covariant=True)
 
 _Stamp = tuple[int, int, int] | None  # when it was written, its size, its number; None: it is not there
 

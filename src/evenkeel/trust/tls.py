@@ -3,7 +3,10 @@
 TLS 1.2 is the least. Files are read again when they change: connections that are made from then on use the new ones.
 """
 
+import logging
+import math
 import ssl
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +16,11 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.settings import FilePath, one_of, setting
 from evenkeel.trust.reloaded import Reloaded, warn_if_shared
 
-__all__ = ["ClientTls", "ServerTls", "client_contexts", "server_contexts", "tls_reason"]
+__all__ = ["ClientTls", "ServerContext", "ServerTls", "client_contexts", "server_contexts", "tls_reason"]
 
+_log = logging.getLogger(__name__)
+
+_SOON_S = 7 * 86400.0  # before a certificate expires it is warned of
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 _NO_TLS = "the other side does not speak TLS"
 _REASONS = {
@@ -62,7 +68,13 @@ class ClientTls:
     name: str = setting("", "Name that servers' certificates must have; by default the host that is connected to.")
 
 
-def server_contexts(tls: ServerTls, protocols: Sequence[str] = ()) -> Reloaded[ssl.SSLContext]:
+class ServerContext(ssl.SSLContext):
+    """Is a server's context that knows when its certificate expires, in seconds since the epoch."""
+
+    expires_s = math.inf
+
+
+def server_contexts(tls: ServerTls, protocols: Sequence[str] = ()) -> Reloaded[ServerContext]:
     """Gives the context for each new connection of a server.
 
     Args:
@@ -73,11 +85,11 @@ def server_contexts(tls: ServerTls, protocols: Sequence[str] = ()) -> Reloaded[s
         ConfigurationError: a file is missing, damaged or expired, or a key is another certificate's.
     """
 
-    def load() -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    def load() -> ServerContext:
+        context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
         _harden(context, protocols)
         _load_own(context, tls.certificate, tls.key)
-        _check_dates(tls.certificate, tls.key, of_server=True)
+        context.expires_s = _check_dates(tls.certificate, tls.key, of_server=True)
         if tls.client_ca is not None:
             _load_authorities(context, tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED if tls.clients == "required" else ssl.CERT_OPTIONAL
@@ -164,8 +176,10 @@ def _check_readable(file: Path) -> None:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
-def _check_dates(certificate: Path, key: Path | None, of_server: bool) -> None:
+def _check_dates(certificate: Path, key: Path | None, of_server: bool) -> float:
     """Refuses a certificate that is not valid now, by a handshake in memory: nobody else would take it.
+
+    Gives when it expires, in seconds since the epoch; infinity where that cannot be told.
 
     Raises:
         ConfigurationError: it has expired, or is not valid yet.
@@ -191,6 +205,10 @@ def _check_dates(certificate: Path, key: Path | None, of_server: bool) -> None:
             except ssl.SSLCertVerificationError as error:
                 if error.verify_code in (_NOT_YET_VALID, _EXPIRED):
                     raise ConfigurationError(f"certificate {certificate}: {error.verify_message}") from None
-                return  # what else there may be, only its real peers can tell
+                return math.inf  # what else there may be, only its real peers can tell
             except ssl.SSLError:
-                return
+                return math.inf
+    expires_s = float(ssl.cert_time_to_seconds(str((sides[1].getpeercert() or {})["notAfter"])))
+    if expires_s < time.time() + _SOON_S:
+        _log.warning("certificate %s expires in %.1f days", certificate, (expires_s - time.time()) / 86400)
+    return expires_s

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import binascii
 import logging
-import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -15,7 +14,7 @@ from evenkeel.errors import ForbiddenError, UnauthenticatedError
 from evenkeel.settings import FilePath, one_of, setting
 from evenkeel.trust.keys import CLIENT_KEYS_VARIABLE, KeyRing, Right
 from evenkeel.trust.reloaded import Reloaded
-from evenkeel.trust.tls import ServerTls, server_contexts
+from evenkeel.trust.tls import ServerContext, ServerTls, server_contexts
 from evenkeel.trust.tls_door import TlsDoor
 
 __all__ = ["Access", "Guard", "KeysConfig"]
@@ -138,7 +137,7 @@ class Guard:
     def __init__(self, access: Access | None = None, tls: ServerTls | None = None) -> None:
         self.access, self.tls = access, tls
         self.handshakes: Counter[str] = Counter()
-        self._contexts: list[Reloaded[ssl.SSLContext]] = []
+        self._contexts: list[Reloaded[ServerContext]] = []
 
     def door(
         self, make: Callable[[], asyncio.BaseProtocol], protocols: Sequence[str], plain_answer: bytes = b""
@@ -158,6 +157,11 @@ class Guard:
         contexts = server_contexts(self.tls, protocols)
         self._contexts.append(contexts)
         return TlsDoor(contexts, make, plain_answer=plain_answer, outcomes=self.handshakes)
+
+    @property
+    def expires_s(self) -> float | None:
+        """Says when the server's certificate expires, in seconds since the epoch; None where it has none."""
+        return min((contexts.get().expires_s for contexts in self._contexts), default=None)
 
     def reload(self) -> bool:
         """Looks now whether keys or certificates have changed; tells whether there are new ones.
