@@ -50,6 +50,7 @@ class Hosted:
     error: EvenkeelError | None = None
     ready = True
     started: asyncio.Event | None = None
+    ready_replicas = 1
 
     def __init__(self, config, read=None, before=None, tracer=None):
         self.config, self.read, self.closed = config, read or module.read_files(config), False
@@ -147,7 +148,7 @@ def test_a_model_that_does_not_fit_is_refused_before_any_worker_starts(run, fold
     run(test)
 
 
-def test_a_new_version_that_cannot_start_leaves_the_old_one_in_place(run, folder):
+def test_a_new_version_that_cannot_start_leaves_the_old_one_in_place(run, folder, monkeypatch):
     async def test(repository, models):
         write_card(folder, version="2")
         Hosted.error = ConfigurationError("worker 'replica-0' cannot start")
@@ -156,7 +157,12 @@ def test_a_new_version_that_cannot_start_leaves_the_old_one_in_place(run, folder
         Hosted.error, Hosted.ready = None, False
         with pytest.raises(BackendError, match="'toy' stays as it was: the new one is not ready"):
             await repository.load("toy")
-        assert [hosted.closed for hosted in Hosted.made] == [False, True, True]
+        monkeypatch.setattr(Hosted, "ready", True)
+        repository.hosted[0].ready_replicas = 2
+        monkeypatch.setattr(repository, "_reread", lambda: config_of(folder, replicas=3))
+        with pytest.raises(BackendError, match="of the new one 1 replicas are ready, and 2 now"):
+            await repository.load("toy")
+        assert [hosted.closed for hosted in Hosted.made] == [False, True, True, True]
         assert models.find("toy").version == "1"
         (folder / "toy.json").write_text("{")
         with pytest.raises(ConfigurationError, match=r"toy\.json"):

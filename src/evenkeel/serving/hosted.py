@@ -182,6 +182,11 @@ class HostedModel:
             self._scaling = asyncio.ensure_future(scaler.run())
 
     @property
+    def ready_replicas(self) -> int:
+        """Counts the replicas that could do a task now."""
+        return sum(member.backend.ready for member in self.fleet.members if member.kind == "replica")
+
+    @property
     def why_not_ready(self) -> str:
         """Says what keeps the first of the replicas from working; empty if the model is ready."""
         if self.gateway.ready:

@@ -198,6 +198,7 @@ class ModelRepository(Management):
             await hosted.start(at_once=None if before is None else 1)
             if not hosted.gateway.ready:
                 raise BackendError(f"{name!r} stays as it was: the new one is not ready: {hosted.why_not_ready}")
+            _check_strength(name, hosted, before)
         except BaseException:
             await hosted.close()
             raise
@@ -235,6 +236,18 @@ class ModelRepository(Management):
 
 async def _read_aside(config: ServeConfig) -> ModelFiles:
     return await asyncio.get_running_loop().run_in_executor(None, read_files, config)
+
+
+def _check_strength(name: str, hosted: HostedModel, before: HostedModel | None) -> None:
+    """Refuses a version of which fewer replicas are there than answer now, unless the configuration wants no more.
+
+    Raises:
+        BackendError: there are too few.
+    """
+    wanted = min(hosted.config.replicas.total, 0 if before is None else before.ready_replicas)
+    if hosted.ready_replicas < wanted:
+        ready = hosted.ready_replicas
+        raise BackendError(f"{name!r} stays as it was: of the new one {ready} replicas are ready, and {wanted} now")
 
 
 def _check_fit(config: ServeConfig, before: HostedModel) -> None:
