@@ -4,7 +4,9 @@
 leads to, and on anything that a browser would fetch from elsewhere.
 """
 
+import contextlib
 import inspect
+import io
 import json
 import logging
 import re
@@ -24,6 +26,7 @@ from mkdocs.exceptions import Abort
 import evenkeel
 import evenkeel.client
 import evenkeel.testing
+from evenkeel.backends.worker.config import config_from
 from evenkeel.cli.main import main as command_line
 from evenkeel.edge.node import edge_json_schema
 from evenkeel.serving.config import SCHEMA
@@ -165,7 +168,16 @@ def commands(command: click.Command, name: str) -> Iterator[str]:
             for inner in command.list_commands(context):
                 yield from commands(command.commands[inner], f"{name} {inner}")
         elif not command.hidden:
-            yield f"## {name}\n\n```\n{command.get_help(context)}\n```\n"
+            text = worker_help() if name == "evenkeel worker" else command.get_help(context)
+            yield f"## {name}\n\n```\n{text.rstrip()}\n```\n"
+
+
+def worker_help() -> str:
+    """Gives the help of a worker, which reads its command line itself."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        config_from(["--help"], "evenkeel worker")
+    return said.getvalue()
 
 
 def public_names(module: Any) -> Iterator[str]:
