@@ -31,7 +31,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class LineFormatter(logging.Formatter):
-    r"""Gives a record as one line: time in UTC, level, logger, message, context, and the traceback if there is one.
+    r"""Gives a record as one line: time in UTC, level, logger, message, and the traceback if there is one.
+
+    As JSON it has the record's context too, as fields of their own.
 
     Whatever a client put into a message cannot begin another line or steer a terminal: as text, characters that cannot
     be printed stand as `\n` or `\x1b`; as JSON, all that is not ASCII is escaped.
@@ -57,8 +59,7 @@ class LineFormatter(logging.Formatter):
         trace = record.exc_text or (self.formatException(record.exc_info) if record.exc_info else "")
         if self._form == "json":
             return json.dumps({**fields, **context, **({"traceback": trace} if trace else {})}, default=str)
-        line = "{time} {level} {logger}: {message}".format(**fields)
-        line += "".join(f" {name}={value}" for name, value in context.items())
+        line = "{time} {level} {logger}: {message}".format(**fields)  # which says all that people need
         return _on_one_line(f"{line}\n{trace}" if trace else line)
 
 

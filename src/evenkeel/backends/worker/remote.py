@@ -182,7 +182,8 @@ class WorkerBackend(Backend):
             lived_s = 0.0 if greeted_s is None else time.monotonic() - greeted_s
             failures = 0 if lived_s > self._options.max_pause_s else failures + 1
             pause_s = self._pause_s(failures)
-            _log.warning("backend %s: %s; trying again in %.1f s", self.name, error, pause_s)
+            known = {"backend": self.name}
+            _log.warning("backend %s: %s; trying again in %.1f s", self.name, error, pause_s, extra=known)
             await asyncio.sleep(pause_s)
 
     def _pause_s(self, failures: int) -> float:

@@ -301,7 +301,10 @@ class Backups(Spares):
         """Handles backups that have worked on one group for longer than `stall_s`, and drops lost passes."""
         for backup in (*self._backups, *self._leaving):
             if backup.open and not backup.suspected and now_s - backup.busy_since_s > stall_s:
-                _log.warning("%s has been silent for %.3g s", backup.backend.name, now_s - backup.busy_since_s)
+                name = backup.backend.name
+                _log.warning(
+                    "%s has been silent for %.3g s", name, now_s - backup.busy_since_s, extra={"backend": name}
+                )
                 backup.suspected = True
                 backup.backend.suspect()
                 if backup.group is not None:
@@ -393,7 +396,8 @@ class Backups(Spares):
         try:
             if reply.outputs is None:
                 self._stats.lost_passes += 1
-                _log.warning("%s could not do a pass: %s", attempt.node.backend.name, described(reply.error))
+                name = attempt.node.backend.name
+                _log.warning("%s could not do a pass: %s", name, described(reply.error), extra={"backend": name})
             else:
                 self._stats.pass_times.add(self._clock.time() - attempt.since_s)
                 group.replied(number, reply.outputs, self._stats, self._on_answer)

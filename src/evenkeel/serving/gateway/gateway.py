@@ -469,7 +469,8 @@ class Gateway:
             if not reply.cancelled:
                 self.stats.lost_attempts += 1
                 if not isinstance(reply.error, BackendLostError) or reply.began:
-                    _log.warning("%s could not do an item: %s", replica.backend.name, described(reply.error))
+                    name = replica.backend.name
+                    _log.warning("%s could not do an item: %s", name, described(reply.error), extra={"backend": name})
                 if not item.done:
                     self._on_loss(item, attempt, reply, now)
             return

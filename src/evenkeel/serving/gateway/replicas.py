@@ -347,7 +347,8 @@ class Replicas:
         if replica.health.probe_back(service_s, self._service_times.quantile(0.5), now_s):
             self._readmit(replica, now_s)
         elif service_s is None and (replica.health.ejected or replica.health.broken):
-            _log.warning("%s failed a trial pass: %s", replica.backend.name, described(error))
+            name = replica.backend.name
+            _log.warning("%s failed a trial pass: %s", name, described(error), extra={"backend": name})
         self.refresh(now_s)
 
     def joined(self, now_s: float, try_first: bool) -> None:
@@ -367,14 +368,16 @@ class Replicas:
         health = replica.health
         if health.ejected_for != "untried" or health.was_stalled:
             reason = "stalled" if health.was_stalled else health.ejected_for
-            _log.warning("%s gets work again; it was %s", replica.backend.name, reason)
+            name = replica.backend.name
+            _log.warning("%s gets work again; it was %s", name, reason, extra={"backend": name, "reason": reason})
             self._stats.readmissions += 1
         replica.health.readmit()
         self.refresh(now_s)
 
     def _eject(self, replica: Replica, reason: str, now_s: float, error: Exception | None = None) -> None:
         why = f": {described(error)}" if error is not None else ""
-        _log.warning("%s gets no work: it is %s%s", replica.backend.name, reason, why)
+        name = replica.backend.name
+        _log.warning("%s gets no work: it is %s%s", name, reason, why, extra={"backend": name, "reason": reason})
         replica.health.eject(reason, now_s)
         count(self._stats.ejections, reason)
         self.refresh(now_s)
