@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.vision.networks.trainable_graph import TrainableGraph
+from evenkeel.vision.networks.trainable_graph import TrainableGraph, _steps, _with_own_padding
 
 FLOATS = NDArray[np.float32]
 RANDOM = np.random.default_rng(0)
@@ -354,3 +354,43 @@ def test_a_side_that_the_graph_cannot_take_is_refused_by_the_operators_name() ->
     made = TrainableGraph(graph(nodes, {"w": drawn(256, 5)}), "x", "y", (1, 4, 8, 8))
     with pytest.raises(ConfigurationError, match="Gemm 'head' cannot take images of 4x6x6"):
         made.resize(6, 6)
+
+
+@pytest.mark.parametrize("behind", [0, 2])
+def test_a_pad_that_is_joined_with_its_convolution_changes_nothing(behind: int) -> None:
+    constants = {
+        "pads": np.array([0, 0, 1, 1, 0, 0, behind, behind], np.int64),
+        "w": drawn(4, 1, 5, 5),
+        "v": drawn(3, 4, 1, 1),
+    }
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["p"]),
+        helper.make_node("Conv", ["p", "w"], ["c"], strides=[2, 2], group=4, pads=[1, 0, 1, 0]),
+        helper.make_node("Conv", ["c", "v"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["y"]),
+    ]
+    model, images = graph(nodes, constants), drawn(2, 4, 8, 8)
+    trained = TrainableGraph(model, "x", "y", (1, 4, 8, 8))
+    assert not any(step.kind == "Pad" for step in trained._steps)
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(["y"], {"x": images})[0]
+    np.testing.assert_allclose(trained(torch.from_numpy(images)).detach().numpy(), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["value", "images", "mode", "two"])
+def test_a_pad_of_other_kinds_stays_by_itself(how: str) -> None:
+    pads = [1, 0, 0, 0, 0, 0, 0, 0] if how == "images" else [0, 0, 1, 1, 0, 0, 1, 1]
+    constants = {"pads": np.array(pads, np.int64), "w": drawn(4, 4, 3, 3), "value": np.float32(2)}
+    inputs = ["x", "pads", *(["value"] if how == "value" else [])]
+    nodes = [
+        helper.make_node("Pad", inputs, ["p"], mode="reflect" if how == "mode" else "constant"),
+        helper.make_node("Conv", ["p", "w"], ["c"]),
+        helper.make_node("GlobalAveragePool", ["c"], ["g"]),
+        helper.make_node("GlobalMaxPool", ["p" if how == "two" else "c"], ["h"]),
+        helper.make_node("Add", ["g", "h"], ["s"]),
+        helper.make_node("Flatten", ["s"], ["y"]),
+    ]
+    kept = _with_own_padding(
+        _steps(nodes, {}, 17), {name: torch.from_numpy(np.array(each)) for name, each in constants.items()}
+    )
+    assert [step.kind for step in kept][:2] == ["Pad", "Conv"]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evenkeel.vision.networks.depthwise import depthwise
+
 __all__ = ["OPERATORS", "Attributes", "filled"]
 
 Attributes = dict[str, Any]
@@ -77,7 +79,12 @@ def _conv(attributes: Attributes, inputs: Inputs) -> Tensor:
         images, padding = _padded(images, before, behind), [0] * axes
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
     strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
-    return convolve(images, weight, _some(inputs, 2), strides, padding, dilations, attributes.get("group", 1))
+    groups, bias = attributes.get("group", 1), _some(inputs, 2)
+    # While it is learned on a CPU; a graph that is exported keeps to plain operators.
+    learned = torch.is_grad_enabled() and weight.requires_grad and not torch.onnx.is_in_onnx_export()
+    if learned and axes == 2 and groups == len(weight) == images.shape[1] and images.device.type == "cpu":
+        return depthwise(images, weight, bias, strides, padding, dilations)
+    return convolve(images, weight, bias, strides, padding, dilations, groups)
 
 
 def _max_pool(attributes: Attributes, inputs: Inputs) -> Tensor:

@@ -78,7 +78,7 @@ class TrainableGraph(nn.Module):
         steps = _needed(_steps(model.graph.node, constants, opset), output_name)
         self._output = output_name
         _check(steps)
-        self._steps = _folded(_without_softmax(steps, output_name), constants)
+        self._steps = _with_own_padding(_folded(_without_softmax(steps, output_name), constants), constants)
         used = list(dict.fromkeys(name for step in self._steps for name in step.inputs if name in constants))
         learned = {
             name
@@ -283,6 +283,53 @@ class _SizeProbe:
                     setattr(self.graph, self.graph._places[name], parameter)
                     inputs[constant] = parameter
         return inputs
+
+
+def _named_padding(attributes: Attributes) -> bool:
+    return attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET")
+
+
+def _with_own_padding(steps: list[_GraphNode], constants: dict[str, Tensor]) -> list[_GraphNode]:
+    """Joins a Pad of zeros with the convolution behind it: padding by itself copies the map, and hides its size."""
+    readers: dict[str, list[int]] = {}
+    for place, step in enumerate(steps):
+        for name in step.inputs:
+            readers.setdefault(name, []).append(place)
+    joined, gone = list(steps), set()
+    for place, step in enumerate(steps):
+        behind = readers.get(step.outputs[0], [])
+        if step.kind != "Pad" or len(behind) != 1 or steps[behind[0]].kind != "Conv":
+            continue
+        reader, pads = steps[behind[0]], _pads_of_zeros(step, constants)
+        if pads is None or _named_padding(reader.attributes) or reader.inputs[0] != step.outputs[0]:
+            continue
+        axes = len(pads) // 2 - 2
+        before, after = pads[2 : 2 + axes], pads[4 + axes :]
+        own = reader.attributes.get("pads", [0] * (2 * axes))
+        both = [first + second for first, second in zip([*before, *after], own, strict=True)]
+        inputs = (step.inputs[0], *reader.inputs[1:])
+        joined[behind[0]] = replace(reader, inputs=inputs, attributes=reader.attributes | {"pads": both})
+        gone.add(place)
+    return [step for place, step in enumerate(joined) if place not in gone]
+
+
+def _pads_of_zeros(step: _GraphNode, constants: dict[str, Tensor]) -> list[int] | None:
+    """Gives the widths of a Pad that puts zeros around maps; None for any other."""
+    value = constants.get(step.inputs[2]) if len(step.inputs) > 2 and step.inputs[2] else None
+    if len(step.inputs) > 3 or step.attributes.get("mode", b"constant") not in (b"constant", "constant"):
+        return None
+    if len(step.inputs) > 2 and step.inputs[2] and value is None:
+        return None
+    if float(step.attributes.get("value", 0.0)) or (value is not None and float(value)):
+        return None
+    pads = step.attributes.get("pads")
+    if pads is None:
+        given = constants.get(step.inputs[1]) if len(step.inputs) > 1 else None
+        pads = None if given is None else [int(each) for each in given.tolist()]
+    if pads is None or len(pads) < 6 or min(pads) < 0:
+        return None
+    half = len(pads) // 2
+    return None if any((*pads[:2], *pads[half : half + 2])) else list(pads)
 
 
 def _resampled(embedding: Tensor, length: int, step: _GraphNode) -> Tensor:
