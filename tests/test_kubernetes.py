@@ -220,6 +220,13 @@ def test_autoscalers_say_how_many_there_are() -> None:
     assert all("replicas" in one["spec"] for one in ALL["base"] if one["kind"] == "Deployment")
 
 
+def test_the_image_is_what_its_check_makes_and_starts_what_pods_start() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    assert "RUN sh /src/install.sh /opt/evenkeel /src" in lines
+    assert 'ENTRYPOINT ["evenkeel"]' in lines
+    assert all("command" not in container(pod) for pod in DEPLOYMENTS.values())
+
+
 def test_all_images_are_of_the_version_that_is_here() -> None:
     from evenkeel.version import __version__
 
