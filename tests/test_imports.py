@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "delays": set(),
     "edge": {"backends", "coding.answers", "figures", "images", "models", "promises", "serving"},
     "figures": set(),
-    "http2": set(),
+    "http2": {"http_client.client", "trust"},
     "http_client": {"trust"},
     "images": set(),
     "images.sources": {"images.decode", "images.memory"},
@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends.worker": {"backends.backend", "delays", "models", "trust"},
     "backends.lossy": {"backends.backend", "backends.worker.address", "backends.worker.key"},
     "backends.ray_actors": {"backends.worker", "models"},
-    "backends.oip": {"backends.backend", "http_client", "models", "oip", "trust"},
+    "backends.oip": {"backends.backend", "http2", "http_client", "models", "oip", "trust"},
     "reducers": {"coding.wire", "switch"},
     "reducers.ranks": {"coding.checks"},
     "serving": {

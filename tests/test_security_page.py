@@ -6,7 +6,7 @@ import pytest
 
 from evenkeel.backends.lossy import packets
 from evenkeel.backends.lossy.server import ServerLimits
-from evenkeel.backends.oip import backend, contract
+from evenkeel.backends.oip import contract, wire
 from evenkeel.backends.worker import frames, key, server as worker
 from evenkeel.http_client import reply
 from evenkeel.oip import message, requests, tensors, types
@@ -58,7 +58,7 @@ KIB, MIB = 1 << 10, 1 << 20
         ("traces", "2,048", tracing._QUEUE == 2048),
         ("reply of a remote", "1 MiB and 64 bytes", (contract._OTHER_BYTES, contract._VALUE_BYTES) == (MIB, 64)),
         ("reply of a remote", "16 MiB", contract._MAX_REPLY_BYTES == 16 * MIB),
-        ("its metadata", "1 MiB", backend._MAX_WORD_BYTES == MIB),
+        ("its metadata", "1 MiB", wire.MAX_WORD_BYTES == MIB),
         ("head of its reply", "64 KiB; 16 bytes", (reply._MAX_HEAD_BYTES, reply._FRAMING_SHARE) == (64 * KIB, 16)),
         ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_PAYLOAD_BYTES == 256 * MIB),
         ("frame of a worker", "256 MiB; 1 MiB", frames.MAX_TEXT_BYTES == MIB),

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import grpc
 import numpy as np
 import orjson
 import pytest
@@ -24,6 +25,8 @@ from evenkeel.backends.worker.server import serve
 from evenkeel.delays.laws import Delay
 from evenkeel.errors import BackendError, BackendLostError
 from evenkeel.oip import HEADER_LENGTH, InferResponse, Tensor, parse_request, write_response
+from evenkeel.oip.grpc import parse_infer_request, write_infer_response
+from evenkeel.oip.service import SERVICE
 
 ROWS = np.arange(12, dtype=np.float32).reshape(2, 6)
 LARGE = np.ones((1, 50_000), np.float32)  # over every limit below which a message is handled differently
@@ -124,7 +127,50 @@ async def _oip(connections: int, binary: bool) -> AsyncIterator[Case]:
         await asyncio.gather(*script.talks)
 
 
+@contextlib.asynccontextmanager
+async def _grpc() -> AsyncIterator[Case]:
+    """A server of grpcio's, so that it is not our own HTTP/2 at both ends."""
+    over, blocked = asyncio.Event(), []
+
+    async def infer(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        if blocked:
+            await over.wait()
+        (rows,) = parse_infer_request(message)[2].inputs
+        doubled = Tensor("scores", "FP32", rows.shape, np.float32(rows.data) * 2)
+        return write_infer_response(InferResponse("double", [doubled]))
+
+    async def ready(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return b"\x08\x01"
+
+    async def nothing(message: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return b""
+
+    methods = {"ModelInfer": infer, "ModelReady": ready, "ServerMetadata": nothing, "ModelMetadata": nothing}
+    handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
+    server = grpc.aio.server(handlers=(grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    card = SimpleNamespace(
+        name="double", input_name="rows", output_name="scores", datatype="FP32", input_shape=(6,), output_shape=None
+    )
+    backend = OipBackend("remote", f"grpc://127.0.0.1:{port}", "double", card, connections=4)
+    await backend.start()
+
+    def block() -> None:
+        blocked.append(True)
+        for _ in range(4):
+            backend.submit("double", ROWS, lambda reply: None)
+
+    try:
+        yield Case(backend, block)
+    finally:
+        await backend.close()
+        over.set()
+        await server.stop(0)
+
+
 CASES = {
+    "oip-grpc": lambda folder: _grpc(),
     "oip-json": lambda folder: _oip(1, False),
     "oip-binary": lambda folder: _oip(4, True),
     "worker-unix": lambda folder: _worker(f"unix:{folder / 'worker.sock'}"),

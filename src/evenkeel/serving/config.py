@@ -64,7 +64,7 @@ __all__ = [
 
 _BASE = shipped.card_path("cifar10-base")
 _COLLAGES = (shipped.card_path("cifar10-collage-2x2"), shipped.card_path("cifar10-collage-3x3"))
-_HTTP = ("http://", "https://")
+_SERVERS = ("http://", "https://", "grpc://", "grpcs://")
 _UDP = "udp://"
 _OLDER_KINDS = {"concat-parity": "parity:form=concat"}
 _OLDER_FIELDS = {"items": "k", "spares": "spares"}  # field -> its setting in `kind`
@@ -82,10 +82,10 @@ def _nodes(raw: Any, plain: Any, folder: Path) -> Any:
             if isinstance(entry, str) and entry.startswith(SCHEMES):
                 kinds["discover"].append(entry)
                 continue
-            if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", _UDP, *_HTTP)):
-                wanted = f"unix:/path, tcp://host:port, http(s)://host:port, udp://host:port, {FORMS}"
+            if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", _UDP, *_SERVERS)):
+                wanted = f"unix:/path, tcp://host:port, http(s):// or grpc(s)://host:port, udp://host:port, {FORMS}"
                 raise FieldError((place,), f"expected {wanted}, found {shown(entry)}")
-            kind = "urls" if entry.startswith(_HTTP) else "links" if entry.startswith(_UDP) else "addresses"
+            kind = "urls" if entry.startswith(_SERVERS) else "links" if entry.startswith(_UDP) else "addresses"
             _check_node(kind, entry, (place,))
             kinds[kind].append(entry)
         raw = kinds
@@ -104,8 +104,8 @@ def _in_folder(entry: Any, folder: Path) -> Any:
 
 def _check_node(kind: str, text: str, place: tuple[str | int, ...]) -> None:
     if kind == "urls":
-        if not text.startswith(_HTTP):
-            raise FieldError(place, f"expected http(s)://host:port, found {shown(text)}")
+        if not text.startswith(_SERVERS):
+            raise FieldError(place, f"expected http(s):// or grpc(s)://host:port, found {shown(text)}")
         return
     try:
         address = udp_address(text) if kind == "links" else parse_address(text)
@@ -121,7 +121,7 @@ class NodesConfig:
 
     count: int = setting(0, "Workers that the gateway starts and supervises.", low=0, high=4096)
     addresses: tuple[str, ...] = setting((), "Workers elsewhere (`evenkeel worker`): unix:/path or tcp://host:port.")
-    urls: tuple[str, ...] = setting((), "Servers of the Open Inference Protocol: http://host:port.")
+    urls: tuple[str, ...] = setting((), "Servers of the Open Inference Protocol: http://host:port or grpc://host:port.")
     links: tuple[str, ...] = setting((), "Gateways over links that lose packets: udp://host:port; see `lossy`.")
     ray: RayOptions | None = setting(None, "Workers that a Ray cluster places and watches.")
     autoscale: AutoscaleSettings | None = setting(None, "How the number of own workers follows the load; of replicas.")

@@ -24,7 +24,7 @@ from evenkeel.serving.lossy import lossy_backend
 
 __all__ = ["REACH_S", "NodeMaker", "known_digests"]
 
-_HTTP = ("http://", "https://")
+_SERVERS = ("http://", "https://", "grpc://", "grpcs://")
 _UDP = "udp://"
 REACH_S = 5.0  # for nodes elsewhere; one that takes longer joins when it is there
 
@@ -108,7 +108,7 @@ class NodeMaker:
             ConfigurationError: it cannot be reached so, by this configuration.
         """
         config, cards = self._config, self._cards[kind]
-        if where.startswith(_HTTP):
+        if where.startswith(_SERVERS):
             if len(cards) > 1:
                 raise ConfigurationError(
                     "backups.urls: a remote server holds one model; reach backups as workers instead"
@@ -160,7 +160,7 @@ def _remote(config: ServeConfig, name: str, url: str, card: ModelCard, digests: 
         timeout_s=config.pass_limit_s,
         start_timeout_s=REACH_S,
         credentials=config.remote_credentials.load(),
-        tls=config.remote_tls if url.startswith("https://") else None,
+        tls=config.remote_tls if url.startswith(("https://", "grpcs://")) else None,
     )
 
 

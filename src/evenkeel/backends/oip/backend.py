@@ -3,32 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
-from urllib.parse import quote
-
-import orjson
 
 from evenkeel.arrays import Array
 from evenkeel.backends.backend import TRACEPARENT, Backend, OnReply, Reply
 from evenkeel.backends.oip.contract import Contract, agree
-from evenkeel.errors import (
-    BackendBusyError,
-    BackendError,
-    BackendLostError,
-    ConfigurationError,
-    ProtocolError,
-    RequestError,
-    TaskRefusedError,
-)
-from evenkeel.http_client.client import ClientExchange, HttpClient, NotConnectedError
-from evenkeel.http_client.reply import HttpReply
+from evenkeel.backends.oip.grpc_wire import GrpcWire
+from evenkeel.backends.oip.wire import HttpWire, OipWire, WireAnswer, WireExchange
+from evenkeel.errors import BackendBusyError, BackendError, BackendLostError, ConfigurationError, ProtocolError
+from evenkeel.http_client.client import NotConnectedError
 from evenkeel.models.cards import ModelCard
 from evenkeel.models.digest import ModelDigests
-from evenkeel.oip import HEADER_LENGTH, read_message, shown
 from evenkeel.text_values import without_password
 from evenkeel.trust.credentials import Credentials
 from evenkeel.trust.tls import ClientTls
@@ -37,14 +23,8 @@ __all__ = ["OipBackend"]
 
 _log = logging.getLogger(__name__)
 
-_MAX_WORD_BYTES = 1 << 20  # of metadata, of readiness
 _READ_ASIDE_FROM_BYTES = 256 << 10  # reading this much JSON would hold up everything else
-_MAX_ERROR_BYTES = 64 << 10  # of an error that is looked into for its words
 _MAX_DIGEST = 100  # characters
-_MAX_DIGITS = 18  # of a length
-_HEADERS = (HEADER_LENGTH.lower().encode(), b"content-encoding", b"retry-after")
-_JSON = b"content-type: application/json\r\n"
-_BINARY = b"content-type: application/octet-stream\r\n%b: %%d\r\n" % HEADER_LENGTH.lower().encode()
 
 
 class _RemoteTask:
@@ -54,17 +34,17 @@ class _RemoteTask:
 
     def __init__(self, ticket: int, inputs: Array, on_reply: OnReply) -> None:
         self.ticket, self.inputs, self.on_reply = ticket, inputs, on_reply
-        self.exchange: ClientExchange | None = None  # until there is a reply, which may take a while to read
+        self.exchange: WireExchange | None = None  # until there is a reply, which may take a while to read
         self.since_s = self.sent_s = time.monotonic()
         self.traceparent = TRACEPARENT.get()
 
 
 class OipBackend(Backend):
-    """Sends tasks to one model of a remote server over HTTP.
+    """Sends tasks to one model of a remote server over HTTP or gRPC.
 
     Args:
         name: unique in a gateway.
-        url: of the server, e.g. `http://10.0.0.7:8000`.
+        url: of the server, e.g. `http://10.0.0.7:8000` or `grpc://10.0.0.7:8001`.
         model: what the server calls the model.
         card: what the model expects and gives; checked against the server's own word when it is reached.
         version: of the model; empty for the server's choice.
@@ -75,7 +55,7 @@ class OipBackend(Backend):
         poll_timeout_s: a server that has not said by then that it is ready is not.
         start_timeout_s: how long `start` waits until the server is ready.
         credentials: sent with each request.
-        tls: files for `https://`; None: the system's authorities.
+        tls: files for `https://` and `grpcs://`; None: the system's authorities.
 
     After `cancel` a task that was sent runs on, and its slot stays taken, unless the server says that it gives up
     requests whose connection is closed (evenkeel does).
@@ -98,19 +78,18 @@ class OipBackend(Backend):
         credentials: Credentials | None = None,
         tls: ClientTls | None = None,
     ) -> None:
+        make: type[HttpWire | GrpcWire] = GrpcWire if url.startswith("grpc") else HttpWire
         try:
-            self._client: HttpClient | None = HttpClient(url, _HEADERS, credentials=credentials, tls=tls)
+            self._wire: OipWire | None = make(
+                url, model, version, timeout_s=timeout_s, credentials=credentials, tls=tls
+            )
         except ConfigurationError as error:
             raise ConfigurationError(f"{name}: {error}") from None
         self.name = name
         self.address = without_password(url.rstrip("/"))
         self.serial = connections == 1
         self._card = card
-        self._model_path = f"/v2/models/{quote(model, safe='')}"
-        if version:
-            self._model_path += f"/versions/{quote(version, safe='')}"
-        self._shown_url = without_password(url.rstrip("/") + self._model_path)
-        self._infer = self._client.start_of("POST", f"{self._model_path}/infer")
+        self._shown_url = self._wire.shown
         self._versions = (
             ModelDigests({card.name: f"version:{version}"} if version else {}) if versions is None else versions
         )
@@ -162,7 +141,7 @@ class OipBackend(Backend):
         call = _RemoteTask(ticket, inputs, on_reply)
         if model != self._card.name:
             self._reply_soon(call, BackendError(f"{self.name} runs {self._card.name!r}, not {model!r}"))
-        elif self._client is None or self._contract is None:
+        elif self._wire is None or self._contract is None:
             self._reply_soon(call, BackendLostError(f"{self.name}: not connected: {self._reason}"))
         else:
             self._waiting[ticket] = call
@@ -191,7 +170,7 @@ class OipBackend(Backend):
 
     async def close(self) -> None:
         """Closes all connections; open tasks get a BackendLostError."""
-        client, self._client = self._client, None
+        wire, self._wire = self._wire, None
         self._reason = "it was closed"
         if self._timer is not None:
             self._timer.cancel()
@@ -205,8 +184,8 @@ class OipBackend(Backend):
         for call in list(self._open.values()):
             self._give_up(call)
             self._finish(call, Reply(error=BackendLostError(f"{self.name} was closed")))
-        if client is not None:
-            await client.close()
+        if wire is not None:
+            await wire.close()
         self._set_ready(False)
 
     def _reply_soon(self, call: _RemoteTask, error: BackendError, cancelled: bool = False) -> None:
@@ -224,17 +203,11 @@ class OipBackend(Backend):
                 asyncio.get_running_loop().call_soon(self._finish, call, Reply(error=problem, began=False))
 
     def _send(self, call: _RemoteTask) -> None:
-        contract, client = self._contract, self._client
+        contract, wire = self._contract, self._wire
         assert contract is not None
-        assert client is not None
-        body, header_length = contract.write(call.inputs)
-        head = self._infer + (_JSON if header_length is None else _BINARY % header_length)
-        if call.traceparent:
-            head += b"traceparent: %b\r\n" % call.traceparent.encode()
+        assert wire is not None
         call.sent_s = time.monotonic()
-        call.exchange = client.send(
-            head, body, contract.max_reply_bytes(len(call.inputs)), partial(self._on_response, call, contract)
-        )
+        call.exchange = wire.send(contract, call.inputs, call.traceparent, partial(self._on_answer, call))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._timeout_s, self._stop_late)
 
@@ -256,40 +229,33 @@ class OipBackend(Backend):
             call.exchange.abort()
             call.exchange = None
 
-    def _on_response(self, call: _RemoteTask, contract: Contract, response: HttpReply | BackendError) -> None:
+    def _on_answer(self, call: _RemoteTask, answer: WireAnswer | BackendError) -> None:
         call.exchange = None
+        if isinstance(answer, BackendError):
+            self._fail(call, self._named(answer))
+            return
+        size, read = answer
+        if size >= _READ_ASIDE_FROM_BYTES:
+            reading = asyncio.get_running_loop().run_in_executor(None, read)
+            reading.add_done_callback(partial(self._on_read, call))
+            return
         try:
-            if isinstance(response, BackendError):
-                raise self._named(response)
-            given = self._check(response).header(_HEADERS[0])
-            if given is not None and not (given.isascii() and given.isdigit() and len(given) < _MAX_DIGITS):
-                raise ProtocolError(f"{self.name}: {HEADER_LENGTH} is {shown(given)}")
-            read = partial(self._read, contract, response.body, None if given is None else int(given), len(call.inputs))
-            if len(response.body) >= _READ_ASIDE_FROM_BYTES:
-                reading = asyncio.get_running_loop().run_in_executor(None, read)
-                reading.add_done_callback(partial(self._on_read, call))
-                return
             outputs = read()
         except Exception as error:
-            self._fail(call, error)
+            self._fail(call, self._named(error) if isinstance(error, BackendError) else error)
         else:
             self._finish(call, Reply(outputs=outputs))
-
-    def _read(self, contract: Contract, body: bytes, header_length: int | None, rows: int) -> Array:
-        try:
-            return contract.read(body, header_length, rows)
-        except ProtocolError as error:
-            raise self._named(error) from error
 
     def _on_read(self, call: _RemoteTask, reading: "asyncio.Future[Array]") -> None:
         error = None if reading.cancelled() else reading.exception()
         if isinstance(error, Exception):
-            self._fail(call, error)
+            self._fail(call, self._named(error) if isinstance(error, BackendError) else error)
         elif not reading.cancelled():
             self._finish(call, Reply(outputs=reading.result()))
 
     def _named(self, error: BackendError) -> BackendError:
-        return type(error)(f"{self.name}: {error}")
+        text = f"{self.name}: {error}"
+        return BackendBusyError(text, error.retry_after_s) if isinstance(error, BackendBusyError) else type(error)(text)
 
     def _fail(self, call: _RemoteTask, error: Exception) -> None:
         if isinstance(error, BackendLostError) and call.ticket in self._open:
@@ -304,22 +270,9 @@ class OipBackend(Backend):
     def _finish(self, call: _RemoteTask, reply: Reply) -> None:
         if self._open.pop(call.ticket, None) is None:
             return  # it was given up, or the backend was closed, meanwhile
-        if self._client is not None:
+        if self._wire is not None:
             self._send_waiting()
         call.on_reply(reply)
-
-    def _check(self, response: HttpReply) -> HttpReply:
-        """Gives a 200 response back.
-
-        Raises:
-            BackendError: it is another one, or encoded.
-        """
-        packed = response.header(b"content-encoding") or "identity"
-        if packed.lower() != "identity":
-            raise ProtocolError(f"{self.name}: a reply is encoded as {packed[:20]!r}, which was not requested")
-        if response.status != 200:
-            raise _refusal(response, f"{self.name}: {_explain(response)}")
-        return response
 
     async def _poll(self) -> None:
         while True:
@@ -328,7 +281,7 @@ class OipBackend(Backend):
                 async with asyncio.timeout(self._poll_timeout_s):
                     await self._look()
             except BackendError as error:
-                self._reason = str(error)
+                self._reason = str(self._named(error))
                 self._set_ready(False)
             except TimeoutError:
                 self._reason = f"{self.name}: no answer within {self._poll_timeout_s:g} s"
@@ -348,10 +301,11 @@ class OipBackend(Backend):
 
     async def _look(self) -> None:
         """Checks readiness; reads the metadata if the server was not ready before, as it may be another one now."""
-        await self._get(f"{self._model_path}/ready")
+        if self._wire is None:
+            raise BackendLostError("it was closed")
+        await self._wire.check_ready()
         if not self._ready:
-            server = await self._metadata("/v2")
-            model = await self._metadata(self._model_path)
+            server, model = await self._wire.metadata()
             self._contract = agree(self._card, server, model, self._check_version)
             digest = model.get("digest")  # another evenkeel says it
             if isinstance(digest, str) and digest.startswith("onnx:"):
@@ -366,62 +320,11 @@ class OipBackend(Backend):
         except ConfigurationError as error:
             raise ProtocolError(str(error)) from None
 
-    async def _get(self, path: str) -> bytes:
-        if self._client is None:
-            raise BackendLostError(f"{self.name} was closed")
-        try:
-            response = await self._client.request("GET", path, max_bytes=_MAX_WORD_BYTES)
-        except BackendError as error:
-            raise self._named(error) from None
-        return self._check(response).body
-
-    async def _metadata(self, path: str) -> Mapping[str, Any]:
-        try:
-            return read_message(await self._get(path), False)
-        except RequestError as error:
-            raise ProtocolError(f"{self.name}: {path}: {error}") from None
-
     def _set_ready(self, ready: bool) -> None:
-        if ready and self._client is None:
+        if ready and self._wire is None:
             return
         if ready:
             self._became_ready.set()
         if ready != self._ready:
             self._ready = ready
             self.on_change()
-
-
-# By these a server says that the request is wrong, so that any other server would say the same.
-_THE_REQUESTS_FAULT = frozenset({400, 413, 415, 422})
-_NO_ROOM = frozenset({429, 503})
-
-
-def _refusal(response: HttpReply, message: str) -> BackendError:
-    if response.status in _THE_REQUESTS_FAULT:
-        return TaskRefusedError(message)
-    if response.status in _NO_ROOM:
-        return BackendBusyError(message, _retry_after_s(response.header(b"retry-after") or ""))
-    return BackendError(message)
-
-
-def _retry_after_s(text: str) -> float | None:
-    """Reads the seconds of a `Retry-After` header, a number or a date; None where it is neither."""
-    if text.isascii() and text.isdigit() and len(text) < _MAX_DIGITS:
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text[:40]).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
-
-
-def _explain(response: HttpReply) -> str:
-    body = response.body
-    text = body[:300].decode("utf-8", "replace")
-    with suppress(orjson.JSONDecodeError):
-        message = orjson.loads(body) if len(body) <= _MAX_ERROR_BYTES else None
-        if isinstance(message, dict):
-            said = [message.get(key) for key in ("error", "detail")]
-            text = next((word[:300] for word in said if isinstance(word, str) and word), text)
-    after = response.header(b"retry-after")
-    later = f" (retry after {after[:20]} s)" if response.status in (429, 503) and after else ""
-    return f"the server answered {response.status}: {text or response.reason.decode('latin-1')}{later}"

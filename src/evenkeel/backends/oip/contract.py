@@ -10,7 +10,18 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.errors import BackendError, ProtocolError
 from evenkeel.models.cards import ModelCard
-from evenkeel.oip import RequestedOutput, Tensor, parse_response, shown, write_request
+from evenkeel.oip import (
+    InferResponse,
+    RequestedOutput,
+    Tensor,
+    TensorHead,
+    numpy_dtype,
+    parse_response,
+    shown,
+    write_request,
+)
+from evenkeel.oip.grpc import parse_infer_response, write_infer_request
+from evenkeel.oip.protobuf import write_field
 from evenkeel.oip.tensors import aligned, pack
 from evenkeel.oip.types import Parameters
 
@@ -63,6 +74,20 @@ class Contract:
             self._written[inputs.shape] = body[:header_length]
         return body, header_length
 
+    def write_call(self, model: str, version: str, inputs: Array) -> bytes:
+        """Writes the gRPC message for a task."""
+        known = self._written.get(inputs.shape)
+        if known is None:
+            head = TensorHead(self.input_name, self.card.datatype, inputs.shape)
+            exact: Parameters = {"exact": True} if self.says_exact else {}
+            # Of an image that is nearly black one cannot see which range it has.
+            said: Parameters = {"maximum": 255} if self.says_exact else {}
+            known = write_infer_request(model, version, head, [self.output_name], exact, said)
+            if len(self._written) < _MAX_KNOWN:
+                self._written[inputs.shape] = known
+        values = inputs.astype(numpy_dtype(self.card.datatype), copy=False)
+        return known + write_field(7, values.tobytes())
+
     def max_reply_bytes(self, rows: int) -> int:
         """Gives the size beyond which a reply to `rows` items is not read."""
         row = self.card.output_shape
@@ -81,26 +106,43 @@ class Contract:
             if shape is not None:
                 return _finite(aligned(body, _FP32, prod(shape), header_length).reshape(shape), self.output_name)
         response = parse_response(body, header_length)
+        tensor = self._wanted(response)
+        outputs, data = self._outputs(tensor, rows), tensor.data
+        # Nothing but the values of this one tensor follows the JSON, so that the same JSON means the same again.
+        behind = len(body) - len(known[0]) if known[0] else 0
+        same = isinstance(data, np.ndarray) and data.dtype == _FP32 and data.nbytes == behind
+        if behind and len(response.outputs) == 1 and same:
+            if len(self._agreed) >= _MAX_KNOWN:
+                self._agreed.clear()
+            self._agreed[known] = outputs.shape
+        return _finite(outputs, tensor.name)
+
+    def read_answer(self, message: bytes, rows: int) -> Array:
+        """Reads the outputs `[rows, ...]`, float32, of a gRPC message.
+
+        Raises:
+            ProtocolError: as `read`.
+        """
+        tensor = self._wanted(parse_infer_response(message))
+        return _finite(self._outputs(tensor, rows), tensor.name)
+
+    def _wanted(self, response: InferResponse) -> Tensor:
         if response.model_version:
             self.check_version(response.model_version)
         tensor = next((output for output in response.outputs if output.name == self.output_name), None)
         if tensor is None:
             names = ", ".join(shown(output.name) for output in response.outputs[:_MAX_NAMES])
             raise ProtocolError(f"expected output {self.output_name!r}, found {names or 'none'}")
+        return tensor
+
+    def _outputs(self, tensor: Tensor, rows: int) -> Array:
         data, row = tensor.data, self.card.output_shape
         if row is not None and tensor.shape != (rows, *row):
             raise ProtocolError(f"output {shown(tensor.name)} has shape {list(tensor.shape)}, expected {[rows, *row]}")
         if not isinstance(data, np.ndarray) or data.dtype.kind != "f":
             raise ProtocolError(f"output {shown(tensor.name)} has datatype {tensor.datatype}, expected FP32")
         with np.errstate(over="ignore"):  # what FP32 cannot hold becomes infinite
-            outputs = np.require(data, np.float32, ("C", "A"))
-        # Nothing but the values of this one tensor follows the JSON, so that the same JSON means the same again.
-        behind = len(body) - len(known[0]) if known[0] else 0
-        if behind and len(response.outputs) == 1 and data.dtype == _FP32 and data.nbytes == behind:
-            if len(self._agreed) >= _MAX_KNOWN:
-                self._agreed.clear()
-            self._agreed[known] = outputs.shape
-        return _finite(outputs, tensor.name)
+            return np.require(data, np.float32, ("C", "A"))
 
 
 def _finite(outputs: Array, name: str) -> Array:
