@@ -8,11 +8,15 @@ from evenkeel.backends.lossy import packets
 from evenkeel.backends.lossy.server import ServerLimits
 from evenkeel.backends.oip import contract, wire
 from evenkeel.backends.worker import frames, key, server as worker
+from evenkeel.http2 import connection as http2
+from evenkeel.http2.connection import Http2Limits
 from evenkeel.http_client import reply
-from evenkeel.oip import message, requests, tensors, types
+from evenkeel.oip import message, protobuf, requests, tensors, types
 from evenkeel.serving import tracing
 from evenkeel.serving.config import ServeConfig
 from evenkeel.serving.front import access, shares
+from evenkeel.serving.grpc import connection as calls
+from evenkeel.serving.grpc.connection import GrpcLimits
 from evenkeel.serving.http import app, bodies, connection, reader, server
 from evenkeel.serving.live import feed
 from evenkeel.trust import keys, tls_door
@@ -56,6 +60,15 @@ KIB, MIB = 1 << 10, 1 << 20
         ("viewers of the live page", "16; 256", (feed._MAX_VIEWERS, feed._MAX_NODES) == (16, 256)),
         ("traces", "128 characters; 128", (tracing._MAX_PARENT, tracing._MAX_EVENTS) == (128, 128)),
         ("traces", "2,048", tracing._QUEUE == 2048),
+        ("connections | 1,000", "1,000", GrpcLimits().connections == 1000),
+        ("calls at once on one", "128", Http2Limits().streams == 128),
+        ("headers of a call", "16 KiB", Http2Limits().header_bytes == 16 * KIB),
+        ("bytes of a call", "1 MiB; 8 MiB", Http2Limits().window_bytes == MIB),
+        ("bytes of a call", "1 MiB; 8 MiB", Http2Limits().connection_bytes == 8 * MIB),
+        ("messages of a stream", "16; 4,096", (GrpcLimits().ahead, calls._MAX_UNREAD) == (16, 4096)),
+        ("frames that do nothing", "1,000", http2._SPARE_FRAMES == 1000),
+        ("calls that a client gives up", "1,000", http2._SPARE_RESETS == 1000),
+        ("fields of a message", "10,000", protobuf._MAX_FIELDS == 10_000),
         ("reply of a remote", "1 MiB and 64 bytes", (contract._OTHER_BYTES, contract._VALUE_BYTES) == (MIB, 64)),
         ("reply of a remote", "16 MiB", contract._MAX_REPLY_BYTES == 16 * MIB),
         ("its metadata", "1 MiB", wire.MAX_WORD_BYTES == MIB),

@@ -240,3 +240,22 @@ def test_the_kserve_client(server, protocol):
     scores = next(output for output in result.outputs if output.name == "scores")
     assert np.array_equal(scores.as_numpy(), SCORES)
     assert result.id == "9"
+
+
+@protocols
+def test_statistics_and_configuration(protocol):
+    with serving(grpc=GrpcLimits()) as running, connected(running, protocol) as client:
+        for _ in range(3):
+            client.infer("toy", [images(protocol)])
+        as_json = {} if protocol == "http" else {"as_json": True}
+        (stats,) = client.get_inference_statistics("toy", **as_json)["model_stats"]
+        assert (stats["name"], stats["version"]) == ("toy", "1")
+        assert int(stats["inference_stats"]["success"]["count"]) == 3
+        config = client.get_model_config("toy", **as_json)
+    config = config if protocol == "http" else config["config"]
+    assert config["name"] == "toy"
+    assert [(one["name"], one["data_type"], [int(size) for size in one["dims"]]) for one in config["input"]] == [
+        ("images", "TYPE_UINT8", [4, 5, 3])
+    ]
+    assert config["output"][1]["data_type"] == "TYPE_STRING"
+    assert int(config["max_batch_size"]) == 1 << 20

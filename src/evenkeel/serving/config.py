@@ -83,7 +83,8 @@ def _nodes(raw: Any, plain: Any, folder: Path) -> Any:
                 kinds["discover"].append(entry)
                 continue
             if not isinstance(entry, str) or not entry.startswith(("unix:", "tcp://", _UDP, *_SERVERS)):
-                wanted = f"unix:/path, tcp://host:port, http(s):// or grpc(s)://host:port, udp://host:port, {FORMS}"
+                servers = "http(s)://host:port, grpc(s)://host:port"
+                wanted = f"unix:/path, tcp://host:port, {servers}, udp://host:port, {FORMS}"
                 raise FieldError((place,), f"expected {wanted}, found {shown(entry)}")
             kind = "urls" if entry.startswith(_SERVERS) else "links" if entry.startswith(_UDP) else "addresses"
             _check_node(kind, entry, (place,))
@@ -105,7 +106,7 @@ def _in_folder(entry: Any, folder: Path) -> Any:
 def _check_node(kind: str, text: str, place: tuple[str | int, ...]) -> None:
     if kind == "urls":
         if not text.startswith(_SERVERS):
-            raise FieldError(place, f"expected http(s):// or grpc(s)://host:port, found {shown(text)}")
+            raise FieldError(place, f"expected http(s)://host:port or grpc(s)://host:port, found {shown(text)}")
         return
     try:
         address = udp_address(text) if kind == "links" else parse_address(text)

@@ -95,7 +95,7 @@ async def serve(
     for warning in exposures(config):
         _log.warning("%s", warning)
     uds = next((host.removeprefix("unix:") for host in config.host if host.startswith("unix:")), None)
-    front = None if config.grpc_port is None else _grpc(config, models, repository, hosts)
+    front = None if config.grpc_port is None else _grpc(config, models, repository, hosts, tracer is not None)
     # It listens before models are loaded: whoever watches it can tell that it is alive, and that it is not ready.
     server = asyncio.ensure_future(
         run_server(
@@ -144,13 +144,15 @@ async def serve(
             await loop.run_in_executor(None, end_tracing)
 
 
-def _grpc(config: ServeConfig, models: ServedModels, repository: ModelRepository, hosts: Sequence[str]) -> GrpcFront:
+def _grpc(
+    config: ServeConfig, models: ServedModels, repository: ModelRepository, hosts: Sequence[str], traced: bool
+) -> GrpcFront:
     limits = GrpcLimits(
         message_bytes=config.max_body_bytes,
         connections=min(config.max_connections, GrpcLimits().connections),
         bodies_bytes=config.max_bodies_bytes,
     )
-    app = GrpcApp(models, repository, max_message_bytes=config.max_body_bytes)
+    app = GrpcApp(models, repository, max_message_bytes=config.max_body_bytes, traced=traced)
     assert config.grpc_port is not None
     return GrpcFront(app, hosts, config.grpc_port, limits)
 

@@ -6,7 +6,7 @@ status.
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from evenkeel.oip.grpc import (
 )
 from evenkeel.oip.protobuf import MessageTable, read, write, write_field
 from evenkeel.oip.service import (
+    CONFIG,
     HEALTH,
     INDEX,
     INDEX_REQUEST,
@@ -39,11 +40,13 @@ from evenkeel.oip.service import (
     REPOSITORY_REQUEST,
     SERVER_METADATA,
     SERVICE,
+    STATISTICS,
 )
 from evenkeel.serving.front.inference import Inference, Wanted, check_tensor
 from evenkeel.serving.front.management import Management
 from evenkeel.serving.front.request_times import CLIENT_GONE
 from evenkeel.serving.front.served import ServedModel, ServedModels
+from evenkeel.serving.front.statistics import model_configuration, model_statistics
 from evenkeel.serving.gateway.gateway import Outcome
 from evenkeel.serving.grpc.connection import Ask, GrpcMethod
 from evenkeel.serving.http.bodies import decompress
@@ -53,7 +56,7 @@ __all__ = ["GrpcApp"]
 
 _log = logging.getLogger(__name__)
 
-_EXTENSIONS = ["parameters", "cancel_on_disconnect", "model_repository"]
+_EXTENSIONS = ["parameters", "cancel_on_disconnect", "model_repository", "model_configuration", "statistics"]
 _READ_ASIDE_FROM_BYTES = 256 << 10  # typed values of that many bytes would hold up all other calls
 _MAX_HEADS = 256
 _SUCCESS = 200  # as HTTP says it
@@ -66,16 +69,22 @@ class GrpcApp:
         models: that are served; they may come and go.
         management: loads and unloads models; None: they stay as they are.
         max_message_bytes: limit of a message, compressed and decompressed.
+        traced: calls may say which trace they are part of.
     """
 
     def __init__(
-        self, models: ServedModels, management: Management | None = None, *, max_message_bytes: int = 32 << 20
+        self,
+        models: ServedModels,
+        management: Management | None = None,
+        *,
+        max_message_bytes: int = 32 << 20,
+        traced: bool = False,
     ) -> None:
         self._models = models
         self._management = management
         self._changes: set[asyncio.Task[None]] = set()
         self._max_message_bytes = max_message_bytes
-        self._inference: Inference[Ask] = Inference(self._landed, self._failed)
+        self._inference: Inference[Ask] = Inference(self._landed, self._failed, _parent if traced else None)
         self._calls = RepeatedCalls()
         self._heads: dict[tuple[str, str, tuple[str, ...]], bytes] = {}
         self._answers: dict[bytes, Callable[[Ask], object]] = {}
@@ -88,6 +97,8 @@ class GrpcApp:
         self._add("ServerMetadata", infer, self._say(SERVER_METADATA, _server_metadata))
         self._add("ModelReady", infer, self._say_of_model(READY, self._model_ready))
         self._add("ModelMetadata", infer, self._say_of_model(MODEL_METADATA, ServedModel.metadata))
+        self._add("ModelConfig", infer, self._say_of_model(CONFIG, lambda one: {"config": model_configuration(one)}))
+        self._add("ModelStatistics", infer, self._statistics)
         self._add("Check", GrpcMethod(right=None), self._say(HEALTH, self._health), service="grpc.health.v1.Health")
         manage = GrpcMethod(right="manage")
         self._add("RepositoryIndex", infer, self._index)
@@ -255,6 +266,13 @@ class GrpcApp:
             raise UnsupportedError("the models of this server cannot be changed while it runs")
         return self._management
 
+    def _statistics(self, ask: Ask) -> None:
+        asked = read(self._unpacked(ask), MODEL_REQUEST)
+        wanted: Iterable[ServedModel] = self._models
+        if asked.get("name"):
+            wanted = (self._models.find(*_named((asked["name"], asked.get("version", "")))),)
+        self._reply(ask, write({"model_stats": [model_statistics(one) for one in wanted]}, STATISTICS))
+
     def _unpacked(self, ask: Ask) -> bytes:
         """Gives a small message, decompressed here and now."""
         return decompress(ask.message, ask.packed, _READ_ASIDE_FROM_BYTES) if ask.packed else ask.message
@@ -264,6 +282,10 @@ class GrpcApp:
 
     def _health(self) -> dict[str, Any]:
         return {"status": 1 if self._models.ready else 2}
+
+
+def _parent(ask: Ask) -> str:
+    return ask.call.traceparent
 
 
 def _server_metadata() -> dict[str, Any]:

@@ -191,6 +191,7 @@ class _OpenCall:
         "since_s",
         "stream",
         "streams",
+        "traceparent",
         "unread",
         "until_s",
     )
@@ -201,6 +202,7 @@ class _OpenCall:
         self.path = head.path
         self.streams = head.method is not None and head.method.streams
         self.packing = head.packing
+        self.traceparent = head.traceparent
         self.until_s = until_s
         self.reader = GrpcMessageReader(connection.limits.message_bytes)
         self.asks: deque[Ask] = deque()  # that are not answered, in their order
@@ -221,6 +223,7 @@ class _CallHead:
     method: GrpcMethod | None
     packing: str
     authorization: str
+    traceparent: str
     timeout_s: float | None
 
 
@@ -324,7 +327,8 @@ def _read_head(headers: Headers, method: Callable[[bytes], GrpcMethod | None]) -
         raise UnsupportedError(f"grpc-encoding {packing[:20]!r} is not offered; send gzip, deflate or identity")
     timeout_s = None if b"grpc-timeout" not in found else read_timeout_s(found[b"grpc-timeout"])
     authorization = found.get(b"authorization", b"").decode("latin-1")
-    return _CallHead(path, method(path), packing, authorization, timeout_s)
+    traceparent = found.get(b"traceparent", b"").decode("latin-1")
+    return _CallHead(path, method(path), packing, authorization, traceparent, timeout_s)
 
 
 class GrpcConnection(asyncio.Protocol):
