@@ -89,7 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         "vision.networks",
     },
     "vision.peers": {"coding.answers", "models", "vision.networks"},
-    "bench.serving": {"coding.code", "delays", "figures", "http_client", "models", "oip", "serving"},
+    "bench.serving": {"coding.code", "delays", "figures", "http_client", "images", "models", "oip", "serving"},
     "bench.fills": {"backends.worker.model", "coding.code", "coding.answers", "figures", "images", "models"},
     "bench.codes": {"coding.sum_code", "coding.wire", "coding.sums", "figures"},
     "bench.coded": {

@@ -1,5 +1,6 @@
 """Defines `evenkeel demo`: five policies on real workers and real images."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ __all__ = ["demo"]
     epilog=example(
         "evenkeel demo",
         "evenkeel demo --report report.html --json rows.json",
+        "evenkeel demo --classifier fitted/model.json --images photos/   # with your own model",
         "evenkeel demo edge --figure edge.png            # a light model beside the camera",
     ),
 )
@@ -24,6 +26,13 @@ __all__ = ["demo"]
 @click.option(
     "--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the arrivals and the delays."
 )
+@click.option(
+    "--classifier",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Card of your own classifier, in the folder that `evenkeel fit` wrote; the default is the shipped model.",
+)
+@click.option("--images", type=click.Path(path_type=Path), help="Images to send to it, as those of `evenkeel fit`.")
+@click.option("--split", help="Part of the images to send, e.g. test.")
 @output_options("report", "json", "figure")
 @click.pass_context
 def demo(context: click.Context, /, **arguments: Any) -> None:

@@ -1,6 +1,8 @@
 """Runs `evenkeel bench serving` and `evenkeel demo`."""
 
 import asyncio
+import math
+import os
 import shlex
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from evenkeel.bench.serving.figure import frontier, latency_histograms
 from evenkeel.bench.serving.measure import Experiment, Run, check_faults, parse_contender, run_all
 from evenkeel.bench.serving.report import write_report
 from evenkeel.bench.serving.rows import count_sources, page_of
+from evenkeel.bench.serving.user_models import UserModels
 from evenkeel.delays.faults import parse_fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError
@@ -30,6 +33,7 @@ __all__ = ["DemoArguments", "ServingArguments", "run_bench", "run_demo"]
 
 _DEMO_POLICIES = ("none", "replicate", "hedge", "collage", "collage+hedge")
 _DEMO_DELAY = "two-mode:scale=0.3"
+_BUSY = 0.25  # of this machine's processors, by the replicas' passes
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,9 @@ class DemoArguments:
     seconds: float
     load: float
     seed: int
+    classifier: Path | None
+    images: Path | None
+    split: str | None
     outputs: Outputs
 
 
@@ -121,14 +128,24 @@ def run_demo(arguments: DemoArguments) -> None:
     """Runs `evenkeel demo`: five policies on real workers, a table and a report."""
     outputs = arguments.outputs
     outputs.check()
-    experiment = Experiment(delay=_DEMO_DELAY, load=arguments.load, seed=arguments.seed)
+    if (arguments.classifier is None) != (arguments.images is None):
+        raise ConfigurationError("classifier: give --classifier and --images together, or neither for the shipped ones")
+    own, pictures = None, "CIFAR-10 test images"
+    if arguments.classifier is not None and arguments.images is not None:
+        own = UserModels.read(arguments.classifier, arguments.images, arguments.split)
+        pictures = f"of {len(own.images)} of your images"
+    delay = _demo_delay(arguments.load, own)
+    experiment = Experiment(delay=delay, load=arguments.load, seed=arguments.seed, own=own)
     experiment = replace(experiment, requests=max(20, round(experiment.rate() * arguments.seconds)))
     console = Console(stderr=True)
     console.print(
-        f"[bold]9 replicas, 1 backup[/bold] on this machine; {experiment.requests} CIFAR-10 test images "
+        f"[bold]9 replicas, 1 backup[/bold] on this machine; {experiment.requests} {pictures} "
         f"for each policy at {experiment.rate():.0f} a second;\n"
-        f"one task in fifty takes five times as long ({_DEMO_DELAY}); the same arrivals and delays for all.\n"
+        f"one task in fifty takes five times as long ({delay}); the same arrivals and delays for all."
     )
+    if own is not None:
+        console.print(f"A pass of {own.name} takes {own.pass_ms:.1f} ms. Right is what it answers itself at full size.")
+    console.print()
     runs = _run(console, experiment, _DEMO_POLICIES)
     if outputs.report is None:
         outputs = replace(outputs, report=Path(tempfile.mkdtemp(prefix="evenkeel-")) / "report.html")
@@ -137,9 +154,20 @@ def run_demo(arguments: DemoArguments) -> None:
         "seconds": arguments.seconds,
         "load": arguments.load,
         "seed": arguments.seed,
-        "delay": _DEMO_DELAY,
+        "delay": delay,
     }
+    if own is not None:
+        shown |= {"classifier": str(arguments.classifier), "images": str(arguments.images)}
     _publish(runs, shown, outputs)
+
+
+def _demo_delay(load: float, own: UserModels | None) -> str:
+    """Gives the law of task times; slower for a model whose own passes would fill this machine."""
+    if own is None:
+        return _DEMO_DELAY
+    busy_s = load * Experiment.replicas * own.pass_ms / 1e3  # of processors, were a task to take a second
+    least = busy_s / (_BUSY * (os.cpu_count() or 1)) / parse_delay("two-mode").mean_s
+    return f"two-mode:scale={max(0.3, math.ceil(20 * least) / 20):g}"
 
 
 def _run(console: Console, experiment: Experiment, policies: Sequence[str], **options: Any) -> list[Run]:

@@ -15,6 +15,7 @@ from evenkeel.bench.serving.faults_live import make_faults
 from evenkeel.bench.serving.load import Target, drive
 from evenkeel.bench.serving.rows import FILLS, summarise
 from evenkeel.bench.serving.server_process import Counters, ServerProcess, read_counters
+from evenkeel.bench.serving.user_models import UserModels
 from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
@@ -57,6 +58,7 @@ class Experiment:
         policy_fields: changes to every policy, as the configuration file has them.
         grids: grids of the coded models that backups hold; 1 is the replicas' own.
         faults: what happens to whom while it runs.
+        own: a user's models and images, on real processes; None: the shipped ones.
     """
 
     delay: str = "two-mode:scale=0.3"
@@ -73,6 +75,7 @@ class Experiment:
     grids: tuple[int, ...] = (1, 2, 3)
     model: str = "cifar10-base"
     faults: tuple[Fault, ...] = ()
+    own: UserModels | None = None
 
     def rate(self) -> float:
         """Gives requests a second.
@@ -202,11 +205,17 @@ def server_config(experiment: Experiment, contender: Contender) -> dict[str, Any
         fields["hedge_after"] = experiment.replicate_after or f"{2 * mean_s:.6f}s"
     if experiment.max_approximate is not None:
         fields["max_approximate"] = experiment.max_approximate
+    model, codes = (
+        experiment.model,
+        ["replicate" if grid == 1 else f"cifar10-collage-{grid}x{grid}" for grid in experiment.grids],
+    )
+    if experiment.own is not None:
+        model, codes = str(experiment.own.card), list(experiment.own.codes)
     return {
-        "model": experiment.model,
+        "model": model,
         "replicas": {"count": contender.replicas},
         "backups": {"count": contender.backups},
-        "codes": ["replicate" if grid == 1 else f"cifar10-collage-{grid}x{grid}" for grid in experiment.grids],
+        "codes": codes,
         "policy": {**fields, **experiment.policy_fields},
         "delay": experiment.delay,
         # An open loop that sends too much should be seen as latency, as in the simulations it is compared with.
@@ -265,20 +274,23 @@ async def _measure(
 
 
 async def _target(url: str, experiment: Experiment) -> Target:
-    card = load_card(shipped.card_path(experiment.model))
-    with np.load(shipped.IMAGES, allow_pickle=False) as arrays:
-        images, labels = arrays["images"], arrays["labels"]
+    if experiment.own is None:
+        served = load_card(shipped.card_path(experiment.model)).name
+        with np.load(shipped.IMAGES, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+    else:
+        served, images, labels = experiment.own.name, experiment.own.images, experiment.own.answers
     try:
-        response = await request_once(url, f"/v2/models/{card.name}")
+        response = await request_once(url, f"/v2/models/{served}")
     except BackendError as error:
         raise EvenkeelError(f"{without_password(url)} cannot be reached: {error}") from error
     if response.status != 200:
-        raise EvenkeelError(f"{without_password(url)} serves no model {card.name!r} (it says {response.status})")
+        raise EvenkeelError(f"{without_password(url)} serves no model {served!r} (it says {response.status})")
     try:
         name = orjson.loads(response.body)["inputs"][0]["name"]
     except (LookupError, TypeError, ValueError) as error:
-        raise EvenkeelError(f"{without_password(url)} does not say what model {card.name!r} takes: {error}") from error
-    return Target(url, card.name, name, images, labels)
+        raise EvenkeelError(f"{without_password(url)} does not say what model {served!r} takes: {error}") from error
+    return Target(url, served, name, images, labels)
 
 
 def _simulate(experiment: Experiment, contender: Contender) -> tuple[list[RequestRecord], Counters]:
