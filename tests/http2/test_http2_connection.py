@@ -47,7 +47,7 @@ class End:
     def on_goaway(self, code):
         self.heard.append(("goaway", code))
 
-    def on_room(self):
+    def on_room(self, stream):
         self.rooms += 1
 
 
@@ -245,3 +245,15 @@ def test_settings_change_the_room_of_open_streams():
     assert server.take() == frame(0, 0, 1, b"ef") + frame(1, 5, 1, DONE)
     assert not server.http2.blocked
     assert server.rooms == 1
+
+
+def test_what_a_peer_gives_up_does_not_count_as_waiting_any_more():
+    _, server = both()
+    server.http2.feed(frame(4, 0, 0, b"\x00\x04\x00\x00\x00\x03") + frame(1, 5, 1, HEAD) + frame(1, 5, 3, HEAD))
+    server.http2.send(1, b"", b"abcdef", DONE)
+    server.http2.send(3, b"", b"abcdef", DONE)
+    assert server.http2.longest_blocked == 1
+    server.http2.feed(frame(3, 0, 1, b"\x00\x00\x00\x08"))
+    assert (server.http2.is_blocked(1), server.http2.longest_blocked, server.rooms) == (False, 3, 1)
+    server.http2.reset(3, 8)
+    assert (server.http2.blocked, server.http2.longest_blocked, server.rooms) == (False, 0, 2)

@@ -425,7 +425,7 @@ class _GrpcClientConnection(asyncio.Protocol):
         if not self._exchanges:
             self._transport.close()
 
-    def on_room(self) -> None:
+    def on_room(self, stream: int) -> None:
         """Needs nothing to be done."""
 
     def _finish(self, exchange: GrpcExchange, result: bytes | BackendError) -> None:

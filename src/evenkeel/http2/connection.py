@@ -80,8 +80,8 @@ class Http2Events(Protocol):
     def on_goaway(self, code: int) -> object:
         """Hears that the peer takes no further streams."""
 
-    def on_room(self) -> object:
-        """Hears that all that waited for the peer's room has been sent."""
+    def on_room(self, stream: int) -> object:
+        """Hears that nothing of a stream waits for the peer's room any more: it has been sent, or was given up."""
 
 
 class _Http2Stream:
@@ -164,6 +164,15 @@ class Http2Connection:
     def blocked(self) -> bool:
         """Tells whether something waits for the peer's room."""
         return bool(self._blocked)
+
+    @property
+    def longest_blocked(self) -> int:
+        """Gives the stream that has waited longest for the peer's room; 0 if none waits."""
+        return next(iter(self._blocked), 0)
+
+    def is_blocked(self, stream: int) -> bool:
+        """Tells whether something of a stream waits for the peer's room."""
+        return stream in self._blocked
 
     # ---- what comes ----
 
@@ -374,12 +383,14 @@ class Http2Connection:
         self._waste()
         if self._streams.pop(stream, None) is None:
             return
-        self._blocked.pop(stream, None)
+        waited = self._blocked.pop(stream, None) is not None
         if not self._client:
             self._spare_resets -= 1
             if self._spare_resets < 0:
                 raise Http2Error(ENHANCE_YOUR_CALM, "too many requests are given up")
         self._events.on_reset(stream, _number.unpack(payload)[0])
+        if waited:
+            self._events.on_room(stream)
 
     def _on_settings(self, stream: int, flags: int, payload: bytes) -> None:
         if stream:
@@ -430,8 +441,10 @@ class Http2Connection:
             self._events.on_goaway(_number.unpack_from(payload, 4)[0])
             for late in [number for number in self._streams if number > last]:
                 self._streams.pop(late, None)
-                self._blocked.pop(late, None)
+                waited = self._blocked.pop(late, None) is not None
                 self._events.on_reset(late, REFUSED_STREAM)
+                if waited:
+                    self._events.on_room(late)
 
     def _is_idle(self, stream: int) -> bool:
         """Tells whether a stream was never opened."""
@@ -498,7 +511,7 @@ class Http2Connection:
 
     def _send_blocked(self) -> None:
         parts: list[bytes | memoryview] = []
-        sent = []
+        sent, free = [], []
         for stream, one in list(self._blocked.items()):
             queue = one.queue
             assert queue is not None
@@ -520,6 +533,7 @@ class Http2Connection:
             if not queue:
                 del self._blocked[stream]
                 one.queue = None
+                free.append(stream)
                 if one.trailers:
                     parts += _header_frames(stream, one.trailers, _END_STREAM)
                 if one.ending:
@@ -528,8 +542,8 @@ class Http2Connection:
             self._write(b"".join(parts))
         for stream, one in sent:
             self._sent_all(stream, one)
-        if not self._blocked:
-            self._events.on_room()
+        for stream in free:
+            self._events.on_room(stream)
 
     def _sent_all(self, stream: int, one: _Http2Stream) -> None:
         one.sending = False
@@ -548,8 +562,10 @@ class Http2Connection:
     def reset(self, stream: int, code: int) -> None:
         """Gives a stream up; nothing is heard of it any more."""
         if self._streams.pop(stream, None) is not None and not self.over:
-            self._blocked.pop(stream, None)
+            waited = self._blocked.pop(stream, None) is not None
             self._write(_frame(_RST_STREAM, 0, stream, _number.pack(code)))
+            if waited:
+                self._events.on_room(stream)
 
     def leave(self, code: int = NO_ERROR, why: str = "", *, soon: bool = False) -> None:
         """Says that no further streams are taken; those that are open go on.

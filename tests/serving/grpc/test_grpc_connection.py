@@ -139,6 +139,76 @@ def test_a_peer_that_reads_again_is_not():
     assert not peer.transport.closing
 
 
+WINDOW_OF_TWO = b"\x00\x04\x00\x00\x00\x02"
+
+
+def test_a_call_that_is_given_up_before_its_answer_was_read_ends_no_others():
+    peer = Peer(write_timeout_s=5)
+    peer.frame(4, 0, 0, WINDOW_OF_TWO)
+    for stream in (1, 3):
+        peer.call(stream)
+        peer.data(frame_message(b""), stream, ended=True)
+    peer.handler.asks[0].respond(b"a long answer")
+    peer.frame(3, 0, 1, bytes(4))
+    peer.clock.run(60)
+    assert not peer.transport.closing
+    peer.frame(8, 0, 3, b"\0\0\0\x50")
+    peer.handler.asks[1].respond(b"another")
+    assert peer.messages()[1:] == [frame_message(b"another")]
+
+
+def test_one_who_reads_is_not_closed_though_something_always_waits():
+    peer = Peer(write_timeout_s=5)
+    peer.frame(4, 0, 0, WINDOW_OF_TWO)
+    for turn in range(20):  # the next answer waits before the last one is read
+        stream = 2 * turn + 1
+        peer.call(stream)
+        peer.data(frame_message(b""), stream, ended=True)
+        peer.handler.asks[turn].respond(b"a long answer")
+        peer.clock.run(3 * turn)
+        if turn:
+            peer.frame(8, 0, stream - 2, b"\0\0\0\x50")
+    assert not peer.transport.closing
+    peer.clock.run(100)
+    assert peer.transport.aborted, "the last one was never read"
+
+
+def test_a_client_that_takes_room_and_does_not_read_is_closed_though_a_stream_is_open():
+    peer = Peer(write_timeout_s=5)
+    peer.frame(4, 0, 0, WINDOW_OF_TWO)
+    peer.call(1, b"/a/Many")
+    peer.call(3)
+    peer.data(frame_message(b""), 3, ended=True)
+    peer.handler.asks[0].respond(b"a long answer")
+    write = peer.transport.write
+
+    def fill(data):
+        write(data)
+        peer.connection.pause_writing()  # as a transport does whose socket takes no more
+
+    peer.connection._http2._write = fill
+    peer.frame(8, 0, 3, b"\0\0\0\x50")
+    peer.clock.run(20)
+    assert peer.transport.aborted
+
+
+def test_a_stream_whose_answers_nobody_reads_is_not_read_either():
+    peer = Peer(ahead=2)
+    peer.frame(4, 0, 0, bytes([0, 4, 0, 0, 0, 0]))  # takes nothing
+    peer.call(1, b"/a/Many")
+    peer.data(b"".join(frame_message(b"%d" % number) for number in range(50)))
+    for ask in peer.handler.asks:
+        ask.respond(b"answer")
+    assert len(peer.handler.asks) == 2
+    peer.frame(8, 0, 1, b"\0\0\x50\0")
+    for ask in peer.handler.asks:  # it grows
+        ask.respond(b"answer")
+    peer.data(b"", ended=True)
+    assert [ask.message for ask in peer.handler.asks] == [b"%d" % number for number in range(50)]
+    assert b"".join(peer.messages()) == 50 * frame_message(b"answer")
+    assert peer.statuses() == [b"0"]
+
+
 def test_all_messages_together_are_bounded_and_let_go_of():
     peer = Peer(bodies_bytes=300_000)
     large = frame_message(bytes(200_000))

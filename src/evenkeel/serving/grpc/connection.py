@@ -350,6 +350,7 @@ class GrpcConnection(asyncio.Protocol):
         self._ending = False  # nothing is answered any more
         self._leaving = False  # it closes as soon as nothing is under way
         self._idle = False  # the timer of idle connections runs
+        self._stuck = 0  # the stream for whose client to read the timer runs
         self._on_idle: Callable[[], object] = self._was_idle
 
     @property
@@ -392,6 +393,7 @@ class GrpcConnection(asyncio.Protocol):
         self._http2.over = True
         server.idle_patience.remove(self._on_idle)
         server.write_patience.remove(self.abort)
+        server.write_patience.remove(self._abort_stuck)
         server.linger_patience.remove(self.abort)
         calls, self._calls = self._calls, {}
         for call in calls.values():
@@ -429,8 +431,7 @@ class GrpcConnection(asyncio.Protocol):
         """Goes on, as the client reads again."""
         if not self._ending:
             self._transport.resume_reading()
-            if not self._http2.blocked:
-                self._server.write_patience.remove(self.abort)
+            self._server.write_patience.remove(self.abort)
 
     # ---- the streams' side ----
 
@@ -492,9 +493,16 @@ class GrpcConnection(asyncio.Protocol):
     def on_goaway(self, code: int) -> None:
         """Needs nothing to be done: the client makes no further calls."""
 
-    def on_room(self) -> None:
-        """Stops the timer of a client that did not read."""
-        self._server.write_patience.remove(self.abort)
+    def on_room(self, stream: int) -> None:
+        """Goes on with a stream whose client reads again."""
+        if stream == self._stuck:
+            self._stuck = 0
+            self._server.write_patience.remove(self._abort_stuck)
+        self._after_write()
+        call = self._calls.get(stream)
+        if call is not None and call.streams:
+            self._advance(call)
+            self._give_room(call)
         self._close_if_done()
 
     def _wait_for_more(self, call: _OpenCall) -> None:
@@ -533,8 +541,14 @@ class GrpcConnection(asyncio.Protocol):
             self.fail(call, RequestError("a call of this method has one message; found none"))
 
     def _advance(self, call: _OpenCall) -> None:
-        """Hands over messages of a stream, as many as may be at work; ends it when all is answered."""
-        while call.unread and len(call.asks) < self.limits.ahead and call.stream in self._calls:
+        """Hands over messages of a stream, as many as may be at work; ends it when all is answered.
+
+        While the client does not read the answers that there are, it gets no more.
+        """
+        http2, stream = self._http2, call.stream
+        while call.unread and len(call.asks) < self.limits.ahead and stream in self._calls:
+            if http2.is_blocked(stream):
+                return
             self._hand_over(call, *call.unread.popleft())
         if call.ended and not call.unread and not call.asks and call.stream in self._calls:
             del self._calls[call.stream]
@@ -586,8 +600,8 @@ class GrpcConnection(asyncio.Protocol):
         while call.asks and call.asks[0].answer is not None:
             parts.append(frame_message(call.asks.popleft().answer or b""))
         if parts:
-            self._http2.send(call.stream, b"" if call.begun else _HEAD, b"".join(parts))
-            call.begun = True
+            head, call.begun = b"" if call.begun else _HEAD, True  # before it is sent, which may have more handed over
+            self._http2.send(call.stream, head, b"".join(parts))
             self._after_write()
             self._advance(call)
             self._give_room(call)
@@ -628,8 +642,13 @@ class GrpcConnection(asyncio.Protocol):
         self._transport.abort()
 
     def _after_write(self) -> None:
-        if self._http2.blocked:
-            self._server.write_patience.add(self.abort)
+        """Times the stream that has waited longest for its client to read: others may come and go meanwhile."""
+        if not self._stuck and self._http2.blocked:
+            self._stuck = self._http2.longest_blocked
+            self._server.write_patience.add(self._abort_stuck)
+
+    def _abort_stuck(self) -> None:
+        self.abort()
 
     def _forget(self, call: _OpenCall) -> None:
         """Lets go of what a call held, and lets the handler know of each message without an answer."""
