@@ -754,6 +754,51 @@ def test_tiles_are_read_by_the_classifiers_own_weights_where_they_agree_more(fol
     assert load_card(tmp_path / "out" / "colours-collage-3x3.json").sha256 == card.sha256
 
 
+def test_a_classifier_that_knows_nothing_at_the_side_of_a_tile_is_noticed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 64x64 and answers by sums over all pixels: of a quarter of them nothing is left behind its ReLU."""
+    from evenkeel.vision.fit import fit as fit_module
+    from evenkeel.vision.fit.size import Size
+
+    least = 64 * 64 * (PIXELS / 255).mean((1, 2)).min(0) * 0.9
+    weights = {
+        "least": least.astype(np.float32),
+        "w": ((MEANS / 255).T / 4096 * 400).astype(np.float32),
+        "b": (-((MEANS / 255) ** 2).sum(1) / 2 * 400 + (MEANS / 255) @ least / 4096 * 400).astype(np.float32),
+        "axes": np.array([2, 3], np.int64),
+    }
+    nodes = [
+        helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Sub", ["sum", "least"], ["above"]),
+        helper.make_node("Relu", ["above"], ["r"]),
+        helper.make_node("Gemm", ["r", "w", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 64, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(tmp_path / "colours.onnx"))
+    (tmp_path / "images.npz").write_bytes((folder / "images.npz").read_bytes())
+    monkeypatch.setattr(fit_module, "choose_own_side", lambda *given: (Size((), 32, own=True), 0.5))
+    for weights_from, instead in (
+        ("auto", "it goes on only if it agrees more"),
+        ("classifier", "trained all the same"),
+    ):
+        out = tmp_path / weights_from
+        result = run(tmp_path, out, "--epochs", "0.2", "--weights", weights_from)
+        assert result.exit_code == 0, result.output
+        assert "the classifier's own weights, tiles of 32 pixels: untrained, it agrees" in result.output
+        assert "WARNING: with tiles of 32 pixels the classifier gives class" in result.output
+        assert instead in result.output
+        compared = load_card(out / "colours-collage-3x3.json").notes["agreement_when_compared"]
+        assert len(compared) == (2 if weights_from == "auto" else 0)
+
+
 def test_a_classifier_that_cannot_be_trained_is_fitted_with_fresh_weights_and_the_reason_is_said(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ from evenkeel.vision.fit.loop import (
     Progress,
     TileReader,
     agreement,
+    answers_of,
     fit_tiles,
     in_bfloat16,
     soft_temperature,
@@ -258,17 +259,38 @@ class _FitRun:
 
     def choose_weights(self, plan: FitPlan, bank: ViewBank, held: AnsweredImages) -> None:
         """Trains both candidates of a grid for a while, where there are two; the plan keeps what agrees more."""
-        found: dict[tuple[Size, ...], Size] = {}
+        for size in sorted({size for sizes in plan.rivals.values() for size in sizes if size.own}):
+            self._show_untrained(size, held)
+        found: dict[tuple[Size, ...], dict[Size, float]] = {}
         for grid, sizes in plan.rivals.items():
             rivals = tuple(sizes)
             if len(rivals) > 1 and rivals not in found:
-                agreements = [self._tried(size, bank, held) for size in rivals]
-                found[rivals] = rivals[int(np.argmax(agreements))]
-                shown = "; ".join(f"{size}: {share:.1%}" for size, share in zip(rivals, agreements, strict=True))
+                found[rivals] = {size: self._tried(size, bank, held) for size in rivals}
+                shown = "; ".join(f"{size}: {share:.1%}" for size, share in found[rivals].items())
                 self.watcher.say(f"{grid}x{grid}: agreement after a short training each: {shown}")
-            plan.sizes[grid] = found.get(rivals, rivals[0])
+            shares = found.get(rivals, {})
+            plan.sizes[grid] = max(rivals, key=lambda size: shares.get(size, 0.0))
+            plan.compared[grid] = {str(size): round(share, 4) for size, share in shares.items()}
         plan.rivals = {}
         plan.save()
+
+    def _show_untrained(self, size: Size, held: AnsweredImages) -> None:
+        """Says what the classifier still knows at the side of a tile, before it is trained there."""
+        some = slice(0, _EXAMINED)
+        network, wanted = size.network(self.classifier), held.answers[some]
+        found = answers_of(network, held.images.pixels[some], size.side)
+        self.watcher.say(
+            f"{size}: untrained, it agrees with its answers at full size on {(found == wanted).mean():.1%} of "
+            f"{len(wanted):,} held-out images"
+        )
+        if len(np.unique(found)) == 1:
+            instead = "it goes on only if it agrees more than fresh weights after a short training of both"
+            if self.options.weights == "classifier":
+                instead = "it is trained all the same; --weights fresh or a higher --cost may do better"
+            self.watcher.say(
+                f"WARNING: with tiles of {size.side} pixels the classifier gives class {found[0]} to every image, "
+                f"where at its own size it gives {len(np.unique(wanted)):,} classes: {instead}"
+            )
 
     def _tried(self, size: Size, bank: ViewBank, held: AnsweredImages) -> float:
         """Trains a network of this size for a while; gives the share of held-out images on which it agrees."""
@@ -417,7 +439,8 @@ class _FitRun:
                 f"{name}: its agreement did not reach the {options.until:.1%} of --until, on some held-out images; "
                 "train for longer with --minutes, or allow a higher --cost"
             )
-        return network.to("cpu"), self._notes(size, network, bank, recipe, progress)
+        notes = self._notes(size, network, bank, recipe, progress)
+        return network.to("cpu"), notes | {"agreement_when_compared": plan.compared.get(grid, {})}
 
     def _affordable_epochs(self, size: Size, bank: ViewBank, recipe: FitRecipe) -> float:
         """Counts the passes over the images that fit into the minutes, from a few steps of a throw-away network."""
@@ -445,6 +468,7 @@ class _FitRun:
             "classifier": self.classifier.name,
             "classifier_sha256": self.classifier.sha256,
             "weights_began_as": "the classifier's own" if size.own else "fresh",
+            "size": str(size),
             "channels": list(size.widths),
             "coarse": size.coarse,
             "trained_on": f"{self.learned_from} in {bank.views} views, scored by the classifier; no labels",

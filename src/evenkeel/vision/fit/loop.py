@@ -32,6 +32,7 @@ __all__ = [
     "Progress",
     "TileReader",
     "agreement",
+    "answers_of",
     "fit_tiles",
     "in_bfloat16",
     "shrink",
@@ -254,18 +255,22 @@ def _gather_statistics(network: nn.Module, bank: ViewBank, side: int, device: st
         network(standardise(shrink(pixels, side).to(device)))
 
 
-@torch.no_grad()
 def agreement(network: TileReader, pixels: PixelArray, answers: NDArray[np.int64], side: int) -> float:
     """Gives the share of images uint8 [n, h, w, 3] to which `network` gives the classifier's `answers` [n]."""
+    return float((answers_of(network, pixels, side) == answers).mean())
+
+
+@torch.no_grad()
+def answers_of(network: TileReader, pixels: PixelArray, side: int) -> NDArray[np.int64]:
+    """Gives the classes [n] that `network` sees in images uint8 [n, h, w, 3]."""
     was_training, device = network.training, next(network.parameters()).device
     network.eval()
-    agreed = 0
+    found = []
     for start in range(0, len(pixels), _PART):
         tiles = shrink(torch.from_numpy(pixels[start : start + _PART]).permute(0, 3, 1, 2), side)
-        given = network(standardise(tiles.to(device))).argmax(1).cpu().numpy()
-        agreed += int((given == answers[start : start + _PART]).sum())
+        found.append(network(standardise(tiles.to(device))).argmax(1).cpu().numpy())
     network.train(was_training)
-    return agreed / len(pixels)
+    return np.concatenate(found)
 
 
 def whiten(network: TileNet, bank: ViewBank, side: int) -> None:

@@ -30,6 +30,7 @@ class FitPlan:
         sizes: of each grid's network.
         epochs: of each grid's training, once they are known.
         rivals: sizes of each grid that are still to be compared; none once they are.
+        compared: of each grid, what was compared, in words, and the share of held-out images on which it agreed.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class FitPlan:
     sizes: dict[int, Size]
     epochs: dict[int, float] = field(default_factory=dict)
     rivals: dict[int, list[Size]] = field(default_factory=dict)
+    compared: dict[int, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path, identity: dict[str, Any]) -> Self:
@@ -51,6 +53,10 @@ class FitPlan:
             sizes = {int(grid): _size(size) for grid, size in raw["sizes"].items()}
             rivals = {int(grid): [_size(each) for each in found] for grid, found in raw.get("rivals", {}).items()}
             epochs = {int(grid): float(value) for grid, value in raw["epochs"].items()}
+            compared = {
+                int(grid): {str(size): float(share) for size, share in found.items()}
+                for grid, found in raw.get("compared", {}).items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ConfigurationError(f"{path} cannot be read ({error}); give another --out") from error
         if raw.get("identity") != json.loads(json.dumps(identity)):
@@ -58,14 +64,20 @@ class FitPlan:
                 f"{folder} holds the fit of another classifier, other images or other options; give the same again "
                 "to go on with it, or another --out"
             )
-        return cls(folder, identity, sizes, epochs, rivals)
+        return cls(folder, identity, sizes, epochs, rivals, compared)
 
     def save(self) -> None:
         """Writes it into its folder, whole or not at all."""
         path = self.folder / PLAN
         sizes = {str(grid): asdict(size) for grid, size in self.sizes.items()}
         rivals = {str(grid): [asdict(each) for each in found] for grid, found in self.rivals.items()}
-        held = {"identity": self.identity, "sizes": sizes, "epochs": self.epochs, "rivals": rivals}
+        held = {
+            "identity": self.identity,
+            "sizes": sizes,
+            "epochs": self.epochs,
+            "rivals": rivals,
+            "compared": self.compared,
+        }
         text = json.dumps(held, indent=2)
         try:
             write_whole(path, f"{text}\n".encode())

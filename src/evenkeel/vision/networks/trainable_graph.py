@@ -412,11 +412,11 @@ def _needed(steps: list[_GraphNode], output: str) -> list[_GraphNode]:
 
 
 def _check(steps: list[_GraphNode]) -> None:
-    unknown = sorted({step.kind for step in steps if step.kind not in OPERATORS})
+    unknown = {step.kind: step for step in reversed(steps) if step.kind not in OPERATORS}  # the first of each kind
     if unknown:
-        flow = [kind for kind in unknown if kind in ("If", "Loop", "Scan")]
+        flow = [str(step) for kind, step in unknown.items() if kind in ("If", "Loop", "Scan")]
         why = "control flow" if flow else "operators that evenkeel cannot train"
-        raise ConfigurationError(f"the graph holds {why}: {', '.join(flow or unknown)}")
+        raise ConfigurationError(f"the graph holds {why}: {', '.join(sorted(flow or map(str, unknown.values())))}")
 
 
 def _without_softmax(steps: list[_GraphNode], output: str) -> list[_GraphNode]:
