@@ -218,6 +218,9 @@ def test_all_wrong_fields_are_named_at_once() -> None:
     ("text", "why"),
     [
         ("a: 2001-99-99", "is not YAML"),
+        ("a: !!int ''", "is not YAML"),
+        ("a: !!bool x", "is not YAML"),
+        ("a: !!timestamp x", "is not YAML"),
         ("a: " + "9" * 5000, "is not YAML"),
         ("a: [", "is not YAML"),
         ("\x00", "is not YAML"),

@@ -21,21 +21,19 @@ def signature(paths: Sequence[Path]) -> Signature:
     return tuple(found)
 
 
-async def when_changed(
-    paths: Callable[[], Sequence[Path]], every_s: float, use: Callable[[], Awaitable[object]]
-) -> None:
+async def when_changed(paths: Callable[[], Sequence[Path]], every_s: float, use: Callable[[], Awaitable[bool]]) -> None:
     """Awaits `use()` whenever a file has changed and then stayed the same for one look; until cancelled.
 
     Args:
         paths: gives the files to look at.
         every_s: between two looks.
-        use: must not raise.
+        use: must not raise; False: it could not be done now, and is tried again after the next look.
     """
     used = last = signature(paths())
     while True:
         await asyncio.sleep(every_s)
         now = signature(paths())
-        if now != used and now == last:  # nobody is at work on them any more
+        # Where it stayed the same, nobody is at work on them any more.
+        if now != used and now == last and await use():
             used = now
-            await use()
         last = now

@@ -615,7 +615,8 @@ def load_raw(path: Path) -> Any:
         raw = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceLoader)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: a date or a number that is none
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # All but the first and the last: a date, a number or a truth that is none.
         raise ConfigurationError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from None

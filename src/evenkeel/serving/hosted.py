@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -248,13 +249,11 @@ class ModelFiles:
 
 
 def model_paths(config: ServeConfig) -> list[Path]:
-    """Gives the files that a model is made from: cards and what they describe, and the certificate.
-
-    Raises:
-        ConfigurationError: a card cannot be read.
-    """
-    cards = _card_paths(config)
-    described = [path.parent / load_card(path).file for path in cards]
+    """Gives the files that a model is made from: cards, what those describe that can be read now, the certificate."""
+    cards, described = _card_paths(config), []
+    for path in cards:
+        with suppress(ConfigurationError):  # somebody may be at work on it
+            described.append(path.parent / load_card(path).file)
     return [*cards, *described, *([] if config.certificate is None else [config.certificate])]
 
 

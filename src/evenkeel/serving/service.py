@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from evenkeel.errors import ConfigurationError, EvenkeelError
+from evenkeel.errors import ConfigurationError, EvenkeelError, OverloadedError
 from evenkeel.serving.changed_files import when_changed
 from evenkeel.serving.config import ServeConfig
 from evenkeel.serving.control import own_socket
@@ -174,12 +174,17 @@ def _control(config: ServeConfig) -> Path | None:
 
 
 async def _reload_when_changed(repository: ModelRepository, files: Sequence[Path], every_s: float) -> None:
-    async def reload() -> None:
+    async def reload() -> bool:
         try:
             report = await repository.reload()
             _log.info("files have changed; loaded: %s", ", ".join(report.loaded) or "nothing")
+        except OverloadedError:  # another change is under way
+            return False
         except EvenkeelError as error:
             _log.error("files have changed, and all stays as it was: %s", error)
+        except Exception:  # a server that looks no more would not show it
+            _log.exception("files have changed, and cannot be used; all stays as it was")
+        return True
 
     await when_changed(lambda: [*files, *repository.files()], every_s, reload)
 

@@ -100,6 +100,8 @@ def test_a_file_is_a_list_in_yaml_or_json_or_text():
         (b"{a: b}", ".yaml", "holds no addresses"),
         (b"&a [*a]", ".yaml", "holds no addresses"),
         (b"- [", ".yaml", "cannot be read"),
+        (b"- 2026-13-45", ".yaml", "cannot be read"),
+        (b"- !!timestamp x", ".yaml", "cannot be read"),
         (b"[" * 2_000, ".yaml", "cannot be read"),
         (b"!!python/object/apply:os.system [true]", ".yaml", "cannot be read"),
         (b"\xff\xff", "", "cannot be read"),

@@ -75,7 +75,7 @@ def read_addresses(content: bytes, suffix: str) -> list[str]:
         else:
             lines = (line.partition("#")[0].strip() for line in text.splitlines())
             raw = [line for line in lines if line]
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:  # by dates that are none
         raise ConfigurationError(f"cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(raw, list) or not raw or not all(isinstance(entry, str) for entry in raw):
         raise ConfigurationError("holds no addresses: a list of them is needed, or one in a line")
