@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from evenkeel.clock import VirtualClock
+from evenkeel.errors import UnauthenticatedError
 from evenkeel.http2.connection import PREFACE, Http2Limits
 from evenkeel.http2.grpc import frame_message
 from evenkeel.http2.hpack import HeaderReader, write_headers
@@ -34,10 +35,10 @@ class Handler:
 class Peer:
     """A client of a server on a virtual clock."""
 
-    def __init__(self, **limits) -> None:
+    def __init__(self, access=None, **limits) -> None:
         self.clock = VirtualClock()
         self.handler = Handler()
-        self.server = GrpcServer(self.handler, GrpcLimits(**limits), clock=lambda: self.clock)
+        self.server = GrpcServer(self.handler, GrpcLimits(**limits), clock=lambda: self.clock, access=access)
         self.connection, self.transport = self.connect()
         self.connection.data_received(PREFACE + SETTINGS)
 
@@ -192,6 +193,54 @@ def test_a_client_that_takes_room_and_does_not_read_is_closed_though_a_stream_is
     assert peer.transport.aborted
 
 
+def test_small_messages_are_counted_too_in_whole_and_in_part():
+    peer = Peer(bodies_bytes=300_000, free_bytes=60_000, ahead=2)
+    small = frame_message(bytes(50_000))
+    peer.call(1, b"/a/Many")
+    peer.data(4 * small, 1)  # two are at work, two wait
+    assert len(peer.handler.asks) == 2
+    assert peer.server.held_bytes == 200_000
+    for stream in (3, 5, 7):
+        peer.call(stream)
+        peer.data(small[:40_000], stream)
+    assert peer.statuses() == [b"14"]
+    assert peer.server.held_bytes == 280_000
+    other, transport = peer.connect()
+    peer.connection, first = other, peer.connection
+    other.data_received(PREFACE + SETTINGS)
+    for stream in (1, 3):
+        peer.call(stream)
+        peer.data(small[:40_000], stream)
+    peer.transport, mine = transport, peer.transport
+    assert peer.statuses() == [b"14"], "a connection with few bytes is not refused"
+    other.abort()
+    other.connection_lost(None)
+    peer.connection, peer.transport = first, mine
+    for ask in peer.handler.asks:  # it grows
+        ask.respond(b"")
+    for stream in (3, 5):
+        peer.frame(3, 0, stream, bytes(4))
+    assert len(peer.handler.asks) == 4
+    assert peer.server.held_bytes == 0
+
+
+def test_a_stream_ends_when_its_key_is_good_no_more():
+    class Keys:
+        def admit(self, right, authorization, certificate, peer, local=False):
+            if authorization != f"Bearer {good}":
+                raise UnauthenticatedError("this key is not known here")
+
+    good = "one"
+    peer = Peer(access=Keys())
+    peer.call(1, b"/a/Many", authorization=b"Bearer one")
+    peer.data(frame_message(b"first") + frame_message(b"second"))
+    good = "two"
+    peer.data(frame_message(b"third"))
+    assert [ask.message for ask in peer.handler.asks] == [b"first", b"second"]
+    assert [ask.message for ask in peer.handler.left] == [b"first", b"second"]
+    assert peer.statuses() == [b"16"]
+
+
 def test_a_stream_whose_answers_nobody_reads_is_not_read_either():
     peer = Peer(ahead=2)
     peer.frame(4, 0, 0, bytes([0, 4, 0, 0, 0, 0]))  # takes nothing
@@ -210,7 +259,7 @@ def test_a_stream_whose_answers_nobody_reads_is_not_read_either():
 
 
 def test_all_messages_together_are_bounded_and_let_go_of():
-    peer = Peer(bodies_bytes=300_000)
+    peer = Peer(bodies_bytes=300_000, free_bytes=60_000)
     large = frame_message(bytes(200_000))
     for stream in (1, 3):
         peer.call(stream)

@@ -38,7 +38,6 @@ _NOT_GRPC = write_headers([(b":status", b"415")])
 _NO_HTTP2 = b"HTTP/1.1 505 HTTP Version Not Supported\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\n"
 _FULL = "the messages of all calls take up as much memory as they may; try again later"
 _MAX_UNREAD = 4096  # messages of one stream that wait
-_FREE_BYTES = 64 << 10  # a message up to that is never refused for what others take up
 _MAX_TEXT = 500  # characters of an error
 _MAX_KNOWN = 64  # heads of calls that are remembered
 _MAX_SENT_AWAY = 32  # clients beyond the limit of connections that are told so
@@ -78,6 +77,7 @@ class GrpcLimits:
     linger_s: float = 2.0  # for a client to leave after it was asked to
     connections: int = 1000  # each of which may carry many calls
     bodies_bytes: int = 256 << 20  # of all clients together: messages that are being read, decoded or answered
+    free_bytes: int = 1 << 20  # of one connection, whose messages are not refused for what others take up
     ahead: int = 16  # messages of one stream that are at work at once
     http2: Http2Limits = field(default_factory=Http2Limits)
 
@@ -183,6 +183,8 @@ class _OpenCall:
         "connection",
         "counted",
         "ended",
+        "head",
+        "known",
         "late",
         "owed",
         "packing",
@@ -194,11 +196,14 @@ class _OpenCall:
         "traceparent",
         "unread",
         "until_s",
+        "waiting_bytes",
     )
 
     def __init__(self, connection: "GrpcConnection", stream: int, head: "_CallHead", until_s: float | None) -> None:
         self.connection = connection
         self.stream = stream
+        self.head = head
+        self.known = True  # who calls was let in with the next message, too
         self.path = head.path
         self.streams = head.method is not None and head.method.streams
         self.packing = head.packing
@@ -210,6 +215,7 @@ class _OpenCall:
         self.unread: deque[tuple[bytes, bool]] = deque()  # messages beyond those that may be at work
         self.owed = 0  # bytes of which the client has not been told that they are read
         self.counted = 0  # bytes of an incomplete message that are counted as taken up
+        self.waiting_bytes = 0  # the same, of the messages that wait
         self.begun = False  # the response's headers are sent
         self.ended = False  # nothing more comes
         self.late: Callable[[], object] | None = None  # what the timer calls
@@ -303,12 +309,20 @@ class GrpcServer:
                 self._heads.clear()
             self._heads[headers] = head
         if head is not None:
-            if self.access is not None:
-                right: Right | None = "infer" if head.method is None else head.method.right
-                self.access.admit(right, head.authorization, certificate, address, not address)
+            self.admit(head, certificate, address)
             if head.method is None:  # which strangers need not know
                 raise UnsupportedError(f"nothing is served at {head.path[:200].decode('latin-1')}")
         return head
+
+    def admit(self, head: _CallHead, certificate: str, address: str) -> None:
+        """Lets a call in, or the next message of one.
+
+        Raises:
+            EvenkeelError: it is not allowed.
+        """
+        if self.access is not None:
+            right: Right | None = "infer" if head.method is None else head.method.right
+            self.access.admit(right, head.authorization, certificate, address, not address)
 
 
 def _read_head(headers: Headers, method: Callable[[bytes], GrpcMethod | None]) -> _CallHead | None:
@@ -466,6 +480,10 @@ class GrpcConnection(asyncio.Protocol):
         reader = call.reader
         found = reader.feed(data)
         call.unread += found
+        came, rest = sum(len(message) for message, _ in found), reader.rest_bytes
+        self._count(came + rest - call.counted)
+        call.waiting_bytes += came
+        call.counted = rest
         call.owed += len(data)
         if call.streams:
             self._advance(call)
@@ -506,14 +524,11 @@ class GrpcConnection(asyncio.Protocol):
         self._close_if_done()
 
     def _wait_for_more(self, call: _OpenCall) -> None:
-        """Counts what a call that goes on has sent so far, and lets its client send more."""
-        rest = call.reader.rest_bytes
-        if rest > _FREE_BYTES or call.counted:
-            self._count(rest - call.counted)
-            call.counted = rest
-            if self._is_full(rest):
-                self.fail(call, OverloadedError(_FULL))
-                return
+        """Lets the client of a call that goes on send more, unless there is too much already."""
+        rest = call.counted
+        if self._is_full(rest + call.waiting_bytes):
+            self.fail(call, OverloadedError(_FULL))
+            return
         if call.streams and (call.late is None) == bool(rest):
             if rest:
                 self._wait_for_rest(call)
@@ -529,9 +544,7 @@ class GrpcConnection(asyncio.Protocol):
     def _on_end(self, call: _OpenCall) -> None:
         call.ended = True
         self._stop_waiting(call)
-        self._count(-call.counted)  # of what is whole now, each message is counted for itself
-        call.counted = 0
-        if call.reader.rest_bytes:
+        if call.counted:
             self.fail(call, RequestError("the last message of the call is cut off"))
         elif call.streams:
             self._advance(call)
@@ -556,18 +569,28 @@ class GrpcConnection(asyncio.Protocol):
             self._close_if_done()
 
     def _hand_over(self, call: _OpenCall, message: bytes, packed: bool) -> None:
-        if packed and call.packing == "identity":
-            self.fail(call, RequestError("a message is compressed, but no grpc-encoding says how"))
-            return
-        ask = Ask(call, message, call.packing if packed else "")
-        call.asks.append(ask)
         size = len(message)
-        if size > _FREE_BYTES:
+        call.waiting_bytes -= size
+        error: EvenkeelError | None = None
+        if packed and call.packing == "identity":
+            error = RequestError("a message is compressed, but no grpc-encoding says how")
+        elif self._is_full(size):
+            error = OverloadedError(_FULL)
+        elif not call.known:
             try:
-                self.hold(ask, size)
-            except OverloadedError as error:
-                self.fail(call, error)
-                return
+                self._server.admit(call.head, self._certificate, self.client.address)
+            except EvenkeelError as refused:
+                error = refused
+        if error is not None:
+            self._count(-size)
+            self.fail(call, error)
+            return
+        call.known = (
+            False  # of a stream the next message is asked again: it may be open for longer than its key is good
+        )
+        ask = Ask(call, message, call.packing if packed else "")
+        ask.held = size  # as it was counted when it came
+        call.asks.append(ask)
         self._server.handler.handle(ask)
 
     # ---- the handler's side ----
@@ -653,8 +676,8 @@ class GrpcConnection(asyncio.Protocol):
     def _forget(self, call: _OpenCall) -> None:
         """Lets go of what a call held, and lets the handler know of each message without an answer."""
         self._stop_waiting(call)
-        self._count(-call.counted)
-        call.counted = 0
+        self._count(-call.counted - call.waiting_bytes)
+        call.counted = call.waiting_bytes = 0
         call.unread.clear()
         asks = list(call.asks)
         call.asks.clear()
@@ -674,10 +697,10 @@ class GrpcConnection(asyncio.Protocol):
     def _is_full(self, size: int) -> bool:
         """Tells whether a message that takes up `size` is refused, because all together take up too much.
 
-        One that is alone never is: it would not be served later, either.
+        One that is alone never is: it would not be served later, either. Nor are those of a connection with few bytes.
         """
-        held = self._server.held_bytes
-        return held > self.limits.bodies_bytes and held > size
+        held, limits = self._server.held_bytes, self.limits
+        return held > limits.bodies_bytes and held > size and self._held_bytes > limits.free_bytes
 
     # ---- times and ends ----
 
