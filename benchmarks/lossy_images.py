@@ -6,6 +6,7 @@ is independent, or in bursts of three packets on average (Gilbert-Elliott). Last
 spends on an image beside its model.
 
     python benchmarks/lossy_images.py
+    python benchmarks/lossy_images.py --card light.json --images images.parquet --split val --limit 1000 --payload 200
 """
 
 import argparse
@@ -34,8 +35,10 @@ from evenkeel.backends.lossy.server import LossyImage, LossyServer
 from evenkeel.bench.modeless.links import losses
 from evenkeel.clock import VirtualClock
 from evenkeel.figures.estimates import exact_share
+from evenkeel.images.image_set import read_images
+from evenkeel.models.cards import load_card
 from evenkeel.models.session import open_session
-from evenkeel.models.shipped import IMAGES, card_path, model_path
+from evenkeel.models.shipped import IMAGES, card_path
 
 _PAYLOAD = 100
 _WAIT_S = 0.05
@@ -141,15 +144,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quality", type=int, default=90, help="Of JPEG.")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--payload", type=int, default=_PAYLOAD, help="Bytes of a packet.")
+    parser.add_argument("--card", type=Path, default=card_path("cifar10-base"), help="Another classifier of bytes.")
+    parser.add_argument("--images", type=Path, help="Other images, with labels that are numbers of its classes.")
+    parser.add_argument("--split")
+    parser.add_argument("--limit", type=int)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    with np.load(IMAGES) as file:
-        images, labels = file["images"], file["labels"]
-    session = open_session(model_path("cifar10-base"))
-    form = JpegForm(32, 32, given.quality)
+    card = load_card(given.card)
+    if given.images is None:
+        with np.load(IMAGES) as file:
+            images, labels = file["images"], file["labels"]
+    else:
+        read = read_images(given.images, height=card.height, width=card.width, split=given.split, limit=given.limit)
+        images, labels = read.pixels, read.labels
+    session = open_session(given.card.parent / card.file)
+    form = JpegForm(card.height, card.width, given.quality)
 
     def row(method: str, round_trip_s: float, share: float, burst: float) -> dict[str, Any]:
-        options = LossyOptions(payload=_PAYLOAD, wait_s=_WAIT_S, deadline_s=0.2, **_METHODS[method])
+        options = LossyOptions(payload=given.payload, wait_s=_WAIT_S, deadline_s=0.2, **_METHODS[method])
         pixels, asked, sent = seen(images, form, options, round_trip_s, share, burst, given.seed)
         answers = session.run(None, {session.get_inputs()[0].name: pixels})[0].argmax(1)
         right = int(((answers == labels) & np.array(asked)).sum())
@@ -182,7 +195,7 @@ def main() -> None:
     work = own_work(images, form)
     show("Own work for an image", work, {"part": ("part", ""), "median_us": ("median us", ".0f"),
                                          "p95_us": ("p95 us", ".0f")})  # fmt: skip
-    arguments = {"quality": given.quality, "seed": given.seed, "card": card_path("cifar10-base").name}
+    arguments = {"quality": given.quality, "seed": given.seed, "card": card.name, "payload": given.payload}
     write_json(given.json, arguments, [*by_loss, *by_time, *work])
 
 

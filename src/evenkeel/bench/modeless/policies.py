@@ -162,8 +162,11 @@ def policies(
                 if threshold is None:
                     found[name].append((accuracy[-1], 1.0, NEVER))
                     continue
-                place = min(int(np.searchsorted(grid, threshold)), len(grid) - 1)
-                found[name].append((accuracy[place], offload[place], float(threshold)))
+                # Of the threshold itself: the next one of the grid may be better or worse by a dozen images.
+                exactly = Curve.of(whole, np.array([threshold]))
+                assert exactly.errors is not None
+                reached_here = 1 - float(exactly.errors[0]) / exactly.n
+                found[name].append((reached_here, 1 - float(exactly.local[0]) / exactly.n, float(threshold)))
             profiles = [(one, float(one.right[places[:n]].mean())) for one in variants]
             good = [one for one, profile in profiles if profile >= level]
             picked.append(good[0] if good else max(profiles, key=lambda pair: pair[1])[0])
