@@ -35,6 +35,19 @@ def test_a_right_configuration_is_one_line(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())["problems"] == []
 
 
+def test_each_of_several_models_has_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text(
+        "replicas: 3\nmodels:\n  - model: cifar10-base\n  - {model: cifar10-light, name: small}\n"
+    )
+    result = run("check", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert [line.removeprefix(f"{path}: ") for line in result.stdout.splitlines()] == [
+        "cifar10-base (3 replicas, 1 backups, collage+hedge): nothing is wrong",
+        "small (3 replicas, 1 backups, collage+hedge): nothing is wrong",
+    ]
+
+
 def test_what_strangers_can_do_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EVENKEEL_CLIENT_KEYS", raising=False)
     path = tmp_path / "g.yaml"

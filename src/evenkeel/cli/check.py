@@ -63,5 +63,6 @@ def check(config: Path, resolve: bool, outputs: Any) -> None:
         sys.exit(2)
     for warning in warnings:
         click.echo(f"{config}: warning: {warning}", err=True)
-    nodes = f"{settings.replicas.total} replicas, {settings.backups.total} backups"
-    click.echo(f"{config}: {settings.name or settings.card().name} ({nodes}, {settings.policy.name}): nothing is wrong")
+    for one in settings.each:
+        nodes = f"{one.replicas.total} replicas, {one.backups.total} backups"
+        click.echo(f"{config}: {one.name or one.card().name} ({nodes}, {one.policy.name}): nothing is wrong")
