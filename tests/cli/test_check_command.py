@@ -37,9 +37,7 @@ def test_a_right_configuration_is_one_line(tmp_path: Path) -> None:
 
 def test_each_of_several_models_has_a_line(tmp_path: Path) -> None:
     path = tmp_path / "g.yaml"
-    path.write_text(
-        "replicas: 3\nmodels:\n  - model: cifar10-base\n  - {model: cifar10-light, name: small}\n"
-    )
+    path.write_text("replicas: 3\nmodels:\n  - model: cifar10-base\n  - {model: cifar10-light, name: small}\n")
     result = run("check", str(path))
     assert result.exit_code == 0, result.stderr
     assert [line.removeprefix(f"{path}: ") for line in result.stdout.splitlines()] == [
