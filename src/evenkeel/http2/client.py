@@ -231,7 +231,7 @@ class GrpcClient:
             if self._pending and self._connecting is None and not self._closed:
                 self._connecting = asyncio.get_running_loop().create_task(self._connect())
             return
-        while self._pending and connection.has_room:
+        while self._pending and connection is self._connection and connection.has_room:
             connection.begin(self._pending_first())
 
     def _pending_first(self) -> GrpcExchange:
@@ -308,6 +308,9 @@ class _GrpcClientConnection(asyncio.Protocol):
         exchange._connection = self
         exchange._stream = self._http2.open(self._client._block(exchange._fields), frame_message(exchange._message))
         self._exchanges[exchange._stream] = exchange
+        if self._http2.used_up:  # after days of a thousand calls a second
+            self._leaving = True
+            self._client._leave(self)
 
     def abandon(self, exchange: GrpcExchange) -> None:
         """Gives a call up."""

@@ -161,6 +161,11 @@ class Http2Connection:
         return len(self._streams)
 
     @property
+    def used_up(self) -> bool:
+        """Tells whether this end can open no further streams: their numbers have an end."""
+        return self._next > _MAX_WINDOW
+
+    @property
     def blocked(self) -> bool:
         """Tells whether something waits for the peer's room."""
         return bool(self._blocked)

@@ -152,8 +152,13 @@ class LiveFleet:
         if member is None:
             raise ConfigurationError(f"no node is called {name!r}; there are {', '.join(self._members) or 'none'}")
         left: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def on_left(given_up: int) -> None:
+            if not left.done():  # else the server is shutting down
+                left.set_result(given_up)
+
         # From here on also if nobody waits for it any more: the gateway does not use the node again.
-        self._gateway.retire(name, self._drain_s if drain_s is None else drain_s, left.set_result)
+        self._gateway.retire(name, self._drain_s if drain_s is None else drain_s, on_left)
         await self._look_after(self._close_when(left, member))
 
     async def _close_when(self, left: "asyncio.Future[int]", member: FleetMember) -> None:

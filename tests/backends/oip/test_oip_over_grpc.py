@@ -17,6 +17,7 @@ from evenkeel.errors import (
     ProtocolError,
     TaskRefusedError,
 )
+from evenkeel.http2.client import GrpcClient
 from evenkeel.models.digest import ModelDigests
 from evenkeel.oip import InferResponse, Tensor
 from evenkeel.oip.grpc import parse_infer_request, write_infer_response
@@ -80,12 +81,15 @@ class GrpcioServer:
 async def connected(server: GrpcioServer | None = None, **options):
     server = server or GrpcioServer()
     await server.start()
-    backend = OipBackend("remote-0", f"grpc://127.0.0.1:{server.port}", "remote", CARD, **{"poll_s": 0.01, **options})
     try:
-        await backend.start()
-        yield server, backend
+        url = f"grpc://127.0.0.1:{server.port}"
+        backend = OipBackend("remote-0", url, "remote", CARD, **{"poll_s": 0.01, **options})
+        try:
+            await backend.start()
+            yield server, backend
+        finally:
+            await backend.close()
     finally:
-        await backend.close()
         await server.server.stop(0)
 
 
@@ -107,6 +111,21 @@ async def test_tasks_are_done_by_a_server_of_others():
         assert [output.name for output in request.outputs] == ["scores"]
         assert request.parameters == {}, "who is no evenkeel is not told what it does not know"
         assert 0 < server.asked[-1][1].time_remaining() <= 5.1
+
+
+@in_loop
+async def test_a_connection_whose_streams_are_used_up_gives_way_to_another():
+    async with connected() as (server, _):
+        client = GrpcClient(f"grpc://127.0.0.1:{server.port}", timeout_s=5)
+        method = f"/{SERVICE}/ServerMetadata"
+        await client.ask(method, b"", 1000)
+        first = client._connection
+        first._http2._next = (1 << 31) - 3
+        for _ in range(3):  # the first two are the last that it can
+            await client.ask(method, b"", 1000)
+        assert client._connection is not first
+        await asyncio.wait_for(first.lost, 10)
+        await client.close()
 
 
 @in_loop
@@ -246,7 +265,7 @@ async def test_a_model_that_is_not_ready_is_not_asked():
     [
         ({"inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 4, 5, 3]}]}, "takes 'FP32'"),
         ({"inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 9, 5, 3]}]}, "has shape"),
-        ({"digest": "onnx:other"}, "onnx:other"),
+        ({"digest": "onnx:other"}, "digest other"),
     ],
 )
 @in_loop
@@ -258,10 +277,12 @@ async def test_a_model_that_does_not_fit_is_not_asked(metadata, says):
     backend = OipBackend(
         "remote-0", f"grpc://127.0.0.1:{server.port}", "remote", CARD, versions=digests, start_timeout_s=0.2
     )
-    with pytest.raises(BackendError, match=says):
-        await backend.start()
-    await backend.close()
-    await server.server.stop(0)
+    try:
+        with pytest.raises(BackendError, match=says):
+            await backend.start()
+    finally:  # a server of grpcio's that is left running keeps the loop from ending
+        await backend.close()
+        await server.server.stop(0)
 
 
 @pytest.mark.parametrize("url", ["grpc://", "grpc://host/path", "grpcx://host", "grpc://host:99999", "grpc://u:p@host"])
