@@ -186,6 +186,10 @@ class _HttpService:
         self.gateway = FakeGateway()
         self.app = make_app(self.gateway, make_card(datatype="FP32"))
 
+    def close(self) -> None:
+        self.app.close()
+        self.loop.close()
+
 
 _http: list[_HttpService] = []
 
@@ -320,6 +324,10 @@ class _GrpcService:
         self.app = GrpcApp(self.http._models, max_message_bytes=1 << 20)
         self.server = GrpcServer(self.app, GrpcLimits(message_bytes=1 << 20), clock=lambda: self.loop)
 
+    def close(self) -> None:
+        self.http.close()
+        self.loop.close()
+
     def ask(self, pieces: list[bytes]) -> tuple[dict[int, list[tuple[str, bytes]]], int, bool]:
         """What is answered, stream by stream; how many messages have no answer; whether the connection was closed."""
         return self.loop.run_until_complete(self._ask(pieces))
@@ -364,6 +372,14 @@ def _answers(sent: bytes) -> dict[int, list[tuple[str, bytes]]]:
 
 
 _service: list[_GrpcService] = []
+
+
+def close_services() -> None:
+    """Lets go of the services that all inputs share; the next input has new ones."""
+    for service in (*_http, *_service):
+        service.close()
+    _http.clear()
+    _service.clear()
 
 
 def _frame(kind: int, flags: int, payload: bytes, stream: int = 1) -> bytes:

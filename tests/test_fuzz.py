@@ -20,7 +20,8 @@ def fuzz():
     spec = importlib.util.spec_from_file_location("fuzz", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    module.close_services()
 
 
 @pytest.mark.parametrize("target", ["requests", "grpc", "frames", "replies"])
@@ -49,7 +50,7 @@ def test_a_reader_that_sees_another_request_is_found(fuzz, monkeypatch):
 
 
 def look_at_grpc(fuzz) -> None:
-    fuzz._service.clear()  # what an earlier test broke stays broken
+    fuzz.close_services()  # what an earlier test broke stays broken
     for seed in range(60):
         fuzz.fuzz_grpc(random.Random(seed))
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError, OverloadedError, UnknownModelError
+from evenkeel.files import write_whole
 from evenkeel.models.shipped import card_path
 from evenkeel.oip import Tensor, write_request
 from evenkeel.serving import repository as module
@@ -35,7 +36,7 @@ def folder(tmp_path):
 
 
 def write_card(folder, **changes):
-    (folder / "toy.json").write_text(json.dumps({**CARD, "name": "toy", **changes}))
+    write_whole(folder / "toy.json", json.dumps({**CARD, "name": "toy", **changes}).encode())
 
 
 def config_of(folder, **changes):

@@ -60,6 +60,15 @@ class DataMatrix(ABC):
         """Gives it in another precision, with a last column of ones if asked for."""
 
 
+def _quiet() -> "np.errstate":
+    """Keeps numpy from warning of invalid values in a product of finite numbers.
+
+    Fast kernels read whole vector registers, and the memory behind a row may hold anything. What is really not finite
+    is found where it is sent.
+    """
+    return np.errstate(invalid="ignore")
+
+
 class DenseMatrix(DataMatrix):
     """Holds all numbers."""
 
@@ -80,12 +89,14 @@ class DenseMatrix(DataMatrix):
 
     def times(self, vector: Array) -> Array:
         """Gives the product."""
-        product: Array = self._values @ vector.astype(self.dtype, copy=False)
+        with _quiet():
+            product: Array = self._values @ vector.astype(self.dtype, copy=False)
         return product
 
     def transposed_times(self, vector: Array) -> Array:
         """Gives the product."""
-        product: Array = vector.astype(self.dtype, copy=False) @ self._values
+        with _quiet():
+            product: Array = vector.astype(self.dtype, copy=False) @ self._values
         return product
 
     def picked(self, rows: IntegerArray) -> "DenseMatrix":
