@@ -119,14 +119,17 @@ def test_items_older_than_group_wait_do_not_wait_again_when_the_backup_becomes_i
     assert scene.stats.grouped == {"replicate": 1, "collage2x2": 2}
 
 
-def steady(gap_s, count=40, policy=None, seconds=0.4, slow=False):
-    """Sends an item every `gap_s`; a pass of the backup takes `seconds`, one of a replica 1 s, or much longer."""
+def steady(gap_s, count=40, policy=None, seconds=0.4, slow=False, start_s=0.0):
+    """Sends an item every `gap_s` from `start_s` on.
+
+    A pass of the backup takes `seconds`, one of a replica 1 s, or much longer.
+    """
     scene = Scene(collage() if policy is None else policy, replicas=9)
     scene.slow(9, seconds=seconds)
     if slow:
         scene.later(8.0, scene.slow, *range(9))
     for number in range(count):
-        scene.later(gap_s * number, scene.send)
+        scene.later(start_s + gap_s * number, scene.send)
     scene.run()
     scene.assert_everything_answered()
     return scene
@@ -144,6 +147,19 @@ def test_where_others_are_expected_a_group_leaves_just_in_time_for_its_oldest():
     assert sum(scene.stats.passes.values()) <= 0.85 * sum(at_once.stats.passes.values())
     assert scene.stats.passes["collage2x2"] >= 2 * scene.stats.passes["replicate"]
     assert max(scene.latencies) <= 1.0
+
+
+def test_what_came_long_ago_does_not_hide_how_often_items_come_now():
+    """A server's clock may begin with the machine's start, and there may be no traffic for an hour."""
+    at_once = steady(gap_s=0.25, count=160, policy=collage(group_wait_s=0.0))
+    scene = steady(gap_s=0.25, count=160, start_s=1e6)
+    first = sum(scene.stats.passes.values())
+    assert first <= 0.85 * sum(at_once.stats.passes.values())
+    now_s = scene.clock.time()
+    for number in range(160):
+        scene.later(now_s + 3600.0 + 0.25 * number, scene.send)
+    scene.run()
+    assert sum(scene.stats.passes.values()) - first <= 0.85 * sum(at_once.stats.passes.values())
 
 
 def test_a_group_that_waited_for_others_is_answered_as_soon_as_it_is_late():

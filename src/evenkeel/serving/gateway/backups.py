@@ -33,7 +33,7 @@ __all__ = ["Backups", "Offload", "OnPassOver", "inline"]
 _log = logging.getLogger(__name__)
 _LARGE = 3  # backups, from which on a late item is given to a second one
 _MEMORY = 32  # replies, and items, over which times are averaged
-_UNKNOWN = float("inf")
+_LONGEST_GAP = 2.0  # times after which an item is late
 _FEW = 0.09  # of the answers; where more are approximate, backups rather make exact passes, which go at once
 _MAX_WAIT = 0.75  # of the median service time; after a longer wait an exact pass would often have answered already
 
@@ -168,7 +168,7 @@ class Backups(Spares):
         full = next((size for size in sizes if size > 1), 1) if self._just_in_time else sizes[-1]
         self._waiting = Waiting(clock, full, self._feed, group_wait_s or 0.0)
         self._pass_s = 0.0  # of a group, from its dispatch to its reply; a moving average
-        self._gap_s = _UNKNOWN  # between two items; a moving average
+        self._gap_s: float | None = None  # between two items; a moving average
         self._covered_at_s = 0.0  # when the last item came
         self._next_pass = PASS_KEYS
 
@@ -186,8 +186,10 @@ class Backups(Spares):
 
     def _set_wait(self, now_s: float, late_s: float) -> None:
         """Learns how often items come, and has the oldest wait as long as it can, if others are expected by then."""
-        gap_s, self._covered_at_s = now_s - self._covered_at_s, now_s
-        self._gap_s = gap_s if self._gap_s == _UNKNOWN else self._gap_s + (gap_s - self._gap_s) / _MEMORY
+        # That a gap is too long to wait for the next item is enough to know: an hour without traffic counts no more.
+        gap_s = min(now_s - self._covered_at_s, _LONGEST_GAP * late_s * len(self._backups))
+        self._covered_at_s = now_s
+        self._gap_s = gap_s if self._gap_s is None else self._gap_s + (gap_s - self._gap_s) / _MEMORY
         if not self._pass_s:
             return
         wait_s = min(late_s - self._pass_s, _MAX_WAIT * (self._service_times.quantile(0.5) or 0.0))
