@@ -27,9 +27,10 @@ class Node(FakeBackend):
 
     def __init__(self, name, error=None, starts=None):
         super().__init__(name, LoopClock(asyncio.get_running_loop()), lambda model, inputs: np.zeros((len(inputs), 2)))
-        self.error, self.starts, self.closed = error, starts, False
+        self.error, self.starts, self.closed, self.began = error, starts, False, False
 
     async def start(self):
+        self.began = True
         if self.starts is not None:
             await self.starts.wait()
         if self.error is not None:
@@ -152,6 +153,18 @@ def test_a_node_that_leaves_is_closed_after_its_last_task(run):
         assert all(outcome.error is None for outcome in outcomes)
         with pytest.raises(ConfigurationError, match="no node is called 'own-1'; there are own-0, own-2, elsewhere"):
             await fleet.leave("own-1")
+
+    run(test)
+
+
+def test_a_node_that_cannot_join_is_not_even_started(run):
+    async def test(fleet):
+        with pytest.raises(ConfigurationError, match="began without backups"):
+            await fleet.resize("backup", 2)
+        assert [(node.began, node.closed) for node in fleet.made] == [(False, True)]
+        with pytest.raises(ConfigurationError, match="of that name is here"):
+            await fleet.join(twin := Own("own-1"))
+        assert not twin.began
 
     run(test)
 

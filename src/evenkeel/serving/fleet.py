@@ -122,6 +122,7 @@ class LiveFleet:
 
     async def _join(self, backend: Backend, kind: NodeKind, patient: bool) -> None:
         try:
+            self._gateway.check_join(backend.name, kind)  # before it takes time and memory to start
             if patient:
                 await _reach(backend)
             else:

@@ -242,6 +242,9 @@ class Backups(Spares):
         """Gives the backups that get work."""
         return self._backups
 
+    def check_add(self, name: str) -> None:
+        """Takes any."""
+
     def add(self, backend: Backend) -> None:
         """Takes in one more backup."""
         self._backups.append(_Backup(backend, self._limit_s))

@@ -341,6 +341,17 @@ class Gateway:
 
     # ---- nodes that come and go ----
 
+    def check_join(self, name: str, kind: NodeKind) -> None:
+        """Raises an error unless a node of that name may join.
+
+        Raises:
+            ConfigurationError: the name is taken, or there is no use for backups.
+        """
+        if self._node(name) is not None:
+            raise ConfigurationError(f"{name} cannot join: a node of that name is here already")
+        if kind == "backup":
+            self._spares.check_add(name)
+
     def join(self, backend: Backend, kind: NodeKind = "replica", *, tried: bool = False) -> None:
         """Takes in one more node.
 
@@ -352,8 +363,7 @@ class Gateway:
         Raises:
             ConfigurationError: the name is taken, or there is no use for backups.
         """
-        if self._node(backend.name) is not None:
-            raise ConfigurationError(f"{backend.name} cannot join: a node of that name is here already")
+        self.check_join(backend.name, kind)
         if kind == "replica":
             self.replicas.add(backend, self._clock.time(), tried)
         else:

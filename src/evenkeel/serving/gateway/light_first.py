@@ -74,6 +74,9 @@ class LightFirst(Spares):
         """Gives the light workers."""
         return self._light.nodes
 
+    def check_add(self, name: str) -> None:
+        """Takes any."""
+
     def add(self, backend: Backend) -> None:
         """Takes in one more light worker."""
         self._light.add(backend)

@@ -76,15 +76,19 @@ class Spares(ABC):
     def sweep(self, now_s: float, stall_s: float) -> None:
         """Handles workers of its own that have been at one group for longer than `stall_s`, and drops lost tasks."""
 
-    def add(self, backend: Backend) -> None:
-        """Takes in one more worker of its own.
+    def check_add(self, name: str) -> None:
+        """Raises an error unless a worker of its own, of that name, may be added.
 
         Raises:
             ConfigurationError: it has none.
         """
         raise ConfigurationError(
-            f"{backend.name} cannot join: this gateway began without backups, or its policy has no use for them"
+            f"{name} cannot join: this gateway began without backups, or its policy has no use for them"
         )
+
+    def add(self, backend: Backend) -> None:
+        """Takes in one more worker of its own; raises as `check_add`."""
+        self.check_add(backend.name)
 
     def retire(self, node: Node) -> None:
         """Gives a worker of its own no more work."""
