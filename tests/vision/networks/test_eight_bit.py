@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import Tensor, nn
 
 from evenkeel.models.measure import ModelSession
 from evenkeel.vision.networks.architecture import CollageNet, TileNet
-from evenkeel.vision.networks.export import fold_norms, write_onnx
+from evenkeel.vision.networks.export import fold_norms, write_onnx, write_served
 from fit_helpers import trained_a_little
 
 
@@ -52,3 +53,38 @@ def test_weights_are_small_enough_for_sums_in_sixteen_bits(files: tuple[Path, Pa
     convolutions = sum(node.op_type == "Conv" for node in graph.node)
     assert len(kernels) == convolutions - 1  # all but the first, which reads the pixels
     assert max(np.abs(each.astype(int)).max() for each in kernels) <= 64
+
+
+def test_the_head_has_eight_bits_too(files: tuple[Path, Path]) -> None:
+    graph = onnx.load(str(files[1])).graph
+    heads = [node for node in graph.node if node.op_type in ("Gemm", "MatMul")]
+    made_by = {node.output[0]: node.op_type for node in graph.node}
+    assert heads
+    assert all(made_by.get(name) == "DequantizeLinear" for node in heads for name in node.input[:2])
+
+
+class _PaddedByHand(nn.Module):
+    """Two convolutions, the second over a map that is padded on one side by itself, as TensorFlow's exporters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 10, 3, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        between = torch.relu(self.norm(self.first(images.permute(0, 3, 1, 2).float() / 255)))
+        scores: Tensor = self.second(nn.functional.pad(between, (0, 1, 0, 1), value=0.0)).mean((2, 3))
+        return scores
+
+
+def test_nothing_is_computed_in_floats_between_convolutions(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    network = _PaddedByHand()
+    nn.init.uniform_(network.first.weight, 0.0, 0.4)
+    images = smooth_images(40, 32, 4)
+    write_served(network, torch.from_numpy(images[:2]), tmp_path / "float.onnx")
+    write_served(network, torch.from_numpy(images[:2]), tmp_path / "int.onnx", seen=images)
+    graph = onnx.load(str(tmp_path / "int.onnx")).graph
+    assert not {"Pad", "BatchNormalization"} & {node.op_type for node in graph.node}
+    exact, rounded = (ModelSession.open(tmp_path / name)(images) for name in ("float.onnx", "int.onnx"))
+    assert np.abs(rounded - exact).std() < 0.05 * exact.std()
+    onnx.checker.check_model(onnx.load(str(tmp_path / "int.onnx")), full_check=True)

@@ -1,4 +1,4 @@
-"""Makes the convolutions of model files multiply 8-bit integers: half again as fast on a CPU, at hardly any loss.
+"""Makes convolutions and heads of model files multiply 8-bit integers: half again as fast on a CPU, at hardly any loss.
 
 On AVX2 a pass takes two thirds of its time in float32; processors with dot-product instructions (VNNI) gain more.
 Weights get seven bits and a scale per filter, since AVX2 adds pairs of products in 16 bits and would clip larger ones:
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from evenkeel.arrays import PixelArray
@@ -22,31 +23,52 @@ __all__ = ["quantise_convolutions"]
 
 
 def quantise_convolutions(path: Path, images: PixelArray) -> None:
-    """Rewrites the ONNX file at `path`: all convolutions but the first in 8 bits, and what lies between them.
+    """Rewrites the ONNX file at `path`: all convolutions but the first in 8 bits, what lies between them, and the head.
 
-    The first reads few channels, where 8 bits gain nothing. A file without convolutions stays as it is.
+    The first reads few channels, where 8 bits gain nothing. A file without convolutions stays as it is. (The head of
+    1,000 classes took 7 % of a pass of EfficientNet-Lite0 over nine tiles in float32, 2 % in 8 bits.)
 
     Args:
         path: a file with one input `images`.
         images: uint8 [n, height, width, 3], of the kind that it will see; their activations set the scales.
     """
+    if not any(node.op_type == "Conv" for node in onnx.load(str(path)).graph.node):
+        return
+    _simplify(path)
     nodes = onnx.load(str(path)).graph.node
     convolutions = [place for place, node in enumerate(nodes) if node.op_type == "Conv"]
-    if not convolutions:
-        return
     with _quietly():
         quantize_static(
             str(path),
             str(path),
             _Reader(images),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Relu", "Clip", "MaxPool", "Add"],
+            op_types_to_quantize=["Conv", "Relu", "Clip", "MaxPool", "Add", "Gemm", "MatMul"],
             nodes_to_exclude=[node.name for node in nodes[: convolutions[0] + 1]],
             per_channel=True,
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+
+
+def _simplify(path: Path) -> None:
+    """Joins paddings, norms and factors with the convolutions beside them, as ONNX Runtime would before a run.
+
+    It has to be before the convolutions have 8 bits: what stays between two of them is computed in floating point, with
+    a conversion on either side. (Four paddings of EfficientNet-Lite0 took a fifth of a pass over nine tiles.)
+    """
+    options = SessionOptions()
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC  # plain operators alone
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3  # it warns of constants that are of no use any more, one by one
+    InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(str(path))
+    used = {node.domain for node in model.graph.node}
+    plain = [each for each in model.opset_import if each.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(plain)
+    onnx.save(model, str(path))
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
