@@ -91,6 +91,16 @@ def test_without_two_class_folders_there_are_no_labels(tmp_path: Path, names: li
     assert found.class_names is None
 
 
+def test_the_median_of_the_shorter_sides_is_known_as_they_were(tmp_path: Path) -> None:
+    for number, (height, width) in enumerate([(5, 30), (12, 9), (20, 40)]):
+        write_tree(tmp_path, [f"{number}.png"], some_pixels(1, height, width))
+    assert read(tmp_path).shorter_side == 9
+    np.savez(tmp_path / "all.npz", images=some_pixels(3, 6, 12))
+    assert read(tmp_path / "all.npz").shorter_side == 6
+    np.savez(tmp_path / "same.npz", images=some_pixels(3))
+    assert read(tmp_path / "same.npz").shorter_side == SIDE
+
+
 def test_labels_of_folders_may_be_left_away(tmp_path: Path) -> None:
     write_tree(tmp_path, ["a/1.png", "b/1.png", "2.png"], some_pixels(3))
     assert "1 of 3 images lie outside the class folders" in refusal(tmp_path)

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from evenkeel.errors import ConfigurationError, UnreadableImageError
 from evenkeel.images.decode import rgb_pixels
+from evenkeel.images.header import read_header
 from evenkeel.images.memory import check_memory
 from evenkeel.images.resize import DEFAULT_FILTER, Filter
 from evenkeel.images.sources.folder import FolderSource, holds_images
 from evenkeel.images.sources.idx import IdxSource, is_idx
 from evenkeel.images.sources.npz import NpzSource
 from evenkeel.images.sources.parquet import ParquetSource, parquet_files
-from evenkeel.images.sources.source import AUTO, ImageSource, Indices
+from evenkeel.images.sources.source import AUTO, ImageSource, Indices, RawImage
 from evenkeel.text_values import is_text
 
 __all__ = ["MAX_NAMES", "ImageSet", "read_images"]
@@ -35,6 +36,7 @@ class ImageSet:
         skipped: (name, reason) of images that could not be read, the first `MAX_NAMES` of them.
         skipped_count: of all that could not be read.
         notes: what else a user should know of what was read, in sentences.
+        shorter_side: of the images before they were scaled, in pixels: their median; None where it is not known.
     """
 
     pixels: NDArray[np.uint8]
@@ -43,6 +45,7 @@ class ImageSet:
     skipped: tuple[tuple[str, str], ...] = ()
     skipped_count: int = 0
     notes: tuple[str, ...] = ()
+    shorter_side: int | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -112,19 +115,26 @@ def read_images(
         known = [entry.label for entry in source.entries(chosen)]
         numbers = None if None in known else np.array(known, np.int64)
         return ImageSet(
-            np.ascontiguousarray(source.pixels), numbers, source.class_names, notes=tuple(filter(None, source.notes))
+            np.ascontiguousarray(source.pixels),
+            numbers,
+            source.class_names,
+            notes=tuple(filter(None, source.notes)),
+            shorter_side=min(height, width),
         )
     pixels = _room(len(chosen), height, width)
     labels: list[int] = []
+    sides: list[int] = []
     kept = 0
     skipped = _Skipped(source.left_out)
     for done, entry in enumerate(source.entries(chosen), 1):
         try:
-            pixels[kept] = rgb_pixels(entry.load(), height, width, interpolation)
+            image = entry.load()
+            pixels[kept] = rgb_pixels(image, height, width, interpolation)
         except (UnreadableImageError, OSError) as error:
             skipped.add(entry.name, getattr(error, "strerror", None) or str(error))
         else:
             kept += 1
+            sides.append(_shorter_side(image))
             if entry.label is not None:
                 labels.append(entry.label)
         if report is not None and (done % _REPORT_EVERY == 0 or done == len(chosen)):
@@ -138,7 +148,17 @@ def read_images(
         tuple(skipped.names),
         skipped.count,
         tuple(filter(None, source.notes)),
+        int(np.median(sides)),
     )
+
+
+def _shorter_side(image: RawImage) -> int:
+    """Gives the shorter side of an image that could be read, in pixels."""
+    if not isinstance(image, bytes):
+        return int(min(image.shape[:2]))
+    header = read_header(image)
+    assert header is not None
+    return min(header.height, header.width)
 
 
 class _Skipped:

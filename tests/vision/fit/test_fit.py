@@ -818,3 +818,12 @@ def test_a_classifier_that_cannot_be_trained_is_fitted_with_fresh_weights_and_th
     refused = run(tmp_path, tmp_path / "other", "--epochs", "0.1", "--weights", "classifier")
     assert refused.exit_code == 2
     assert "ScatterElements" in refused.output
+
+
+def test_images_smaller_than_a_tile_are_pointed_out(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "small.npz", images=PIXELS[:, ::2, ::2], labels=LABELS)
+    small = run(folder, tmp_path / "small", "--grid", "2", "--epochs", "1", images=str(tmp_path / "small.npz"))
+    assert small.exit_code == 0, small.output
+    assert "no larger than 16 pixels along their shorter side, and a tile has 32" in " ".join(small.output.split())
+    whole = run(folder, tmp_path / "whole", "--grid", "2", "--epochs", "1")
+    assert "along their shorter side" not in whole.output

@@ -112,6 +112,7 @@ def fit(
             )
         answers = run.answers(images, held, test)
         plan = run.plan(identity_of(classifier, images, more, options))
+        run.warn_of_small(images, plan)
         bank = run.bank(images, kept, more, answers.held, reach)
         run.choose_weights(plan, bank, answers.held)
         cards = run.models(plan, bank, answers)
@@ -224,6 +225,17 @@ class _FitRun:
         plan = FitPlan(self.out, identity, {grid: sizes[-1] for grid, sizes in rivals.items()}, rivals=rivals)
         plan.save()
         return plan
+
+    def warn_of_small(self, images: ImageSet, plan: FitPlan) -> None:
+        """Says so where most images were smaller than the tiles that are to show them."""
+        chosen = [(grid, size) for grid, sizes in plan.rivals.items() for size in sizes] or plan.sizes.items()
+        side = max((size.side for grid, size in chosen if grid > 1), default=0)
+        if images.shorter_side is not None and images.shorter_side < side:
+            self.watcher.say(
+                f"WARNING: half of the images are no larger than {images.shorter_side} pixels along their shorter "
+                f"side, and a tile has {side}: they were enlarged, which shows nothing more. Fit with images as they "
+                "will be served; if those are as small, a lower --cost will do"
+            )
 
     def _fresh_size(self, grid: int) -> Size:
         classifier, options = self.classifier, self.options
