@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from evenkeel.cli.options import example, output_options
+from evenkeel.cli.options import access_options, example, output_options
 
 __all__ = ["serving"]
 
@@ -67,6 +67,7 @@ __all__ = ["serving"]
     help="Largest share of approximate answers, 0 to 1; repeated, it gives the frontier of p99 against that share.",
 )
 @click.option("--url", help="Address of a running server to measure, instead of starting one.")
+@access_options
 @click.option("--simulated", is_flag=True, help="Run on a virtual clock with fake workers.")
 @click.option(
     "--records", type=click.Path(file_okay=False, path_type=Path), help="Folder to keep a record of every request in."

@@ -11,7 +11,7 @@ import click
 from evenkeel.errors import ConfigurationError
 from evenkeel.logs import FORMATS
 
-__all__ = ["example", "in_file", "log_option", "node_options", "output_options"]
+__all__ = ["access_options", "example", "in_file", "log_option", "node_options", "output_options"]
 
 CommandFunction = Callable[..., Any]
 
@@ -64,6 +64,16 @@ log_option = click.option(
     show_default=True,
     help="Form of the log on stderr, in which one line is one record.",
 )
+
+
+def access_options(function: CommandFunction) -> CommandFunction:
+    """Adds the options that say how a server is asked that lets only some clients in."""
+    for option in (
+        click.option("--ca", type=_FILE, help="Authorities (PEM) of the server's certificate, if not the system's."),
+        click.option("--key-file", type=_FILE, help="File with the key that the server wants of its clients."),
+    ):
+        function = option(function)
+    return function
 
 
 def example(*lines: str) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from evenkeel.cli.options import example, output_options
+from evenkeel.cli.options import access_options, example, output_options
 
 __all__ = ["serving"]
 
@@ -21,6 +21,7 @@ __all__ = ["serving"]
 @click.option("--delay", metavar="LAW", help="Law of service times instead of recorded ones: two-mode, pareto.")
 @click.option("--column", default="", metavar="NAME", help="Column of the table, or name of the histogram.")
 @click.option("--unit", default="", help="Unit of the values (s, ms, us), where their name does not end in it.")
+@access_options
 @click.option("--replicas", type=int, default=9, show_default=True, help="Number of replicas.")
 @click.option("--load", type=float, default=0.5, show_default=True, help="Share of the replicas' time that is used.")
 @click.option("--backups", type=int, multiple=True, help="Number of backups to try, by default 1 and 2.")

@@ -3,11 +3,13 @@
 import csv
 import math
 import re
+import ssl
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +51,14 @@ class RecordedTimes(Delay):
         return self._mean_s
 
 
-def read_latencies(source: str, column: str = "", unit: str = "") -> RecordedTimes:
+def read_latencies(
+    source: str,
+    column: str = "",
+    unit: str = "",
+    *,
+    headers: Mapping[str, str] | None = None,
+    context: ssl.SSLContext | None = None,
+) -> RecordedTimes:
     """Reads service times, in the order in which they stand.
 
     Args:
@@ -57,13 +66,18 @@ def read_latencies(source: str, column: str = "", unit: str = "") -> RecordedTim
             `http://...` of a server's metrics.
         column: of a table, or name of the histogram; "": the only one there is.
         unit: s, ms or us; "": as the column's or the metric's name ends in, such as `latency_ms`.
+        headers: that a server is sent.
+        context: of TLS; None: the system's authorities.
 
     Raises:
         ConfigurationError: it cannot be read, says no unit, has gaps, negative or absurd values, or too few of them.
     """
     if unit and unit not in _UNITS:
         raise ConfigurationError(f"unit: expected s, ms or us, found {unit!r}")
-    values, name = _values(source, column)
+    if source.startswith(("http://", "https://")):
+        values, name = _histogram(_fetched(source, headers or {}, context), without_password(source), column)
+    else:
+        values, name = _values(source, column)
     factor = _UNITS.get(unit) or _unit_in(name)
     if factor is None:
         raise ConfigurationError(
@@ -92,8 +106,6 @@ def _check(source: str, values: NDArray[np.float64], factor: float) -> None:
 
 def _values(source: str, column: str) -> tuple[NDArray[np.float64], str]:
     """Gives the numbers, and the name of what they are."""
-    if source.startswith(("http://", "https://")):
-        return _histogram(_fetched(source), without_password(source), column)
     path = Path(source)
     try:
         if path.stat().st_size > _MAX_BYTES:
@@ -166,9 +178,9 @@ def _numpy(path: Path, column: str) -> tuple[NDArray[np.float64], str]:
     return np.asarray(loaded, np.float64).ravel(), name
 
 
-def _fetched(url: str) -> str:
+def _fetched(url: str, headers: Mapping[str, str], context: ssl.SSLContext | None) -> str:
     try:
-        with urlopen(url, timeout=_FETCH_S) as response:
+        with urlopen(Request(url, headers=dict(headers)), timeout=_FETCH_S, context=context) as response:
             return str(response.read(64 << 20).decode("utf-8"))
     except (URLError, OSError, ValueError) as error:
         raise ConfigurationError(f"latencies {without_password(url)}: cannot be read: {error}") from error

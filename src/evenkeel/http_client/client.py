@@ -14,7 +14,10 @@ import base64
 import logging
 import re
 import socket
+import ssl
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -24,7 +27,7 @@ from evenkeel.text_values import without_password
 from evenkeel.trust.credentials import Credentials
 from evenkeel.trust.tls import ClientTls, client_contexts, tls_reason
 
-__all__ = ["ClientExchange", "HttpClient", "NotConnectedError", "OnDone", "request_once"]
+__all__ = ["NO_ACCESS", "ClientAccess", "ClientExchange", "HttpClient", "NotConnectedError", "OnDone", "request_once"]
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +77,37 @@ class ClientExchange:
                 on_done(result)
             except Exception:
                 _log.exception("unexpected error while a reply was handled")
+
+
+@dataclass(frozen=True)
+class ClientAccess:
+    """Says what a server is shown to let a client in, and whom the client believes; see `HttpClient`."""
+
+    credentials: Credentials | None = None
+    tls: ClientTls | None = None
+
+    @classmethod
+    def of_files(cls, key_file: Path | None, ca: Path | None) -> Self:
+        """Reads a bearer key, and authorities of one's own.
+
+        Raises:
+            ConfigurationError: a file cannot be used.
+        """
+        credentials = None if key_file is None else Credentials(bearer_file=key_file)
+        return cls(credentials, None if ca is None else ClientTls(ca=ca))
+
+    def headers(self) -> dict[str, str]:
+        """Gives what is sent with each request."""
+        lines = b"" if self.credentials is None else self.credentials.lines()
+        parts = (line.partition(": ") for line in lines.decode("ascii").splitlines())
+        return {name: value for name, _, value in parts}
+
+    def context(self) -> ssl.SSLContext | None:
+        """Gives the context for `https://`; None: the system's."""
+        return None if self.tls is None else client_contexts(self.tls).get()
+
+
+NO_ACCESS = ClientAccess()
 
 
 class HttpClient:
@@ -302,13 +336,13 @@ class HttpClient:
         self._sweeping = loop.call_later(self._idle_s, self._sweep) if self._idle else None
 
 
-async def request_once(url: str, path: str) -> HttpReply:
+async def request_once(url: str, path: str, access: ClientAccess = NO_ACCESS) -> HttpReply:
     """Gets what is at `path` of the server at `url`.
 
     Raises:
         BackendError: there is no reply, or it cannot be read.
     """
-    async with HttpClient(url) as client:
+    async with HttpClient(url, credentials=access.credentials, tls=access.tls) as client:
         return await client.request("GET", path)
 
 

@@ -27,6 +27,7 @@ from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
 from evenkeel.figures.records import machine
+from evenkeel.http_client.client import ClientAccess
 from evenkeel.serving.gateway.policy import preset
 
 __all__ = ["DemoArguments", "ServingArguments", "run_bench", "run_demo"]
@@ -52,6 +53,8 @@ class ServingArguments:
     faults: tuple[str, ...]
     max_approximate: tuple[float, ...]
     url: str | None
+    key_file: Path | None
+    ca: Path | None
     simulated: bool
     records: Path | None
     outputs: Outputs
@@ -96,6 +99,8 @@ def run_bench(arguments: ServingArguments) -> None:
         raise ConfigurationError("fault: only workers started here can be hurt; leave --simulated or --url out")
     if arguments.url is not None and not arguments.url.startswith(("http://", "https://")):
         raise ConfigurationError(f"url: must start with http:// or https://, found {arguments.url!r}")
+    if arguments.url is None and (arguments.key_file or arguments.ca):
+        raise ConfigurationError("key-file, ca: they are for a server that runs already; give its --url")
     for bound in arguments.max_approximate:
         preset("none", max_approximate=bound)  # refused here, before a bar is drawn
     arguments.outputs.check(arguments.records)
@@ -118,6 +123,7 @@ def run_bench(arguments: ServingArguments) -> None:
             replace(experiment, load=load, max_approximate=share),
             chosen,
             url=arguments.url,
+            access=ClientAccess.of_files(arguments.key_file, arguments.ca),
             simulated=arguments.simulated,
             records_folder=folder,
         )

@@ -15,7 +15,7 @@ import numpy as np
 from evenkeel.arrays import Array
 from evenkeel.errors import EvenkeelError
 from evenkeel.figures.records import RequestRecord
-from evenkeel.http_client.client import HttpClient
+from evenkeel.http_client.client import NO_ACCESS, ClientAccess, HttpClient
 from evenkeel.oip.requests import write_request
 from evenkeel.oip.responses import parse_response
 from evenkeel.oip.types import HEADER_LENGTH, Tensor
@@ -37,6 +37,7 @@ class Target:
         input_name: of its input tensor.
         images: `[count, ...]`, sent in turn, in the model's own layout.
         labels: `[count]` true classes, or None.
+        access: what the server lets us in with.
     """
 
     url: str
@@ -44,6 +45,7 @@ class Target:
     input_name: str
     images: Array
     labels: Array | None
+    access: ClientAccess = NO_ACCESS
 
 
 async def drive(
@@ -62,7 +64,8 @@ async def drive(
         on_answer: called with each record as it is complete.
     """
     bodies = _bodies(target, len(times_s), keys)
-    async with HttpClient(target.url, [HEADER_LENGTH.lower().encode()]) as client:
+    access, kept = target.access, [HEADER_LENGTH.lower().encode()]
+    async with HttpClient(target.url, kept, credentials=access.credentials, tls=access.tls) as client:
         start_s = time.perf_counter() + 0.05
         tasks: list[asyncio.Task[RequestRecord]] = []
         async with asyncio.TaskGroup() as group:

@@ -20,7 +20,7 @@ from evenkeel.delays.faults import Fault
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import BackendError, ConfigurationError, EvenkeelError
 from evenkeel.figures.records import RecordWriter, RequestRecord
-from evenkeel.http_client.client import request_once
+from evenkeel.http_client.client import NO_ACCESS, ClientAccess, request_once
 from evenkeel.models import shipped
 from evenkeel.models.cards import load_card
 from evenkeel.serving.config import read_config
@@ -139,6 +139,7 @@ async def run_all(
     contenders: Sequence[Contender],
     *,
     url: str | None = None,
+    access: ClientAccess = NO_ACCESS,
     simulated: bool = False,
     records_folder: Path | None = None,
     progress: RequestsDone = lambda policy, answered, requests: None,
@@ -149,6 +150,7 @@ async def run_all(
         experiment: the arrivals and the delays.
         contenders: who.
         url: measure the server that runs there (then its policy is its own, and there is one contender).
+        access: what that server lets us in with.
         simulated: on a virtual clock, with fake workers.
         records_folder: keep each request as a JSON line there.
         progress: called with the policy, the requests answered, and all requests.
@@ -168,12 +170,14 @@ async def run_all(
             records, counters = _simulate(experiment, contender)
             progress(contender.label, len(records), experiment.requests)
         elif url is not None:
-            records, counters = await _measure(url.rstrip("/"), experiment, contender, progress, keys=False)
+            records, counters = await _measure(url.rstrip("/"), experiment, contender, progress, access, keys=False)
         else:
             async with ServerProcess(server_config(experiment, contender)) as server:
                 faults = asyncio.create_task(make_faults(experiment.faults, server.pid, contender.replicas))
                 try:
-                    records, counters = await _measure(server.url, experiment, contender, progress, keys=True)
+                    records, counters = await _measure(
+                        server.url, experiment, contender, progress, NO_ACCESS, keys=True
+                    )
                 finally:
                     faults.cancel()
                 if faults.done() and not faults.cancelled():
@@ -258,10 +262,10 @@ def _above_zero(name: str, value: float) -> float:
 
 
 async def _measure(
-    url: str, experiment: Experiment, contender: Contender, progress: RequestsDone, *, keys: bool
+    url: str, experiment: Experiment, contender: Contender, progress: RequestsDone, access: ClientAccess, *, keys: bool
 ) -> tuple[list[RequestRecord], Counters]:
-    target = await _target(url, experiment)
-    before = await read_counters(url)
+    target = await _target(url, experiment, access)
+    before = await read_counters(url, access)
     answered = 0
 
     def count(record: RequestRecord) -> None:
@@ -270,10 +274,10 @@ async def _measure(
         progress(contender.label, answered, experiment.requests)
 
     records = await drive(target, experiment.times_s(), keys=keys, on_answer=count)
-    return records, (await read_counters(url)).since(before)
+    return records, (await read_counters(url, access)).since(before)
 
 
-async def _target(url: str, experiment: Experiment) -> Target:
+async def _target(url: str, experiment: Experiment, access: ClientAccess) -> Target:
     if experiment.own is None:
         served = load_card(shipped.card_path(experiment.model)).name
         with np.load(shipped.IMAGES, allow_pickle=False) as arrays:
@@ -281,7 +285,7 @@ async def _target(url: str, experiment: Experiment) -> Target:
     else:
         served, images, labels = experiment.own.name, experiment.own.images, experiment.own.answers
     try:
-        response = await request_once(url, f"/v2/models/{served}")
+        response = await request_once(url, f"/v2/models/{served}", access)
     except BackendError as error:
         raise EvenkeelError(f"{without_password(url)} cannot be reached: {error}") from error
     if response.status != 200:
@@ -290,7 +294,7 @@ async def _target(url: str, experiment: Experiment) -> Target:
         name = orjson.loads(response.body)["inputs"][0]["name"]
     except (LookupError, TypeError, ValueError) as error:
         raise EvenkeelError(f"{without_password(url)} does not say what model {served!r} takes: {error}") from error
-    return Target(url, served, name, images, labels)
+    return Target(url, served, name, images, labels, access)
 
 
 def _simulate(experiment: Experiment, contender: Contender) -> tuple[list[RequestRecord], Counters]:

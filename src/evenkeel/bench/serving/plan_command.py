@@ -1,6 +1,7 @@
 """Runs `evenkeel plan serving`."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -11,6 +12,7 @@ from evenkeel.figures.outputs import Outputs, arguments_of
 from evenkeel.figures.progress import bars
 from evenkeel.figures.publish import publish
 from evenkeel.figures.tables import Column, Page
+from evenkeel.http_client.client import ClientAccess
 from evenkeel.serving.plan import ServingInputs, plan_serving
 
 __all__ = ["ServingPlanArguments", "run_plan_serving"]
@@ -40,6 +42,8 @@ class ServingPlanArguments:
     delay: str | None
     column: str
     unit: str
+    key_file: Path | None
+    ca: Path | None
     replicas: int
     load: float
     backups: tuple[int, ...]
@@ -65,7 +69,15 @@ def run_plan_serving(arguments: ServingPlanArguments) -> None:
         arguments.max_approximate,
         arguments.requests,
     )
-    law = parse_delay(delay or "") if latencies is None else read_latencies(latencies, arguments.column, arguments.unit)
+    if (arguments.key_file or arguments.ca) and not (latencies or "").startswith(("http://", "https://")):
+        raise ConfigurationError("key-file, ca: they are for latencies at a server's address")
+    if latencies is None:
+        law = parse_delay(delay or "")
+    else:
+        access = ClientAccess.of_files(arguments.key_file, arguments.ca)
+        law = read_latencies(
+            latencies, arguments.column, arguments.unit, headers=access.headers(), context=access.context()
+        )
     with bars(Console(stderr=True), 16) as progress:
         task = progress.add_task("policies", total=2 + 2 * len(inputs.backups))
         plan = plan_serving(law, inputs, lambda name: progress.update(task, advance=1, description=name))

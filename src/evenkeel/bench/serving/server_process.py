@@ -15,7 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from evenkeel.errors import EvenkeelError
-from evenkeel.http_client.client import request_once
+from evenkeel.http_client.client import NO_ACCESS, ClientAccess, request_once
 
 __all__ = ["Counters", "ServerProcess", "read_counters"]
 
@@ -36,9 +36,9 @@ class Counters(dict[str, float]):
         return sum(value for name, value in self.items() if name.startswith(f"{prefix}["))
 
 
-async def read_counters(url: str) -> Counters:
+async def read_counters(url: str, access: ClientAccess = NO_ACCESS) -> Counters:
     """Reads the counters at `url`/metrics; empty when the server has none of ours."""
-    response = await request_once(url, "/metrics")
+    response = await request_once(url, "/metrics", access)
     if response.status != 200:
         return Counters()
     counters = Counters()
