@@ -14,6 +14,7 @@ from evenkeel.errors import ConfigurationError
 from evenkeel.vision.fit.loop import (
     FitRecipe,
     Held,
+    blend,
     fit_tiles,
     shrink,
     soft_temperature,
@@ -207,3 +208,15 @@ def test_weights_of_a_coarse_network_are_no_start_for_a_fine_one(tmp_path: Path)
     start_from(network(views), tmp_path)
     with pytest.raises(ConfigurationError, match="no checkpoint of a network of this size"):
         start_from(TileNet(10, (16, 16, 32), coarse=True), tmp_path)
+
+
+def test_blends_are_taught_the_same_blend_of_probabilities() -> None:
+    pixels = torch.zeros(40, 3, 2, 2, dtype=torch.uint8)
+    pixels[20:] = 200
+    taught = torch.tensor([[8.0, -8.0]] * 20 + [[-8.0, 8.0]] * 20)
+    shown, said = blend(pixels, taught, torch.Generator().manual_seed(0))
+    assert shown.dtype == torch.uint8
+    share = shown.float().mean((1, 2, 3)) / 200
+    torch.testing.assert_close(said.softmax(1)[:, 1], share, atol=0.01, rtol=0)
+    assert ((share[20:] > 0.49).all(), (share[:20] < 0.51).all()) == (True, True)
+    assert share.unique().numel() > 10

@@ -56,6 +56,7 @@ _MIX_SHOWN = 5  # classes
 _SOFTENED = 5000  # images by which the scores that are taught are softened
 _TRIAL_STEPS = 8  # timed to turn minutes into epochs
 _OWN_TILES = 64  # in a step that trains the classifier's own weights: they are near already, so many small steps help
+_BLENDED = 0.7  # of the steps that train the classifier's own weights
 _COMPARED = 0.05  # of the whole training: how long each of two beginnings is trained to see which is better
 _EXAMINED = 1000  # held-out images by which they are compared
 
@@ -419,7 +420,7 @@ class _FitRun:
         tiles = min(_OWN_TILES, recipe.tiles) if self.options.tiles is None else recipe.tiles
         own_rate = recipe.own_rate if self.options.rate is None else self.options.rate
         # The classifier's statistics and filters are good already: the mean of more steps is nearer to the best.
-        return replace(recipe, tiles=tiles, own_rate=own_rate, average=0.998)
+        return replace(recipe, tiles=tiles, own_rate=own_rate, average=0.998, blended=_BLENDED)
 
     def _train(
         self, grid: int, size: Size, bank: ViewBank, plan: FitPlan, answered: AnsweredImages
@@ -492,6 +493,7 @@ class _FitRun:
             "tiles_per_step": recipe.tiles,
             "distillation_temperature": recipe.temperature,
             "precision": options.precision,
+            "steps_of_blends": recipe.blended,
             "rate": recipe.own_rate if size.own else recipe.rate,
             **({"lossy": options.lossy, "jpeg_quality": options.jpeg_quality} if options.lossy else {}),
             "started_from_an_earlier_fit": options.start is not None,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evenkeel.arrays import PixelArray
+from evenkeel.arrays import LEAST_PROBABILITY, PixelArray
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.fit.lossy_views import LossyViews
 from evenkeel.vision.fit.views import ViewBank
@@ -48,7 +48,7 @@ FIT_MEAN = (0.5, 0.5, 0.5)
 FIT_STD = (0.25, 0.25, 0.25)
 TileReader = TileNet | OwnTiles  # what reads a collage's tiles
 _CHECKPOINT_EVERY_S = 60.0
-_OF_LINKS = ("lossy", "quality")
+_OFTEN_UNUSED = ("lossy", "quality", "blended")  # of a recipe: without them checkpoints are as they once were
 _PART = 250  # tiles
 _WATCHED = 300  # held-out images that show how a training goes
 _WATCHED_EVERY = 20  # times as many tiles are trained between two looks, so that looking takes a sixtieth of the time
@@ -73,6 +73,7 @@ class FitRecipe:
     temperature: float = 2.0  # of the classifier's scores
     lossy: float = 0.0  # largest share of its blocks that a view loses
     quality: int = 0  # of the JPEG that views with losses cross a link as
+    blended: float = 0.0  # share of the steps that show blends of two views
     jitter: int = 2  # pixels by which a view is moved once more when it is shown
     seed: int = 0
 
@@ -175,7 +176,7 @@ def fit_tiles(
         raise ConfigurationError(f"{len(bank)} images are too few: one step shows {recipe.tiles} tiles")
     steps = max(1, round(recipe.epochs * per_epoch))
     about = {
-        "recipe": {name: value for name, value in asdict(recipe).items() if recipe.lossy or name not in _OF_LINKS},
+        "recipe": {name: value for name, value in asdict(recipe).items() if value or name not in _OFTEN_UNUSED},
         "images": len(bank),
         "more": bank.more,
         "views": bank.views,
@@ -201,8 +202,10 @@ def fit_tiles(
             pixels = translate(bank.pixels(images, views), recipe.jitter, shifts)
             if change is not None:
                 pixels = change(pixels, shifts)
-            pixels = shrink(pixels, side).to(device)
-            loss = _step(network, pixels, bank.scores(images, views).to(device), recipe.temperature, optimisers)
+            pixels, taught = shrink(pixels, side), bank.scores(images, views) / recipe.temperature
+            if torch.rand((), generator=shifts) < recipe.blended:
+                pixels, taught = blend(pixels, taught, shifts)
+            loss = _step(network, pixels.to(device), taught.to(device), optimisers)
             share = 1 - step / steps
             for optimiser, rates in zip(optimisers, peaks, strict=True):
                 for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -334,7 +337,6 @@ def _step(
     network: nn.Module,
     pixels: Tensor,
     taught: Tensor,
-    temperature: float,
     optimisers: list[torch.optim.Optimizer],
 ) -> float:
     """Takes a step on the mean loss of all tiles, part by part, so that what a part needs stays in a CPU's cache."""
@@ -345,7 +347,7 @@ def _step(
     for tiles, said in zip(pixels.chunk(parts), taught.chunk(parts), strict=True):
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=in_bfloat16(network, pixels.device.type)):
             scores = network(standardise(tiles))
-        loss = teach(scores.float(), said, temperature) * (len(tiles) / len(pixels))
+        loss = teach(scores.float(), said) * (len(tiles) / len(pixels))
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     for optimiser in optimisers:
@@ -365,15 +367,28 @@ def standardise(pixels: Tensor) -> Tensor:
     return ((pixels.float() / 255 - FIT_MEAN[0]) / FIT_STD[0]).contiguous(memory_format=torch.channels_last)
 
 
-def teach(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Gives the divergence of `scores` from the classifier's, which are softened; mean over rows.
+def blend(pixels: Tensor, taught: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Blends each of `pixels` uint8 [n, 3, h, w] with another, half of it at most, and what is `taught` of them.
+
+    Of the taught logits [n, classes] the probabilities are blended. A classifier's own weights learn a few thousand
+    images by heart in a dozen passes; they cannot learn all blends of them.
+    Source: Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization" (2018), section 2.
+    """
+    others = torch.randperm(len(pixels), generator=generator)
+    weights = 0.5 + 0.5 * torch.rand((len(pixels), 1), generator=generator)
+    blended = torch.lerp(pixels[others].float(), pixels.float(), weights[:, :, None, None])
+    probabilities = taught.softmax(1)
+    probabilities = torch.lerp(probabilities[others], probabilities, weights)
+    return blended.round().to(torch.uint8), probabilities.clamp_min(LEAST_PROBABILITY).log()
+
+
+def teach(scores: Tensor, taught: Tensor) -> Tensor:
+    """Gives the divergence of `scores` from those `taught`, logits both [n, classes]; mean over rows.
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2; but only the
     classifier's scores are divided by the temperature, so that training is the same whatever their scale.
     """
-    return nn.functional.kl_div(
-        scores.log_softmax(1), (taught / temperature).log_softmax(1), reduction="batchmean", log_target=True
-    )
+    return nn.functional.kl_div(scores.log_softmax(1), taught.log_softmax(1), reduction="batchmean", log_target=True)
 
 
 def _save(

@@ -25,7 +25,7 @@ _MARGIN = 0.98  # what is aimed at; the medians of two measurements differ by on
 _WIDTHS = (24, 88, 128)
 _ONLY_COARSE = 64  # pixels; with 100 classes a coarse network was 2 points ahead of a fine one in the same time
 _STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
-_OWN_STEP = 8  # pixels
+_OWN_STEP = 4  # pixels
 _LEAST_OWN = 32  # pixels along a tile; below, most classifiers' last maps are one or two numbers wide
 
 
