@@ -40,8 +40,8 @@ class Printer:
     def __init__(self, seed: int) -> None:
         self.random, self.words, self.faces = random.Random(seed), words(), faces()
 
-    def line(self) -> Image.Image:
-        """Draws a line of text that fills its picture from top to bottom."""
+    def line(self, turn: int) -> Image.Image:
+        """Draws a line of text that fills its picture from top to bottom, turned by so many degrees."""
         font = self._font(self.random.randint(26, 36))
         text = self._text(self.random.randint(1, 5))
         left, top, right, bottom = map(int, font.getbbox(text))
@@ -49,14 +49,14 @@ class Printer:
         margin = self.random.randint(2, 8)
         picture = Image.new("RGB", (right - left + 2 * margin, bottom - top + 2 * margin), paper)
         ImageDraw.Draw(picture).text((margin - left, margin - top), text, ink, font)
-        picture = self._slanted(picture, 2.0, paper)
+        picture = self._slanted(picture, 2.0, paper).rotate(turn)
         width = min(_LINE[0], max(1, round(picture.width * _LINE[1] / picture.height)))
         canvas = Image.new("RGB", _LINE, (127, 127, 127))  # as PP-OCR fills up what a short line leaves
         canvas.paste(picture.resize((width, _LINE[1]), Image.Resampling.BILINEAR))
         return self._worn(canvas, 0.7)
 
-    def page(self) -> Image.Image:
-        """Draws a page: a heading, paragraphs in one or two columns, sometimes a figure."""
+    def page(self, turn: int) -> Image.Image:
+        """Draws a page, turned by so many degrees: a heading, paragraphs in one or two columns, sometimes a figure."""
         ink, paper = self._colours()
         height = 2 * _PAGE
         width = round(height * self.random.uniform(0.65, 1.0))
@@ -82,7 +82,7 @@ class Printer:
         picture.thumbnail((_PAGE, _PAGE), Image.Resampling.BILINEAR)
         canvas = Image.new("RGB", (_PAGE, _PAGE), (255, 255, 255))
         canvas.paste(picture, ((_PAGE - picture.width) // 2, (_PAGE - picture.height) // 2))
-        return self._worn(canvas, 0.5)
+        return self._worn(canvas.rotate(-turn), 0.5)
 
     def _column(
         self,
@@ -137,15 +137,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     printer = Printer(arguments.seed)
-    draw: Callable[[], Image.Image] = printer.page if arguments.kind == "pages" else printer.line
+    draw: Callable[[int], Image.Image] = printer.page if arguments.kind == "pages" else printer.line
     turns = (0, 90, 180, 270) if arguments.kind == "pages" else (0, 180)
     for turn in turns:
         (arguments.out / str(turn)).mkdir(parents=True, exist_ok=True)
     for number in range(arguments.count):
         turn = turns[number % len(turns)]
-        draw().rotate(-turn).save(
-            arguments.out / str(turn) / f"{number:06}.jpg", quality=printer.random.randint(60, 95)
-        )
+        draw(turn).save(arguments.out / str(turn) / f"{number:06}.jpg", quality=printer.random.randint(60, 95))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from evenkeel.images.image_set import read_images
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.cards import ModelCard, load_card
 from evenkeel.models.measure import ModelSession, reliability_table, shuffled_groups
+from evenkeel.vision.fit.loop import as_tiles_show
 
 COVERED = 0.7  # share of the fills, the surest, whose agreement is shown by itself
 
@@ -40,8 +41,8 @@ def fitted(options: list[str], folder: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def tested(options: list[str], folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Gives the test images of a case, and the classifier's answers to them."""
+def tested(options: list[str], folder: Path) -> tuple[BlackBox, NDArray[np.uint8], NDArray[np.int64]]:
+    """Gives the classifier of a case, its test images, and its answers to them."""
     given = fit.make_context("fit", [*options, "--out", str(folder)]).params
     form = {name: given[name] for name in ("layout", "output", "scale", "mean", "std", "classes")}
     side = None if given["side"] is None else tuple(int(each) for each in given["side"].lower().split("x"))
@@ -60,11 +61,14 @@ def tested(options: list[str], folder: Path) -> tuple[NDArray[np.uint8], NDArray
         split=given["test_split"],
         interpolation=classifier.interpolation,
     )
-    return images.pixels, classifier.scores(images.pixels).argmax(1)
+    return classifier, images.pixels, classifier.scores(images.pixels).argmax(1)
 
 
-def measured(path: Path, pixels: NDArray[np.uint8], answers: NDArray[np.int64]) -> dict[str, Any]:
-    """Measures a collage on images: agreement overall, by class, and of the surest; calibration."""
+def measured(path: Path, classifier: BlackBox, pixels: NDArray[np.uint8], answers: NDArray[np.int64]) -> dict[str, Any]:
+    """Measures a collage on images: agreement overall, by class, and of the surest; calibration.
+
+    "itself" is the classifier's agreement with itself, when it sees at full size what a tile shows of an image.
+    """
     card: ModelCard = load_card(path)
     code, session = Collage.from_card(card), ModelSession.open(path.parent / card.file)
     groups = shuffled_groups(len(pixels), card.cells, seed=card.grid)
@@ -81,6 +85,7 @@ def measured(path: Path, pixels: NDArray[np.uint8], answers: NDArray[np.int64]) 
         "size": card.notes["size"],
         "cost": card.relative_cost,
         "images": len(agreed),
+        "itself": float((classifier.scores(as_tiles_show(pixels, card.tile_side)).argmax(1) == answers).mean()),
         "agrees": float(agreed.mean()),
         "lowest class": min(by_class, default=None),
         "mean over classes": float(np.mean(by_class)) if by_class else None,

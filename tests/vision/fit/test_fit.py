@@ -793,6 +793,9 @@ def test_a_classifier_that_knows_nothing_at_the_side_of_a_tile_is_noticed(
         result = run(tmp_path, out, "--epochs", "0.2", "--weights", weights_from)
         assert result.exit_code == 0, result.output
         assert "the classifier's own weights, tiles of 32 pixels: untrained, it agrees" in result.output
+        assert "with what such a tile shows of an image, enlarged to full size, it keeps" in " ".join(
+            result.output.split()
+        )
         assert "WARNING: with tiles of 32 pixels the classifier gives class" in result.output
         assert instead in result.output
         compared = load_card(out / "colours-collage-3x3.json").notes["agreement_when_compared"]

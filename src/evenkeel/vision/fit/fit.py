@@ -34,6 +34,7 @@ from evenkeel.vision.fit.loop import (
     TileReader,
     agreement,
     answers_of,
+    as_tiles_show,
     fit_tiles,
     in_bfloat16,
     soft_temperature,
@@ -58,6 +59,7 @@ _TRIAL_STEPS = 8  # timed to turn minutes into epochs
 _OWN_TILES = 64  # in a step that trains the classifier's own weights: they are near already, so many small steps help
 _BLENDED = 0.7  # of the steps that train the classifier's own weights
 _COMPARED = 0.05  # of the whole training: how long each of two beginnings is trained to see which is better
+_SHOWN_AGAIN = 300  # held-out images that tell what a tile keeps of them
 _EXAMINED = 1000  # held-out images by which they are compared
 
 
@@ -295,6 +297,12 @@ class _FitRun:
         self.watcher.say(
             f"{size}: untrained, it agrees with its answers at full size on {(found == wanted).mean():.1%} of "
             f"{len(wanted):,} held-out images"
+        )
+        few = slice(0, _SHOWN_AGAIN)
+        again = self.classifier.scores(as_tiles_show(held.images.pixels[few], size.side)).argmax(1)
+        self.watcher.say(
+            f"{size}: with what such a tile shows of an image, enlarged to full size, it keeps "
+            f"{(again == wanted[few]).mean():.1%} of its answers to {len(again):,} of them: hardly more can be learned"
         )
         if len(np.unique(found)) == 1:
             instead = "it goes on only if it agrees more than fresh weights after a short training of both"

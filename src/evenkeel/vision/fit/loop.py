@@ -33,6 +33,7 @@ __all__ = [
     "TileReader",
     "agreement",
     "answers_of",
+    "as_tiles_show",
     "fit_tiles",
     "in_bfloat16",
     "shrink",
@@ -360,6 +361,13 @@ def shrink(pixels: Tensor, side: int) -> Tensor:
     if pixels.shape[2:] == (side, side):
         return pixels
     return nn.functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+
+
+def as_tiles_show(pixels: PixelArray, side: int) -> PixelArray:
+    """Gives images uint8 [n, h, w, 3] shrunk to tiles of `side` and enlarged again: with what a tile keeps of them."""
+    whole = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    seen = nn.functional.interpolate(shrink(whole, side), tuple(whole.shape[2:]), mode="bicubic", antialias=True)
+    return seen.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def standardise(pixels: Tensor) -> Tensor:
