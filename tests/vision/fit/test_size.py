@@ -146,3 +146,34 @@ def test_tiles_that_would_be_too_small_are_not_given_to_the_classifier(monkeypat
     monkeypatch.setattr(Size, "network", lambda self, classifier: torch.nn.Identity())
     with pytest.raises(ConfigurationError, match=r"8x8 tiles itself at cost 0\.6: at 32 pixels a tile .* costs 1\.31"):
         choose_own_side(Classifier(), 8, 0.6)  # type: ignore[arg-type]
+
+
+def refusing_below(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a graph whose maps are too small for it with tiles below `least` pixels."""
+
+    def network(self: Size, classifier: object) -> torch.nn.Module:
+        if self.side < least:
+            raise ConfigurationError(f"the operator MaxPool cannot take images of 3x{self.side}x{self.side}")
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(module, "_cost_of", lambda run, network, side, grid, *_: (grid * side / 224) ** 2)
+    monkeypatch.setattr(Size, "network", network)
+
+
+@pytest.mark.parametrize("least", [33, 48, 84])
+def test_sides_that_the_graph_cannot_take_are_passed_over(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing_below(least, monkeypatch)
+    size, measured = choose_own_side(Classifier(), 2, 0.6)  # type: ignore[arg-type]
+    assert size.side >= least
+    assert 0.5 < measured <= 0.6
+
+
+def test_a_graph_that_no_affordable_side_suits_is_told_with_both_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusing_below(88, monkeypatch)
+    with pytest.raises(
+        ConfigurationError, match=r"MaxPool cannot take .*; and at 88 pixels a tile its pass costs 1\.39"
+    ):
+        choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]
+    refusing_below(1000, monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"MaxPool cannot take images of 3x\d+x\d+$"):
+        choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]

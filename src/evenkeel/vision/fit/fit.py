@@ -302,7 +302,7 @@ class _FitRun:
         again = self.classifier.scores(as_tiles_show(held.images.pixels[few], size.side)).argmax(1)
         self.watcher.say(
             f"{size}: with what such a tile shows of an image, enlarged to full size, it keeps "
-            f"{(again == wanted[few]).mean():.1%} of its answers to {len(again):,} of them: hardly more can be learned"
+            f"{(again == wanted[few]).mean():.1%} of its answers to {len(again):,} of them: much more cannot be learned"
         )
         if len(np.unique(found)) == 1:
             instead = "it goes on only if it agrees more than fresh weights after a short training of both"

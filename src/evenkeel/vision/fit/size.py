@@ -160,7 +160,8 @@ def choose_own_side(
     """
     longest = math.isqrt(classifier.height * classifier.width)
     sides = list(range(_LEAST_OWN, longest + 1, _OWN_STEP))
-    low, high, found = -1, len(sides), 0.0
+    low, high, found = -1, len(sides), math.nan
+    too_small: ConfigurationError | None = None
     why = f"the classifier takes images of {longest} pixels, and tiles below {_LEAST_OWN} say too little"
     while high - low > 1:
         # A pass costs what its pixels do: the first guess is mostly right, so that few sides are measured.
@@ -168,12 +169,21 @@ def choose_own_side(
         middle = sides.index(guess) if low == -1 and high == len(sides) and guess in sides else (low + high) // 2
         size = Size((), sides[middle], own=True)
         report(1)
-        network = size.network(classifier).eval()
+        try:
+            network = size.network(classifier).eval()
+        except ConfigurationError as error:  # a map may be too small for what reads it
+            too_small = error
+            low, high = (low, middle) if found >= 0 else (middle, high)
+            continue
         measured = _cost_of(classifier.one_pass(), network, size.side, grid, precision)
         if measured <= cost * _MARGIN:
             low, found = middle, measured
         else:
             high, why = middle, f"at {size.side} pixels a tile its pass costs {measured:.2f}"
+    if too_small is not None and not found >= 0:
+        if high == len(sides):  # no side will do
+            raise too_small
+        raise ConfigurationError(f"{too_small}; and {why}, where {cost:g} is allowed")
     if low < 0:
         raise ConfigurationError(f"the classifier cannot read {grid}x{grid} tiles itself at cost {cost:g}: {why}")
     return Size((), sides[low], own=True), found
