@@ -277,7 +277,10 @@ def test_workers_listed_in_a_file_join_and_leave_as_it_changes(tmp_path):
         hosted = HostedModel(read_config({"replicas": [f"file:{nodes}"], "backups": 0, "policy": "none"}))
         try:
             await hosted.start()
-            assert hosted.gateway.ready, hosted.why_not_ready
+            while (
+                len(hosted.fleet.members) < 2 or not hosted.gateway.ready
+            ):  # workers that are still starting join later
+                await asyncio.sleep(0.02)
             load = Load(hosted.gateway, np.zeros((32, 32, 3), np.uint8), width=2)
             nodes.write_text(f"unix:{tmp_path}/b\n")
             while len(hosted.fleet.members) > 1:

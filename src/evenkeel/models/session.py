@@ -6,7 +6,7 @@ from typing import Any
 
 from evenkeel.errors import ConfigurationError
 
-__all__ = ["external_files", "open_session"]
+__all__ = ["external_files", "open_session", "simplify_file"]
 
 
 def open_session(file: Path, threads: int = 1) -> Any:
@@ -38,6 +38,20 @@ def open_session(file: Path, threads: int = 1) -> Any:
         raise ConfigurationError(
             f"{file} is not an ONNX model that can be run: {error}{_missing_weights(file)}"
         ) from error
+
+
+def simplify_file(file: Path) -> None:
+    """Rewrites the model in `file` as ONNX Runtime would before a run, as far as its operators stay ONNX's own.
+
+    Constants are folded; paddings, norms and factors are joined with the convolutions beside them.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(file)
+    options.log_severity_level = 4  # it warns of constants that are of no use any more, one by one
+    onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def external_files(content: bytes) -> list[str]:

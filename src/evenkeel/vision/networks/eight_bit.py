@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from evenkeel.arrays import PixelArray
+from evenkeel.models.session import simplify_file
 
 __all__ = ["quantise_convolutions"]
 
@@ -58,11 +58,7 @@ def _simplify(path: Path) -> None:
     It has to be before the convolutions have 8 bits: what stays between two of them is computed in floating point, with
     a conversion on either side. (Four paddings of EfficientNet-Lite0 took a fifth of a pass over nine tiles.)
     """
-    options = SessionOptions()
-    options.graph_optimization_level = GraphOptimizationLevel.ORT_ENABLE_BASIC  # plain operators alone
-    options.optimized_model_filepath = str(path)
-    options.log_severity_level = 3  # it warns of constants that are of no use any more, one by one
-    InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    simplify_file(path)
     model = onnx.load(str(path))
     used = {node.domain for node in model.graph.node}
     plain = [each for each in model.opset_import if each.domain in used]
