@@ -116,6 +116,28 @@ def test_a_signal_ends_a_worker_while_its_model_is_loaded(tmp_path: Path, waitin
         assert process.wait(30) == 0
 
 
+LOSING = """
+import os, signal
+import numpy as np
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)  # what its handler raises here is printed, and goes no further
+        sum(range(1000))
+def make():
+    Ends()
+    return lambda rows: np.zeros((len(rows), 10), np.float32)
+"""
+
+
+def test_a_signal_whose_exit_is_lost_while_its_model_is_loaded_ends_a_worker_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "losing.py").write_text(LOSING)
+    command = [sys.executable, "-m", "evenkeel", "worker", "--listen", f"unix:{tmp_path}/w.sock"]
+    done = subprocess.run(
+        [*command, f"--model=python:{tmp_path}/losing.py:make"], timeout=60, check=True, capture_output=True
+    )
+    assert b"Exception ignored in" in done.stderr
+
+
 def test_a_model_whose_passes_fail_is_not_ready_and_the_log_says_where_it_fails(tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
 

@@ -23,7 +23,7 @@ from evenkeel.backends.worker.server import serve
 from evenkeel.delays.text import parse_delay
 from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.logs import log_to_stderr
-from evenkeel.processes import ENDING_SIGNALS, end_by_signal, end_with_parent, heeded
+from evenkeel.processes import ENDING_SIGNALS, asked_to_end, end_by_signal, end_with_parent, heeded
 
 __all__ = ["load_models", "main", "run_worker", "serve_models"]
 
@@ -106,6 +106,8 @@ async def _serve_until_signal(models: Sequence[Model], config: WorkerConfig, key
     for number in ENDING_SIGNALS:
         if heeded(number):
             loop.add_signal_handler(number, stop.set)
+    if asked_to_end():
+        stop.set()
     await serve_models(models, config, key, stop, _announce)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.processes import ENDING_SIGNALS, heeded
+from evenkeel.processes import ENDING_SIGNALS, asked_to_end, heeded
 from evenkeel.serving.front.access import Guard
 from evenkeel.serving.http.app import App
 from evenkeel.serving.http.connection import HttpServer
@@ -312,6 +312,8 @@ def _heed_signals(stop: asyncio.Event, abort: asyncio.Event) -> list[signal.Sign
         with suppress(ValueError, RuntimeError):
             asyncio.get_running_loop().add_signal_handler(number, heed)
             taken.append(number)
+    if taken and asked_to_end():  # before there was anybody to heed it
+        stop.set()
     return taken
 
 
