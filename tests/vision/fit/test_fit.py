@@ -802,6 +802,58 @@ def test_a_classifier_that_knows_nothing_at_the_side_of_a_tile_is_noticed(
         assert len(compared) == (2 if weights_from == "auto" else 0)
 
 
+def test_late_blocks_of_the_classifier_are_left_out_where_that_agrees_more(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cost is chosen so that only without its blocks the classifier sees more than every second pixel."""
+    from evenkeel.vision.fit import fit as fit_module, size as size_module
+
+    model = onnx.load(str(folder / "colours.onnx"))
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 64
+    first = np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)
+    model.graph.initializer.extend([numpy_helper.from_array(first, "f"), numpy_helper.from_array(0 * first, "z")])
+    head = list(model.graph.node)
+    head[0].input[0] = "at 2"
+    blocks = [helper.make_node("Conv", ["x", "f"], ["at 0"])]
+    for number in (0, 1):
+        blocks.append(helper.make_node("Conv", [f"at {number}", "z"], [f"branch {number}"]))
+        blocks.append(helper.make_node("Add", [f"at {number}", f"branch {number}"], [f"at {number + 1}"]))
+    del model.graph.node[:]
+    model.graph.node.extend([*blocks, *head])
+    onnx.save(model, str(tmp_path / "colours.onnx"))
+    (tmp_path / "images.npz").write_bytes((folder / "images.npz").read_bytes())
+
+    def cost(run: object, network: torch.nn.Module, side: int, grid: int, *_: object) -> float:
+        return 1e9 * (side / 39) ** 2 * (1 - 0.25 * network.graph.left_out)  # type: ignore[union-attr, operator]
+
+    monkeypatch.setattr(size_module, "_cost_of", cost)
+    tried: list[size_module.Size] = []
+
+    def agrees(run: object, size: size_module.Size, *_: object) -> float:
+        tried.append(size)
+        return 0.5 + 0.1 * size.left_out
+
+    monkeypatch.setattr(fit_module._FitRun, "_tried", agrees)
+    result = run(tmp_path, tmp_path / "out", "--epochs", "1", "--weights", "classifier")
+    assert result.exit_code == 0, result.output
+    assert [(size.side, size.left_out) for size in tried] == [(36, 0), (44, 1), (52, 2)]
+    card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
+    assert card.notes["residual_blocks_left_out"] == 2
+    assert card.notes["size"] == "the classifier's own weights without its last 2 residual blocks, tiles of 52 pixels"
+    assert card.notes["agreement_when_compared"][card.notes["size"]] == 0.7
+    assert card.agreement is not None
+    assert card.agreement.value > 0.95
+    # Going on: with the same blocks left out, without a comparison.
+    again = run(tmp_path, tmp_path / "out", "--epochs", "1", "--weights", "classifier", "--resume")
+    assert again.exit_code == 0, again.output
+    assert load_card(tmp_path / "out" / "colours-collage-3x3.json").sha256 == card.sha256
+    more = run(tmp_path, tmp_path / "more", "--epochs", "0.1", "--start", str(tmp_path / "out"))
+    assert more.exit_code == 0, more.output
+    assert load_card(tmp_path / "more" / "colours-collage-3x3.json").notes["residual_blocks_left_out"] == 2
+    assert len(tried) == 3
+
+
 def test_a_classifier_that_cannot_be_trained_is_fitted_with_fresh_weights_and_the_reason_is_said(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -141,6 +141,29 @@ def test_the_classifier_itself_reads_tiles_as_large_as_the_cost_allows(
     assert len(reported) <= module.max_own_measured(224, 224)
 
 
+def test_what_blocks_cost_that_are_left_out_goes_into_the_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of four blocks is a fifth of the cost; without them a side may be found that is larger, or none."""
+    measured: list[Size] = []
+
+    def network(self: Size, classifier: object) -> torch.nn.Module:
+        measured.append(self)
+        return torch.nn.Identity()
+
+    def cost(run: object, network: object, side: int, grid: int, *_: object) -> float:
+        return (1 - measured[-1].left_out / 5) * (grid * side / 224) ** 2
+
+    monkeypatch.setattr(module, "_cost_of", cost)
+    monkeypatch.setattr(Size, "network", network)
+    whole, _ = choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]
+    less, _ = choose_own_side(Classifier(), 3, 0.6, left_out=2, above=whole.side)  # type: ignore[arg-type]
+    assert (whole.left_out, less.left_out) == (0, 2)
+    assert whole.side < less.side <= whole.side * (5 / 3) ** 0.5 + 4
+    with pytest.raises(ConfigurationError, match=f"at {less.side + 4} pixels a tile its pass costs"):
+        choose_own_side(Classifier(), 3, 0.6, left_out=2, above=less.side)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="tiles below 228 say too little"):
+        choose_own_side(Classifier(), 3, 0.6, above=224)  # type: ignore[arg-type]
+
+
 def test_tiles_that_would_be_too_small_are_not_given_to_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_cost_of", lambda run, network, side, grid, *_: (grid * side / 224) ** 2)
     monkeypatch.setattr(Size, "network", lambda self, classifier: torch.nn.Identity())

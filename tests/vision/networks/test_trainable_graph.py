@@ -291,6 +291,56 @@ def test_a_vision_transformer_is_resampled_or_refused(tmp_path: Path, free: bool
         made.resize(24, 16)
 
 
+def residual_network(blocks: int) -> onnx.ModelProto:
+    """A convolution, `blocks` residual blocks, and one that changes its shortcut too; a Gelu by a tanh ends each."""
+    constants: dict[str, NDArray[Any]] = {"s": drawn(6, 4, 1, 1), "cube": np.float32(3), "tenth": np.float32(0.1)}
+    nodes = [helper.make_node("Conv", ["x", "s"], ["at 0"])]
+    for number in range(blocks + 1):
+        start, kept = f"at {number}", f"at {number}"
+        for part in ("a", "b", "shortcut"):
+            constants[f"{part} {number}"] = drawn(6, 6, 1, 1) / 6
+        inner = [
+            helper.make_node("Conv", [start, f"a {number}"], [f"inner {number}"]),
+            helper.make_node("Relu", [f"inner {number}"], [f"positive {number}"]),
+            helper.make_node("Conv", [f"positive {number}", f"b {number}"], [f"branch {number}"]),
+        ]
+        if number == blocks:
+            kept = "changed"
+            inner.append(helper.make_node("Conv", [start, f"shortcut {number}"], [kept]))
+        pair = [f"branch {number}", kept] if number % 2 else [kept, f"branch {number}"]
+        summed, third, scaled = (f"{what} {number}" for what in ("sum", "third", "scaled"))
+        nodes += [
+            *inner,
+            helper.make_node("Add", pair, [summed]),
+            helper.make_node("Pow", [summed, "cube"], [third]),
+            helper.make_node("Mul", [third, "tenth"], [scaled]),
+            helper.make_node("Add", [summed, scaled], [f"at {number + 1}"]),
+        ]
+    nodes.append(helper.make_node("GlobalAveragePool", [f"at {blocks + 1}"], ["y"]))
+    return graph(nodes, constants)
+
+
+def test_late_residual_blocks_are_left_out() -> None:
+    model = residual_network(3)
+    images = drawn(2, 4, 8, 8)
+    whole = TrainableGraph(model, "x", "y", (1, 4, 8, 8))
+    assert whole.residual_blocks == 3
+    np.testing.assert_allclose(whole(torch.from_numpy(images)).detach(), expected(model, images), rtol=1e-4)
+    for left_out in (1, 2, 3):
+        less = TrainableGraph(model, "x", "y", (1, 4, 8, 8), left_out=left_out)
+        assert (less.residual_blocks, less.left_out) == (3, left_out)
+        without = onnx.ModelProto()
+        without.CopyFrom(model)
+        for number in range(3 - left_out, 3):  # a branch of zeros adds nothing
+            for each in without.graph.initializer:
+                if each.name == f"b {number}":
+                    each.CopyFrom(numpy_helper.from_array(np.zeros((6, 6, 1, 1), np.float32), each.name))
+        np.testing.assert_allclose(less(torch.from_numpy(images)).detach(), expected(without, images), rtol=1e-4)
+        assert len(list(less.parameters())) == len(list(whole.parameters())) - 2 * left_out
+    with pytest.raises(ConfigurationError, match="has 3 residual blocks, 4 are to be left out"):
+        TrainableGraph(model, "x", "y", (1, 4, 8, 8), left_out=4)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_exported_from_it_takes_any_number_of_images(tmp_path: Path) -> None:
     made = TrainableGraph(small_network(1), "x", "y", (1, 3, 8, 8)).eval()

@@ -6,6 +6,7 @@ with its card. Every stage keeps what it has done in the output folder, so that 
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -35,11 +36,11 @@ from evenkeel.vision.fit.loop import (
     agreement,
     answers_of,
     as_tiles_show,
+    begun_as,
     fit_tiles,
     in_bfloat16,
     soft_temperature,
     start_from,
-    weights_of,
     whiten,
 )
 from evenkeel.vision.fit.options import FitOptions, Silent, Watcher
@@ -48,6 +49,7 @@ from evenkeel.vision.fit.serving import write_serving
 from evenkeel.vision.fit.size import Size, choose_own_side, choose_size, max_measured, max_own_measured
 from evenkeel.vision.fit.views import ViewBank
 from evenkeel.vision.networks.architecture import TileNet
+from evenkeel.vision.networks.own_tiles import OwnTiles
 
 __all__ = ["fit"]
 
@@ -58,7 +60,11 @@ _SOFTENED = 5000  # images by which the scores that are taught are softened
 _TRIAL_STEPS = 8  # timed to turn minutes into epochs
 _OWN_TILES = 64  # in a step that trains the classifier's own weights: they are near already, so many small steps help
 _BLENDED = 0.7  # of the steps that train the classifier's own weights
-_COMPARED = 0.05  # of the whole training: how long each of two beginnings is trained to see which is better
+_COMPARED = 0.05  # of the whole training: how long each of several beginnings is trained to see which is better
+_LEFT_OUT = (
+    1 / 3,
+    2 / 3,
+)  # of the residual blocks of the classifier, late ones first: smaller networks that are compared
 _SHOWN_AGAIN = 300  # held-out images that tell what a tile keeps of them
 _EXAMINED = 1000  # held-out images by which they are compared
 
@@ -220,10 +226,10 @@ class _FitRun:
         chosen: dict[int, list[Size]] = {}
         grids = list(options.grids[:1] if options.shared else options.grids)
         for grid in grids:
-            weights = options.weights if options.start is None else weights_of(options.start)
-            own = None if weights == "fresh" else self._own_size(grid)
-            fresh = self._fresh_size(grid) if own is None or weights == "auto" else None
-            chosen[grid] = [size for size in (own, fresh) if size is not None]
+            weights, left_out = (options.weights, None) if options.start is None else begun_as(options.start)
+            own = [] if weights == "fresh" else self._own_sizes(grid, left_out)
+            fresh = [self._fresh_size(grid)] if not own or weights == "auto" else []
+            chosen[grid] = own + fresh
         rivals = {grid: chosen.get(grid, chosen[grids[0]]) for grid in options.grids}
         plan = FitPlan(self.out, identity, {grid: sizes[-1] for grid, sizes in rivals.items()}, rivals=rivals)
         plan.save()
@@ -257,23 +263,40 @@ class _FitRun:
         self.watcher.say(f"{grid}x{grid}: {size}, cost {cost:.2f} measured")
         return size
 
-    def _own_size(self, grid: int) -> Size | None:
-        """Finds the side at which the classifier's own weights are affordable; None, with the reason said, if none."""
-        classifier, options = self.classifier, self.options
-        most = max_own_measured(classifier.height, classifier.width)
+    def _own_sizes(self, grid: int, left_out: int | None) -> list[Size]:
+        """Finds the sides at which the classifier's own weights are affordable: of all of it, and of less of it.
+
+        Without so many late residual blocks as `left_out` says, or without some shares of them, if it is None. None is
+        found, with the reason said, where the cost is too low for all of it.
+        """
+        sizes: list[Size] = []
         try:
-            with self.watcher.stage(f"{grid}x{grid}: measuring the classifier at smaller sides, at most", most) as done:
-                size, cost = choose_own_side(classifier, grid, options.cost, options.precision, done)
+            sizes.append(self._own_size(grid, left_out or 0, 0))
         except ConfigurationError as error:
-            if options.weights == "classifier":
+            if self.options.weights == "classifier":
                 raise
             self.watcher.say(f"{grid}x{grid}: fresh weights, since {error}")
-            return None
+        if sizes and left_out is None:
+            network = sizes[0].network(self.classifier)
+            assert isinstance(network, OwnTiles)
+            blocks = network.graph.residual_blocks
+            for less in sorted({math.ceil(share * blocks) for share in _LEFT_OUT} - {0}):
+                with suppress(ConfigurationError):  # no larger side is affordable without them
+                    sizes.append(self._own_size(grid, less, sizes[-1].side))
+        return sizes
+
+    def _own_size(self, grid: int, left_out: int, above: int) -> Size:
+        classifier, options = self.classifier, self.options
+        most = max_own_measured(classifier.height, classifier.width)
+        without = f" without {left_out} blocks" if left_out else ""
+        stage = f"{grid}x{grid}: measuring the classifier{without} at smaller sides, at most"
+        with self.watcher.stage(stage, most) as done:
+            size, cost = choose_own_side(classifier, grid, options.cost, options.precision, done, left_out, above)
         self.watcher.say(f"{grid}x{grid}: {size}, cost {cost:.2f} measured")
         return size
 
     def choose_weights(self, plan: FitPlan, bank: ViewBank, held: AnsweredImages) -> None:
-        """Trains both candidates of a grid for a while, where there are two; the plan keeps what agrees more."""
+        """Trains the candidates of a grid for a while, where there are several; the plan keeps what agrees most."""
         for size in sorted({size for sizes in plan.rivals.values() for size in sizes if size.own}):
             self._show_untrained(size, held)
         found: dict[tuple[Size, ...], dict[Size, float]] = {}
@@ -490,6 +513,7 @@ class _FitRun:
             "classifier_sha256": self.classifier.sha256,
             "weights_began_as": "the classifier's own" if size.own else "fresh",
             "size": str(size),
+            **({"residual_blocks_left_out": size.left_out} if size.left_out else {}),
             "channels": list(size.widths),
             "coarse": size.coarse,
             "trained_on": f"{self.learned_from} in {bank.views} views, scored by the classifier; no labels",

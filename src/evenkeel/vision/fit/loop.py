@@ -34,13 +34,13 @@ __all__ = [
     "agreement",
     "answers_of",
     "as_tiles_show",
+    "begun_as",
     "fit_tiles",
     "in_bfloat16",
     "shrink",
     "soft_temperature",
     "standardise",
     "start_from",
-    "weights_of",
     "whiten",
 ]
 
@@ -286,17 +286,21 @@ def whiten(network: TileNet, bank: ViewBank, side: int) -> None:
 
 def _form(network: TileReader) -> dict[str, Any]:
     """Gives what a checkpoint has to say of a network, beside the shapes of its weights."""
-    return {"halvings": network.halvings} if isinstance(network, TileNet) else {"weights": "classifier"}
+    if isinstance(network, TileNet):
+        return {"halvings": network.halvings}
+    left_out = network.graph.left_out
+    return {"weights": "classifier", **({"left_out": left_out} if left_out else {})}
 
 
-def weights_of(folder: Path) -> Literal["fresh", "classifier"]:
-    """Tells with which weights the fit in `folder` began.
+def begun_as(folder: Path) -> tuple[Literal["fresh", "classifier"], int]:
+    """Tells with which weights the fit in `folder` began, and how many residual blocks of the classifier it left out.
 
     Raises:
         ConfigurationError: a checkpoint in it is damaged.
     """
-    about = [load_checkpoint(path, "about")["about"] for path in folder.glob("*.checkpoint")]
-    return "classifier" if any(each.get("weights") == "classifier" for each in about) else "fresh"
+    about = [load_checkpoint(path, "about")["about"] for path in sorted(folder.glob("*.checkpoint"))]
+    own = [each for each in about if each.get("weights") == "classifier"]
+    return ("classifier", int(own[0].get("left_out", 0))) if own else ("fresh", 0)
 
 
 def start_from(network: TileReader, folder: Path) -> None:

@@ -87,7 +87,8 @@ class FitPlan:
 
 def _size(raw: dict[str, Any]) -> Size:
     widths = tuple(int(width) for width in raw["widths"])
-    return Size(widths, int(raw["side"]), bool(raw.get("coarse", False)), bool(raw.get("own", False)))
+    coarse, own = bool(raw.get("coarse", False)), bool(raw.get("own", False))
+    return Size(widths, int(raw["side"]), coarse, own, int(raw.get("left_out", 0)))
 
 
 def identity_of(classifier: BlackBox, images: ImageSet, more: ImageSet | None, options: FitOptions) -> dict[str, Any]:

@@ -33,22 +33,27 @@ _LEAST_OWN = 32  # pixels along a tile; below, most classifiers' last maps are o
 class Size:
     """Holds the channels of a tile network's three blocks, its tile's side in pixels, and whether it is coarse.
 
-    One that is `own` is the classifier itself at that side, and has the classifier's channels.
+    One that is `own` is the classifier itself at that side, with the classifier's channels, but perhaps without the
+    last of its residual blocks, as many as are `left_out`.
     """
 
     widths: tuple[int, ...]
     side: int = 32
     coarse: bool = False
     own: bool = False
+    left_out: int = 0
 
     def __str__(self) -> str:
         if self.own:
-            return f"the classifier's own weights, tiles of {self.side} pixels"
+            without = f" without its last {self.left_out} residual blocks" if self.left_out else ""
+            return f"the classifier's own weights{without}, tiles of {self.side} pixels"
         return f"channels {self.widths}, {'coarse ' if self.coarse else ''}tiles of {self.side} pixels"
 
     def network(self, classifier: BlackBox) -> TileNet | OwnTiles:
         """Makes a network of this size, for the classes of `classifier`, or with its weights."""
-        return OwnTiles(classifier, self.side, FIT_MEAN, FIT_STD) if self.own else self.fresh(classifier.classes)
+        if self.own:
+            return OwnTiles(classifier, self.side, FIT_MEAN, FIT_STD, self.left_out)
+        return self.fresh(classifier.classes)
 
     def fresh(self, classes: int) -> TileNet:
         """Makes a network of this size with weights drawn at random."""
@@ -150,24 +155,34 @@ def choose_own_side(
     cost: float,
     precision: str = "int8",
     report: Callable[[int], object] = lambda done: None,
+    left_out: int = 0,
+    above: int = 0,
 ) -> tuple[Size, float]:
     """Finds the largest side at which the classifier itself reads the tiles of a collage at `cost`; gives its cost too.
 
-    Arguments as for `choose_size`.
+    Args:
+        classifier: the user's.
+        grid: as for `choose_size`, as are `cost`, `precision` and `report`.
+        cost: see there.
+        precision: see there.
+        report: see there.
+        left_out: of its late residual blocks; what they cost goes into the side.
+        above: pixels; only larger sides will do.
 
     Raises:
         ConfigurationError: its graph cannot be trained, or even the smallest tiles cost more.
     """
     longest = math.isqrt(classifier.height * classifier.width)
-    sides = list(range(_LEAST_OWN, longest + 1, _OWN_STEP))
+    least = max(_LEAST_OWN, above // _OWN_STEP * _OWN_STEP + _OWN_STEP)
+    sides = list(range(least, longest + 1, _OWN_STEP))
     low, high, found = -1, len(sides), math.nan
     too_small: ConfigurationError | None = None
-    why = f"the classifier takes images of {longest} pixels, and tiles below {_LEAST_OWN} say too little"
+    why = f"the classifier takes images of {longest} pixels, and tiles below {least} say too little"
     while high - low > 1:
         # A pass costs what its pixels do: the first guess is mostly right, so that few sides are measured.
         guess = math.isqrt(int(cost * classifier.height * classifier.width / grid**2)) // _OWN_STEP * _OWN_STEP
         middle = sides.index(guess) if low == -1 and high == len(sides) and guess in sides else (low + high) // 2
-        size = Size((), sides[middle], own=True)
+        size = Size((), sides[middle], own=True, left_out=left_out)
         report(1)
         try:
             network = size.network(classifier).eval()
@@ -186,7 +201,7 @@ def choose_own_side(
         raise ConfigurationError(f"{too_small}; and {why}, where {cost:g} is allowed")
     if low < 0:
         raise ConfigurationError(f"the classifier cannot read {grid}x{grid} tiles itself at cost {cost:g}: {why}")
-    return Size((), sides[low], own=True), found
+    return Size((), sides[low], own=True, left_out=left_out), found
 
 
 def max_own_measured(height: int, width: int) -> int:

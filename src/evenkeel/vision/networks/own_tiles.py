@@ -18,9 +18,11 @@ class OwnTiles(nn.Module):
         side: pixels along one side of a tile.
         mean: of what the tiles were normalised with.
         std: of the same.
+        left_out: late residual blocks of the classifier that are passed by; see `TrainableGraph`.
 
     Raises:
-        ConfigurationError: its graph cannot be trained, or cannot take images of this side; the message says why.
+        ConfigurationError: its graph cannot be trained, cannot take images of this side, or has fewer such blocks; the
+            message says why.
     """
 
     factor: Tensor
@@ -28,11 +30,13 @@ class OwnTiles(nn.Module):
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, classifier: BlackBox, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, classifier: BlackBox, side: int, mean: tuple[float, ...], std: tuple[float, ...], left_out: int = 0
+    ) -> None:
         super().__init__()
         form = classifier.form
         self.graph = TrainableGraph.load(
-            classifier.path, classifier.input_name, classifier.output_name, form.shape, form.layout
+            classifier.path, classifier.input_name, classifier.output_name, form.shape, form.layout, left_out
         )
         self.graph.resize(side, side)
         self.colours, self.layout = form.colours, form.layout

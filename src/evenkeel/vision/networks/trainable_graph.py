@@ -30,6 +30,7 @@ _LEARNED = {
     *((kind, place) for kind in ("MatMul", "Add", "Mul", "Sub") for place in (0, 1)),
     ("InstanceNormalization", 1), ("InstanceNormalization", 2), ("PRelu", 1),
 }  # fmt: skip
+_LAYERS = ("Conv", "Gemm", "MatMul")
 _SHAPED = ("Reshape", "Expand", "ConstantOfShape")  # what they give is of a shape that another input says
 _BEHIND_SCORES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze")  # may stand between a softmax and the output
 
@@ -58,13 +59,26 @@ class TrainableGraph(nn.Module):
         output_name: of the scores.
         shape: of one image as the graph takes it, with a first axis of 1.
         layout: of the same.
+        left_out: residual blocks that are passed by, counted from the last; a block is what an addition adds to the
+            very map that it was computed from.
+
+    Attributes:
+        residual_blocks: that the whole graph has.
+        left_out: of those.
 
     Raises:
-        ConfigurationError: the graph holds what cannot be trained: control flow, operators that are not known.
+        ConfigurationError: the graph holds what cannot be trained: control flow, operators that are not known; or has
+            fewer residual blocks than are to be left out.
     """
 
     def __init__(
-        self, model: ModelProto, input_name: str, output_name: str, shape: Sequence[int], layout: Layout = "NCHW"
+        self,
+        model: ModelProto,
+        input_name: str,
+        output_name: str,
+        shape: Sequence[int],
+        layout: Layout = "NCHW",
+        left_out: int = 0,
     ) -> None:
         super().__init__()
         if model.functions:
@@ -78,7 +92,12 @@ class TrainableGraph(nn.Module):
         steps = _needed(_steps(model.graph.node, constants, opset), output_name)
         self._output = output_name
         _check(steps)
-        self._steps = _with_own_padding(_folded(_without_softmax(steps, output_name), constants), constants)
+        steps = _with_own_padding(_folded(_without_softmax(steps, output_name), constants), constants)
+        blocks = _residual_blocks(steps)
+        self.residual_blocks, self.left_out = len(blocks), left_out
+        if left_out > len(blocks):
+            raise ConfigurationError(f"the graph has {len(blocks)} residual blocks, {left_out} are to be left out")
+        self._steps = _needed(_passed_by(steps, blocks[len(blocks) - left_out :]), output_name)
         used = list(dict.fromkeys(name for step in self._steps for name in step.inputs if name in constants))
         learned = {
             name
@@ -106,8 +125,16 @@ class TrainableGraph(nn.Module):
         self.resize(*self._shape[self._height_at : self._height_at + 2])
 
     @classmethod
-    def load(cls, path: Path, input_name: str, output_name: str, shape: Sequence[int], layout: Layout = "NCHW") -> Self:
-        """Reads the graph in `path`, weights in files beside it included.
+    def load(
+        cls,
+        path: Path,
+        input_name: str,
+        output_name: str,
+        shape: Sequence[int],
+        layout: Layout = "NCHW",
+        left_out: int = 0,
+    ) -> Self:
+        """Reads the graph in `path`, weights in files beside it included; arguments as the class has them.
 
         Raises:
             ConfigurationError: it cannot be read, or holds what cannot be trained.
@@ -117,7 +144,7 @@ class TrainableGraph(nn.Module):
         except Exception as error:  # protobuf's and onnx's own errors have no common base
             raise ConfigurationError(f"{path} cannot be read as an ONNX model: {error}") from error
         try:
-            return cls(model, input_name, output_name, shape, layout)
+            return cls(model, input_name, output_name, shape, layout, left_out)
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: {error}") from error
 
@@ -409,6 +436,34 @@ def _needed(steps: list[_GraphNode], output: str) -> list[_GraphNode]:
             wanted.update(step.inputs)
             kept.append(step)
     return kept[::-1]
+
+
+def _residual_blocks(steps: list[_GraphNode]) -> list[tuple[int, str]]:
+    """Finds additions of a map to what layers made of it: their places, and the map's name, in a pass's order."""
+    before: dict[str, int] = {}  # of each value, the steps that it was computed by: a bit for each
+    made: dict[str, int] = {}
+    layers, blocks = 0, []
+    for place, step in enumerate(steps):
+        seen = 1 << place
+        for name in step.inputs:
+            seen |= before.get(name, 0)
+        layers |= (step.kind in _LAYERS) << place
+        if step.kind == "Add" and all(name in made for name in step.inputs):
+            for kept, branch in (step.inputs, step.inputs[::-1]):
+                # Without a layer it is a part of an activation, such as that of a Gelu by a tanh.
+                if before[branch] >> made[kept] & 1 and before[branch] & ~before[kept] & layers:
+                    blocks.append((place, kept))
+        for name in step.outputs:
+            before[name], made[name] = seen, place
+    return blocks
+
+
+def _passed_by(steps: list[_GraphNode], blocks: Iterable[tuple[int, str]]) -> list[_GraphNode]:
+    """Makes each of the `blocks` hand on the map that it would have added to."""
+    changed = list(steps)
+    for place, name in blocks:
+        changed[place] = replace(steps[place], kind="Identity", inputs=(name,))
+    return changed
 
 
 def _check(steps: list[_GraphNode]) -> None:
