@@ -697,6 +697,10 @@ def test_rare_classes_are_told_apart_and_not_filled_wrongly(folder: Path, tmp_pa
     assert card.largest_class_share == pytest.approx(0.96, abs=0.03)
     assert card.agreement.value > 0.9 > card.agreement_elsewhere.value
     assert {row[0] for row in card.notes["agreement_by_class"]} == {"3", "4"}
+    shares, least, agrees = zip(*card.notes["agreement_of_surest"], strict=True)
+    assert shares == (0.9, 0.7, 0.5)
+    assert least == tuple(sorted(least))
+    assert f"{agrees[1]:.1%} of the surest 70% (from {least[1]:.2f} on)" in result.output
     assert card.min_confidence > 0
     assert card.notes["above_min_confidence"]["elsewhere_filled_wrongly"] <= 3
     assert "3 is 9" in result.output

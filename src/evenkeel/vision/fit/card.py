@@ -34,6 +34,7 @@ from evenkeel.vision.networks.export import file_sha256, fold_norms, machine_nam
 __all__ = ["AnsweredImages", "class_lines", "summary", "write_model"]
 
 _WEAKEST = 5  # classes
+_SUREST = (0.9, 0.7, 0.5)  # shares of the fills, whose agreement is shown
 _SEEN = 100  # collages that set the scales of 8-bit convolutions
 
 
@@ -160,6 +161,11 @@ def class_lines(card: ModelCard) -> list[str]:
         "  lowest by class: "
         + ", ".join(f"{name} {agreed / images:.0%} of {images:,}" for name, images, agreed in weakest)
     )
+    surest = [
+        f"{agrees:.1%} of the surest {share:.0%} (from {least:.2f} on)"
+        for share, least, agrees in card.notes["agreement_of_surest"]
+    ]
+    lines.append(f"  by confidence: {', '.join(surest)} agree")
     if card.agreement.low <= card.largest_class_share:
         lines.append(
             f"WARNING: always saying {largest} would agree in {card.largest_class_share:.1%}; the fills do hardly more"
@@ -217,7 +223,8 @@ def _with_quality(session: ModelSession, card: ModelCard, shown: AnsweredImages)
     how = f"{len(cells):,} {shown.kind} images in shuffled full {card.grid}x{card.grid} collages"
     classes = by_class(answers, found)
     others = answers != classes.largest
-    passing = ScoreForm.from_card(card).confidences(scores) >= card.min_confidence
+    confidences = ScoreForm.from_card(card).confidences(scores)
+    passing = confidences >= card.min_confidence
     by_name = [[card.classes[each], classes.images[each], classes.agreed[each]] for each in classes.images]
     return replace(
         card,
@@ -231,6 +238,7 @@ def _with_quality(session: ModelSession, card: ModelCard, shown: AnsweredImages)
         | {
             "largest_class": card.classes[classes.largest],
             "agreement_by_class": by_name,  # name, images that the classifier gives it, fills that agree
+            "agreement_of_surest": _of_surest(confidences, found == answers),  # share, least confidence, agreement
             "above_min_confidence": {
                 "filled": round(float(passing.mean()), 5),
                 "agreement": round(float((found == answers)[passing].mean()), 5) if passing.any() else None,
@@ -239,6 +247,16 @@ def _with_quality(session: ModelSession, card: ModelCard, shown: AnsweredImages)
             },
         },
     )
+
+
+def _of_surest(confidences: NDArray[np.floating[Any]], agreed: NDArray[np.bool_]) -> list[list[float]]:
+    """Gives rows of a share of the fills, the surest; the lowest confidence among them; and how many of them agree."""
+    order = np.argsort(-confidences, kind="stable")
+    rows = []
+    for share in _SUREST:
+        chosen = order[: math.ceil(share * len(order))]
+        rows.append([share, round(float(confidences[chosen[-1]]), 4), round(float(agreed[chosen].mean()), 5)])
+    return rows
 
 
 def _collage_scores(
