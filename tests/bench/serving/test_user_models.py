@@ -1,6 +1,7 @@
 """An experiment with a user's own classifier and collages."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,17 @@ def test_the_models_of_a_fit_are_what_is_served_and_compared_with_its_own_answer
     assert raw["model"] == str(fitted / "cifar10-base.json")
     assert raw["codes"] == ["replicate", str(fitted / "cifar10-collage-3x3.json")]
     read_config(raw)  # a server takes it, in whatever folder
+    assert own.held_back == ()
+
+
+def test_fills_that_a_card_holds_back_are_told(fitted: Path) -> None:
+    path = fitted / "cifar10-collage-3x3.json"
+    card = json.loads(path.read_text(encoding="utf-8"))
+    card["min_confidence"] = 0.875
+    card["notes"]["above_min_confidence"] = {"filled": 0.25}
+    path.write_text(json.dumps(card), encoding="utf-8")
+    (told,) = UserModels.read(fitted / "cifar10-base.json", fitted / "images.npz").held_back
+    assert told.startswith("cifar10-collage-3x3 fills only from confidence 0.88 on, 25.0% of them in the fit: ")
 
 
 def test_a_slow_model_gets_slow_delays_so_that_its_passes_fit_on_the_machine(

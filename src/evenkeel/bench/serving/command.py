@@ -151,6 +151,8 @@ def run_demo(arguments: DemoArguments) -> None:
     )
     if own is not None:
         console.print(f"A pass of {own.name} takes {own.pass_ms:.1f} ms. Right is what it answers itself at full size.")
+        for line in own.held_back:
+            console.print(line, highlight=False, markup=False)
     console.print()
     runs = _run(console, experiment, _DEMO_POLICIES)
     if outputs.report is None:

@@ -11,6 +11,7 @@ from evenkeel.arrays import Array
 from evenkeel.errors import ConfigurationError
 from evenkeel.images.image_set import read_images
 from evenkeel.models.black_box import BlackBox
+from evenkeel.models.cards import load_card
 from evenkeel.serving.config import read_config
 
 __all__ = ["UserModels"]
@@ -31,6 +32,7 @@ class UserModels:
         images: [n, ...] as the server takes them.
         answers: its own [n], which fills are compared with.
         pass_ms: processor time of one pass.
+        held_back: in words, of each collage whose card lets only sure fills through.
     """
 
     card: Path
@@ -39,6 +41,7 @@ class UserModels:
     images: Array
     answers: Array
     pass_ms: float
+    held_back: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, card: Path, images: Path, split: str | None = None) -> Self:
@@ -83,7 +86,8 @@ class UserModels:
         if classifier.layout == "NCHW":
             pixels = pixels.transpose(0, 3, 1, 2)
         pixels = np.ascontiguousarray(pixels, np.uint8 if classifier.datatype == "UINT8" else np.float32)
-        return cls(card.resolve(), classifier.card.name, codes, pixels, answers, classifier.latency_ms(_TIMED))
+        pass_ms, held_back = classifier.latency_ms(_TIMED), tuple(filter(None, map(_held_back, codes)))
+        return cls(card.resolve(), classifier.card.name, codes, pixels, answers, pass_ms, held_back)
 
 
 def _absolute(code: Any, folder: Path) -> Any:
@@ -91,3 +95,16 @@ def _absolute(code: Any, folder: Path) -> Any:
     if isinstance(code, dict):
         return {name: _absolute(value, folder) if name == "model" else value for name, value in code.items()}
     return str((folder / code).resolve()) if (folder / str(code)).is_file() else code
+
+
+def _held_back(code: Any) -> str | None:
+    """Says which fills of a code the card of its model holds back; None where it has no card, or uses all of them."""
+    path = Path(str(code.get("model") if isinstance(code, dict) else code))
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    card = load_card(path)
+    if not card.min_confidence:
+        return None
+    passing = card.notes.get("above_min_confidence", {}).get("filled")
+    share = "" if passing is None else f", {passing:.1%} of them in the fit"
+    return f"{card.name} fills only from confidence {card.min_confidence:.2f} on{share}: its card's min_confidence."
