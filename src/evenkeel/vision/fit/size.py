@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from evenkeel.errors import ConfigurationError
+from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.measure import ModelSession, interleaved_latencies_ms
 from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
@@ -175,7 +175,15 @@ def choose_own_side(
             too_small = error
             low, high = (low, middle) if found >= 0 else (middle, high)
             continue
-        measured = _cost_of(classifier.one_pass(), network, size.side, grid, precision)
+        try:
+            measured = _cost_of(classifier.one_pass(), network, size.side, grid, precision)
+        except (EvenkeelError, OSError):
+            raise
+        except Exception as error:  # those of the exporter, the quantiser and ONNX Runtime have no common base
+            first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise ConfigurationError(
+                f"the classifier's graph cannot be written again for tiles of {size.side} pixels: {first}"
+            ) from error
         if measured <= cost * _MARGIN:
             low, found = middle, measured
         else:
