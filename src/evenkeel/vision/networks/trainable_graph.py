@@ -14,12 +14,14 @@ from typing import Any, Self, cast
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, helper, inliner, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 from torch import Tensor, nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import Layout
-from evenkeel.vision.networks.graph_operators import OPERATORS, Attributes, filled
+from evenkeel.vision.networks.graph_integers import INTEGER_KINDS, of_floats
+from evenkeel.vision.networks.graph_operators import OPERATORS, Attributes, filled, margins
+from evenkeel.vision.networks.graph_resize import resized, sizes_of_resize
 from evenkeel.vision.networks.reshape_alike import reshaped_alike
 
 __all__ = ["TrainableGraph"]
@@ -30,7 +32,27 @@ _LEARNED = {
     *((kind, place) for kind in ("MatMul", "Add", "Mul", "Sub") for place in (0, 1)),
     ("InstanceNormalization", 1), ("InstanceNormalization", 2), ("PRelu", 1),
 }  # fmt: skip
-_SHAPED = ("Reshape", "Expand", "ConstantOfShape")  # what they give is of a shape that another input says
+_SHAPED = (
+    "Reshape",
+    "Expand",
+    "ConstantOfShape",
+    "Range",
+    "Tile",
+    "Resize",
+    "Upsample",
+)  # other inputs say the shape they give
+_ON_RAW = (
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)  # keep pixels
+_INTEGERS = (TensorProto.UINT8, TensorProto.INT8)
 _BEHIND_SCORES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze")  # may stand between a softmax and the output
 
 
@@ -75,7 +97,8 @@ class TrainableGraph(nn.Module):
         self._input, self._shape = input_name, tuple(shape)
         self._height_at = 2 if layout == "NCHW" else 1
         constants = {each.name: _tensor(numpy_helper.to_array(each)) for each in model.graph.initializer}
-        steps = _needed(_steps(model.graph.node, constants, opset), output_name)
+        pixels = {each.name for each in model.graph.input if each.type.tensor_type.elem_type in _INTEGERS}
+        steps = _needed(_steps(model.graph.node, constants, opset, pixels), output_name)
         self._output = output_name
         _check(steps)
         self._steps = _with_own_padding(_folded(_without_softmax(steps, output_name), constants), constants)
@@ -96,7 +119,7 @@ class TrainableGraph(nn.Module):
                 self.register_buffer(self._places[name], constants[name].clone())
         self._global: set[int] = set()  # pools that take the whole map
         self._reshaped: dict[int, tuple[list[int], list[int]]] = {}  # at the graph's own size: from, to
-        self._targets: dict[int, list[int]] = {}  # at the present size; -1: the axis that grows with the images
+        self._targets: dict[int, list[int]] = {}  # at the present size; below zero: so many for each image
         self._known: dict[str, Tensor] = {}  # what follows from shapes alone
         with torch.no_grad():
             try:  # with two images it shows which axes grow with them
@@ -141,7 +164,7 @@ class TrainableGraph(nn.Module):
         self._targets = {}
         for place, found in two.shapes.items():
             grows = [small != large for small, large in zip(found, three.shapes[place], strict=True)]
-            self._targets[place] = [-1 if grow else size for grow, size in zip(grows, found, strict=True)]
+            self._targets[place] = [-(size // 2) if grow else size for grow, size in zip(grows, found, strict=True)]
         self._known = {name: value for name, value in two.integers.items() if torch.equal(value, three.integers[name])}
         self._check_rows(shape)
 
@@ -187,16 +210,27 @@ class TrainableGraph(nn.Module):
                     given = OPERATORS[step.kind](step.attributes, inputs)
             except ConfigurationError:
                 raise
-            except (RuntimeError, ValueError, IndexError, KeyError, AssertionError, TypeError) as error:
+            except (
+                ArithmeticError,
+                AssertionError,
+                IndexError,
+                KeyError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
                 raise ConfigurationError(
                     f"the operator {step} cannot take images of {'x'.join(map(str, images.shape[1:]))}: "
-                    f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                    f"{_first_line(error)}"
                 ) from error
             outputs = [given] if isinstance(given, Tensor) else given
             values.update(zip(step.outputs, outputs, strict=False))
             if look is not None:
                 look.note(step, outputs)
-        return values[self._output].flatten(1)
+        if self._output not in values:
+            raise ConfigurationError(f"its output {self._output!r} does not come from the images")
+        scores = values[self._output]
+        return scores.flatten(1) if scores.ndim > 1 else scores[None]  # one image's may lack their first axis
 
     def _value(self, name: str, values: dict[str, Tensor], known: dict[str, Tensor]) -> Tensor | None:
         if not name:
@@ -220,10 +254,17 @@ class TrainableGraph(nn.Module):
             look.shapes[place] = list(target)
         value = inputs[0]
         if step.kind == "Reshape":
-            return cast(Tensor, value).reshape(target)
-        rows = [images.shape[0] if size == -1 else size for size in target]
+            return cast(Tensor, value).reshape([max(size, -1) for size in target])
+        if step.kind in ("Resize", "Upsample"):
+            return resized(step.attributes, inputs, target)
+        rows = [images.shape[0] * -size if size < 0 else size for size in target]
+        if step.kind == "Range":
+            first, by = (float(cast(Tensor, inputs[which])) for which in (0, 2))
+            return (torch.arange(rows[0], device=images.device) * by + first).to(cast(Tensor, value).dtype)
         if step.kind == "Expand":
             return cast(Tensor, value).expand(rows)
+        if step.kind == "Tile":
+            return cast(Tensor, value).repeat(rows)
         return filled(step.attributes, rows).to(images.device)
 
 
@@ -243,10 +284,14 @@ class _SizeProbe:
 
     def target(self, place: int, step: _GraphNode, inputs: list[Tensor | None]) -> list[int]:
         """Gives the shape that the result of an operator in `_SHAPED` has."""
+        if step.kind in ("Resize", "Upsample"):
+            return self._map_size(place, sizes_of_resize(step.attributes, inputs), cast(Tensor, inputs[0]))
+        if step.kind == "Range":
+            return [len(cast(Tensor, OPERATORS["Range"](step.attributes, inputs)))]
         wanted = inputs[-1]
         assert wanted is not None
         asked = [int(size) for size in wanted.reshape(-1).tolist()]
-        if step.kind == "ConstantOfShape":
+        if step.kind in ("ConstantOfShape", "Tile"):
             return asked
         value = inputs[0]
         assert value is not None
@@ -265,13 +310,24 @@ class _SizeProbe:
             return asked
         return reshaped_alike(*self.graph._reshaped[place], shape, self.rows)
 
+    def _map_size(self, place: int, asked: list[int], value: Tensor) -> list[int]:
+        """Gives the size to scale a map to: in proportion, where an exporter wrote down that of the graph's own."""
+        shape = [int(size) for size in value.shape]
+        if self.first:
+            self.graph._reshaped[place] = (shape, asked)
+            return asked
+        before, after = self.graph._reshaped[place]
+        written = asked[1:] == after[1:] and shape[1:] != before[1:]
+        sized = zip(shape, before, after, strict=True)
+        return [max(1, round(now * then / was)) for now, was, then in sized] if written else asked
+
     def prepared(self, place: int, step: _GraphNode, inputs: list[Tensor | None]) -> list[Tensor | None]:
         """Finds pools over the whole map, and resamples position embeddings."""
         value = inputs[0]
         if self.first and step.kind in ("AveragePool", "MaxPool") and value is not None:
-            sizes = zip(value.shape[2:], step.attributes["kernel_shape"], strict=True)
-            padded = any(step.attributes.get("pads", [0])) and step.attributes.get("count_include_pad", 0)
-            if all(kernel >= size for size, kernel in sizes) and not padded:
+            # With borders it may be one place of several, as a 3x3 pool is over a map that is 3x3 by chance.
+            kernel = step.attributes["kernel_shape"]
+            if list(value.shape[2:]) == list(kernel) and not any(map(any, margins(step.attributes, value, kernel))):
                 self.graph._global.add(place)
         if not self.first and step.kind == "Add" and len(inputs) == 2:
             for constant, other in ((0, 1), (1, 0)):
@@ -353,52 +409,63 @@ def _whole_map(kind: str, images: Tensor) -> Tensor:
 
 def _tensor(array: Any) -> Tensor:
     whole = np.asarray(array)
+    if whole.dtype.name in ("int2", "int4", "uint2", "uint4"):  # of a package of its own, to be held two in a byte
+        whole = whole.astype(np.int8 if whole.dtype.name.startswith("int") else np.uint8)
     if whole.dtype.kind not in "iub":
         whole = whole.astype(np.float32)
     return torch.from_numpy(np.array(whole))
 
 
-def _steps(nodes: Iterable[NodeProto], constants: dict[str, Tensor], opset: int) -> list[_GraphNode]:
-    """Reads the nodes; constants among them go to `constants`, convolutions of integers become ordinary ones."""
+def _steps(
+    nodes: Iterable[NodeProto], constants: dict[str, Tensor], opset: int, pixels: Iterable[str] = ()
+) -> list[_GraphNode]:
+    """Reads the nodes; constants among them go to `constants`, operators on integers become those on floats.
+
+    Args:
+        nodes: in order.
+        constants: the weights.
+        opset: of the graph.
+        pixels: inputs that are of integers.
+
+    Raises:
+        ConfigurationError: one of them cannot be read.
+    """
     steps: list[_GraphNode] = []
+    raw = set(pixels)
     for node in nodes:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
         attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        if kind == "Constant":
-            constants[node.output[0]] = _constant(attributes)
-            continue
-        if isinstance(attributes.get("value"), onnx.TensorProto):
-            attributes["value"] = _tensor(numpy_helper.to_array(attributes["value"]))
-        attributes |= {"opset": opset, "default_axis": 1 if opset < 13 else -1, "outputs": len(node.output)}
         step = _GraphNode(kind, tuple(node.input), tuple(node.output), attributes, node.name)
-        steps += _of_floats(step, constants) if kind == "QLinearConv" else [step]
+        try:
+            if kind == "Constant":
+                constants[node.output[0]] = _constant(attributes)
+                continue
+            if isinstance(attributes.get("value"), onnx.TensorProto):
+                attributes["value"] = _tensor(numpy_helper.to_array(attributes["value"]))
+            attributes |= {"opset": opset, "default_axis": 1 if opset < 13 else -1, "outputs": len(node.output)}
+            if node.input and node.input[0] in raw:
+                if kind in _ON_RAW:
+                    raw.update(node.output)
+                attributes["raw"] = True
+            elif kind == "DequantizeLinear" and node.input[0] in constants:
+                attributes["raw"] = True  # weights, which may be floats of eight bits
+            if kind in INTEGER_KINDS:
+                plain = of_floats((kind, step.inputs, step.outputs, attributes), constants, raw)
+                steps += [_GraphNode(*each, node.name) for each in plain]
+            else:
+                steps.append(step)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"the operator {step} cannot be read: {_first_line(error)}") from error
     return steps
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _constant(attributes: dict[str, Any]) -> Tensor:
     value = next(iter(attributes.values()))
     return _tensor(numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value))
-
-
-def _of_floats(step: _GraphNode, constants: dict[str, Tensor]) -> list[_GraphNode]:
-    """Turns a convolution of 8-bit integers into one of floats with the weights that it stands for."""
-    names = [*step.inputs, ""][:9]
-    _, scale_in, _, weight, scale, zero, scale_out, zero_out, bias = names
-    missing = [name for name in (scale_in, weight, scale, zero) if name not in constants]
-    if missing:
-        raise ConfigurationError(f"the operator {step} has weights that are computed ({', '.join(missing)})")
-    shape = (-1, *([1] * (constants[weight].ndim - 1)))
-    plain = (constants[weight].float() - constants[zero].float().reshape(shape)) * constants[scale].reshape(shape)
-    constants[f"{weight}.floats"] = plain
-    inputs = [names[0], f"{weight}.floats"]
-    if bias:
-        constants[f"{bias}.floats"] = constants[bias].float() * constants[scale_in] * constants[scale]
-        inputs.append(f"{bias}.floats")
-    between = f"{step.outputs[0]}.floats"
-    return [
-        replace(step, kind="Conv", inputs=tuple(inputs), outputs=(between,)),
-        replace(step, kind="QuantizeLinear", inputs=(between, scale_out, zero_out), attributes={}),
-    ]
 
 
 def _needed(steps: list[_GraphNode], output: str) -> list[_GraphNode]:
@@ -442,7 +509,10 @@ def _folded(steps: list[_GraphNode], constants: dict[str, Tensor]) -> list[_Grap
             kept.append(step)
             continue
         inputs = [constants[name] if name else None for name in step.inputs]
-        given = OPERATORS[step.kind](step.attributes, inputs)
+        try:
+            given = OPERATORS[step.kind](step.attributes, inputs)
+        except (ArithmeticError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigurationError(f"the operator {step} cannot be computed: {_first_line(error)}") from error
         outputs = [given] if isinstance(given, Tensor) else given
         constants.update(zip(step.outputs, outputs, strict=False))
     return kept
