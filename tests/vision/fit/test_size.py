@@ -177,3 +177,13 @@ def test_a_graph_that_no_affordable_side_suits_is_told_with_both_reasons(monkeyp
     refusing_below(1000, monkeypatch)
     with pytest.raises(ConfigurationError, match=r"MaxPool cannot take images of 3x\d+x\d+$"):
         choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_exporter_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> float:
+        raise RuntimeError("Exporting the operator is not supported\nand here is the whole graph")
+
+    monkeypatch.setattr(module, "_cost_of", fails)
+    monkeypatch.setattr(Size, "network", lambda self, classifier: torch.nn.Identity())
+    with pytest.raises(ConfigurationError, match=r"written again for tiles of \d+ pixels: .* is not supported$"):
+        choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]
