@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["INTEGER_KINDS", "dequantised", "of_floats"]
 
-Plain = tuple[str, tuple[str, ...], tuple[str, ...], dict[str, Any]]  # kind, inputs, outputs, attributes
+_StepOfGraph = tuple[str, tuple[str, ...], tuple[str, ...], dict[str, Any]]  # kind, inputs, outputs, attributes
 
 _MICROSOFT = "com.microsoft."
 # Operators of one image-like input, its scale and zero point, and those of the output.
@@ -21,7 +21,7 @@ _CONTRIBUTED = ("QGemm", *(f"QLinear{kind}" for kind in (*_OF_ONE, *_OF_TWO, "Co
 INTEGER_KINDS = frozenset((*_ONNX, *(f"{_MICROSOFT}{kind}" for kind in _CONTRIBUTED)))
 
 
-def of_floats(step: Plain, constants: dict[str, Tensor], raw: set[str]) -> list[Plain]:
+def of_floats(step: _StepOfGraph, constants: dict[str, Tensor], raw: set[str]) -> list[_StepOfGraph]:
     """Gives the steps on floats that stand for `step`, of a kind in `INTEGER_KINDS`; weights go to `constants`.
 
     Args:
@@ -34,7 +34,7 @@ def of_floats(step: Plain, constants: dict[str, Tensor], raw: set[str]) -> list[
     """
     kind, inputs, outputs, attributes = step
     name = kind.removeprefix(_MICROSOFT).removeprefix("QLinear")
-    names, before = [*inputs, *[""] * 9], list[Plain]()
+    names, before = [*inputs, *[""] * 9], list[_StepOfGraph]()
 
     def floats(value: str, scale: str, zero: str, axis: int = 0) -> str:
         """Gives the name of what an input stands for."""
@@ -103,7 +103,7 @@ def of_floats(step: Plain, constants: dict[str, Tensor], raw: set[str]) -> list[
     if not scale:  # it gives floats
         return [*before, (plain, tuple(made), outputs, attributes)]
     between = f"{outputs[0]}.floats"
-    bounds: Plain = ("QuantizeLinear", (between, scale, zero), outputs, {})
+    bounds: _StepOfGraph = ("QuantizeLinear", (between, scale, zero), outputs, {})
     return [*before, (plain, tuple(made), (between,), attributes), bounds]
 
 
