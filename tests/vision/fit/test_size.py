@@ -191,6 +191,22 @@ def test_sides_that_the_graph_cannot_take_are_passed_over(least: int, monkeypatc
     assert 0.5 < measured <= 0.6
 
 
+@pytest.mark.parametrize(("grid", "cost", "wanted"), [(2, 0.6, 64), (2, 1.0, 96), (3, 0.6, 32), (1, 1.0, 224)])
+def test_sides_that_halvings_divide_are_found_where_no_others_are_taken(
+    grid: int, cost: float, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network(self: Size, classifier: object) -> torch.nn.Module:
+        if self.side % 32:
+            raise ConfigurationError("the operator Add cannot take maps of 3x3 and 4x4")
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(module, "_cost_of", lambda run, network, side, grid, *_: (grid * side / 224) ** 2)
+    monkeypatch.setattr(Size, "network", network)
+    assert choose_own_side(Classifier(), grid, cost / module._MARGIN)[0].side == wanted  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="cannot take maps"):
+        choose_own_side(Classifier(), 8, 0.6)  # type: ignore[arg-type]
+
+
 def test_a_graph_that_no_affordable_side_suits_is_told_with_both_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     refusing_below(88, monkeypatch)
     with pytest.raises(
@@ -199,4 +215,14 @@ def test_a_graph_that_no_affordable_side_suits_is_told_with_both_reasons(monkeyp
         choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]
     refusing_below(1000, monkeypatch)
     with pytest.raises(ConfigurationError, match=r"MaxPool cannot take images of 3x\d+x\d+$"):
+        choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_exporter_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> float:
+        raise RuntimeError("Exporting the operator is not supported\nand here is the whole graph")
+
+    monkeypatch.setattr(module, "_cost_of", fails)
+    monkeypatch.setattr(Size, "network", lambda self, classifier: torch.nn.Identity())
+    with pytest.raises(ConfigurationError, match=r"written again for tiles of \d+ pixels: .* is not supported$"):
         choose_own_side(Classifier(), 3, 0.6)  # type: ignore[arg-type]

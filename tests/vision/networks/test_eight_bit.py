@@ -88,3 +88,27 @@ def test_nothing_is_computed_in_floats_between_convolutions(tmp_path: Path) -> N
     exact, rounded = (ModelSession.open(tmp_path / name)(images) for name in ("float.onnx", "int.onnx"))
     assert np.abs(rounded - exact).std() < 0.05 * exact.std()
     onnx.checker.check_model(onnx.load(str(tmp_path / "int.onnx")), full_check=True)
+
+
+class _Attending(nn.Module):
+    """Patches that look at each other, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.joined, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 24), nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.patches(images.permute(0, 3, 1, 2).float() / 255).flatten(2).transpose(1, 2)
+        asked, told, value = self.joined(rows).chunk(3, -1)
+        scores: Tensor = self.head((asked @ told.transpose(1, 2)).softmax(-1) @ value).mean(1)
+        return scores
+
+
+def test_products_of_attention_stay_in_floats(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    images = smooth_images(20, 32, 5)
+    write_served(_Attending(), torch.from_numpy(images[:2]), tmp_path / "int.onnx", seen=images)
+    graph = onnx.load(str(tmp_path / "int.onnx")).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    products = [[made_by.get(name) for name in node.input] for node in graph.node if node.op_type == "MatMul"]
+    assert sorted(kinds.count("DequantizeLinear") for kinds in products) == [0, 0, 2, 2]

@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from evenkeel.errors import ConfigurationError
-from evenkeel.vision.networks.trainable_graph import TrainableGraph, _steps, _with_own_padding
+from evenkeel.vision.networks.graph_steps import _steps, _with_own_padding
+from evenkeel.vision.networks.reshape_alike import reshaped_alike
+from evenkeel.vision.networks.trainable_graph import TrainableGraph
 
 FLOATS = NDArray[np.float32]
 RANDOM = np.random.default_rng(0)
@@ -188,6 +190,45 @@ OPERATORS: dict[str, tuple[list[onnx.NodeProto], dict[str, NDArray[Any]]]] = {
             "z": np.zeros(6, np.int8),
         },
     ),
+    "pool as large as its map, with borders": (one("AveragePool", kernel_shape=[8, 8], pads=[4, 4, 3, 3]), {}),
+    "pool of all, named": (one("AveragePool", kernel_shape=[8, 8], auto_pad="VALID"), {}),
+    "resize nearest": (one("Resize", "", "f", mode="nearest"), {"f": np.array([1, 1, 2, 1.5], np.float32)}),
+    "resize as torch": (
+        one("Resize", "", "f", coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+        {"f": np.array([1, 1, 2, 0.5], np.float32)},
+    ),
+    "resize linear": (one("Resize", "", "", "s", mode="linear"), {"s": ints(3, 4, 12, 5)}),
+    "resize linear to corners": (
+        one("Resize", "", "f", mode="linear", coordinate_transformation_mode="align_corners"),
+        {"f": np.array([1, 1, 2, 2], np.float32)},
+    ),
+    "resize cubic": (one("Resize", "", "f", mode="cubic"), {"f": np.array([1, 1, 2, 0.5], np.float32)}),
+    "transposed convolution": (
+        one("ConvTranspose", "w", "b", strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
+        {"w": drawn(4, 6, 3, 3), "b": drawn(6)},
+    ),
+    "einstein": (one("Einsum", "w", equation="nchw,cd->ndhw"), {"w": drawn(4, 6)}),
+    "running sum": (one("CumSum", "a", exclusive=1, reverse=1), {"a": np.int64(1)}),
+    "mean of two": (one("Mean", "c"), {"c": drawn(4, 1, 1)}),
+    "remainder of floats": (one("Mod", "c", fmod=1), {"c": np.float32(0.7)}),
+    "threshold": (one("ThresholdedRelu", alpha=0.3), {}),
+    "wave": (one("Sin"), {}),
+    "clip without bounds": (one("Clip"), {}),
+    "part of a shape": (
+        [
+            helper.make_node("Shape", ["x"], ["s"], start=0, end=2),
+            helper.make_node("Concat", ["s", "m"], ["t"], axis=0),
+            helper.make_node("Reshape", ["x", "t"], ["y"]),
+        ],
+        {"m": ints(-1)},
+    ),
+    "flatten further back": (
+        [
+            helper.make_node("Flatten", ["x"], ["f"], axis=2),
+            helper.make_node("Reshape", ["f", "t"], ["y"]),
+        ],
+        {"t": ints(-1, 256)},
+    ),
     "weights of half precision": (
         [helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT), helper.make_node("Conv", ["x", "f"], ["y"])],
         {"w": W3.astype(np.float16)},
@@ -353,6 +394,126 @@ def test_what_is_exported_from_it_takes_any_number_of_images(tmp_path: Path) -> 
     images = drawn(5, 3, 6, 6)
     scores = onnxruntime.InferenceSession(str(path)).run(["y"], {"x": images})[0]
     np.testing.assert_allclose(scores, made(torch.from_numpy(images)).detach(), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["Tile", "Expand", "Range"])
+def test_what_is_made_for_each_image_is_exported_for_any_number(tmp_path: Path, kind: str) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"], start=0, end=1),
+        helper.make_node("Concat", ["s", "ones"], ["t"], axis=0),
+        helper.make_node("Squeeze", ["s"], ["n"]),
+        helper.make_node("Range", ["zero", "n", "one"], ["r"]),
+        helper.make_node("Gather", ["x", "r"], ["g"]),
+        helper.make_node("Tile" if kind == "Tile" else "Expand", ["token", "t"], ["k"]),
+        helper.make_node("Concat", ["g" if kind == "Range" else "x", "k"], ["c"], axis=1),
+        helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+    ]
+    constants = {"ones": ints(1, 1, 1), "zero": np.int64(0), "one": np.int64(1), "token": drawn(1, 2, 8, 8)}
+    model, images = graph(nodes, constants), drawn(5, 4, 8, 8)
+    made, path = TrainableGraph(model, "x", "y", (1, 4, 8, 8)), tmp_path / "again.onnx"
+    torch.onnx.export(
+        made, (torch.zeros(2, 4, 8, 8),), str(path), input_names=["x"], output_names=["y"],
+        dynamic_axes={"x": {0: "n"}}, opset_version=17, dynamo=False,
+    )  # fmt: skip
+    scores = onnxruntime.InferenceSession(str(path)).run(["y"], {"x": images})[0]
+    np.testing.assert_allclose(scores, expected(model, images), atol=1e-5)
+
+
+def test_a_map_that_is_scaled_to_a_written_size_is_scaled_in_proportion() -> None:
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Resize", ["p", "", "", "s"], ["r"], mode="linear"),
+        helper.make_node("Add", ["x", "r"], ["y"]),
+    ]
+    made = TrainableGraph(graph(nodes, {"s": ints(1, 4, 8, 8)}, (1, 4, 8, 8)), "x", "y", (1, 4, 8, 8))
+    made.resize(12, 12)
+    assert made(torch.zeros(3, 4, 12, 12)).shape == (3, 4 * 12 * 12)
+
+
+def test_the_answer_to_one_image_may_lack_the_axis_of_images() -> None:
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["g"]), helper.make_node("Squeeze", ["g", "a"], ["y"])]
+    model = graph(nodes, {"a": ints(0, 2, 3)}, (1, 4, 8, 8))
+    images = drawn(3, 4, 8, 8)
+    alone = np.concatenate([expected(model, image[None]).reshape(1, 4) for image in images])
+    np.testing.assert_allclose(ours(model, images), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["one by one", "transposed"])
+def test_pixels_of_integers_are_scaled_as_the_graph_says(how: str) -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+        helper.make_node("DequantizeLinear", ["t" if how == "transposed" else "x", "s", "z"], ["d"]),
+        helper.make_node("GlobalAveragePool", ["d"], ["y"]),
+    ]
+    model = graph(nodes, {"s": np.float32(0.02), "z": np.uint8(100)})
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    images = RANDOM.integers(0, 256, (3, 4, 8, 8)).astype(np.uint8)
+    wanted = onnxruntime.InferenceSession(model.SerializeToString()).run(["y"], {"x": images})[0].reshape(3, 4)
+    np.testing.assert_allclose(ours(model, images.astype(np.float32)), wanted, atol=1e-4)
+
+
+def test_dynamic_quantisation_is_taken_for_what_it_stands_for() -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("ConvInteger", ["q", "w", "z", "wz"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "ws"], ["k"]),
+        helper.make_node("Mul", ["f", "k"], ["y"]),
+    ]
+    constants = {
+        "w": RANDOM.integers(0, 99, (6, 4, 3, 3)).astype(np.uint8), "ws": np.float32(0.01), "wz": np.uint8(50),
+    }  # fmt: skip
+    model, images = graph(nodes, constants), drawn(2, 4, 8, 8)
+    found, wanted = ours(model, images), expected(model, images)
+    assert np.abs(found - wanted).max() < 0.01 * np.ptp(wanted)
+
+
+def test_matrices_and_sums_of_integers_are_taken_for_what_they_stand_for() -> None:
+    contributed = "com.microsoft"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("QLinearGlobalAveragePool", ["q", "s", "z", "s", "z"], ["g"], domain=contributed),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("QLinearMatMul", ["f", "s", "z", "w", "ws", "wz", "ys", "z"], ["m"]),
+        helper.make_node("QLinearAdd", ["m", "ys", "z", "b", "ys", "z", "ys", "z"], ["a"], domain=contributed),
+        helper.make_node("QGemm", ["a", "ys", "z", "v", "s", "vz", "c"], ["y"], transB=1, domain=contributed),
+    ]
+    constants: dict[str, NDArray[Any]] = {
+        "s": np.float32(0.02), "z": np.uint8(128), "ws": np.abs(drawn(6)) / 50 + 0.01, "wz": np.zeros(6, np.int8),
+        "w": RANDOM.integers(-99, 99, (4, 6)).astype(np.int8), "ys": np.float32(0.03),
+        "b": RANDOM.integers(99, 150, 6).astype(np.uint8), "v": RANDOM.integers(-99, 99, (5, 6)).astype(np.int8),
+        "c": RANDOM.integers(-99, 99, 5).astype(np.int32), "vz": np.int8(0),
+    }  # fmt: skip
+    model = graph(nodes, constants)
+    model.opset_import.append(helper.make_opsetid(contributed, 1))
+    images = drawn(2, 4, 8, 8)
+    found, wanted = ours(model, images), expected(model, images)
+    assert np.abs(found - wanted).max() < 0.1 * np.ptp(wanted)
+
+
+def test_what_cannot_be_read_is_refused_by_name() -> None:
+    strings = [helper.make_node("Constant", [], ["c"], value_strings=["a"]), *one("Relu")]
+    with pytest.raises(ConfigurationError, match="the operator Constant that gives 'c' cannot be read"):
+        TrainableGraph(graph(strings, {}), "x", "y", (1, 4, 8, 8))
+    shaped = [helper.make_node("Reshape", ["c", "s"], ["k"], name="bad"), *one("Mul", "k")]
+    with pytest.raises(ConfigurationError, match="the operator Reshape 'bad' cannot be computed"):
+        TrainableGraph(graph(shaped, {"c": drawn(4), "s": ints(7, 7)}), "x", "y", (1, 4, 8, 8))
+    with pytest.raises(ConfigurationError, match="'y' does not come from the images"):
+        TrainableGraph(graph([helper.make_node("Identity", ["c"], ["y"])], {"c": drawn(1, 4)}), "x", "y", (1, 4, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "now", "wanted"),
+    [
+        ([2, 576, 32], [2, 24, 24, 32], [2, 144, 32], [2, 12, 12, 32]),
+        ([2, 576, 32], [2, 576, 1, 32], [2, 64, 32], [2, 64, 1, 32]),
+        ([1, 8, 32], [1, 2, 4, 32], [2, 8, 32], [2, 2, 4, 32]),
+    ],
+    ids=["a square map", "one head", "two images"],
+)
+def test_a_reshape_at_another_side(before: list[int], after: list[int], now: list[int], wanted: list[int]) -> None:
+    assert reshaped_alike(before, after, now, 2) == wanted
 
 
 def test_convolutions_of_integers_are_taken_for_what_they_stand_for() -> None:

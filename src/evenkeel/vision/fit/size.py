@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from evenkeel.errors import ConfigurationError
+from evenkeel.errors import ConfigurationError, EvenkeelError
 from evenkeel.models.black_box import BlackBox
 from evenkeel.models.measure import ModelSession, interleaved_latencies_ms
 from evenkeel.vision.fit.loop import FIT_MEAN, FIT_STD
@@ -26,6 +26,7 @@ _WIDTHS = (24, 88, 128)
 _ONLY_COARSE = 64  # pixels; with 100 classes a coarse network was 2 points ahead of a fine one in the same time
 _STEP = 8  # channels: ONNX Runtime computes them in blocks of eight with AVX2
 _OWN_STEP = 4  # pixels
+_DIVIDED = 32  # pixels; five halvings
 _LEAST_OWN = 32  # pixels along a tile; below, most classifiers' last maps are one or two numbers wide
 
 
@@ -174,38 +175,78 @@ def choose_own_side(
     """
     longest = math.isqrt(classifier.height * classifier.width)
     least = max(_LEAST_OWN, above // _OWN_STEP * _OWN_STEP + _OWN_STEP)
+    costs: dict[int, float | ConfigurationError] = {}
+
+    def cost_of(side: int) -> float | ConfigurationError:
+        """Gives the cost at a side, or why the graph cannot take it."""
+        if side not in costs:
+            report(1)
+            costs[side] = _own_cost(classifier, Size((), side, own=True, left_out=left_out), grid, precision)
+        return costs[side]
+
     sides = list(range(least, longest + 1, _OWN_STEP))
-    low, high, found = -1, len(sides), math.nan
-    too_small: ConfigurationError | None = None
+    # A pass costs what its pixels do: the first guess is mostly right, so that few sides are measured.
+    guess = math.isqrt(int(cost * classifier.height * classifier.width / grid**2)) // _OWN_STEP * _OWN_STEP
+    found = _largest_side(sides, cost * _MARGIN, cost_of, guess)
+    if any(side > (found or 0) and isinstance(costs[side], ConfigurationError) for side in costs):
+        # Some graphs take those sides alone that all their halvings divide.
+        divided = [side for side in sides if side % _DIVIDED == 0 and side > (found or 0)]
+        found = _largest_side(divided, cost * _MARGIN, cost_of) or found
+    if found is not None:
+        size, measured = Size((), found, own=True, left_out=left_out), costs[found]
+        assert isinstance(measured, float)
+        return size, measured
+    refused = [each for each in costs.values() if isinstance(each, ConfigurationError)]
+    known = {side: each for side, each in costs.items() if isinstance(each, float)}
     why = f"the classifier takes images of {longest} pixels, and tiles below {least} say too little"
+    if known:
+        why = f"at {min(known)} pixels a tile its pass costs {known[min(known)]:.2f}"
+    if refused and not known:  # no side will do
+        raise refused[-1]
+    if refused:
+        raise ConfigurationError(f"{refused[-1]}; and {why}, where {cost:g} is allowed")
+    raise ConfigurationError(f"the classifier cannot read {grid}x{grid} tiles itself at cost {cost:g}: {why}")
+
+
+def _largest_side(
+    sides: list[int], cost: float, cost_of: Callable[[int], float | ConfigurationError], guess: int = 0
+) -> int | None:
+    """Finds the largest of `sides` that costs at most `cost`, by halving; None where none does.
+
+    Sides that the graph cannot take are passed over: it is assumed that they are the small ones.
+    """
+    low, high, found = -1, len(sides), None
     while high - low > 1:
-        # A pass costs what its pixels do: the first guess is mostly right, so that few sides are measured.
-        guess = math.isqrt(int(cost * classifier.height * classifier.width / grid**2)) // _OWN_STEP * _OWN_STEP
         middle = sides.index(guess) if low == -1 and high == len(sides) and guess in sides else (low + high) // 2
-        size = Size((), sides[middle], own=True, left_out=left_out)
-        report(1)
-        try:
-            network = size.network(classifier).eval()
-        except ConfigurationError as error:  # a map may be too small for what reads it
-            too_small = error
-            low, high = (low, middle) if found >= 0 else (middle, high)
-            continue
-        measured = _cost_of(classifier.one_pass(), network, size.side, grid, precision)
-        if measured <= cost * _MARGIN:
-            low, found = middle, measured
+        measured = cost_of(sides[middle])
+        if isinstance(measured, ConfigurationError):
+            low, high = (middle, high) if found is None else (low, middle)
+        elif measured <= cost:
+            low, found = middle, sides[middle]
         else:
-            high, why = middle, f"at {size.side} pixels a tile its pass costs {measured:.2f}"
-    if too_small is not None and not found >= 0:
-        if high == len(sides):  # no side will do
-            raise too_small
-        raise ConfigurationError(f"{too_small}; and {why}, where {cost:g} is allowed")
-    if low < 0:
-        raise ConfigurationError(f"the classifier cannot read {grid}x{grid} tiles itself at cost {cost:g}: {why}")
-    return Size((), sides[low], own=True, left_out=left_out), found
+            high = middle
+    return found
+
+
+def _own_cost(classifier: BlackBox, size: Size, grid: int, precision: str) -> float | ConfigurationError:
+    """Measures what the classifier's own weights cost at a size; gives the error where its graph cannot take it."""
+    try:
+        network = size.network(classifier).eval()
+    except ConfigurationError as error:  # a map may be too small for what reads it
+        return error
+    try:
+        return _cost_of(classifier.one_pass(), network, size.side, grid, precision)
+    except (EvenkeelError, OSError):
+        raise
+    except Exception as error:  # those of the exporter, the quantiser and ONNX Runtime have no common base
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ConfigurationError(
+            f"the classifier's graph cannot be written again for tiles of {size.side} pixels: {first}"
+        ) from error
 
 
 def max_own_measured(height: int, width: int) -> int:
-    """Counts the sides that `choose_own_side` measures at most."""
+    """Counts the sides that `choose_own_side` measures at most, of a graph that takes all but small ones."""
     return math.ceil(math.log2(max(2, math.isqrt(height * width) // _OWN_STEP))) + 1
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from evenkeel.vision.networks.depthwise import depthwise
+from evenkeel.vision.networks.graph_integers import dequantised
+from evenkeel.vision.networks.graph_resize import resized, sizes_of_resize
 
-__all__ = ["OPERATORS", "Attributes", "filled"]
+__all__ = ["OPERATORS", "Attributes", "filled", "margins"]
 
 Attributes = dict[str, Any]
 Inputs = Sequence[Tensor | None]
@@ -38,7 +40,7 @@ def _whole(value: Tensor) -> list[int]:
     return [int(each) for each in value.reshape(-1).tolist()]
 
 
-def _margins(attributes: Attributes, images: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
+def margins(attributes: Attributes, images: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
     """Gives the padding before and behind each spatial axis."""
     axes = len(kernel)
     how = _text(attributes.get("auto_pad", b"NOTSET"))
@@ -73,7 +75,7 @@ def _padded(images: Tensor, before: Sequence[int], behind: Sequence[int], value:
 def _conv(attributes: Attributes, inputs: Inputs) -> Tensor:
     images, weight = _given(inputs, 0), _given(inputs, 1)
     axes = weight.ndim - 2
-    before, behind = _margins(attributes, images, weight.shape[2:])
+    before, behind = margins(attributes, images, weight.shape[2:])
     padding = before
     if before != behind:
         images, padding = _padded(images, before, behind), [0] * axes
@@ -87,10 +89,23 @@ def _conv(attributes: Attributes, inputs: Inputs) -> Tensor:
     return convolve(images, weight, bias, strides, padding, dilations, groups)
 
 
+def _conv_transpose(attributes: Attributes, inputs: Inputs) -> Tensor:
+    images, weight = _given(inputs, 0), _given(inputs, 1)
+    axes = weight.ndim - 2
+    if "output_shape" in attributes or _text(attributes.get("auto_pad", "NOTSET")) not in ("NOTSET", "VALID"):
+        raise ValueError("its paddings follow from the size of its output; export it again with pads")
+    pads, strides = attributes.get("pads", [0] * (2 * axes)), attributes.get("strides", [1] * axes)
+    if pads[:axes] != pads[axes:]:
+        raise ValueError(f"its paddings {pads} before and behind a map are not the same")
+    convolve = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)[axes - 1]
+    more, dilations = attributes.get("output_padding", [0] * axes), attributes.get("dilations", [1] * axes)
+    return convolve(images, weight, _some(inputs, 2), strides, pads[:axes], more, attributes.get("group", 1), dilations)
+
+
 def _max_pool(attributes: Attributes, inputs: Inputs) -> Tensor:
     images, kernel = _given(inputs, 0), attributes["kernel_shape"]
     axes = len(kernel)
-    before, behind = _margins(attributes, images, kernel)
+    before, behind = margins(attributes, images, kernel)
     strides, dilations = attributes.get("strides", [1] * axes), attributes.get("dilations", [1] * axes)
     padding = before
     if before != behind or any(2 * each > size for each, size in zip(before, kernel, strict=True)):
@@ -102,7 +117,9 @@ def _max_pool(attributes: Attributes, inputs: Inputs) -> Tensor:
 def _average_pool(attributes: Attributes, inputs: Inputs) -> Tensor:
     images, kernel = _given(inputs, 0), attributes["kernel_shape"]
     axes = len(kernel)
-    before, behind = _margins(attributes, images, kernel)
+    before, behind = margins(attributes, images, kernel)
+    if any(each != 1 for each in attributes.get("dilations", [])):
+        raise ValueError("it is dilated, which is not computed here")
     strides, ceil = attributes.get("strides", [1] * axes), bool(attributes.get("ceil_mode", 0))
     counted = bool(attributes.get("count_include_pad", 0))
     pool = (functional.avg_pool1d, functional.avg_pool2d, functional.avg_pool3d)[axes - 1]
@@ -138,7 +155,7 @@ def _clip(attributes: Attributes, inputs: Inputs) -> Tensor:
     most = attributes.get("max") if high is None else float(high)
     if least is not None and most is not None:
         return functional.hardtanh(_given(inputs, 0), float(least), float(most))  # its backward pass is one kernel
-    return _given(inputs, 0).clamp(least, most)
+    return _given(inputs, 0) if least is most is None else _given(inputs, 0).clamp(least, most)
 
 
 def _softmax(attributes: Attributes, inputs: Inputs) -> Tensor:
@@ -165,6 +182,14 @@ def _instance_normalization(attributes: Attributes, inputs: Inputs) -> Tensor:
     return functional.instance_norm(images, None, None, scale, shift, eps=attributes.get("epsilon", 1e-5))
 
 
+def _group_normalization(attributes: Attributes, inputs: Inputs) -> Tensor:
+    images, scale, shift = (_given(inputs, place) for place in range(3))
+    groups, epsilon = attributes["num_groups"], attributes.get("epsilon", 1e-5)
+    if attributes["opset"] < 21:  # with a scale per group, before
+        scale, shift = (each.repeat_interleave(images.shape[1] // groups) for each in (scale, shift))
+    return functional.group_norm(images, groups, scale, shift, epsilon)
+
+
 def _lrn(attributes: Attributes, inputs: Inputs) -> Tensor:
     alpha, beta, bias = attributes.get("alpha", 1e-4), attributes.get("beta", 0.75), attributes.get("bias", 1.0)
     return functional.local_response_norm(_given(inputs, 0), attributes["size"], alpha, beta, bias)
@@ -189,12 +214,28 @@ def _reduce(reduction: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
     return run
 
 
+def _product(values: Tensor, axes: list[int], keep: bool) -> Tensor:
+    for axis in sorted((each % values.ndim for each in axes), reverse=True):
+        values = values.prod(axis, keepdim=keep)
+    return values
+
+
+def _cumulated(attributes: Attributes, inputs: Inputs) -> Tensor:
+    values, axis = _given(inputs, 0), int(_given(inputs, 1))
+    backward = [axis] if attributes.get("reverse", 0) else []
+    values = values.flip(backward) if backward else values
+    sums = values.cumsum(axis)
+    sums = sums - values if attributes.get("exclusive", 0) else sums
+    return sums.flip(backward) if backward else sums
+
+
 def _squeeze(attributes: Attributes, inputs: Inputs) -> Tensor:
     values, axes = _given(inputs, 0), _axes(attributes, inputs)
     if axes is None:
         axes = [place for place, size in enumerate(values.shape) if place and size == 1]
     for axis in sorted((each % values.ndim for each in axes), reverse=True):
-        values = values.squeeze(axis)
+        # Of one image here, and of several elsewhere: a single image's graph may name the axis of images too.
+        values = values.squeeze(axis) if int(values.shape[axis]) == 1 else values
     return values
 
 
@@ -210,10 +251,9 @@ def _flatten(attributes: Attributes, inputs: Inputs) -> Tensor:
     axis = axis + values.ndim if axis < 0 else axis
     if axis == 1:
         return values.flatten(1)
-    rows = 1
-    for size in values.shape[:axis]:
-        rows *= int(size)
-    return values.reshape(rows, -1)
+    if axis == 0:
+        return values.reshape(1, -1)
+    return values.flatten(0, axis - 1).flatten(1) if axis < values.ndim else values.reshape(-1, 1)
 
 
 def _slice(attributes: Attributes, inputs: Inputs) -> Tensor:
@@ -232,7 +272,7 @@ def _slice(attributes: Attributes, inputs: Inputs) -> Tensor:
         else:
             size = int(values.shape[axis])
             kept = range(size)[slice(start, None if abs(end) > 2**31 else end, step)]
-            values = values.index_select(axis, torch.tensor(list(kept), dtype=torch.int64))
+            values = values.index_select(axis, torch.tensor(list(kept), dtype=torch.int64, device=values.device))
     return values
 
 
@@ -270,13 +310,18 @@ def _pad(attributes: Attributes, inputs: Inputs) -> Tensor:
         widths[2 * last], widths[2 * last + 1] = pads[place], pads[len(axes) + place]
     while len(widths) > 2 and not any(widths[-2:]):
         widths = widths[:-2]
-    mode = {"constant": "constant", "edge": "replicate", "reflect": "reflect"}[
+    mode = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}[
         _text(attributes.get("mode", "constant"))
     ]
     if mode != "constant":
         return functional.pad(values, widths, mode=mode)
     filled = _some(inputs, 2)
     return functional.pad(values, widths, value=attributes.get("value", 0.0) if filled is None else float(filled))
+
+
+def _shape(attributes: Attributes, inputs: Inputs) -> Tensor:
+    sizes = [int(size) for size in _given(inputs, 0).shape]
+    return torch.tensor(sizes[attributes.get("start", 0) : attributes.get("end", len(sizes))], dtype=torch.int64)
 
 
 def _transpose(attributes: Attributes, inputs: Inputs) -> Tensor:
@@ -310,14 +355,11 @@ def _expand(attributes: Attributes, inputs: Inputs) -> Tensor:
 
 def _dequantize_linear(attributes: Attributes, inputs: Inputs) -> Tensor:
     values, scale = _given(inputs, 0), _given(inputs, 1)
-    if values.is_floating_point():
+    if values.is_floating_point() and not attributes.get("raw", False):
         return values  # as its quantiser left it
-    zero = _some(inputs, 2)
-    shape = [1] * values.ndim
-    if scale.numel() > 1:
-        shape[attributes.get("axis", 1)] = scale.numel()
-    whole = values.float() if zero is None else values.float() - zero.float().reshape(shape if zero.numel() > 1 else [])
-    return whole * scale.reshape(shape if scale.numel() > 1 else [])
+    if attributes.get("block_size", 0):
+        raise ValueError("it has scales for blocks of weights; export it with one for each filter")
+    return dequantised(values, scale, _some(inputs, 2), attributes.get("axis", 1) % max(1, values.ndim))
 
 
 def _quantize_linear(attributes: Attributes, inputs: Inputs) -> Tensor:
@@ -374,6 +416,11 @@ def _p_relu(attributes: Attributes, inputs: Inputs) -> Tensor:
     return torch.where(values < 0, values * slope, values)
 
 
+def _thresholded(attributes: Attributes, inputs: Inputs) -> Tensor:
+    values = _given(inputs, 0)
+    return torch.where(values > attributes.get("alpha", 1.0), values, torch.zeros_like(values))
+
+
 def _one(function: Callable[[Tensor], Tensor]) -> Operator:
     return lambda attributes, inputs: function(_given(inputs, 0))
 
@@ -382,12 +429,12 @@ def _two(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     return lambda attributes, inputs: function(_given(inputs, 0), _given(inputs, 1))
 
 
-def _all(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+def _all(function: Callable[[Tensor, Tensor], Tensor], shared: bool = False) -> Operator:
     def run(attributes: Attributes, inputs: Inputs) -> Tensor:
         total = _given(inputs, 0)
         for place in range(1, len(inputs)):
             total = function(total, _given(inputs, place))
-        return total
+        return total / len(inputs) if shared else total
 
     return run
 
@@ -403,15 +450,23 @@ OPERATORS: dict[str, Operator] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast_to,
+    "CastLike": lambda attributes, inputs: _given(inputs, 0).to(_given(inputs, 1).dtype),
     "Ceil": _one(torch.ceil),
+    "Celu": lambda attributes, inputs: functional.celu(_given(inputs, 0), attributes.get("alpha", 1.0)),
     "Clip": _clip,
     "Concat": _concat,
     "ConstantOfShape": lambda attributes, inputs: filled(attributes, _whole(_given(inputs, 0))),
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Cos": _one(torch.cos),
+    "CumSum": _cumulated,
     "DepthToSpace": _depth_to_space,
     "DequantizeLinear": _dequantize_linear,
     "Div": _divide,
     "Dropout": _one(lambda values: values),
+    "Einsum": lambda attributes, inputs: torch.einsum(
+        _text(attributes["equation"]), *(each for each in inputs if each is not None)
+    ),
     "Elu": lambda attributes, inputs: functional.elu(_given(inputs, 0), attributes.get("alpha", 1.0)),
     "Equal": _two(torch.eq),
     "Erf": _one(torch.erf),
@@ -425,6 +480,8 @@ OPERATORS: dict[str, Operator] = {
     "GlobalAveragePool": _one(lambda images: images.mean(_spatial(images), keepdim=True)),
     "GlobalMaxPool": _one(lambda images: images.amax(_spatial(images), keepdim=True)),
     "Greater": _two(torch.gt),
+    "GreaterOrEqual": _two(torch.ge),
+    "GroupNormalization": _group_normalization,
     "HardSigmoid": lambda attributes, inputs: (
         _given(inputs, 0) * attributes.get("alpha", 0.2) + attributes.get("beta", 0.5)
     ).clamp(0, 1),
@@ -435,14 +492,18 @@ OPERATORS: dict[str, Operator] = {
     "LayerNormalization": _layer_normalization,
     "LeakyRelu": lambda attributes, inputs: functional.leaky_relu(_given(inputs, 0), attributes.get("alpha", 0.01)),
     "Less": _two(torch.lt),
+    "LessOrEqual": _two(torch.le),
     "Log": _one(torch.log),
     "LogSoftmax": _log_softmax,
     "MatMul": _two(torch.matmul),
     "Max": _all(torch.maximum),
     "MaxPool": _max_pool,
+    "Mean": _all(torch.add, shared=True),
     "Min": _all(torch.minimum),
     "Mish": _one(functional.mish),
-    "Mod": _two(torch.remainder),
+    "Mod": lambda attributes, inputs: (torch.fmod if attributes.get("fmod", 0) else torch.remainder)(
+        _given(inputs, 0), _given(inputs, 1)
+    ),
     "Mul": _two(torch.mul),
     "Neg": _one(torch.neg),
     "Not": _one(torch.logical_not),
@@ -453,21 +514,28 @@ OPERATORS: dict[str, Operator] = {
     "QuantizeLinear": _quantize_linear,
     "Reciprocal": _one(torch.reciprocal),
     "Range": lambda attributes, inputs: torch.arange(*(each.item() for each in inputs if each is not None)),
+    "ReduceL1": _reduce(lambda values, axes, keep: values.abs().sum(axes, keepdim=keep)),
     "ReduceL2": _reduce(lambda values, axes, keep: (values * values).sum(axes, keepdim=keep).sqrt()),
     "ReduceMax": _reduce(lambda values, axes, keep: values.amax(axes, keepdim=keep)),
     "ReduceMean": _reduce(lambda values, axes, keep: values.mean(axes, keepdim=keep)),
     "ReduceMin": _reduce(lambda values, axes, keep: values.amin(axes, keepdim=keep)),
-    "ReduceProd": _reduce(lambda values, axes, keep: values.prod()),  # of shapes only
+    "ReduceProd": _reduce(_product),
     "ReduceSum": _reduce(lambda values, axes, keep: values.sum(axes, keepdim=keep)),
+    "ReduceSumSquare": _reduce(lambda values, axes, keep: (values * values).sum(axes, keepdim=keep)),
     "Relu": _one(functional.relu),
     "Reshape": _reshape,
+    "Resize": lambda attributes, inputs: resized(attributes, inputs, sizes_of_resize(attributes, inputs)),
+    "Round": _one(torch.round),
     "Selu": _one(functional.selu),
-    "Shape": _one(lambda values: torch.tensor(values.shape, dtype=torch.int64)),
+    "Shape": _shape,
     "Sigmoid": _one(torch.sigmoid),
+    "Sign": _one(torch.sign),
+    "Sin": _one(torch.sin),
     "Size": _one(lambda values: torch.tensor(values.numel(), dtype=torch.int64)),
     "Slice": _slice,
     "Softmax": _softmax,
     "Softplus": _one(functional.softplus),
+    "Softsign": _one(functional.softsign),
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
     "Sqrt": _one(torch.sqrt),
@@ -475,8 +543,10 @@ OPERATORS: dict[str, Operator] = {
     "Sub": _two(torch.sub),
     "Sum": _all(torch.add),
     "Tanh": _one(torch.tanh),
+    "ThresholdedRelu": _thresholded,
     "Tile": lambda attributes, inputs: _given(inputs, 0).repeat(_whole(_given(inputs, 1))),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "Upsample": lambda attributes, inputs: resized(attributes, inputs, sizes_of_resize(attributes, inputs)),
     "Where": lambda attributes, inputs: torch.where(_given(inputs, 0), _given(inputs, 1), _given(inputs, 2)),
 }

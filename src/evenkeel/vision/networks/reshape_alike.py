@@ -1,6 +1,7 @@
 """Reshapes at one size as a graph does at another: axes that it joins are joined, axes that it splits are split."""
 
 import math
+from itertools import pairwise
 
 from evenkeel.errors import ConfigurationError
 
@@ -11,7 +12,8 @@ def reshaped_alike(before: list[int], after: list[int], now: list[int], rows: in
     """Gives the shape that `now` takes where `before` took the shape `after`.
 
     The axes fall into runs with as many numbers before as after; axes of one belong to the run before them. Where a
-    run's size has changed, the first of its new axes that can takes up the difference; an axis of one takes up `rows`.
+    run's size has changed, two new axes that were alike stay so, or else the first that can takes up the difference; an
+    axis of one takes up `rows`.
 
     Args:
         before: a shape that was seen, one image perhaps.
@@ -52,10 +54,16 @@ def _run_alike(before: list[int], after: list[int], now: list[int], rows: int) -
         return list(after)
     if before == after:
         return list(now)
-    if len(after) > 1 and 1 in after and size % rows == 0:
+    grown = rows in now or size == was * rows  # or else the change is one of the side: heads of attention may be one
+    if len(after) > 1 and 1 in after and size % rows == 0 and grown:
         place = after.index(1)
         rest = _run_alike(before, [*after[:place], *after[place + 1 :]], [size // rows], rows)
         return [*rest[:place], rows, *rest[place:]]
+    for place, pair in enumerate(pairwise(after)):
+        square, others = pair[0] == pair[1] > 1, was // (pair[0] * pair[1] or 1)
+        side = math.isqrt(size // others) if others else 0
+        if square and others * side**2 == size:  # tokens that become a square map again
+            return [*after[:place], side, side, *after[place + 2 :]]
     for place, part in enumerate(after):
         others = was // part if part else 0
         if others and size % others == 0:

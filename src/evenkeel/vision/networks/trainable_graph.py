@@ -7,19 +7,20 @@ run at the size that the graph was made for, and done alike at another.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, helper, inliner, numpy_helper
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import Layout
-from evenkeel.vision.networks.graph_operators import OPERATORS, Attributes, filled
+from evenkeel.vision.networks.graph_operators import OPERATORS, filled, margins
+from evenkeel.vision.networks.graph_resize import resized, sizes_of_resize
+from evenkeel.vision.networks.graph_steps import GraphNode, first_line, read_steps, without_late_blocks
 from evenkeel.vision.networks.reshape_alike import reshaped_alike
 
 __all__ = ["TrainableGraph"]
@@ -30,21 +31,8 @@ _LEARNED = {
     *((kind, place) for kind in ("MatMul", "Add", "Mul", "Sub") for place in (0, 1)),
     ("InstanceNormalization", 1), ("InstanceNormalization", 2), ("PRelu", 1),
 }  # fmt: skip
-_LAYERS = ("Conv", "Gemm", "MatMul")
-_SHAPED = ("Reshape", "Expand", "ConstantOfShape")  # what they give is of a shape that another input says
-_BEHIND_SCORES = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze")  # may stand between a softmax and the output
-
-
-@dataclass(frozen=True)
-class _GraphNode:
-    kind: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: Attributes
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name!r}" if self.name else f"{self.kind} that gives {self.outputs[0]!r}"
+# What they give is of a shape that other inputs say.
+_SHAPED = ("Reshape", "Expand", "ConstantOfShape", "Range", "Tile", "Resize", "Upsample")
 
 
 class TrainableGraph(nn.Module):
@@ -81,23 +69,11 @@ class TrainableGraph(nn.Module):
         left_out: int = 0,
     ) -> None:
         super().__init__()
-        if model.functions:
-            model = inliner.inline_local_functions(model)
-        opset = max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=1)
-        if opset < 7:
-            raise ConfigurationError(f"the graph is of operator set {opset}; export it again with 7 or newer")
-        self._input, self._shape = input_name, tuple(shape)
+        self._input, self._shape, self._output = input_name, tuple(shape), output_name
         self._height_at = 2 if layout == "NCHW" else 1
-        constants = {each.name: _tensor(numpy_helper.to_array(each)) for each in model.graph.initializer}
-        steps = _needed(_steps(model.graph.node, constants, opset), output_name)
-        self._output = output_name
-        _check(steps)
-        steps = _with_own_padding(_folded(_without_softmax(steps, output_name), constants), constants)
-        blocks = _residual_blocks(steps)
-        self.residual_blocks, self.left_out = len(blocks), left_out
-        if left_out > len(blocks):
-            raise ConfigurationError(f"the graph has {len(blocks)} residual blocks, {left_out} are to be left out")
-        self._steps = _needed(_passed_by(steps, blocks[len(blocks) - left_out :]), output_name)
+        steps, constants = read_steps(model, output_name)
+        self._steps, self.residual_blocks = without_late_blocks(steps, output_name, left_out)
+        self.left_out = left_out
         used = list(dict.fromkeys(name for step in self._steps for name in step.inputs if name in constants))
         learned = {
             name
@@ -115,7 +91,7 @@ class TrainableGraph(nn.Module):
                 self.register_buffer(self._places[name], constants[name].clone())
         self._global: set[int] = set()  # pools that take the whole map
         self._reshaped: dict[int, tuple[list[int], list[int]]] = {}  # at the graph's own size: from, to
-        self._targets: dict[int, list[int]] = {}  # at the present size; -1: the axis that grows with the images
+        self._targets: dict[int, list[int]] = {}  # at the present size; below zero: so many for each image
         self._known: dict[str, Tensor] = {}  # what follows from shapes alone
         with torch.no_grad():
             try:  # with two images it shows which axes grow with them
@@ -168,7 +144,7 @@ class TrainableGraph(nn.Module):
         self._targets = {}
         for place, found in two.shapes.items():
             grows = [small != large for small, large in zip(found, three.shapes[place], strict=True)]
-            self._targets[place] = [-1 if grow else size for grow, size in zip(grows, found, strict=True)]
+            self._targets[place] = [-(size // 2) if grow else size for grow, size in zip(grows, found, strict=True)]
         self._known = {name: value for name, value in two.integers.items() if torch.equal(value, three.integers[name])}
         self._check_rows(shape)
 
@@ -214,16 +190,27 @@ class TrainableGraph(nn.Module):
                     given = OPERATORS[step.kind](step.attributes, inputs)
             except ConfigurationError:
                 raise
-            except (RuntimeError, ValueError, IndexError, KeyError, AssertionError, TypeError) as error:
+            except (
+                ArithmeticError,
+                AssertionError,
+                IndexError,
+                KeyError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:
                 raise ConfigurationError(
                     f"the operator {step} cannot take images of {'x'.join(map(str, images.shape[1:]))}: "
-                    f"{str(error).splitlines()[0] if str(error) else type(error).__name__}"
+                    f"{first_line(error)}"
                 ) from error
             outputs = [given] if isinstance(given, Tensor) else given
             values.update(zip(step.outputs, outputs, strict=False))
             if look is not None:
                 look.note(step, outputs)
-        return values[self._output].flatten(1)
+        if self._output not in values:
+            raise ConfigurationError(f"its output {self._output!r} does not come from the images")
+        scores = values[self._output]
+        return scores.flatten(1) if scores.ndim > 1 else scores[None]  # one image's may lack their first axis
 
     def _value(self, name: str, values: dict[str, Tensor], known: dict[str, Tensor]) -> Tensor | None:
         if not name:
@@ -237,7 +224,7 @@ class TrainableGraph(nn.Module):
         return None  # follows from the number of images, and is of use to a Reshape alone
 
     def _shaped(
-        self, place: int, step: _GraphNode, inputs: list[Tensor | None], images: Tensor, look: "_SizeProbe | None"
+        self, place: int, step: GraphNode, inputs: list[Tensor | None], images: Tensor, look: "_SizeProbe | None"
     ) -> Tensor:
         """Computes an operator whose result's shape is the value of an input."""
         if look is None:
@@ -247,10 +234,17 @@ class TrainableGraph(nn.Module):
             look.shapes[place] = list(target)
         value = inputs[0]
         if step.kind == "Reshape":
-            return cast(Tensor, value).reshape(target)
-        rows = [images.shape[0] if size == -1 else size for size in target]
+            return cast(Tensor, value).reshape([max(size, -1) for size in target])
+        if step.kind in ("Resize", "Upsample"):
+            return resized(step.attributes, inputs, target)
+        rows = [images.shape[0] * -size if size < 0 else size for size in target]
+        if step.kind == "Range":
+            first, by = (float(cast(Tensor, inputs[which])) for which in (0, 2))
+            return (torch.arange(rows[0], device=images.device) * by + first).to(cast(Tensor, value).dtype)
         if step.kind == "Expand":
             return cast(Tensor, value).expand(rows)
+        if step.kind == "Tile":
+            return cast(Tensor, value).repeat(rows)
         return filled(step.attributes, rows).to(images.device)
 
 
@@ -262,18 +256,22 @@ class _SizeProbe:
         self.shapes: dict[int, list[int]] = {}
         self.integers: dict[str, Tensor] = {}
 
-    def note(self, step: _GraphNode, outputs: Iterable[Tensor]) -> None:
+    def note(self, step: GraphNode, outputs: Iterable[Tensor]) -> None:
         """Notes what follows from shapes alone."""
         for name, value in zip(step.outputs, outputs, strict=False):
             if not value.is_floating_point():
                 self.integers[name] = value
 
-    def target(self, place: int, step: _GraphNode, inputs: list[Tensor | None]) -> list[int]:
+    def target(self, place: int, step: GraphNode, inputs: list[Tensor | None]) -> list[int]:
         """Gives the shape that the result of an operator in `_SHAPED` has."""
+        if step.kind in ("Resize", "Upsample"):
+            return self._map_size(place, sizes_of_resize(step.attributes, inputs), cast(Tensor, inputs[0]))
+        if step.kind == "Range":
+            return [len(cast(Tensor, OPERATORS["Range"](step.attributes, inputs)))]
         wanted = inputs[-1]
         assert wanted is not None
         asked = [int(size) for size in wanted.reshape(-1).tolist()]
-        if step.kind == "ConstantOfShape":
+        if step.kind in ("ConstantOfShape", "Tile"):
             return asked
         value = inputs[0]
         assert value is not None
@@ -292,13 +290,24 @@ class _SizeProbe:
             return asked
         return reshaped_alike(*self.graph._reshaped[place], shape, self.rows)
 
-    def prepared(self, place: int, step: _GraphNode, inputs: list[Tensor | None]) -> list[Tensor | None]:
+    def _map_size(self, place: int, asked: list[int], value: Tensor) -> list[int]:
+        """Gives the size to scale a map to: in proportion, where an exporter wrote down that of the graph's own."""
+        shape = [int(size) for size in value.shape]
+        if self.first:
+            self.graph._reshaped[place] = (shape, asked)
+            return asked
+        before, after = self.graph._reshaped[place]
+        written = asked[1:] == after[1:] and shape[1:] != before[1:]
+        sized = zip(shape, before, after, strict=True)
+        return [max(1, round(now * then / was)) for now, was, then in sized] if written else asked
+
+    def prepared(self, place: int, step: GraphNode, inputs: list[Tensor | None]) -> list[Tensor | None]:
         """Finds pools over the whole map, and resamples position embeddings."""
         value = inputs[0]
         if self.first and step.kind in ("AveragePool", "MaxPool") and value is not None:
-            sizes = zip(value.shape[2:], step.attributes["kernel_shape"], strict=True)
-            padded = any(step.attributes.get("pads", [0])) and step.attributes.get("count_include_pad", 0)
-            if all(kernel >= size for size, kernel in sizes) and not padded:
+            # With borders it may be one place of several, as a 3x3 pool is over a map that is 3x3 by chance.
+            kernel = step.attributes["kernel_shape"]
+            if list(value.shape[2:]) == list(kernel) and not any(map(any, margins(step.attributes, value, kernel))):
                 self.graph._global.add(place)
         if not self.first and step.kind == "Add" and len(inputs) == 2:
             for constant, other in ((0, 1), (1, 0)):
@@ -312,54 +321,7 @@ class _SizeProbe:
         return inputs
 
 
-def _named_padding(attributes: Attributes) -> bool:
-    return attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET")
-
-
-def _with_own_padding(steps: list[_GraphNode], constants: dict[str, Tensor]) -> list[_GraphNode]:
-    """Joins a Pad of zeros with the convolution behind it: padding by itself copies the map, and hides its size."""
-    readers: dict[str, list[int]] = {}
-    for place, step in enumerate(steps):
-        for name in step.inputs:
-            readers.setdefault(name, []).append(place)
-    joined, gone = list(steps), set()
-    for place, step in enumerate(steps):
-        behind = readers.get(step.outputs[0], [])
-        if step.kind != "Pad" or len(behind) != 1 or steps[behind[0]].kind != "Conv":
-            continue
-        reader, pads = steps[behind[0]], _pads_of_zeros(step, constants)
-        if pads is None or _named_padding(reader.attributes) or reader.inputs[0] != step.outputs[0]:
-            continue
-        axes = len(pads) // 2 - 2
-        before, after = pads[2 : 2 + axes], pads[4 + axes :]
-        own = reader.attributes.get("pads", [0] * (2 * axes))
-        both = [first + second for first, second in zip([*before, *after], own, strict=True)]
-        inputs = (step.inputs[0], *reader.inputs[1:])
-        joined[behind[0]] = replace(reader, inputs=inputs, attributes=reader.attributes | {"pads": both})
-        gone.add(place)
-    return [step for place, step in enumerate(joined) if place not in gone]
-
-
-def _pads_of_zeros(step: _GraphNode, constants: dict[str, Tensor]) -> list[int] | None:
-    """Gives the widths of a Pad that puts zeros around maps; None for any other."""
-    value = constants.get(step.inputs[2]) if len(step.inputs) > 2 and step.inputs[2] else None
-    if len(step.inputs) > 3 or step.attributes.get("mode", b"constant") not in (b"constant", "constant"):
-        return None
-    if len(step.inputs) > 2 and step.inputs[2] and value is None:
-        return None
-    if float(step.attributes.get("value", 0.0)) or (value is not None and float(value)):
-        return None
-    pads = step.attributes.get("pads")
-    if pads is None:
-        given = constants.get(step.inputs[1]) if len(step.inputs) > 1 else None
-        pads = None if given is None else [int(each) for each in given.tolist()]
-    if pads is None or len(pads) < 6 or min(pads) < 0:
-        return None
-    half = len(pads) // 2
-    return None if any((*pads[:2], *pads[half : half + 2])) else list(pads)
-
-
-def _resampled(embedding: Tensor, length: int, step: _GraphNode) -> Tensor:
+def _resampled(embedding: Tensor, length: int, step: GraphNode) -> Tensor:
     """Resamples a position embedding [1, tokens, width] of a square grid, and perhaps a class token before it."""
     for extra in (0, 1, 2):
         old, new = math.isqrt(embedding.shape[1] - extra), math.isqrt(max(0, length - extra))
@@ -376,128 +338,3 @@ def _resampled(embedding: Tensor, length: int, step: _GraphNode) -> Tensor:
 def _whole_map(kind: str, images: Tensor) -> Tensor:
     axes = list(range(2, images.ndim))
     return images.amax(axes, keepdim=True) if kind == "MaxPool" else images.mean(axes, keepdim=True)
-
-
-def _tensor(array: Any) -> Tensor:
-    whole = np.asarray(array)
-    if whole.dtype.kind not in "iub":
-        whole = whole.astype(np.float32)
-    return torch.from_numpy(np.array(whole))
-
-
-def _steps(nodes: Iterable[NodeProto], constants: dict[str, Tensor], opset: int) -> list[_GraphNode]:
-    """Reads the nodes; constants among them go to `constants`, convolutions of integers become ordinary ones."""
-    steps: list[_GraphNode] = []
-    for node in nodes:
-        kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        if kind == "Constant":
-            constants[node.output[0]] = _constant(attributes)
-            continue
-        if isinstance(attributes.get("value"), onnx.TensorProto):
-            attributes["value"] = _tensor(numpy_helper.to_array(attributes["value"]))
-        attributes |= {"opset": opset, "default_axis": 1 if opset < 13 else -1, "outputs": len(node.output)}
-        step = _GraphNode(kind, tuple(node.input), tuple(node.output), attributes, node.name)
-        steps += _of_floats(step, constants) if kind == "QLinearConv" else [step]
-    return steps
-
-
-def _constant(attributes: dict[str, Any]) -> Tensor:
-    value = next(iter(attributes.values()))
-    return _tensor(numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value))
-
-
-def _of_floats(step: _GraphNode, constants: dict[str, Tensor]) -> list[_GraphNode]:
-    """Turns a convolution of 8-bit integers into one of floats with the weights that it stands for."""
-    names = [*step.inputs, ""][:9]
-    _, scale_in, _, weight, scale, zero, scale_out, zero_out, bias = names
-    missing = [name for name in (scale_in, weight, scale, zero) if name not in constants]
-    if missing:
-        raise ConfigurationError(f"the operator {step} has weights that are computed ({', '.join(missing)})")
-    shape = (-1, *([1] * (constants[weight].ndim - 1)))
-    plain = (constants[weight].float() - constants[zero].float().reshape(shape)) * constants[scale].reshape(shape)
-    constants[f"{weight}.floats"] = plain
-    inputs = [names[0], f"{weight}.floats"]
-    if bias:
-        constants[f"{bias}.floats"] = constants[bias].float() * constants[scale_in] * constants[scale]
-        inputs.append(f"{bias}.floats")
-    between = f"{step.outputs[0]}.floats"
-    return [
-        replace(step, kind="Conv", inputs=tuple(inputs), outputs=(between,)),
-        replace(step, kind="QuantizeLinear", inputs=(between, scale_out, zero_out), attributes={}),
-    ]
-
-
-def _needed(steps: list[_GraphNode], output: str) -> list[_GraphNode]:
-    """Leaves out what the scores do not come from."""
-    wanted, kept = {output}, []
-    for step in reversed(steps):
-        if wanted.intersection(step.outputs):
-            wanted.update(step.inputs)
-            kept.append(step)
-    return kept[::-1]
-
-
-def _residual_blocks(steps: list[_GraphNode]) -> list[tuple[int, str]]:
-    """Finds additions of a map to what layers made of it: their places, and the map's name, in a pass's order."""
-    before: dict[str, int] = {}  # of each value, the steps that it was computed by: a bit for each
-    made: dict[str, int] = {}
-    layers, blocks = 0, []
-    for place, step in enumerate(steps):
-        seen = 1 << place
-        for name in step.inputs:
-            seen |= before.get(name, 0)
-        layers |= (step.kind in _LAYERS) << place
-        if step.kind == "Add" and all(name in made for name in step.inputs):
-            for kept, branch in (step.inputs, step.inputs[::-1]):
-                # Without a layer it is a part of an activation, such as that of a Gelu by a tanh.
-                if before[branch] >> made[kept] & 1 and before[branch] & ~before[kept] & layers:
-                    blocks.append((place, kept))
-        for name in step.outputs:
-            before[name], made[name] = seen, place
-    return blocks
-
-
-def _passed_by(steps: list[_GraphNode], blocks: Iterable[tuple[int, str]]) -> list[_GraphNode]:
-    """Makes each of the `blocks` hand on the map that it would have added to."""
-    changed = list(steps)
-    for place, name in blocks:
-        changed[place] = replace(steps[place], kind="Identity", inputs=(name,))
-    return changed
-
-
-def _check(steps: list[_GraphNode]) -> None:
-    unknown = {step.kind: step for step in reversed(steps) if step.kind not in OPERATORS}  # the first of each kind
-    if unknown:
-        flow = [str(step) for kind, step in unknown.items() if kind in ("If", "Loop", "Scan")]
-        why = "control flow" if flow else "operators that evenkeel cannot train"
-        raise ConfigurationError(f"the graph holds {why}: {', '.join(sorted(flow or map(str, unknown.values())))}")
-
-
-def _without_softmax(steps: list[_GraphNode], output: str) -> list[_GraphNode]:
-    """Makes a softmax at the end hand its input on: what stands before it are logits."""
-    kept, name = list(steps), output
-    for place in range(len(steps) - 1, -1, -1):
-        step = steps[place]
-        if name not in step.outputs:
-            continue
-        if step.kind in ("Softmax", "LogSoftmax"):
-            kept[place] = replace(step, kind="Identity")
-        if step.kind not in _BEHIND_SCORES:
-            break
-        name = step.inputs[0]
-    return kept
-
-
-def _folded(steps: list[_GraphNode], constants: dict[str, Tensor]) -> list[_GraphNode]:
-    """Computes what follows from constants alone, into `constants`."""
-    kept = []
-    for step in steps:
-        if not all(not name or name in constants for name in step.inputs):
-            kept.append(step)
-            continue
-        inputs = [constants[name] if name else None for name in step.inputs]
-        given = OPERATORS[step.kind](step.attributes, inputs)
-        outputs = [given] if isinstance(given, Tensor) else given
-        constants.update(zip(step.outputs, outputs, strict=False))
-    return kept
