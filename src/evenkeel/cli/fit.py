@@ -113,6 +113,7 @@ __all__ = ["fit"]
 @click.option("--limit", type=click.IntRange(1), help="Largest number of images to read.")
 @click.option("--more-images", type=click.Path(path_type=Path), help="More images to learn from, whatever they show.")
 @click.option("--more-split", help="Part of --more-images to read.")
+@click.option("--more-limit", type=click.IntRange(1), help="Largest number of --more-images to read.")
 @click.option("--test-images", type=click.Path(path_type=Path), help="Images to measure on, instead of held-out ones.")
 @click.option("--test-split", help="Part of --test-images, or of --images, to measure on.")
 @click.option(

@@ -120,11 +120,12 @@ def test_networks_may_stay_in_floating_point(folder: Path, tmp_path: Path) -> No
 def test_more_images_are_learned_from_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     others = easy_pixels(300, 5)[0]
     np.savez(tmp_path / "others.npz", images=others)
-    out, more = tmp_path / "out", ("--epochs", "6", "--more-images", str(tmp_path / "others.npz"))
+    out = tmp_path / "out"
+    more = ("--epochs", "6", "--more-images", str(tmp_path / "others.npz"), "--more-limit", "280")
     result = run(folder, out, *more)
     assert result.exit_code == 0, result.output
     card = load_card(out / "colours-collage-3x3.json")
-    assert card.notes["trained_on"] == "600 images and 300 more in 4 views, scored by the classifier; no labels"
+    assert card.notes["trained_on"] == "600 images and 280 more in 4 views, scored by the classifier; no labels"
     assert card.accuracy is not None
     assert card.accuracy.sample_size == 99
     assert card.agreement is not None
@@ -143,9 +144,10 @@ def test_images_to_learn_from_that_hold_the_test_images_are_refused(folder: Path
     result = run(folder, tmp_path / "out", "--more-images", str(folder / "images.npz"))
     assert result.exit_code == 2
     assert "more-images: they are among --images" in result.output
-    result = run(folder, tmp_path / "out", "--more-split", "train")
-    assert result.exit_code == 2
-    assert "more-split" in result.output
+    for option, value in (("more-split", "train"), ("more-limit", "9")):
+        result = run(folder, tmp_path / "out", f"--{option}", value)
+        assert result.exit_code == 2
+        assert f"{option}: it names a part of --more-images" in result.output
 
 
 def test_labels_are_not_needed(folder: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class FitArguments:
     limit: int | None
     more_images: Path | None
     more_split: str | None
+    more_limit: int | None
     test_images: Path | None
     test_split: str | None
     side: str | None
@@ -173,7 +174,7 @@ def run_fit(arguments: FitArguments) -> None:
         test = _read(test_images, arguments.labels, arguments.test_split, None, classifier, bars)
     more = None
     if arguments.more_images is not None:
-        more = _read(arguments.more_images, "none", arguments.more_split, None, classifier, bars)
+        more = _read(arguments.more_images, "none", arguments.more_split, arguments.more_limit, classifier, bars)
     try:
         cards = fit(classifier, images, out, options, bars, test, more)
     except KeyboardInterrupt as error:
@@ -197,8 +198,9 @@ def _check_overlaps(arguments: FitArguments, test_images: Path | None) -> None:
             "--test-split, or other --test-images"
         )
     more_images, more_split = arguments.more_images, arguments.more_split
-    if more_images is None and more_split is not None:
-        raise ConfigurationError("more-split: it names a part of --more-images, which is missing")
+    for name, value in (("more-split", more_split), ("more-limit", arguments.more_limit)):
+        if more_images is None and value is not None:
+            raise ConfigurationError(f"{name}: it names a part of --more-images, which is missing")
     if _overlap(more_images, more_split, images, split):  # where the held-out images are
         raise ConfigurationError("more-images: they are among --images; name another part with --more-split")
     if test_images is not None and _overlap(more_images, more_split, test_images, test_split):
