@@ -105,6 +105,4 @@ def _held_back(code: Any) -> str | None:
     card = load_card(path)
     if not card.min_confidence:
         return None
-    passing = card.notes.get("above_min_confidence", {}).get("filled")
-    share = "" if passing is None else f", {passing:.1%} of them in the fit"
-    return f"{card.name} fills only from confidence {card.min_confidence:.2f} on{share}: its card's min_confidence."
+    return f"{card.name} fills only from confidence {card.min_confidence:.2f} on, as its card's min_confidence asks."
