@@ -469,6 +469,30 @@ def test_dynamic_quantisation_is_taken_for_what_it_stands_for() -> None:
     assert np.abs(found - wanted).max() < 0.01 * np.ptp(wanted)
 
 
+@pytest.mark.parametrize("shape", [(), (1, 6, 1, 1), (6, 1, 1), (6,)])
+def test_weights_that_a_dynamic_quantiser_left_as_integers_are_learned_at_their_own_scale(
+    shape: tuple[int, ...],
+) -> None:
+    scale = (np.abs(drawn(*shape)) / 100 + 0.01).astype(np.float32)
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("ConvInteger", ["q", "w", "z"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "ws"], ["k"]),
+        helper.make_node("Mul", ["f", "k"], ["y"]),
+    ]
+    integers = RANDOM.integers(-99, 99, (6, 4, 3, 3)).astype(np.int8)
+    model, images = graph(nodes, {"w": integers, "ws": scale}), drawn(2, 4, 8, 8)
+    made = TrainableGraph(model, "x", "y", (1, 4, 8, 8))
+    with torch.no_grad():
+        found, wanted = made(torch.from_numpy(images)).numpy(), expected(model, images)
+    assert np.abs(found - wanted).max() < 0.02 * np.ptp(wanted)
+    largest = max(float(each.abs().max()) for each in made.parameters())
+    # A factor for each column of the map is none of the weights.
+    wanted_largest = 99 if shape == (6,) else float(np.abs(integers * scale.reshape(-1, 1, 1, 1)).max())
+    assert largest == pytest.approx(wanted_largest, rel=0.1)
+
+
 def test_matrices_and_sums_of_integers_are_taken_for_what_they_stand_for() -> None:
     contributed = "com.microsoft"
     nodes = [

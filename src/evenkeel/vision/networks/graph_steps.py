@@ -41,7 +41,8 @@ def read_steps(model: ModelProto, output_name: str) -> tuple[list[GraphNode], di
     """Gives the steps that lead to the output, in a pass's order, and the constants that they take.
 
     Local functions are written out, operators on integers become those on floats, what follows from constants alone is
-    computed, paddings are joined with the convolutions behind them, and a softmax at the end is left out.
+    computed, paddings are joined with convolutions behind them, scales of integer weights with those, and a softmax
+    at the end is left out.
 
     Raises:
         ConfigurationError: an operator is not known or cannot be read, or the graph is older than operator set 7.
@@ -55,7 +56,8 @@ def read_steps(model: ModelProto, output_name: str) -> tuple[list[GraphNode], di
     pixels = {each.name for each in model.graph.input if each.type.tensor_type.elem_type in _INTEGERS}
     steps = _needed(_steps(model.graph.node, constants, opset, pixels), output_name)
     _check(steps)
-    return _with_own_padding(_folded(_without_softmax(steps, output_name), constants), constants), constants
+    steps = _with_own_scale(_folded(_without_softmax(steps, output_name), constants), constants)
+    return _with_own_padding(steps, constants), constants
 
 
 def without_late_blocks(steps: list[GraphNode], output_name: str, left_out: int) -> tuple[list[GraphNode], int]:
@@ -214,13 +216,57 @@ def _named_padding(attributes: Attributes) -> bool:
     return attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET")
 
 
-def _with_own_padding(steps: list[GraphNode], constants: dict[str, Tensor]) -> list[GraphNode]:
-    """Joins a Pad of zeros with the convolution behind it: padding by itself copies the map, and hides its size."""
+def _readers(steps: list[GraphNode]) -> dict[str, list[int]]:
+    """Gives the places of the steps that take each value."""
     readers: dict[str, list[int]] = {}
     for place, step in enumerate(steps):
         for name in step.inputs:
             readers.setdefault(name, []).append(place)
-    joined, gone = list(steps), set()
+    return readers
+
+
+def _with_own_scale(steps: list[GraphNode], constants: dict[str, Tensor]) -> list[GraphNode]:
+    """Joins the factor behind a layer of integers with its weights: as integers they would hardly be learned.
+
+    A dynamic quantiser leaves it there, since it multiplies by the scale of the images too.
+    """
+    readers, changed = _readers(steps), list(steps)
+    for place, step in enumerate(steps):
+        weight = step.inputs[1] if len(step.inputs) == 2 else ""
+        if step.kind not in _LAYERS or not weight.endswith(".floats") or weight not in constants:
+            continue
+        value, behind = step.outputs[0], readers.get(step.outputs[0], [])
+        while len(behind) == 1 and steps[behind[0]].kind in ("Cast", "Identity"):
+            value = steps[behind[0]].outputs[0]
+            behind = readers.get(value, [])
+        if len(behind) != 1 or steps[behind[0]].kind != "Mul":
+            continue
+        factor = next((constants[name] for name in steps[behind[0]].inputs if name in constants), None)
+        if factor is None or (along := _along_channels(factor, constants[weight], step.kind)) is None:
+            continue
+        scaled = f"{weight}.{place}"  # others may read the same weights
+        constants[scaled] = constants[weight] * along
+        changed[place] = replace(step, inputs=(step.inputs[0], scaled))
+        changed[behind[0]] = replace(steps[behind[0]], kind="Identity", inputs=(value,))
+    return changed
+
+
+def _along_channels(factor: Tensor, weight: Tensor, kind: str) -> Tensor | None:
+    """Gives a factor of a layer's output as one of its weights; None where it is not one number for each channel."""
+    first = kind == "Conv"
+    shape = [1] * weight.ndim
+    if factor.numel() > 1:
+        axis = weight.ndim - 1 if first else 1  # of the channels in the output, counted from its end
+        channels = weight.shape[0 if first else -1]
+        if factor.numel() != channels or factor.ndim < axis or factor.shape[-axis] != channels:
+            return None
+        shape[0 if first else -1] = channels
+    return factor.reshape(shape)
+
+
+def _with_own_padding(steps: list[GraphNode], constants: dict[str, Tensor]) -> list[GraphNode]:
+    """Joins a Pad of zeros with the convolution behind it: padding by itself copies the map, and hides its size."""
+    readers, joined, gone = _readers(steps), list(steps), set()
     for place, step in enumerate(steps):
         behind = readers.get(step.outputs[0], [])
         if step.kind != "Pad" or len(behind) != 1 or steps[behind[0]].kind != "Conv":
