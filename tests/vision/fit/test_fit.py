@@ -838,12 +838,16 @@ def test_late_blocks_of_the_classifier_are_left_out_where_that_agrees_more(
 
     def agrees(run: object, size: size_module.Size, *_: object) -> float:
         tried.append(size)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
         return 0.5 + 0.1 * size.left_out
 
     monkeypatch.setattr(fit_module._FitRun, "_tried", agrees)
-    result = run(tmp_path, tmp_path / "out", "--epochs", "1", "--weights", "classifier")
+    stopped = run(tmp_path, tmp_path / "out", "--epochs", "1", "--weights", "classifier")
+    assert "go on with the same command and --resume" in stopped.output
+    result = run(tmp_path, tmp_path / "out", "--epochs", "1", "--weights", "classifier", "--resume")
     assert result.exit_code == 0, result.output
-    assert [(size.side, size.left_out) for size in tried] == [(36, 0), (44, 1), (52, 2)]
+    assert [(size.side, size.left_out) for size in tried] == [(36, 0), (44, 1), (44, 1), (52, 2)]
     card = load_card(tmp_path / "out" / "colours-collage-3x3.json")
     assert card.notes["residual_blocks_left_out"] == 2
     assert card.notes["size"] == "the classifier's own weights without its last 2 residual blocks, tiles of 52 pixels"
@@ -857,7 +861,7 @@ def test_late_blocks_of_the_classifier_are_left_out_where_that_agrees_more(
     more = run(tmp_path, tmp_path / "more", "--epochs", "0.1", "--start", str(tmp_path / "out"))
     assert more.exit_code == 0, more.output
     assert load_card(tmp_path / "more" / "colours-collage-3x3.json").notes["residual_blocks_left_out"] == 2
-    assert len(tried) == 3
+    assert len(tried) == 4
 
 
 def test_a_classifier_that_cannot_be_trained_is_fitted_with_fresh_weights_and_the_reason_is_said(

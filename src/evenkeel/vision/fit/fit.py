@@ -299,16 +299,20 @@ class _FitRun:
         """Trains the candidates of a grid for a while, where there are several; the plan keeps what agrees most."""
         for size in sorted({size for sizes in plan.rivals.values() for size in sizes if size.own}):
             self._show_untrained(size, held)
-        found: dict[tuple[Size, ...], dict[Size, float]] = {}
+        found: dict[tuple[Size, ...], dict[str, float]] = {}
         for grid, sizes in plan.rivals.items():
             rivals = tuple(sizes)
             if len(rivals) > 1 and rivals not in found:
-                found[rivals] = {size: self._tried(size, bank, held) for size in rivals}
-                shown = "; ".join(f"{size}: {share:.1%}" for size, share in found[rivals].items())
+                known = found[rivals] = plan.compared.setdefault(grid, {})
+                for size in rivals:
+                    if str(size) not in known:  # a fit that was stopped here has compared some of them
+                        known[str(size)] = round(self._tried(size, bank, held), 4)
+                        plan.save()
+                shown = "; ".join(f"{size}: {share:.1%}" for size, share in known.items())
                 self.watcher.say(f"{grid}x{grid}: agreement after a short training each: {shown}")
             shares = found.get(rivals, {})
-            plan.sizes[grid] = max(rivals, key=lambda size: shares.get(size, 0.0))
-            plan.compared[grid] = {str(size): round(share, 4) for size, share in shares.items()}
+            plan.sizes[grid] = max(rivals, key=lambda size: shares.get(str(size), 0.0))
+            plan.compared[grid] = dict(shares)
         plan.rivals = {}
         plan.save()
 
