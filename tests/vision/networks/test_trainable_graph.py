@@ -493,6 +493,29 @@ def test_weights_that_a_dynamic_quantiser_left_as_integers_are_learned_at_their_
     assert largest == pytest.approx(wanted_largest, rel=0.1)
 
 
+@pytest.mark.parametrize("channels", [5, 4])
+def test_a_matrix_that_a_dynamic_quantiser_left_as_integers_gets_the_scale_of_its_columns(channels: int) -> None:
+    """As many columns as rows, too, where only the last axis can be meant."""
+    scale = (np.abs(drawn(channels)) / 100 + 0.01).astype(np.float32)
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("DynamicQuantizeLinear", ["f"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["i"]),
+        helper.make_node("Cast", ["i"], ["c"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "ws"], ["k"]),
+        helper.make_node("Mul", ["c", "k"], ["y"]),
+    ]
+    integers = RANDOM.integers(-99, 99, (4, channels)).astype(np.int8)
+    model, images = graph(nodes, {"w": integers, "ws": scale}), drawn(2, 4, 8, 8)
+    made = TrainableGraph(model, "x", "y", (1, 4, 8, 8))
+    with torch.no_grad():
+        found, wanted = made(torch.from_numpy(images)).numpy(), expected(model, images)
+        (weight,) = made.parameters()
+        np.testing.assert_allclose(weight, integers * scale, rtol=1e-5)
+    assert np.abs(found - wanted).max() < 0.02 * np.ptp(wanted)
+
+
 def test_matrices_and_sums_of_integers_are_taken_for_what_they_stand_for() -> None:
     contributed = "com.microsoft"
     nodes = [

@@ -16,7 +16,10 @@ from evenkeel.vision.networks.depthwise import depthwise
 from evenkeel.vision.networks.graph_integers import dequantised
 from evenkeel.vision.networks.graph_resize import resized, sizes_of_resize
 
-__all__ = ["OPERATORS", "Attributes", "filled", "margins"]
+__all__ = ["OPERATORS", "OPERATOR_ERRORS", "Attributes", "filled", "margins"]
+
+# What an operator fails with where it cannot take what it is given; of PyTorch, of Python, and of those here.
+OPERATOR_ERRORS = (ArithmeticError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 Attributes = dict[str, Any]
 Inputs = Sequence[Tensor | None]

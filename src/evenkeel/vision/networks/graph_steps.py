@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.vision.networks.graph_integers import INTEGER_KINDS, of_floats
-from evenkeel.vision.networks.graph_operators import OPERATORS, Attributes
+from evenkeel.vision.networks.graph_operators import OPERATOR_ERRORS, OPERATORS, Attributes
 
 __all__ = ["GraphNode", "first_line", "read_steps", "without_late_blocks"]
 
@@ -205,7 +205,7 @@ def _folded(steps: list[GraphNode], constants: dict[str, Tensor]) -> list[GraphN
         inputs = [constants[name] if name else None for name in step.inputs]
         try:
             given = OPERATORS[step.kind](step.attributes, inputs)
-        except (ArithmeticError, AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except OPERATOR_ERRORS as error:
             raise ConfigurationError(f"the operator {step} cannot be computed: {first_line(error)}") from error
         outputs = [given] if isinstance(given, Tensor) else given
         constants.update(zip(step.outputs, outputs, strict=False))
@@ -233,7 +233,8 @@ def _with_own_scale(steps: list[GraphNode], constants: dict[str, Tensor]) -> lis
     readers, changed = _readers(steps), list(steps)
     for place, step in enumerate(steps):
         weight = step.inputs[1] if len(step.inputs) == 2 else ""
-        if step.kind not in _LAYERS or not weight.endswith(".floats") or weight not in constants:
+        # A dynamic quantiser makes no Gemm.
+        if step.kind not in ("Conv", "MatMul") or not weight.endswith(".floats") or weight not in constants:
             continue
         value, behind = step.outputs[0], readers.get(step.outputs[0], [])
         while len(behind) == 1 and steps[behind[0]].kind in ("Cast", "Identity"):
@@ -253,14 +254,14 @@ def _with_own_scale(steps: list[GraphNode], constants: dict[str, Tensor]) -> lis
 
 def _along_channels(factor: Tensor, weight: Tensor, kind: str) -> Tensor | None:
     """Gives a factor of a layer's output as one of its weights; None where it is not one number for each channel."""
-    first = kind == "Conv"
     shape = [1] * weight.ndim
     if factor.numel() > 1:
-        axis = weight.ndim - 1 if first else 1  # of the channels in the output, counted from its end
-        channels = weight.shape[0 if first else -1]
-        if factor.numel() != channels or factor.ndim < axis or factor.shape[-axis] != channels:
+        # Where channels are: in the output, counted from its end, and in the weights.
+        behind, place = (weight.ndim - 1, 0) if kind == "Conv" else (1, -1)
+        channels = weight.shape[place]
+        if weight.ndim < 2 or factor.numel() != channels or factor.ndim < behind or factor.shape[-behind] != channels:
             return None
-        shape[0 if first else -1] = channels
+        shape[place] = channels
     return factor.reshape(shape)
 
 

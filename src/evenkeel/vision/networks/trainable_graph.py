@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from evenkeel.errors import ConfigurationError
 from evenkeel.models.cards import Layout
-from evenkeel.vision.networks.graph_operators import OPERATORS, filled, margins
+from evenkeel.vision.networks.graph_operators import OPERATOR_ERRORS, OPERATORS, filled, margins
 from evenkeel.vision.networks.graph_resize import resized, sizes_of_resize
 from evenkeel.vision.networks.graph_steps import GraphNode, first_line, read_steps, without_late_blocks
 from evenkeel.vision.networks.reshape_alike import reshaped_alike
@@ -190,15 +190,7 @@ class TrainableGraph(nn.Module):
                     given = OPERATORS[step.kind](step.attributes, inputs)
             except ConfigurationError:
                 raise
-            except (
-                ArithmeticError,
-                AssertionError,
-                IndexError,
-                KeyError,
-                RuntimeError,
-                TypeError,
-                ValueError,
-            ) as error:
+            except OPERATOR_ERRORS as error:
                 raise ConfigurationError(
                     f"the operator {step} cannot take images of {'x'.join(map(str, images.shape[1:]))}: "
                     f"{first_line(error)}"
