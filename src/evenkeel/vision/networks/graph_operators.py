@@ -46,7 +46,7 @@ def _whole(value: Tensor) -> list[int]:
 def margins(attributes: Attributes, images: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int]]:
     """Gives the padding before and behind each spatial axis."""
     axes = len(kernel)
-    how = _text(attributes.get("auto_pad", b"NOTSET"))
+    how = attributes.get("auto_pad", "NOTSET")
     if how in ("SAME_UPPER", "SAME_LOWER"):
         strides = attributes.get("strides", [1] * axes)
         dilations = attributes.get("dilations", [1] * axes)
@@ -61,10 +61,6 @@ def margins(attributes: Attributes, images: Tensor, kernel: Sequence[int]) -> tu
         return before, behind
     pads = [0] * (2 * axes) if how == "VALID" else list(attributes.get("pads", [0] * (2 * axes)))
     return pads[:axes], pads[axes:]
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _padded(images: Tensor, before: Sequence[int], behind: Sequence[int], value: float = 0.0) -> Tensor:
@@ -95,7 +91,7 @@ def _conv(attributes: Attributes, inputs: Inputs) -> Tensor:
 def _conv_transpose(attributes: Attributes, inputs: Inputs) -> Tensor:
     images, weight = _given(inputs, 0), _given(inputs, 1)
     axes = weight.ndim - 2
-    if "output_shape" in attributes or _text(attributes.get("auto_pad", "NOTSET")) not in ("NOTSET", "VALID"):
+    if "output_shape" in attributes or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise ValueError("its paddings follow from the size of its output; export it again with pads")
     pads, strides = attributes.get("pads", [0] * (2 * axes)), attributes.get("strides", [1] * axes)
     if pads[:axes] != pads[axes:]:
@@ -314,7 +310,7 @@ def _pad(attributes: Attributes, inputs: Inputs) -> Tensor:
     while len(widths) > 2 and not any(widths[-2:]):
         widths = widths[:-2]
     mode = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}[
-        _text(attributes.get("mode", "constant"))
+        attributes.get("mode", "constant")
     ]
     if mode != "constant":
         return functional.pad(values, widths, mode=mode)
@@ -377,7 +373,7 @@ def _quantize_linear(attributes: Attributes, inputs: Inputs) -> Tensor:
 
 def _depth_to_space(attributes: Attributes, inputs: Inputs) -> Tensor:
     images, block = _given(inputs, 0), attributes["blocksize"]
-    if _text(attributes.get("mode", "DCR")) == "CRD":
+    if attributes.get("mode", "DCR") == "CRD":
         return functional.pixel_shuffle(images, block)
     count, depth, height, width = images.shape
     parts = images.reshape(count, block, block, depth // block**2, height, width)
@@ -411,7 +407,7 @@ def _divide(attributes: Attributes, inputs: Inputs) -> Tensor:
 
 
 def _gelu(attributes: Attributes, inputs: Inputs) -> Tensor:
-    return functional.gelu(_given(inputs, 0), approximate=_text(attributes.get("approximate", "none")))
+    return functional.gelu(_given(inputs, 0), approximate=attributes.get("approximate", "none"))
 
 
 def _p_relu(attributes: Attributes, inputs: Inputs) -> Tensor:
@@ -468,7 +464,7 @@ OPERATORS: dict[str, Operator] = {
     "Div": _divide,
     "Dropout": _one(lambda values: values),
     "Einsum": lambda attributes, inputs: torch.einsum(
-        _text(attributes["equation"]), *(each for each in inputs if each is not None)
+        attributes["equation"], *(each for each in inputs if each is not None)
     ),
     "Elu": lambda attributes, inputs: functional.elu(_given(inputs, 0), attributes.get("alpha", 1.0)),
     "Equal": _two(torch.eq),

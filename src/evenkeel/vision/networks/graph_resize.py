@@ -23,7 +23,7 @@ def sizes_of_resize(attributes: dict[str, Any], inputs: Sequence[Tensor | None])
     """
     images = inputs[0]
     assert images is not None
-    if _text(attributes.get("keep_aspect_ratio_policy", "stretch")) != "stretch":
+    if attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise ValueError("it keeps proportions; export it with the sizes that follow from them")
     shape, axes = [int(size) for size in images.shape], attributes.get("axes", range(images.ndim))
     scales, sizes = _factors(attributes, inputs), inputs[3] if len(inputs) > 3 else None
@@ -55,7 +55,7 @@ def resized(attributes: dict[str, Any], inputs: Sequence[Tensor | None], sizes: 
         if math.floor(before * factor + 1e-6) != after:
             factor = after / before
         places = _places(attributes, before, after, factor)
-        if _text(attributes.get("mode", "nearest")) == "nearest":
+        if attributes.get("mode", "nearest") == "nearest":
             values = values.index_select(axis, torch.from_numpy(_nearest(attributes, places, before)).to(values.device))
         else:
             weights = torch.from_numpy(_weights(attributes, places, before)).to(values)
@@ -76,7 +76,7 @@ def _places(attributes: dict[str, Any], before: int, after: int, factor: float) 
     # In single precision, as ONNX Runtime does: which of two places is nearer may hang on it.
     scale = np.float32(factor)
     usual = "half_pixel" if attributes["opset"] >= 11 else "asymmetric"
-    how, numbers = _text(attributes.get("coordinate_transformation_mode", usual)), np.arange(after, dtype=np.float32)
+    how, numbers = attributes.get("coordinate_transformation_mode", usual), np.arange(after, dtype=np.float32)
     if how == "asymmetric":
         return numbers / scale
     if how == "align_corners":
@@ -97,7 +97,7 @@ def _places(attributes: dict[str, Any], before: int, after: int, factor: float) 
 
 
 def _nearest(attributes: dict[str, Any], places: NDArray[np.float32], before: int) -> NDArray[np.int64]:
-    how = _text(attributes.get("nearest_mode", "round_prefer_floor" if attributes["opset"] >= 11 else "floor"))
+    how = attributes.get("nearest_mode", "round_prefer_floor" if attributes["opset"] >= 11 else "floor")
     halfway = places - np.floor(places) == 0.5
     chosen = {
         "round_prefer_floor": np.where(halfway, np.floor(places), np.rint(places)),
@@ -110,7 +110,7 @@ def _nearest(attributes: dict[str, Any], places: NDArray[np.float32], before: in
 
 def _weights(attributes: dict[str, Any], places: NDArray[np.float32], before: int) -> NDArray[np.float32]:
     """Gives a matrix [before, after] of how much each number counts."""
-    cubic = _text(attributes["mode"]) == "cubic"
+    cubic = attributes["mode"] == "cubic"
     if attributes.get("exclude_outside", 0):
         raise ValueError("it leaves out what lies outside of a map, which is not computed here")
     places = places if cubic else places.clip(0, before - 1)
@@ -126,7 +126,3 @@ def _cubic(apart: NDArray[np.float32], bend: float) -> NDArray[np.float32]:
     near = ((bend + 2) * apart - (bend + 3)) * apart**2 + 1
     far = ((bend * apart - 5 * bend) * apart + 8 * bend) * apart - 4 * bend
     return np.where(apart <= 1, near, far)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)

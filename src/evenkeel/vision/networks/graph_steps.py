@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 from torch import Tensor
 
 from evenkeel.errors import ConfigurationError
@@ -104,7 +104,7 @@ def _steps(
     raw = set(pixels)
     for node in nodes:
         kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        attributes = {each.name: _attribute(each) for each in node.attribute}
         step = GraphNode(kind, tuple(node.input), tuple(node.output), attributes, node.name)
         try:
             if kind == "Constant":
@@ -127,6 +127,11 @@ def _steps(
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConfigurationError(f"the operator {step} cannot be read: {first_line(error)}") from error
     return steps
+
+
+def _attribute(attribute: AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _constant(attributes: dict[str, Any]) -> Tensor:
@@ -213,7 +218,7 @@ def _folded(steps: list[GraphNode], constants: dict[str, Tensor]) -> list[GraphN
 
 
 def _named_padding(attributes: Attributes) -> bool:
-    return attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET")
+    return attributes.get("auto_pad", "NOTSET") != "NOTSET"
 
 
 def _readers(steps: list[GraphNode]) -> dict[str, list[int]]:
@@ -288,7 +293,7 @@ def _with_own_padding(steps: list[GraphNode], constants: dict[str, Tensor]) -> l
 def _pads_of_zeros(step: GraphNode, constants: dict[str, Tensor]) -> list[int] | None:
     """Gives the widths of a Pad that puts zeros around maps; None for any other."""
     value = constants.get(step.inputs[2]) if len(step.inputs) > 2 and step.inputs[2] else None
-    if len(step.inputs) > 3 or step.attributes.get("mode", b"constant") not in (b"constant", "constant"):
+    if len(step.inputs) > 3 or step.attributes.get("mode", "constant") != "constant":
         return None
     if len(step.inputs) > 2 and step.inputs[2] and value is None:
         return None
